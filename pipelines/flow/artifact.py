@@ -1,0 +1,191 @@
+"""Records of what was written: part records, manifests and references, sealed so that any changed byte shows."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+from pipelines.flow.fingerprint import canonical_json, merkle_root, sha256_of
+from pipelines.flow.stage import Count, Input, InputFile, InputPart
+from x2vlm.errors import CorruptArtifact
+
+
+class Record(pydantic.BaseModel):
+    """Base of everything the store writes as JSON."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+R = TypeVar("R", bound=Record)
+
+
+class FileRecord(Record):
+    """One output file. `location` is where it lies below the part's folder, `path` its name for consumers."""
+
+    path: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+    location: str = ""
+
+
+class CountRecord(Record):
+    """A `Count` as stored."""
+
+    num_in: int
+    num_out: int
+    dropped: dict[str, int] = {}
+
+    def to_count(self) -> Count:
+        return Count(self.num_in, self.num_out, self.dropped)
+
+    @classmethod
+    def of(cls, count: Count) -> "CountRecord":
+        return cls(num_in=count.num_in, num_out=count.num_out, dropped=dict(sorted(count.dropped.items())))
+
+
+class ReadRecord(Record):
+    """A file a part was made from."""
+
+    slot: str
+    path: str
+    sha256: str
+
+
+class PartRecord(Record):
+    """`part.json`: what one part read, wrote and dropped. `seconds` is the only field that differs between reruns."""
+
+    format: Literal[1] = 1
+    stage: str
+    version: int
+    fingerprint: str
+    spec: dict[str, Any] = {}
+    reads: list[ReadRecord] = []
+    files: list[FileRecord]
+    counts: dict[str, CountRecord]
+    summary: dict[str, Any] = {}
+    seconds: float = 0.0
+
+    @property
+    def content_sha256(self) -> str:
+        """Hash of the outputs alone: names, sizes and bytes of all files, counts and summary."""
+        return sha256_of(
+            {
+                "files": [[file.path, file.bytes, file.sha256] for file in sorted(self.files, key=lambda f: f.path)],
+                "counts": {unit: [c.num_in, c.num_out, c.dropped] for unit, c in self.counts.items()},
+                "summary": self.summary,
+            }
+        )
+
+
+class ManifestPart(Record):
+    """A part as its manifest names it. `record_sha256` seals the whole `part.json`."""
+
+    name: str
+    record: PartRecord
+    record_sha256: str
+
+
+class InputRecord(Record):
+    """An input artifact of a node: who made it and the exact manifest that was read ("" for upstream files)."""
+
+    slot: str
+    node: str
+    root: str
+    manifest_sha256: str = ""
+    manifest_path: str = ""
+    uri: str = ""  # of an upstream file
+    bytes: int | None = None  # of an upstream file
+
+
+class Manifest(Record):
+    """The record of one artifact; written last, and the only thing readers trust."""
+
+    format: Literal[1] = 1
+    node: str
+    stage: str
+    version: int
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: list[InputRecord]
+    parts: list[ManifestPart]
+    counts: dict[str, CountRecord]
+    summary: dict[str, Any] = {}
+    root: str
+    provenance: dict[str, Any] = {}
+
+
+class Ref(Record):
+    """`refs/<experiment>/<node>.json`: the human name of a manifest."""
+
+    format: Literal[1] = 1
+    experiment: str
+    node: str
+    manifest_path: str
+    manifest_sha256: str
+    fingerprint: str
+    root: str
+
+
+def content_root(records: Mapping[str, PartRecord]) -> str:
+    """Merkle root over (name, content) of every part, in order: equal bytes give equal roots, whoever made them."""
+    return merkle_root(sha256_of([name, record.content_sha256]) for name, record in records.items())
+
+
+def total_counts(records: Mapping[str, PartRecord]) -> dict[str, Count]:
+    """Counts of all parts added up, per unit."""
+    totals: dict[str, Count] = {}
+    for record in records.values():
+        for unit, count in record.counts.items():
+            totals[unit] = totals.get(unit, Count(0, 0)) + count.to_count()
+    return totals
+
+
+def seal(record: Record) -> tuple[bytes, str]:
+    """Bytes to store for `record`, and their seal: the sha256 of the record's canonical JSON.
+
+    The seal is stored inside the bytes, so that `unseal` notices any changed byte without a second file.
+    """
+    body = record.model_dump(mode="json")
+    digest = sha256_of(body)
+    return canonical_json({"seal": digest, "body": body}) + b"\n", digest
+
+
+def unseal(record_type: type[R], data: bytes, where: str) -> tuple[R, str]:
+    """The record stored in `data` and its seal; CorruptArtifact names `where` if a single byte is not as written."""
+    remedy = "restore the file from a backup, or delete it and rerun the node that wrote it"
+    try:
+        outer = json.loads(data)
+        body, digest = outer["body"], outer["seal"]
+        intact = canonical_json({"seal": digest, "body": body}) + b"\n" == data and sha256_of(body) == digest
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptArtifact(f"{where}: not a sealed record ({error}); {remedy}") from None
+    if not intact:
+        raise CorruptArtifact(f"{where}: its bytes do not match its seal; {remedy}")
+    try:
+        return record_type.model_validate(body), digest
+    except pydantic.ValidationError as error:
+        raise CorruptArtifact(f"{where}: sealed, but not a {record_type.__name__}: {error}; {remedy}") from None
+
+
+def as_input(manifest: Manifest, part_uri: Mapping[str, str]) -> Input:
+    """`manifest` as its consumers see it; `part_uri` gives the folder of each part by name."""
+    parts = tuple(
+        InputPart(
+            name=part.name,
+            files=tuple(
+                InputFile(
+                    path=file.path,
+                    bytes=file.bytes,
+                    sha256=file.sha256,
+                    uri=f"{part_uri[part.name]}/{file.location or file.path}",
+                    rows=file.rows,
+                )
+                for file in part.record.files
+            ),
+            summary=part.record.summary,
+        )
+        for part in manifest.parts
+    )
+    return Input(node=manifest.node, root=manifest.root, parts=parts, summary=manifest.summary)

@@ -1,0 +1,80 @@
+"""Stable bytes for values, and the hashes that are made of them."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import pydantic
+
+from x2vlm.errors import ConfigError
+
+CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: object) -> bytes:
+    """UTF-8 JSON of `value` with sorted keys and no spaces; the same value gives the same bytes on every machine.
+
+    Pydantic models are written without the fields that equal their default, so a new option with a default keeps old
+    fingerprints. Raises ConfigError for anything without stable bytes: sets, NaN, infinity, objects, non-string keys.
+    """
+    return json.dumps(_plain(value, "$"), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+
+
+def _plain(value: object, where: str) -> object:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where}: {value} has no stable JSON form")
+        # 1.0 and 1 mean the same threshold; 0.0 and -0.0 too.
+        return int(value) if value == int(value) and abs(value) < 2**53 else value
+    if isinstance(value, pydantic.BaseModel):
+        return _plain(value.model_dump(mode="json", exclude_defaults=True), where)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: key {key!r} is not a string")
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    raise ConfigError(f"{where}: {type(value).__name__} has no stable bytes; use numbers, strings, lists or mappings")
+
+
+def sha256_of(value: object) -> str:
+    """Hex sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_of_stream(stream: BinaryIO) -> tuple[str, int]:
+    """Hex sha256 and number of bytes of everything left in `stream`."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def sha256_of_file(path: Path) -> tuple[str, int]:
+    """Hex sha256 and size in bytes of a local file."""
+    with path.open("rb") as stream:
+        return sha256_of_stream(stream)
+
+
+def merkle_root(leaves: Iterable[str]) -> str:
+    """Root of a binary hash tree over hex digests, in order.
+
+    Leaf and inner nodes hash under different prefixes, so a leaf cannot pose as a subtree; an odd node moves up unchanged.
+    """
+    level = [hashlib.sha256(b"leaf:" + leaf.encode()).hexdigest() for leaf in leaves]
+    if not level:
+        return hashlib.sha256(b"empty").hexdigest()
+    while len(level) > 1:
+        pairs = [level[index : index + 2] for index in range(0, len(level), 2)]
+        level = [
+            hashlib.sha256(f"node:{pair[0]}{pair[1]}".encode()).hexdigest() if len(pair) == 2 else pair[0]
+            for pair in pairs
+        ]
+    return level[0]

@@ -1,0 +1,246 @@
+"""What a stage, a node and a part are: values that describe work. Building them runs nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import pydantic
+
+from pipelines.flow.fingerprint import sha256_of
+from x2vlm.errors import ConfigError, StageFailed
+
+Json = Any  # anything `canonical_json` accepts
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint."""
+
+    path: str  # name inside its part ("rows.parquet"), or the file name of an upstream source
+    bytes: int
+    sha256: str
+    uri: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class InputPart:
+    """One part of an input artifact, as a consumer sees it."""
+
+    name: str
+    files: tuple[InputFile, ...]
+    summary: Mapping[str, Json] = field(default_factory=dict)
+
+    def file(self, path: str) -> InputFile:
+        """The file called `path`; StageFailed if the part has none."""
+        for candidate in self.files:
+            if candidate.path == path:
+                return candidate
+        raise StageFailed(f"part {self.name} has no file {path}; it has {', '.join(f.path for f in self.files)}")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input artifact (or upstream file) of a node, as `plan_parts` and `run_part` see it."""
+
+    node: str  # producing node's key, or "source:<id>" for upstream files
+    root: str  # Merkle root over the parts' contents
+    parts: tuple[InputPart, ...]
+    summary: Mapping[str, Json] = field(default_factory=dict)
+
+
+Inputs = Mapping[str, tuple[Input, ...]]  # slot -> artifacts
+
+
+@dataclass(frozen=True)
+class Read:
+    """A file that a part reads through a slot; its sha256 is part of the part's fingerprint."""
+
+    slot: str
+    file: InputFile
+
+
+@dataclass(frozen=True)
+class Part:
+    """One resumable slice of a node.
+
+    `reads` and `spec` determine the bytes that come out, and so the fingerprint. `lookups` are files the part may also
+    open but only to fetch bytes that something in `reads` names by sha256 (media packs): they cannot change the result,
+    so they do not count.
+    """
+
+    name: str  # unique within the node and stable, for example "00003"
+    reads: tuple[Read, ...] = ()
+    spec: Mapping[str, Json] = field(default_factory=dict)
+    lookups: tuple[Read, ...] = ()
+
+
+@dataclass(frozen=True)
+class Count:
+    """The conservation law of one unit (rows, concepts, ...): everything that came in went on or was dropped."""
+
+    num_in: int
+    num_out: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, where: str) -> None:
+        """Raise StageFailed unless in = out + sum of dropped."""
+        total = self.num_out + sum(self.dropped.values())
+        if total != self.num_in or min([self.num_in, self.num_out, *self.dropped.values()]) < 0:
+            raise StageFailed(
+                f"{where}: {self.num_in} in, but {self.num_out} out + {sum(self.dropped.values())} dropped = {total}. "
+                "The stage loses or invents rows; this is a bug in the stage, please report it"
+            )
+
+    def __add__(self, other: "Count") -> "Count":
+        reasons = sorted({*self.dropped, *other.dropped})
+        dropped = {reason: self.dropped.get(reason, 0) + other.dropped.get(reason, 0) for reason in reasons}
+        return Count(self.num_in + other.num_in, self.num_out + other.num_out, dropped)
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What `run_part` says about what it wrote. `counts` must have the unit "rows".
+
+    `file_rows` gives the number of rows of output files where that makes sense. `summary` is small JSON that later
+    stages and reports read; the engine itself understands three optional keys of it: "metrics" {name: number},
+    "metric_series" (name of a JSON-lines output file with a "step" per line) and "model" {"name", "type"}.
+    """
+
+    counts: Mapping[str, Count]
+    file_rows: Mapping[str, int] = field(default_factory=dict)
+    summary: Mapping[str, Json] = field(default_factory=dict)
+
+
+class PartReader(Protocol):
+    """How a part opens its inputs. Every file is checked against its recorded sha256 before its first use."""
+
+    def open(self, file: InputFile) -> BinaryIO: ...
+
+    def local_path(self, file: InputFile) -> Path: ...
+
+
+class PartWriter(Protocol):
+    """Where a part writes: `path` is an empty local folder; every file left below it is an output."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def state_uri(self) -> str:
+        """A folder of the store that survives a crash of this part and is keyed by its fingerprint (checkpoints)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work. `run_part` reads its inputs, writes only below `out`, and is pure apart from the network (s1) and
+    floating point on a GPU (s3, s5, s6).
+
+    Bump `version` whenever the same config and inputs may give other bytes, and when a default or a meaning changes.
+    """
+
+    name: str
+    version: int
+    config_type: type[pydantic.BaseModel]
+    slots: tuple[str, ...]
+    plan_parts: Callable[[Any, Inputs], Sequence[Part]]  # (config, inputs): cheap, deterministic, order-stable
+    run_part: Callable[[Any, PartReader, Part, PartWriter], PartResult]
+    finish: Callable[[Any, Sequence["PartSummary"]], Mapping[str, Json]] | None = None
+    allow_zero_rows: bool = False
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """What `finish` sees of a part: enough to add up, nothing to read."""
+
+    name: str
+    counts: Mapping[str, Count]
+    summary: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Speed and placement; never part of a fingerprint."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory_bytes: int = 0
+    max_in_flight: int = 64  # parts of this node submitted to Ray at a time
+    max_retries: int = 3  # of a part whose worker died
+    on_driver: bool = False  # run in the driver: for parts that start Ray actors of their own (Ray Train)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """An upstream file named by a card. Missing or changed files stop the plan before anything remote happens."""
+
+    uri: str
+    card: str  # id of the card that names it
+    sha256: str | None = None  # where the source publishes it
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage bound to a config and inputs. Inputs are keys of other nodes or upstream files, per slot."""
+
+    key: str  # "<stage>/<name>", for example "filter/coco"
+    stage: Stage
+    config: pydantic.BaseModel
+    inputs: Mapping[str, tuple["str | SourceFile", ...]]
+    runtime: Runtime = Runtime()
+
+    @property
+    def name(self) -> str:
+        """The part of the key after the stage name."""
+        return self.key.split("/", 1)[1]
+
+    def upstream(self) -> list[str]:
+        """Keys of the nodes this one reads, in slot order, without repeats."""
+        keys = [item for items in self.inputs.values() for item in items if isinstance(item, str)]
+        return list(dict.fromkeys(keys))
+
+
+class Graph(Mapping[str, Node]):
+    """Nodes by key, in an order where every node comes after what it reads."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes: dict[str, Node] = {}
+        for node in nodes:
+            if node.key in self._nodes:
+                raise ConfigError(f"two nodes are called {node.key}")
+            if unknown := set(node.inputs) ^ set(node.stage.slots):
+                raise ConfigError(f"{node.key}: slots {sorted(unknown)} do not fit stage {node.stage.name}")
+            if missing := [key for key in node.upstream() if key not in self._nodes]:
+                raise ConfigError(f"{node.key}: reads {missing}, which must come before it in the graph")
+            self._nodes[node.key] = node
+
+    def __getitem__(self, key: str) -> Node:
+        return self._nodes[key]
+
+    def __iter__(self) -> Any:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def part_fingerprint(stage: Stage, config: pydantic.BaseModel, part: Part) -> str:
+    """Identity of a part: stage name and version, config, spec and the sha256 of everything it reads, in order."""
+    return sha256_of(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": config,
+            "spec": part.spec,
+            "reads": [[read.slot, read.file.sha256] for read in part.reads],
+        }
+    )
+
+
+def artifact_fingerprint(stage: Stage, config: pydantic.BaseModel, parts: Sequence[tuple[str, str]]) -> str:
+    """Identity of a node's output before it exists: stage, config and the (name, fingerprint) of every part."""
+    return sha256_of(
+        {"stage": stage.name, "version": stage.version, "config": config, "parts": [list(part) for part in parts]}
+    )

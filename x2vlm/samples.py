@@ -1,0 +1,254 @@
+"""What a sample is, and the Arrow tables in which stages hand samples on.
+
+A sample is one image or clip with any number of captions (also none: T = NaN in Table 1 of the paper) and any number of
+concepts (also none: N = 0). Boxes are `xywh` in pixels of the original image with its EXIF orientation applied.
+"""
+
+import enum
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2vlm.errors import InvalidSample
+
+KEY_FORMAT_VERSION = "v1"
+
+
+class Grain(enum.StrEnum):
+    """What a text describes."""
+
+    IMAGE = "image"
+    REGION = "region"
+    OBJECT = "object"
+    VIDEO = "video"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle: left, top, width and height in pixels of the oriented original."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+
+    @property
+    def area(self) -> float:
+        return self.w * self.h
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A text about the whole image or clip. `origin`: alt, human, asr, relation or template."""
+
+    text: str
+    language: str = "en"
+    origin: str = "human"
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A text with a box. `text` is the label for an object and the phrase for a region; attributes stay apart."""
+
+    grain: Grain
+    text: str
+    box: Box
+    attributes: tuple[str, ...] = ()
+    annotation_id: str = ""
+
+
+@dataclass(frozen=True)
+class Media:
+    """The pixels a sample is about. `sha256` is of the original bytes as fetched, whatever is stored."""
+
+    kind: str  # "image" or "video"
+    sha256: str
+    bytes: int  # of the original
+    width: int  # oriented pixels of the original
+    height: int
+    format: str  # of what is stored: "jpeg", "png", "webp", "gif" or "frames"
+    num_frames: int = 1
+    phash: str = ""  # 64-bit perceptual hash, 16 hex digits; "" until someone computes it
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """How the media came here. Times are UTC, ISO 8601, whole seconds."""
+
+    final_url: str
+    fetched_at: str
+    http_status: int
+    content_type: str = ""
+    opt_out: str = ""  # the opt-out signal seen, "" if none
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a source. `media` and `fetch` are None until the download stage has run."""
+
+    key: str
+    source: str
+    source_row: str
+    split: str
+    kind: str  # "image" or "video"
+    url: str
+    captions: tuple[Caption, ...] = ()
+    concepts: tuple[Concept, ...] = ()
+    claimed_width: int | None = None  # what the annotation file says, oriented pixels
+    claimed_height: int | None = None
+    start_seconds: float | None = None  # of a clip inside its video
+    end_seconds: float | None = None
+    licence: str = ""
+    author: str = ""
+    media: Media | None = None
+    fetch: Fetch | None = None
+
+
+def sample_key(source: str, source_row: str) -> str:
+    """The 32-hex-digit key of a source's row: the same in every run, whether or not the media changed.
+
+    First 16 bytes of sha256 over format version, source and source row key, separated by NUL.
+    """
+    if not source or not source_row:
+        raise InvalidSample("missing_row_key", f"source {source!r}, row {source_row!r}: both must be non-empty")
+    text = "\0".join((KEY_FORMAT_VERSION, source, source_row))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:32]
+
+
+CAPTION_TYPE = pa.struct([("text", pa.string()), ("language", pa.string()), ("origin", pa.string())])
+BOX_FIELDS = [("x", pa.float64()), ("y", pa.float64()), ("w", pa.float64()), ("h", pa.float64())]
+CONCEPT_TYPE = pa.struct(
+    [
+        ("grain", pa.string()),
+        ("text", pa.string()),
+        ("box", pa.struct(BOX_FIELDS)),
+        ("attributes", pa.list_(pa.string())),
+        ("annotation_id", pa.string()),
+    ]
+)
+MEDIA_TYPE = pa.struct(
+    [
+        ("kind", pa.string()),
+        ("sha256", pa.string()),
+        ("bytes", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("num_frames", pa.int32()),
+        ("phash", pa.string()),
+    ]
+)
+FETCH_TYPE = pa.struct(
+    [
+        ("final_url", pa.string()),
+        ("fetched_at", pa.string()),
+        ("http_status", pa.int32()),
+        ("content_type", pa.string()),
+        ("opt_out", pa.string()),
+    ]
+)
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.string()),
+        ("split", pa.string()),
+        ("kind", pa.string()),
+        ("url", pa.string()),
+        ("captions", pa.list_(CAPTION_TYPE)),
+        ("concepts", pa.list_(CONCEPT_TYPE)),
+        ("claimed_width", pa.int32()),
+        ("claimed_height", pa.int32()),
+        ("start_seconds", pa.float64()),
+        ("end_seconds", pa.float64()),
+        ("licence", pa.string()),
+        ("author", pa.string()),
+        ("media", MEDIA_TYPE),
+        ("fetch", FETCH_TYPE),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One thing a stage took out, and why. `unit` is row, concept or caption; `item` names a concept or caption."""
+
+    key: str
+    source: str
+    source_row: str
+    stage: str
+    rule: str
+    unit: str = "row"
+    item: str = ""
+    value: float | None = None
+    threshold: float | None = None
+    reason: str = ""
+
+
+DROP_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.string()),
+        ("stage", pa.string()),
+        ("rule", pa.string()),
+        ("unit", pa.string()),
+        ("item", pa.string()),
+        ("value", pa.float64()),
+        ("threshold", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+def sample_table(samples: Iterable[Sample]) -> pa.Table:
+    """Samples as a table of SAMPLE_SCHEMA, in the order given."""
+    return pa.Table.from_pylist([asdict(sample) for sample in samples], schema=SAMPLE_SCHEMA)
+
+
+def drop_table(drops: Iterable[Drop]) -> pa.Table:
+    """Drops as a table of DROP_SCHEMA, in the order given."""
+    return pa.Table.from_pylist([asdict(drop) for drop in drops], schema=DROP_SCHEMA)
+
+
+def samples_of(table: pa.Table) -> list[Sample]:
+    """The rows of a table of SAMPLE_SCHEMA as samples."""
+    return [_sample(row) for row in table.to_pylist()]
+
+
+def _sample(row: Mapping[str, Any]) -> Sample:
+    values = dict(row)
+    values["captions"] = tuple(Caption(**caption) for caption in row["captions"] or ())
+    values["concepts"] = tuple(_concept(concept) for concept in row["concepts"] or ())
+    values["media"] = None if row["media"] is None else Media(**row["media"])
+    values["fetch"] = None if row["fetch"] is None else Fetch(**row["fetch"])
+    return Sample(**values)
+
+
+def _concept(values: Mapping[str, Any]) -> Concept:
+    return Concept(
+        grain=Grain(values["grain"]),
+        text=values["text"],
+        box=Box(**values["box"]),
+        attributes=tuple(values["attributes"] or ()),
+        annotation_id=values["annotation_id"],
+    )
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet with fixed settings, so that equal tables give equal bytes."""
+    pq.write_table(table, path, compression="zstd", row_group_size=10_000)
+
+
+def count_rules(drops: Sequence[Drop], unit: str) -> dict[str, int]:
+    """How many drops of `unit` each rule made, rules in alphabetical order."""
+    counts: dict[str, int] = {}
+    for drop in drops:
+        if drop.unit == unit:
+            counts[drop.rule] = counts.get(drop.rule, 0) + 1
+    return dict(sorted(counts.items()))
