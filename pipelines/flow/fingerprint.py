@@ -66,7 +66,7 @@ def sha256_of_file(path: Path) -> tuple[str, int]:
 def merkle_root(leaves: Iterable[str]) -> str:
     """Root of a binary hash tree over hex digests, in order.
 
-    Leaf and inner nodes hash under different prefixes, so a leaf cannot pose as a subtree; an odd node moves up unchanged.
+    Leaf and inner nodes hash under different prefixes, so a leaf cannot pose as a subtree; an odd node just moves up.
     """
     level = [hashlib.sha256(b"leaf:" + leaf.encode()).hexdigest() for leaf in leaves]
     if not level:
