@@ -77,7 +77,9 @@ class Experiment(FrozenConfig):
             source = self.sources.get(task.source)
             if source is None or source.role != "held_out":
                 held_out = sorted(key for key, value in self.sources.items() if value.role == "held_out")
-                raise ValueError(f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}")
+                raise ValueError(
+                    f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}"
+                )
         return self
 
     @property
@@ -101,7 +103,9 @@ def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
         path = EXPERIMENTS / f"{name_or_path}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
-            raise ConfigError(f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file")
+            raise ConfigError(
+                f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file"
+            )
     values = {"name": path.stem, **read_yaml(path)}
     if store is not None:
         values["store"] = store

@@ -31,7 +31,9 @@ def build_graph(experiment: Experiment) -> Graph:
         Node(
             key=f"evaluate/{name}",
             stage=EVALUATE,
-            config=parse_config(EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"),
+            config=parse_config(
+                EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"
+            ),
             inputs={
                 "model": (f"pretrain/{experiment.name}",),
                 "rows": (f"filter/{task.source}",),
@@ -56,7 +58,8 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             inputs={
                 "card": (SourceFile(str(card_path), card.id),),
                 "files": tuple(
-                    SourceFile(_file_uri(card_path, source, file.path), card.id, file.sha256) for file in card.files.values()
+                    SourceFile(_file_uri(card_path, source, file.path), card.id, file.sha256)
+                    for file in card.files.values()
                 ),
             },
             runtime=_runtime(experiment, "read"),
