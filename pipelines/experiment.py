@@ -1,7 +1,7 @@
 """One experiment is one frozen value: every decision that makes one model differ from another.
 
-An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the hardware,
-the hours and the numbers to expect. Its name is the file's name.
+An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the
+hardware, the hours and the numbers to expect. Its name is the file's name.
 """
 
 from pathlib import Path

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from x2vlm.data.cards import Card, load_card
+
 from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
@@ -13,7 +15,6 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s5_pretrain import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
-from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError
 
 

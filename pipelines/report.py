@@ -12,7 +12,8 @@ from typing import Any
 from pipelines.flow.artifact import Manifest
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; --faint: #6b6b66; --line: #dcdcd6; --mark: #2f6f9f; }
+:root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; }
+:root { --faint: #6b6b66; --line: #dcdcd6; --mark: #2f6f9f; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e9e9e4; --paper: #191918; --faint: #a3a39c; --line: #3a3a37; --mark: #78b4de; }
 }
@@ -31,7 +32,7 @@ polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; } .axis { stroke:
 def render_report(
     experiment: str, manifests: Mapping[str, Manifest], series: Sequence[Mapping[str, Any]], next_steps: Iterable[str]
 ) -> str:
-    """The page as HTML text. `manifests` by node key in graph order; `series` the training metrics, one row per step."""
+    """The page as HTML text. `manifests` by node key in graph order; `series`: training metrics, one row per step."""
     sections = [
         f"<h1>Experiment {html.escape(experiment)}</h1>",
         _results(manifests),
