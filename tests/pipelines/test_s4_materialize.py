@@ -25,6 +25,10 @@ from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.samples import DROP_SCHEMA, Sample, sample_table, write_table
 
 CONFIG = PartitionConfig(num_shards=5, seed=7)
+TEXT, INTEGER = pa.string(), pa.int64()
+PACK_SCHEMA = pa.schema(
+    {"sha256": TEXT, "format": TEXT, "member": TEXT, "offset": INTEGER, "bytes": INTEGER, "payload_sha256": TEXT}
+)
 
 
 @dataclass
@@ -103,7 +107,7 @@ def write_pack(folder: Path, samples: list[Sample]) -> None:
             }
             for member in tar.getmembers()
         ]
-    write_table(pa.Table.from_pylist(index), folder / "media.parquet")
+    write_table(pa.Table.from_pylist(index, schema=PACK_SCHEMA), folder / "media.parquet")
 
 
 def materialize(
