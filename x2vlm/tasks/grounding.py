@@ -1,7 +1,7 @@
 """Zero-shot visual grounding: the box that the model predicts for a text, against the annotated one (X2-VLM 4.3.4).
 
-Example: for "dog" on a 640 x 480 photo the box head says (cx, cy, w, h) of the squashed square; scaled back to 640 x 480
-it is right when its intersection over union with the annotated box is at least 0.5.
+Example: for "dog" on a 640 x 480 photo the box head says (cx, cy, w, h) of the squashed square; scaled back to
+640 x 480 it is right when its intersection over union with the annotated box is at least 0.5.
 """
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_t
 
 
 class GroundingConfig(FrozenConfig):
-    """`unambiguous` asks only for texts that name one box of their image: two "person" boxes have no one right answer."""
+    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is *the* one."""
 
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     unambiguous: bool = True

@@ -49,7 +49,7 @@ def evaluate_retrieval(model: X2VLM, cfg: RetrievalConfig, ctx: TaskContext) -> 
 
     model.eval()
     patches, image_feature_IE = _encode_images(model, ctx, samples)
-    ids_TL, mask_TL, states_TLD, text_feature_TE = _encode_texts(model, ctx, texts)
+    mask_TL, states_TLD, text_feature_TE = _encode_texts(model, ctx, texts)
     cosine_IT = (image_feature_IE @ text_feature_TE.T).float()
     tr_scores_IT = _rerank(model, ctx, patches, states_TLD, mask_TL, cosine_IT, cfg.shortlist)
     ir_scores_TI = _rerank(model, ctx, patches, states_TLD, mask_TL, cosine_IT.T, cfg.shortlist, by_text=True)
@@ -91,11 +91,12 @@ def _encode_images(model: X2VLM, ctx: TaskContext, samples: list) -> tuple[Visio
     return VisionTokens(torch.cat(summaries), torch.cat(patches)), torch.cat(features)
 
 
-def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask (T, L), states (T, L, D) and features (T, E) of all captions."""
     ids_TL, mask_TL = (tensor.to(ctx.device) for tensor in ctx.encode_texts(texts))
     states = [model.encode_text(ids_TL[rows], mask_TL[rows]) for rows in _batches(len(texts), ctx.batch_size)]
     states_TLD = torch.cat(states)
-    return ids_TL, mask_TL, states_TLD, model.project_text(states_TLD)
+    return mask_TL, states_TLD, model.project_text(states_TLD)
 
 
 def _rerank(

@@ -1,7 +1,7 @@
 """Metrics of the downstream tasks, on plain arrays.
 
-Q queries, C candidates. Every function refuses what would give a wrong number quietly: NaN, empty splits, queries without
-a right answer. Ties are broken by index, so a result never depends on batch size or world size.
+Q queries, C candidates. Every function refuses what would give a wrong number quietly: NaN, empty splits, queries
+without a right answer. Ties are broken by index, so a result never depends on batch size or world size.
 """
 
 from collections.abc import Sequence
