@@ -18,7 +18,7 @@ from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_t
 
 
 class GroundingConfig(FrozenConfig):
-    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is *the* one."""
+    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right."""
 
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     unambiguous: bool = True
