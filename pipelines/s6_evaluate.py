@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from x2vlm.data.media import open_image
 from x2vlm.data.packs import MediaPack
-from x2vlm.data.texts import pre_caption
+from x2vlm.data.captions import pre_caption
 from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.models.pretrained import load_pretrained
 
