@@ -11,7 +11,7 @@ import pydantic
 
 import pipelines
 from pipelines.flow.stage import Runtime
-from pipelines.s1_download.download import DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s2_filter import FilterConfig
 from pipelines.s3_score import ScoreConfig
 from pipelines.s4_materialize.pack import PackConfig
@@ -25,10 +25,11 @@ EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 
 class SourceConfig(FrozenConfig):
-    """One upstream dataset in this experiment. `root` is where its files lie, when not where the card says."""
+    """One upstream dataset in this experiment. `data_root` holds a folder `<card id>/` with its files; not for cards
+    whose files are shipped."""
 
     card: str  # below datasets/, without .yaml: "sample/coco"
-    root: str | None = None
+    data_root: str | None = None
     role: Literal["train", "held_out"] = "train"
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
@@ -63,8 +64,8 @@ class Experiment(FrozenConfig):
     download: DownloadConfig = DownloadConfig()
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
-    clip_model: str  # a folder with open_clip_config.json and weights
-    partition: PartitionConfig = PartitionConfig()
+    clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"
+    partition: PartitionConfig
     pack: PackConfig = PackConfig()
     vocabulary: str  # a WordPiece vocab.txt
     pretrain: PretrainConfig = PretrainConfig()

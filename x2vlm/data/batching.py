@@ -21,9 +21,7 @@ def picture_batch(kind: Kind, rows: Sequence[TextRow], pixels: Sequence[Tensor],
     return Batch(kind=kind, pixels=torch.stack(list(pixels)), **_texts(rows, max_masks))
 
 
-def region_batch(
-    rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int
-) -> Batch:
+def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int) -> Batch:
     """A region batch: `image_of` says for every row which of the M pictures it lies in."""
     regions = [row.region for row in rows if row.region is not None]
     if len(regions) != len(rows):

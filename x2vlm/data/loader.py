@@ -134,9 +134,7 @@ class StepLoader(Dataset[StepData]):
         is_aux = {stream.config.label: stream.is_aux_step(step) for stream in self.streams}
         return StepData(step, batches, is_aux, substitutes)
 
-    def plan(
-        self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True
-    ) -> list[Item]:
+    def plan(self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True) -> list[Item]:
         """The samples of a stream's step, as far as metadata can tell whether they are usable.
 
         `metadata_only` plans for all ranks; otherwise image and video streams plan this rank's rows only. Region
@@ -189,9 +187,7 @@ class StepLoader(Dataset[StepData]):
             return Item(slot, place, sample, regions=plan_regions(sample, place.epoch, self.recipe))
         return Item(slot, place, sample, caption=choose_caption(sample, place.epoch, self.recipe))
 
-    def _with_pixels(
-        self, stream: Stream, item: Item, substitutes: list[Substitute]
-    ) -> tuple[Item, torch.Tensor]:
+    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, torch.Tensor]:
         """The item and its pixels, or those of the first one to take instead whose media can be used."""
         for attempt in range(1, MAX_ATTEMPTS):
             try:
