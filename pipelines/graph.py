@@ -1,7 +1,5 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
-from x2vlm.data.cards import Card, file_paths, load_card
-
 from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
@@ -14,6 +12,7 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s5_pretrain import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
+from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.errors import ConfigError
 
 

@@ -14,15 +14,15 @@ import pydantic
 import torch
 from PIL import Image
 from torch import Tensor
-from x2vlm.data.media import open_image
-from x2vlm.data.packs import MediaPack
-from x2vlm.data.captions import pre_caption
-from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
-from x2vlm.models.pretrained import load_pretrained
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from x2vlm.config import FrozenConfig, parse_config
+from x2vlm.data.captions import pre_caption
+from x2vlm.data.media import open_image
+from x2vlm.data.packs import MediaPack
+from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
+from x2vlm.models.pretrained import load_pretrained
 from x2vlm.samples import Sample, samples_of, write_table
 from x2vlm.tasks.catalog import TASKS
 from x2vlm.tasks.task import TaskContext, TaskResult

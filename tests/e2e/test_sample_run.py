@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from pipelines.flow.store import Store
 
 from pipelines.flow.artifact import Manifest
+from pipelines.flow.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, run_job
 
 GRAINS_OF_A_STEP = {"image", "region", "video"}

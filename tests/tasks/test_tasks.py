@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.x2vlm import X2VLM, build_model
 
 from x2vlm.errors import InvalidSample
+from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
 from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_retrieval

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from x2vlm.config import FrozenConfig
+from x2vlm.data.captions import mentions_a_side, pre_caption
 from x2vlm.data.frames import choose_frames
 from x2vlm.data.masking import MaskedText, MaskingConfig, mask_text
 from x2vlm.data.media import open_image
@@ -24,7 +25,6 @@ from x2vlm.data.regions import (
     whole_image_row,
     whole_pixel_box,
 )
-from x2vlm.data.captions import mentions_a_side, pre_caption
 from x2vlm.data.texts import concept_text
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.data.transforms import (
