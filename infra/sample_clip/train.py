@@ -177,8 +177,8 @@ alone ({num_pairs} pairs of {num_pictures} photos and frames; no held-out photo 
 Never filter real data with it.
 
 Made by `OMP_NUM_THREADS=1 python -m infra.sample_clip.train --sample datasets/sample`
-in about {round(seconds, -1):.0f} s on one CPU core: {STEPS} steps of {BATCH_SIZE}, mean loss of the last 50 steps {loss:.2f}
-(chance is {math.log(BATCH_SIZE):.2f}).
+in about {round(seconds, -1):.0f} s on one CPU core: {STEPS} steps of {BATCH_SIZE} pairs.
+Mean loss of the last 50 steps: {loss:.2f} (chance is {math.log(BATCH_SIZE):.2f}).
 
 | pairs | mean score | score of 0.25 or more |
 |---|---|---|
