@@ -4,6 +4,7 @@ B rows, M pictures of a region batch, R region rows, L tokens, K masked position
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +22,7 @@ def picture_batch(kind: Kind, rows: Sequence[TextRow], pixels: Sequence[Tensor],
     return Batch(kind=kind, pixels=torch.stack(list(pixels)), **_texts(rows, max_masks))
 
 
-def region_batch(
-    rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int
-) -> Batch:
+def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int) -> Batch:
     """A region batch: `image_of` says for every row which of the M pictures it lies in."""
     regions = [row.region for row in rows if row.region is not None]
     if len(regions) != len(rows):
@@ -39,7 +38,7 @@ def region_batch(
     )
 
 
-def _texts(rows: Sequence[TextRow], max_masks: int) -> dict:
+def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
     longest = max(len(row.ids) for row in rows)
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return {
