@@ -1,0 +1,5 @@
+"""Stage 1: from upstream annotation files to rows with media.
+
+`read` turns a source's raw files into rows of one schema, without touching the network. `download` fetches what the
+rows point at. Both hand on every row they take out as data, with a reason.
+"""
