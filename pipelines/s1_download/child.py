@@ -1,0 +1,129 @@
+"""Running download jobs in child processes, so that no URL can take more than itself down."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pipelines
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.job import (
+    JOURNAL_NAME,
+    MEDIA_FOLDER,
+    OUT_OF_MEMORY_STATUS,
+    Item,
+    Result,
+    read_journal,
+    write_job,
+)
+from x2vlm.errors import StageFailed
+
+PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
+# A child handles hostile bytes: it sees no credentials, no proxies and no netrc of ours.
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
+QUIET = {
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+    "WANDB_MODE": "disabled",
+    "WANDB_ERROR_REPORTING": "false",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The children of one part: where they work, until when they may, and what has become known."""
+
+    folder: Path
+    config: DownloadConfig
+    policy: Policy
+    deadline: float  # of time.monotonic()
+    num_children: int = 0
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+def fetch_items(items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy) -> dict[int, Result]:
+    """A result for every item, whatever happens to the children that fetch them; payloads are in `folder`/media.
+
+    If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
+    was working on are divided until each runs alone; one that still kills its child becomes `worker_died`. What is left
+    when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
+    """
+    (folder / MEDIA_FOLDER).mkdir()
+    run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds)
+    _fetch(run, list(items), retries=1)
+    return run.results
+
+
+def _fetch(run: Run, items: list[Item], retries: int) -> None:
+    if not items:
+        return
+    if time.monotonic() >= run.deadline:
+        _give_up(run, items, "part_deadline_exceeded", f"the part took {run.config.part_deadline_seconds:g} seconds")
+        return
+    in_flight, how_it_ended = _run_child(run, items)
+    left = [item for item in items if item.id not in run.results]
+    if not left:
+        return
+    if how_it_ended is None:
+        _fetch(run, left, retries)  # only the deadline ends a child without a death: give up in there
+    elif retries:
+        logger.warning("download_child=%s items_left=%d next=retry", how_it_ended, len(left))
+        _fetch(run, left, retries - 1)
+    else:
+        suspects = [item for item in left if item.id in in_flight] or left
+        logger.warning("download_child=%s items_left=%d suspects=%d", how_it_ended, len(left), len(suspects))
+        _fetch(run, [item for item in left if item not in suspects], retries=1)
+        if len(suspects) == 1:
+            _give_up(run, suspects, "worker_died", f"the process that fetched and decoded it ended by {how_it_ended}")
+            return
+        middle = len(suspects) // 2
+        _fetch(run, suspects[:middle], retries=0)
+        _fetch(run, suspects[middle:], retries=0)
+
+
+def _give_up(run: Run, items: Sequence[Item], rule: str, reason: str) -> None:
+    for item in items:
+        run.results[item.id] = Result(item.id, rule, reason)
+
+
+def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
+    """Run one child; the items it was working on when it ended, and how it died (None: it did not)."""
+    folder = run.folder / f"child-{run.num_children}"
+    run.num_children += 1
+    folder.mkdir()
+    write_job(folder, run.config, run.policy, items)
+    command = [sys.executable, "-m", "pipelines.s1_download.worker", str(folder)]
+    with (folder / "output").open("wb") as output:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_environment(), cwd=folder
+        )
+        try:
+            status: int | None = child.wait(timeout=max(0.0, run.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            child.kill()
+            child.wait()
+    results, in_flight = read_journal(folder / JOURNAL_NAME)
+    run.results |= results
+    if status is None or status == 0:
+        return in_flight, None
+    if status < 0 or status == OUT_OF_MEMORY_STATUS:
+        return in_flight, "out of memory" if status > 0 else signal.Signals(-status).name
+    tail = (folder / "output").read_text(errors="replace")[-3000:]
+    raise StageFailed(f"the download process ended with status {status}; its last words:\n{tail}")
+
+
+def _environment() -> dict[str, str]:
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {**passed_on, **QUIET, "PYTHONPATH": str(PROJECT_ROOT)}

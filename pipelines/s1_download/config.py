@@ -1,0 +1,85 @@
+"""Decisions of the download stage."""
+
+import pydantic
+
+from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.transport import Limits, Manners, manners
+from x2vlm.config import FrozenConfig
+from x2vlm.data.video import ClipLimits
+
+
+class UrlBase(FrozenConfig):
+    """URLs that begin with `from` are served from the folder `serve` (below the project root) by a loopback server."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    from_: str = pydantic.Field(alias="from")
+    serve: str
+
+
+class DownloadConfig(FrozenConfig):
+    """How media are fetched. Fields marked as excluded are speed and placement and never change a fingerprint."""
+
+    url_base: UrlBase | None = None
+    allow_networks: tuple[str, ...] = ()  # beyond public addresses, for example a mirror in ("10.1.0.0/16",)
+    allow_ports: tuple[int, ...] = (80, 443)
+    user_agent: str = "x2vlm-download/1.0 (research data set builder; honours X-Robots-Tag)"
+    user_agent_token: str = "x2vlm-download"
+    opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+    max_redirects: int = pydantic.Field(default=5, ge=0)
+    retries: int = pydantic.Field(default=1, ge=0, le=10)
+    connect_timeout_seconds: float = pydantic.Field(default=5.0, gt=0)
+    image_deadline_seconds: float = pydantic.Field(default=20.0, gt=0)
+    video_deadline_seconds: float = pydantic.Field(default=300.0, gt=0)
+    part_deadline_seconds: float = pydantic.Field(default=4 * 3600.0, gt=0)
+    min_bytes_per_second: float = pydantic.Field(default=8192.0, ge=0)
+    rate_grace_seconds: float = pydantic.Field(default=5.0, ge=0)
+    max_image_bytes: int = pydantic.Field(default=32 << 20, gt=0)
+    max_video_bytes: int = pydantic.Field(default=256 << 20, gt=0)
+    max_expansion_ratio: float = pydantic.Field(default=200.0, gt=1)
+    frames_per_second: float = pydantic.Field(default=1.0, gt=0)
+    max_frame_short_edge: int = pydantic.Field(default=256, gt=0)
+    max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)
+    host_connections: int = pydantic.Field(default=8, gt=0, exclude=True)
+    host_requests_per_second: float = pydantic.Field(default=20.0, ge=0, exclude=True)  # 0: no limit
+    threads: int = pydantic.Field(default=16, gt=0, exclude=True)
+    video_threads: int = pydantic.Field(default=2, gt=0, exclude=True)
+    # What the child may map beyond what its imports need; 0 sets no limit.
+    address_space_headroom_bytes: int = pydantic.Field(default=6 << 30, ge=0, exclude=True)
+
+    @pydantic.field_validator("allow_networks")
+    @classmethod
+    def _networks_are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        import ipaddress
+
+        for network in networks:
+            ipaddress.ip_network(network)  # ValueError names the text
+        return networks
+
+    def policy(self, endpoints: tuple[tuple[str, int], ...] = ()) -> Policy:
+        """What may be contacted; `endpoints` are our own servers."""
+        return Policy(self.allow_networks, self.allow_ports, endpoints)
+
+    def limits(self, kind: str) -> Limits:
+        """Caps and deadlines of one image or video. Our own server needs no restraint."""
+        is_video = kind == "video"
+        return Limits(
+            max_bytes=self.max_video_bytes if is_video else self.max_image_bytes,
+            max_ratio=self.max_expansion_ratio,
+            connect_seconds=self.connect_timeout_seconds,
+            total_seconds=self.video_deadline_seconds if is_video else self.image_deadline_seconds,
+            min_bytes_per_second=self.min_bytes_per_second,
+            rate_grace_seconds=self.rate_grace_seconds,
+            max_redirects=self.max_redirects,
+            retries=self.retries,
+            host_connections=self.host_connections,
+            host_requests_per_second=0.0 if self.url_base else self.host_requests_per_second,
+        )
+
+    def manners(self) -> Manners:
+        """Who we say we are and what a site may forbid us."""
+        return manners(self.user_agent, self.user_agent_token, self.opt_out_directives)
+
+    def clip_limits(self) -> ClipLimits:
+        """What a clip may cost to decode."""
+        return ClipLimits(max_seconds=self.max_clip_seconds)

@@ -1,0 +1,202 @@
+"""The download stage: rows with URLs in, rows with media out, and a ledger line for every URL.
+
+One part is one slice of rows. The parent (here) rewrites URLs, refuses what needs no network to be refused, lets child
+processes fetch and decode the rest (`child.py`, `worker.py`) and writes down what came of it. What was fetched is
+captured: no later stage touches the network.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.s1_download.child import PROJECT_ROOT, fetch_items
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.guard import Refusal, parse_target
+from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
+from pipelines.s1_download.loopback import serve_folder
+from x2vlm.data.packs import write_media_pack
+from x2vlm.errors import ConfigError
+from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
+
+ROWS_FILE = re.compile(r"rows-(\d+)\.parquet")
+NORMALISED_PREFIX = "norm:"  # of annotation ids whose box waits for the size of its image
+
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("final_url", pa.string()),
+        ("http_status", pa.int32()),
+        ("status", pa.string()),  # "kept" or the rule that dropped the row
+        ("reason", pa.string()),
+        ("fetched_at", pa.string()),
+        ("bytes", pa.int64()),
+        ("content_type", pa.string()),
+        ("opt_out", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class UrlMap:
+    """Maps addresses below `public` to the server that stands in for it, and back, so that no port leaks into rows."""
+
+    public: str = ""
+    local: str = ""
+
+    def to_wire(self, url: str) -> str:
+        return self.local + url[len(self.public) :] if self.public and url.startswith(self.public) else url
+
+    def to_public(self, url: str) -> str:
+        return self.public + url[len(self.local) :] if self.local and url.startswith(self.local) else url
+
+
+def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
+    """One part per rows file, named by its digits."""
+    parts = []
+    for artifact in inputs["rows"]:
+        for input_part in artifact.parts:
+            for file in input_part.files:
+                if match := ROWS_FILE.fullmatch(file.path):
+                    parts.append(Part(name=match[1], reads=(Read("rows", file),)))
+    parts.sort(key=lambda part: part.name)
+    if len({part.name for part in parts}) < len(parts):
+        raise ConfigError("download: two inputs have rows files of one name; give each source a download node")
+    return parts
+
+
+def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
+    """Fetch the media of one part's rows and write rows, drops, ledger and media pack."""
+    samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
+    with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
+        items, item_of_row, refused = _plan_items(samples, url_map)
+        results = fetch_items(items, Path(scratch), config, config.policy(endpoints))
+        verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
+        verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
+        kept, drops = _decide(samples, verdicts)
+        media = [verdict for verdict in verdicts if verdict.media is not None]
+        folder = Path(scratch) / MEDIA_FOLDER
+        pack = write_media_pack(
+            out.path, ((m.media.sha256, m.media.format, folder / m.payload_name) for m in media if m.media)
+        )
+    write_table(sample_table(kept), out.path / "rows.parquet")
+    write_table(drop_table(drops), out.path / "drops.parquet")
+    write_table(_ledger(samples, verdicts), out.path / "ledger.parquet")
+    return PartResult(
+        counts=_counts(samples, kept, drops),
+        file_rows={
+            "rows.parquet": len(kept),
+            "drops.parquet": len(drops),
+            "ledger.parquet": len(samples),
+            "media.parquet": len(pack),
+        },
+        summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack)},
+    )
+
+
+@contextmanager
+def _own_server(config: DownloadConfig) -> Iterator[tuple[UrlMap, tuple[tuple[str, int], ...]]]:
+    """The map of URLs, and the endpoints of our own that may be contacted while the block runs."""
+    if config.url_base is None:
+        yield UrlMap(), ()
+        return
+    with serve_folder(PROJECT_ROOT / config.url_base.serve) as (address, port):
+        base = config.url_base.from_.rstrip("/")
+        yield UrlMap(f"{base}/", f"http://{address}:{port}/"), ((address, port),)
+
+
+def _plan_items(samples: Sequence[Sample], url_map: UrlMap) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
+    """Distinct things to fetch, the item of each row, and the rows refused by their URL alone.
+
+    A URL that several rows name is fetched once.
+    """
+    items: dict[tuple[object, ...], Item] = {}
+    item_of_row: dict[int, int] = {}
+    refused: dict[int, Result] = {}
+    for row, sample in enumerate(samples):
+        try:
+            if sample.kind not in ("image", "video"):
+                raise Refusal("unknown_kind", f"{sample.kind!r}; image and video are fetched")
+            if not sample.url or not sample.url.strip():
+                raise Refusal("missing_url")
+            url = parse_target(url_map.to_wire(sample.url.strip())).url
+        except Refusal as refusal:
+            refused[row] = Result(-1, refusal.rule, refusal.reason)
+            continue
+        identity = (sample.kind, url, sample.start_seconds, sample.end_seconds)
+        item = items.setdefault(identity, Item(len(items), sample.kind, url, sample.start_seconds, sample.end_seconds))
+        item_of_row[row] = item.id
+    return list(items.values()), item_of_row, refused
+
+
+def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list[Sample], list[Drop]]:
+    kept, drops = [], []
+    for sample, verdict in zip(samples, verdicts, strict=True):
+        if verdict.media is not None:
+            kept.append(_with_media(sample, verdict))
+            continue
+        drops.append(
+            Drop(sample.key, sample.source, sample.source_row, "download", verdict.status, reason=verdict.reason)
+        )
+    return kept, drops
+
+
+def _with_media(sample: Sample, verdict: Result) -> Sample:
+    """`sample` with what was fetched; boxes that waited for the size of their image are put in pixels."""
+    assert verdict.media is not None
+    fetch = Fetch(verdict.final_url, verdict.fetched_at, verdict.http_status, verdict.content_type, verdict.opt_out)
+    if any(concept.annotation_id.startswith(NORMALISED_PREFIX) for concept in sample.concepts):
+        from x2vlm.data.boxes import denormalise_boxes
+
+        sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
+    return replace(sample, media=verdict.media, fetch=fetch)
+
+
+def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
+    """What became of every row's URL, in upstream order."""
+    rows = [
+        {
+            "key": sample.key,
+            "url": sample.url,
+            "final_url": verdict.final_url,
+            "http_status": verdict.http_status or None,
+            "status": verdict.status,
+            "reason": verdict.reason,
+            "fetched_at": verdict.fetched_at,
+            "bytes": verdict.bytes,
+            "content_type": verdict.content_type,
+            "opt_out": verdict.opt_out,
+        }
+        for sample, verdict in zip(samples, verdicts, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
+
+
+def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[Drop]) -> Mapping[str, Count]:
+    """Rows by rule; what hung on a dropped row is dropped as `row_dropped`."""
+
+    def hanging(before: int, after: int) -> Count:
+        return Count(before, after, {"row_dropped": before - after} if before > after else {})
+
+    return {
+        "rows": Count(len(samples), len(kept), count_rules(drops, "row")),
+        "concepts": hanging(sum(len(s.concepts) for s in samples), sum(len(s.concepts) for s in kept)),
+        "captions": hanging(sum(len(s.captions) for s in samples), sum(len(s.captions) for s in kept)),
+    }
+
+
+DOWNLOAD = Stage(
+    name="download",
+    version=1,
+    config_type=DownloadConfig,
+    slots=("rows",),
+    plan_parts=plan_download,
+    run_part=run_download,
+)

@@ -1,0 +1,174 @@
+"""What the download stage may contact: web addresses and resolved network addresses, judged before any connection.
+
+A URL comes from a stranger. Names are resolved once, every address they give is judged, and the connection goes to the
+judged address, so a name that changes its answer (rebinding) changes nothing, nor does a host in decimal, octal or hex.
+"""
+
+import ipaddress
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# `is_global` alone follows the registry of the Python release; what must never be reached is spelt out.
+FORBIDDEN_NETWORKS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # this host
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local; cloud metadata
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",  # multicast, reserved, broadcast
+        "::/96",  # unspecified, loopback, v4-compatible
+        "::ffff:0:0/96",  # v4-mapped
+        "64:ff9b::/96",  # NAT64
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",  # Teredo and other protocol assignments
+        "2001:db8::/32",
+        "2002::/16",  # 6to4
+        "3fff::/20",
+        "5f00::/16",
+        "fc00::/7",
+        "fe80::/9",  # link-local and the old site-local
+        "ff00::/8",
+    )
+)
+
+
+class Refusal(OSError):
+    """A URL that will not be fetched, or was not fetched whole. `rule` is the reason that is counted."""
+
+    def __init__(self, rule: str, reason: str = "", http_status: int = 0) -> None:
+        super().__init__(f"{rule}: {reason}" if reason else rule)
+        self.rule = rule
+        self.reason = reason
+        self.http_status = http_status
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may be contacted beyond public addresses on ports 80 and 443."""
+
+    allowed_networks: tuple[str, ...] = ()  # for example ("10.1.0.0/16",): a mirror inside
+    allowed_ports: tuple[int, ...] = (80, 443)
+    allowed_endpoints: tuple[tuple[str, int], ...] = ()  # (address, port): our own loopback server
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL taken apart, in the form that goes over the wire."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str  # with query
+
+
+def parse_target(url: str) -> Target:
+    """`url` taken apart; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
+    text = url.strip()
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise Refusal("url_malformed", "control characters")
+    try:
+        parts = urllib.parse.urlsplit(text)
+        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    except ValueError as error:
+        raise Refusal("url_malformed", str(error)) from None
+    if scheme not in ("http", "https"):
+        raise Refusal("scheme_forbidden", f"{scheme or 'no scheme'}; only http and https are fetched")
+    if "@" in parts.netloc:
+        raise Refusal("userinfo_forbidden", "a user name or password in the address")
+    if not host or port == 0 or any(character in host for character in " \\%<>\"'"):
+        raise Refusal("url_malformed", "no usable host")
+    try:
+        host = host if ":" in host or host.isascii() else host.encode("idna").decode("ascii")
+        path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]|")
+    except UnicodeError as error:
+        raise Refusal("url_malformed", str(error)) from None
+    path = f"{path}?{query}" if query else path
+    netloc = f"[{host}]" if ":" in host else host
+    default_port = 443 if scheme == "https" else 80
+    netloc += f":{port}" if port not in (None, default_port) else ""
+    return Target(f"{scheme}://{netloc}{path}", scheme, host, port or default_port, path)
+
+
+def check_address(address: str, port: int, policy: Policy) -> None:
+    """Refusal with rule address_forbidden or port_forbidden unless `address` may be contacted on `port`."""
+    ip = ipaddress.ip_address(address.split("%", 1)[0])  # a scope id never makes an address public
+    if (str(ip), port) in policy.allowed_endpoints:
+        return
+    is_allowed = any(ip in ipaddress.ip_network(network) for network in policy.allowed_networks)
+    if not is_allowed and not is_public(ip):
+        raise Refusal("address_forbidden", f"{ip} is not a public address; a card can allow its network")
+    if port not in policy.allowed_ports:
+        raise Refusal("port_forbidden", f"port {port}; allowed: {', '.join(map(str, policy.allowed_ports))}")
+
+
+def is_public(ip: IpAddress) -> bool:
+    """Whether `ip` is an ordinary address of the public internet that no translation leads elsewhere."""
+    return ip.is_global and not any(ip in network for network in FORBIDDEN_NETWORKS if network.version == ip.version)
+
+
+class Resolver:
+    """Addresses of host names, each asked for once per process; a slow name server cannot exceed the caller's time."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, list[str] | OSError] = {}
+        self._lock = threading.Lock()
+
+    def addresses(self, host: str, timeout_seconds: float) -> list[str]:
+        """Every address of `host`, at least one; Refusal with rule dns_failed."""
+        with self._lock:
+            answer = self._answers.get(host)
+        if answer is None:
+            answer = self._ask(host, timeout_seconds)
+        if isinstance(answer, OSError):
+            raise Refusal("dns_failed", f"{host}: {answer}")
+        return answer
+
+    def _ask(self, host: str, timeout_seconds: float) -> list[str] | OSError:
+        # getaddrinfo has no timeout of its own; a daemon thread is left behind rather than waited for.
+        thread = threading.Thread(target=self._resolve, args=(host,), daemon=True)
+        thread.start()
+        thread.join(timeout_seconds)
+        with self._lock:
+            return self._answers.get(host) or OSError("no answer in time")
+
+    def _resolve(self, host: str) -> None:
+        answer: list[str] | OSError
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            answer = list(dict.fromkeys(str(item[4][0]) for item in found)) or OSError("no address")
+        except (OSError, UnicodeError) as error:
+            answer = OSError(str(error))
+        with self._lock:
+            self._answers[host] = answer
+
+    def forget_failure(self, host: str) -> None:
+        """Ask again for `host` next time if the last answer was a failure."""
+        with self._lock:
+            if isinstance(self._answers.get(host), OSError):
+                del self._answers[host]
+
+
+def resolve(target: Target, policy: Policy, resolver: Resolver, timeout_seconds: float) -> list[str]:
+    """The addresses `target` may be contacted at: all that its host has, or a Refusal if a single one is forbidden."""
+    addresses = resolver.addresses(target.host, timeout_seconds)
+    for address in addresses:
+        check_address(address, target.port, policy)
+    return addresses

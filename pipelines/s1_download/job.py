@@ -1,0 +1,102 @@
+"""What the parent and the child of a download say to each other: one job file, one journal of lines."""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.guard import Policy
+from x2vlm.samples import Media
+
+JOB_NAME, JOURNAL_NAME, MEDIA_FOLDER = "job.json", "journal.jsonl", "media"
+OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose own Python ran out of memory: a death like one by signal
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to fetch: an image, or a clip of a video. `url` is what goes over the wire."""
+
+    id: int
+    kind: str
+    url: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an item. `status` is "kept" or a rule; `payload_name` is a file in the media folder."""
+
+    id: int
+    status: str
+    reason: str = ""
+    final_url: str = ""
+    http_status: int = 0
+    content_type: str = ""
+    opt_out: str = ""
+    fetched_at: str = ""
+    bytes: int = 0
+    media: Media | None = None
+
+    @property
+    def payload_name(self) -> str:
+        assert self.media is not None
+        return f"{self.media.sha256}.{self.media.format}"
+
+
+def write_job(folder: Path, config: DownloadConfig, policy: Policy, items: Sequence[Item]) -> None:
+    """Lay down in `folder` what a child will do there."""
+    # A dump leaves out what is excluded from fingerprints, but the child needs it.
+    values = {name: getattr(config, name) for name, field in DownloadConfig.model_fields.items() if field.exclude}
+    values |= config.model_dump(mode="json")
+    job = {"config": values, "policy": asdict(policy), "items": [asdict(item) for item in items]}
+    (folder / JOB_NAME).write_text(json.dumps(job), encoding="utf-8")
+
+
+def read_job(folder: Path) -> tuple[DownloadConfig, Policy, list[Item]]:
+    """What `write_job` laid down."""
+    job = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
+    policy = Policy(
+        tuple(job["policy"]["allowed_networks"]),
+        tuple(job["policy"]["allowed_ports"]),
+        tuple((address, port) for address, port in job["policy"]["allowed_endpoints"]),
+    )
+    return DownloadConfig.model_validate(job["config"]), policy, [Item(**values) for values in job["items"]]
+
+
+class Journal:
+    """Lines that survive the death of the process that writes them: each is one write to a file opened for append."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def started(self, item_ids: Collection[int]) -> None:
+        """Say that work on these items begins, so that a death can be traced to them."""
+        self._write({"started": list(item_ids)})
+
+    def finished(self, result: Result) -> None:
+        """Say what became of an item."""
+        self._write({"finished": asdict(result)})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
+
+
+def read_journal(path: Path) -> tuple[dict[int, Result], set[int]]:
+    """Results by item id, and the items that were begun and not finished. A torn last line is not a line."""
+    results: dict[int, Result] = {}
+    started: set[int] = set()
+    if not path.exists():
+        return results, started
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        event = json.loads(line)
+        if "started" in event:
+            started.update(event["started"])
+        else:
+            values = event["finished"]
+            media = None if values["media"] is None else Media(**values["media"])
+            results[values["id"]] = Result(**{**values, "media": media})
+    return results, started - set(results)

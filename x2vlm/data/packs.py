@@ -1,0 +1,120 @@
+"""Media packs: a plain tar of payloads, each stored once, and a Parquet index that finds them by content hash.
+
+A reader never parses the tar, so no name, link or header in it can lead anywhere: it reads the byte range that the
+index gives and compares the hash.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2vlm.errors import CorruptArtifact
+from x2vlm.samples import write_table
+
+PACK_NAME = "media.tar"
+INDEX_NAME = "media.parquet"
+HEADER_BYTES = 512  # every member has exactly one: names are short and the ustar format knows no extension headers
+
+PACK_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),  # of the original bytes; for a clip of a longer video of bytes and range
+        ("format", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),  # of the payload in the tar
+        ("bytes", pa.int64()),
+        ("payload_sha256", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PackEntry:
+    """Where a payload lies: a row of PACK_SCHEMA."""
+
+    sha256: str
+    format: str
+    member: str
+    offset: int
+    bytes: int
+    payload_sha256: str
+
+
+def write_media_pack(folder: Path, payloads: Iterable[tuple[str, str, Path]]) -> list[PackEntry]:
+    """What was written to `media.tar` and `media.parquet` in `folder`, sorted by sha256, each sha256 once.
+
+    `payloads` are (sha256 of the original, format, file that holds the payload). Equal payloads give equal bytes:
+    owner 0, time 0, mode 0644, regular files.
+    """
+    distinct = {sha256: (media_format, path) for sha256, media_format, path in payloads}
+    entries = []
+    with tarfile.open(folder / PACK_NAME, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sha256, (media_format, path) in sorted(distinct.items()):
+            payload = path.read_bytes()
+            member = tarfile.TarInfo(f"{sha256}.{media_format}")
+            member.size = len(payload)
+            member.mode = 0o644
+            offset = tar.offset + HEADER_BYTES
+            tar.addfile(member, BytesIO(payload))
+            digest = hashlib.sha256(payload).hexdigest()
+            entries.append(PackEntry(sha256, media_format, member.name, offset, len(payload), digest))
+    rows = [entry.__dict__ for entry in entries]
+    write_table(pa.Table.from_pylist(rows, schema=PACK_SCHEMA), folder / INDEX_NAME)
+    return entries
+
+
+class MediaPack:
+    """Payloads of one pack by sha256. Holds the index in memory and one open file; safe to share between threads."""
+
+    def __init__(self, tar_path: Path, index_path: Path) -> None:
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(index_path).cast(PACK_SCHEMA).to_pylist()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptArtifact(f"{index_path}: not an index of a media pack ({error}); rerun `download`") from None
+        self._tar_path = tar_path
+        self._entries = {row["sha256"]: PackEntry(**row) for row in rows}
+        self._descriptor = os.open(tar_path, os.O_RDONLY)
+
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, sha256: str) -> PackEntry:
+        """Where the payload of `sha256` lies; KeyError if this pack does not have it."""
+        return self._entries[sha256]
+
+    def read(self, sha256: str) -> bytes:
+        """The payload of `sha256`, verified; KeyError if this pack does not have it, CorruptArtifact if it changed."""
+        entry = self._entries[sha256]
+        payload = os.pread(self._descriptor, entry.bytes, entry.offset)
+        if len(payload) != entry.bytes or hashlib.sha256(payload).hexdigest() != entry.payload_sha256:
+            raise CorruptArtifact(
+                f"{self._tar_path}: bytes {entry.offset} to {entry.offset + entry.bytes} are not {entry.member} as the "
+                "index describes it; delete this part and rerun `download`"
+            )
+        return payload
+
+    def close(self) -> None:
+        """Close the tar; reading afterwards is an error."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "MediaPack":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
