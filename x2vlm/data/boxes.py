@@ -70,7 +70,7 @@ def _extent(start: float, end: float, limit: int) -> float:
     """The length from `start` to `end`, cut so that start + length <= limit also holds in floating point."""
     length = min(end, limit) - start
     while start + length > limit:
-        length = math.nextafter(length, 0.0)
+        length = math.nextafter(length, -math.inf)
     return length
 
 

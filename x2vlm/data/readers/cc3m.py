@@ -30,6 +30,8 @@ def read_cc3m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
             if number + 1 == LOOK and not good:
                 break
             yield row
+    if not seen["rows"]:
+        source.fail("rows", "the file is empty", "Download it again")
     if not good:
         hint = "caption and URL are swapped, as in CC12M" if swapped else "expected a caption, a tab and a URL per line"
         problem = f"none of its first {min(number + 1, LOOK)} rows is a CC3M row: {hint}"
