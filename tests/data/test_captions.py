@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import BertTokenizerFast
 
-from x2vlm.data.captions import concept_text, mentions_a_side, pre_caption
+from x2vlm.data.captions import mentions_a_side, pre_caption
 from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 
@@ -72,8 +72,3 @@ def test_a_cut_text_keeps_its_end_mark(vocabulary):
 def test_a_vocabulary_without_special_tokens_is_refused():
     with pytest.raises(ConfigError, match=r"\[MASK\] missing"):
         WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])
-
-
-def test_attributes_come_before_the_label():
-    assert concept_text("table", ("wooden", "brown")) == "wooden brown table"
-    assert concept_text("table") == "table"
