@@ -71,7 +71,10 @@ def contrastive(
     one. Rows with equal `image_ids_B` share their target evenly. Memory is (B x W) squared: 268 MB at 8,192 rows.
     """
     with torch.autocast(image_BE.device.type, enabled=False):
-        image, text, ids = _all_rows(image_BE.float(), text_BE.float(), image_ids_B, gather, gradient)
+        scale = _gradient_scale(gradient, 1 if gather is None else gather.world_size)
+        image = _RowsOfAllRanks.apply(image_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
+        text = _RowsOfAllRanks.apply(text_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
+        ids = image_ids_B if image_ids_B is None or gather is None else gather.rows(image_ids_B)
         logits = image @ text.T / temperature.float()
         if ids is None:
             labels = torch.arange(len(logits), device=logits.device)
@@ -277,18 +280,15 @@ def _multinomial(weights_BB: Tensor, generator: torch.Generator | None) -> Tenso
     return (weights_BB / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=1)
 
 
-def _all_rows(
-    image_BE: Tensor, text_BE: Tensor, ids_B: Tensor | None, gather: Gather | None, gradient: ContrastiveGradient
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features and ids of all ranks; gradients reach only the local rows, scaled for averaging over ranks later."""
-    world_size = 1 if gather is None else gather.world_size
-    scale = {"true": float(world_size), "reference": 1.0}.get(gradient) if isinstance(gradient, str) else None
-    scale = gradient * world_size if scale is None and not isinstance(gradient, str) else scale
-    if scale is None:
+def _gradient_scale(gradient: ContrastiveGradient, world_size: int) -> float:
+    """Factor on the local slice of the features' gradient, so that averaging over ranks gives what `gradient` asks."""
+    if gradient == "true":
+        return float(world_size)
+    if gradient == "reference":
+        return 1.0
+    if isinstance(gradient, str):
         raise ValueError(f'contrastive gradient {gradient!r} is neither "true", "reference" nor a number')
-    if gather is not None:
-        ids_B = None if ids_B is None else gather.rows(ids_B)
-    return _RowsOfAllRanks.apply(image_BE, gather, scale), _RowsOfAllRanks.apply(text_BE, gather, scale), ids_B
+    return gradient * world_size
 
 
 class _RowsOfAllRanks(torch.autograd.Function):
