@@ -1,7 +1,7 @@
 """Start values from published backbones: BEiT-2 for the image tower, BERT for the text tower and the fusion layers.
 
 BERT fills more layers than it has: text layer i takes layer i, and the fusion layers take the last layers again, so
-that base (12 text + 6 fusion) reads BERT layers 0-11 and 6-11 (reference_model 1.8). Cross-attention, projections,
+that base (12 text + 6 fusion) reads BERT layers 0-11 and 6-11. Cross-attention, projections,
 heads and temperature come from nowhere: the report lists them as missing, which is what trains at the larger rate.
 """
 

@@ -2,7 +2,7 @@
 
 A table has (2 g - 1) squared rows, one per (row offset, column offset) on a g x g grid, then three rows for the class
 token. Near offsets matter more than far ones, so the source offsets are spread at geometrically growing distances
-and the table is read off an interpolating bicubic spline at the whole numbers (reference_model 1.7). On a full grid
+and the table is read off an interpolating bicubic spline at the whole numbers. On a full grid
 the spline is a product of two one-dimensional ones, each a small matrix: the not-a-knot cubic spline.
 """
 

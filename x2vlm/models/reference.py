@@ -1,6 +1,6 @@
 """Names of the reference's checkpoints and ours: loading their states, writing ours the way their code reads it.
 
-Kinds understood (reference_model 1.6): pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, words
+Kinds understood: pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, words
 tied), fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cross_encoder.*`, `mlm_head.*`, untied).
 """
 

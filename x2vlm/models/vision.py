@@ -12,6 +12,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from x2vlm.models.config import VisionConfig
+from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens
 
 
@@ -52,7 +53,7 @@ def average_frames(frames: VisionTokens, num_frames: int, position_1F1D: Tensor 
     """One row per clip from B x F frame rows (frames of a clip adjacent): the token-wise mean over its frames.
 
     The frame position is added to every token before the mean, so all it contributes is a constant per clip length:
-    the order of the frames is not seen (X2-VLM 3.2, averaging beat temporal attention).
+    the order of the frames is not seen (X2-VLM Table 10: averaging beat temporal attention).
     """
     shift_1D = 0 if position_1F1D is None else position_1F1D[:, :num_frames].mean(dim=1)[:, 0]
     summary_BFD = frames.summary_BD.reshape(-1, num_frames, *frames.summary_BD.shape[1:])
@@ -70,7 +71,7 @@ def pool_patches(patches_MPD: Tensor, image_of_R: Tensor, patch_mask_RP: Tensor)
     float32 even under autocast, like the mean of a whole image.
     """
     num_images, num_patches, width = patches_MPD.shape
-    with torch.autocast(patches_MPD.device.type, enabled=False):
+    with full_precision(patches_MPD):
         mask_RP = patch_mask_RP.float()
         image_RM = torch.nn.functional.one_hot(image_of_R, num_images).float()
         weight_RMP = image_RM[:, :, None] * mask_RP[:, None, :]

@@ -17,7 +17,7 @@ from x2vlm.models.text import TextEncoder, build_text_encoder
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.vision import VisionEncoder, average_frames, pool_patches
 
-# Range the temperature is kept in, once per training step (reference_model 1.5).
+# Range the temperature is kept in, once per training step, as in the reference.
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -135,7 +135,7 @@ def build_model(config: ModelConfig) -> X2VLM:
 def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
     """A model with `encoder` as text tower and a fresh, untied word head; all other modules are shared with `model`.
 
-    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 3.5: the cross-lingual swap).
+    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 4.5: the multilingual model).
     ConfigError if the widths differ.
     """
     text = TextEncoder(encoder)

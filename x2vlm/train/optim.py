@@ -1,6 +1,6 @@
 """The optimizer of X2-VLM: which parameter gets which learning rate and decay, AdamW as published, the schedule.
 
-Groups are decided by substrings of the reference's parameter names (reference_model 4.1), oddities included:
+Groups are decided by substrings of the reference's parameter names, oddities included:
 "bias" also matches the relative position tables, and the LayerNorms inside the heads (`itm_head.1`) do decay.
 """
 
