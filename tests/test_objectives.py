@@ -353,3 +353,45 @@ def test_two_processes_over_gloo(gradient, factor):
             assert rank_loss == pytest.approx(loss.item(), abs=1e-6)
             assert_close(torch.tensor(weight_gradient), layer.weight.grad * factor, atol=1e-6, rtol=0)
             assert temperature_gradient == pytest.approx(temperature.grad.item(), abs=1e-5)
+
+
+# What a step costs
+
+
+def test_no_loss_makes_the_host_wait_for_the_device():
+    """On the meta device there are no values: whatever reads one on the host raises."""
+    with torch.device("meta"):
+        model = tiny_model(num_frames=2).train()
+    batches = [
+        region_batch(image_ids_B=torch.tensor([4, 4, 5])),
+        tiny_batch("image", torch.zeros(3, 3, 64, 64)),
+        tiny_batch("video", torch.zeros(3, 2, 3, 64, 64)),
+        tiny_batch("text"),
+    ]
+    for batch in batches:
+        losses = pretrain_losses(model, batch.to("meta"))
+        sum(losses.values()).backward()
+        assert all(loss.is_meta for loss in losses.values())
+
+
+def test_image_keys_are_projected_once_per_image_and_summary():
+    """Three regions of two images, five looks at each: 2 x 16 patches and 2 x 3 summary tokens, whatever is fused."""
+    model, seen = tiny_model(), []
+    for layer in model.fusion.layers:
+        layer.cross_attention.key.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].numel()))
+    pretrain_losses(model, region_batch())
+    assert sum(seen) == len(model.fusion.layers) * (2 * 16 + 2 * 3)
+
+
+def test_losses_under_bfloat16_autocast_are_float32_and_close():
+    model, batch = tiny_model().eval(), region_batch()
+    negatives = (torch.tensor([2, 2, 0]), torch.tensor([2, 2, 1]))
+    exact = pretrain_losses(model, batch, negatives)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = pretrain_losses(model, batch, negatives)
+    for name, value in rough.items():
+        assert value.dtype == torch.float32, name
+        # bfloat16 keeps 8 bits; contrastive logits are divided by 0.07.
+        assert_close(value, exact[name], atol=0.05, rtol=0.02)
+    sum(rough.values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from x2vlm.batch import UNUSED_LABEL, Batch
 from x2vlm.config import FrozenConfig
 from x2vlm.models.fusion import VisionMemory
+from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens, join_rows
 from x2vlm.models.x2vlm import X2VLM
 
@@ -62,7 +63,7 @@ def contrastive(
     gradient: ContrastiveGradient = "true",
     image_ids_B: Tensor | None = None,
 ) -> Tensor:
-    """Mean of image-to-text and text-to-image cross entropy over the rows of all ranks (X2-VLM 3.3).
+    """Mean of image-to-text and text-to-image cross entropy over the rows of all ranks (X2-VLM 3.3.1).
 
     Every rank computes the same value. Gradients are meant to be averaged over ranks afterwards, as DDP does; then
     `gradient` decides how the features' gradient relates to the one a single process with the whole batch would see:
@@ -70,8 +71,11 @@ def contrastive(
     number is that factor, whatever W is (1/8 repeats the published base run). The temperature's is always the true
     one. Rows with equal `image_ids_B` share their target evenly. Memory is (B x W) squared: 268 MB at 8,192 rows.
     """
-    with torch.autocast(image_BE.device.type, enabled=False):
-        image, text, ids = _all_rows(image_BE.float(), text_BE.float(), image_ids_B, gather, gradient)
+    with full_precision(image_BE):
+        scale = _gradient_scale(gradient, 1 if gather is None else gather.world_size)
+        image = _RowsOfAllRanks.apply(image_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
+        text = _RowsOfAllRanks.apply(text_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
+        ids = image_ids_B if image_ids_B is None or gather is None else gather.rows(image_ids_B)
         logits = image @ text.T / temperature.float()
         if ids is None:
             labels = torch.arange(len(logits), device=logits.device)
@@ -94,7 +98,7 @@ def draw_negatives(
     Drawn from the rows of this rank with probability softmax(similarity / temperature) + 1e-5, never from rows of the
     same image. `generator` must live on the features' device. Nothing waits for the device.
     """
-    with torch.no_grad(), torch.autocast(image_BE.device.type, enabled=False):
+    with torch.no_grad(), full_precision(image_BE):
         similarity_BB = image_BE.float() @ text_BE.float().T / temperature.float()
         ids = image_ids_B if image_ids_B is not None else torch.arange(len(image_BE), device=image_BE.device)
         same_BB = ids[:, None] == ids[None, :]
@@ -277,18 +281,15 @@ def _multinomial(weights_BB: Tensor, generator: torch.Generator | None) -> Tenso
     return (weights_BB / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=1)
 
 
-def _all_rows(
-    image_BE: Tensor, text_BE: Tensor, ids_B: Tensor | None, gather: Gather | None, gradient: ContrastiveGradient
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features and ids of all ranks; gradients reach only the local rows, scaled for averaging over ranks later."""
-    world_size = 1 if gather is None else gather.world_size
-    scale = {"true": float(world_size), "reference": 1.0}.get(gradient) if isinstance(gradient, str) else None
-    scale = gradient * world_size if scale is None and not isinstance(gradient, str) else scale
-    if scale is None:
+def _gradient_scale(gradient: ContrastiveGradient, world_size: int) -> float:
+    """Factor on the local slice of the features' gradient, so that averaging over ranks gives what `gradient` asks."""
+    if gradient == "true":
+        return float(world_size)
+    if gradient == "reference":
+        return 1.0
+    if isinstance(gradient, str):
         raise ValueError(f'contrastive gradient {gradient!r} is neither "true", "reference" nor a number')
-    if gather is not None:
-        ids_B = None if ids_B is None else gather.rows(ids_B)
-    return _RowsOfAllRanks.apply(image_BE, gather, scale), _RowsOfAllRanks.apply(text_BE, gather, scale), ids_B
+    return gradient * world_size
 
 
 class _RowsOfAllRanks(torch.autograd.Function):

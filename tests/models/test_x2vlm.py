@@ -246,3 +246,18 @@ def test_training_mode_drops_and_evaluation_mode_does_not():
     assert not torch.equal(run(), run())
     model.eval()
     assert torch.equal(run(), run())
+
+
+def test_start_values_follow_the_published_distributions():
+    torch.manual_seed(0)
+    model = build_model(tiny_config(num_frames=3, fusion=FusionConfig(num_layers=1, num_heads=4, intermediate=4000)))
+    parameters = dict(model.named_parameters())
+    for name in ("fusion.layers.0.feed_forward.inner.weight", "frame_position"):
+        assert parameters[name].mean().item() == pytest.approx(0, abs=0.008), name
+        assert parameters[name].std().item() == pytest.approx(0.02, abs=0.004), name
+    assert parameters["fusion.layers.0.cross_attention.key.bias"].abs().max() == 0
+    assert (parameters["vision.trunk.blocks.1.gamma_2"] == 0.1).all()
+    assert parameters["temperature"].item() == pytest.approx(0.07)
+    # Default start of a PyTorch linear layer: uniform within 1 / sqrt(inputs).
+    assert 0.9 / 16**0.5 < parameters["match_head.0.weight"].abs().max() <= 1 / 16**0.5
+    assert (parameters["box_head.1.weight"] == 1).all()

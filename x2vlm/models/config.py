@@ -86,7 +86,7 @@ class ModelConfig(FrozenConfig):
     embed_dim: int = 256
     temperature: float = Field(default=0.07, gt=0)
     num_frames: int | None = Field(default=None, ge=1)
-    # False for multilingual models: 250,002 words would make a tied start meaningless (reference_model 1.8).
+    # False in the multilingual models of the reference: their word head starts random and shares nothing.
     tie_words: bool = True
 
     @model_validator(mode="after")

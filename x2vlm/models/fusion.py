@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
     def split_heads(self, states_BND: Tensor) -> Tensor:
-        return states_BND.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return states_BND.reshape(*states_BND.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
     def forward(self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor, mask: Tensor | None) -> Tensor:
         attended_BHLE = scaled_dot_product_attention(
@@ -74,7 +74,8 @@ class Attention(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         attended_BLD = attended_BHLE.transpose(1, 2).flatten(2)
-        return self.norm(self.dropout(self.output(attended_BLD)) + hidden_BLD)
+        normed_BLD: Tensor = self.norm(self.dropout(self.output(attended_BLD)) + hidden_BLD)
+        return normed_BLD
 
 
 class FeedForward(nn.Module):
@@ -88,7 +89,8 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        return self.norm(self.dropout(self.outer(gelu(self.inner(hidden_BLD)))) + hidden_BLD)
+        normed_BLD: Tensor = self.norm(self.dropout(self.outer(gelu(self.inner(hidden_BLD)))) + hidden_BLD)
+        return normed_BLD
 
 
 class FusionLayer(nn.Module):
@@ -115,7 +117,8 @@ class FusionLayer(nn.Module):
         hidden_BLD = attention(hidden_BLD, keys, values, mask_B1LL)
         if memory is not None:
             hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B1LN)
-        return self.feed_forward(hidden_BLD)
+        fed_BLD: Tensor = self.feed_forward(hidden_BLD)
+        return fed_BLD
 
 
 class FusionEncoder(nn.Module):

@@ -2,7 +2,7 @@
 
 A table has (2 g - 1) squared rows, one per (row offset, column offset) on a g x g grid, then three rows for the class
 token. Near offsets matter more than far ones, so the source offsets are spread at geometrically growing distances
-and the table is read off an interpolating bicubic spline at the whole numbers (reference_model 1.7). On a full grid
+and the table is read off an interpolating bicubic spline at the whole numbers. On a full grid
 the spline is a product of two one-dimensional ones, each a small matrix: the not-a-knot cubic spline.
 """
 
@@ -65,7 +65,7 @@ def spline_matrix(knots_S: np.ndarray, points_T: np.ndarray) -> np.ndarray:
     identity = np.eye(len(knots_S))
     straight = before * identity[left] + after * identity[left + 1]
     bend = (before**3 - before) * curvature_SS[left] + (after**3 - after) * curvature_SS[left + 1]
-    return straight + bend * (width[:, None] ** 2) / 6
+    return np.asarray(straight + bend * (width[:, None] ** 2) / 6)
 
 
 def _curvature_matrix(knots_S: np.ndarray) -> np.ndarray:
@@ -77,7 +77,7 @@ def _curvature_matrix(knots_S: np.ndarray) -> np.ndarray:
         right[i, i - 1 : i + 2] = 6 / step[i - 1], -6 / step[i - 1] - 6 / step[i], 6 / step[i]
     left[0, :3] = step[1], -(step[0] + step[1]), step[0]
     left[-1, -3:] = step[-1], -(step[-2] + step[-1]), step[-2]
-    return np.linalg.solve(left, right)
+    return np.asarray(np.linalg.solve(left, right))
 
 
 def _side(num_rows: int) -> int:

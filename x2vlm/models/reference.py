@@ -1,6 +1,6 @@
 """Names of the reference's checkpoints and ours: loading their states, writing ours the way their code reads it.
 
-Kinds understood (reference_model 1.6): pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, words
+Kinds understood: pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, words
 tied), fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cross_encoder.*`, `mlm_head.*`, untied).
 """
 
@@ -108,8 +108,9 @@ def export_reference_state(model: X2VLM) -> dict[str, Tensor]:
     """
     parameters = dict(model.named_parameters())
     state = {reference: parameters[name].detach() for name, reference in reference_names(model).items()}
-    for index, block in enumerate(model.vision.trunk.blocks):
-        state[f"vision_encoder.blocks.{index}.attn.relative_position_index"] = block.attn.relative_position_index
+    for name, buffer in model.vision.trunk.named_buffers():
+        if name.endswith("relative_position_index"):
+            state[f"vision_encoder.{name}"] = buffer
     embeddings, words = _text_prefix(model) + "embeddings.", _words_prefix(model)
     positions = model.config.text.max_positions
     state[embeddings + "position_ids"] = torch.arange(positions, device=model.temperature.device).expand(1, -1)

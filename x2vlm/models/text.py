@@ -33,7 +33,8 @@ class TextEncoder(nn.Module):
         length = ids_BL.shape[1]
         # A ready 4-D mask: given a 2-D one, transformers asks on the host whether anything is padded, every step.
         mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
-        return self.encoder(input_ids=ids_BL, attention_mask=mask_B1LL).last_hidden_state
+        states_BLD: Tensor = self.encoder(input_ids=ids_BL, attention_mask=mask_B1LL).last_hidden_state
+        return states_BLD
 
 
 def build_text_encoder(cfg: TextConfig) -> TextEncoder:
@@ -54,6 +55,6 @@ def build_text_encoder(cfg: TextConfig) -> TextEncoder:
         initializer_range=cfg.init_std,
         layer_norm_eps=cfg.layer_norm_eps,
         pad_token_id=cfg.pad_id,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
     return TextEncoder(model_type(config, add_pooling_layer=False))

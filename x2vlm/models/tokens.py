@@ -3,7 +3,7 @@
 B rows, M images, R region rows, P patches, N = P + 1, D vision width.
 Several rows may look at one image (its regions, or the pairs of the matching loss). The patches are therefore kept
 once per image; a row only adds its own summary token and its own mask. Everything computed from patches alone can so
-be computed once per image (docs: half of the reference's arithmetic is recomputing it).
+be computed once per image: recomputing it, and padding texts, is half of the reference's arithmetic.
 """
 
 from dataclasses import dataclass, replace

@@ -17,7 +17,7 @@ from x2vlm.models.text import TextEncoder, build_text_encoder
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.vision import VisionEncoder, average_frames, pool_patches
 
-# Range the temperature is kept in, once per training step (reference_model 1.5).
+# Range the temperature is kept in, once per training step, as in the reference.
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
@@ -44,7 +44,8 @@ class X2VLM(nn.Module):
 
     def encode_image(self, images_BCHW: Tensor) -> VisionTokens:
         """One row per image: token 0 (the mean of the patches) and the patches; nothing is masked."""
-        return self.vision(images_BCHW)
+        vision: VisionTokens = self.vision(images_BCHW)
+        return vision
 
     def encode_video(self, frames_BFCHW: Tensor) -> VisionTokens:
         """One row per clip: the mean over its frames of (frame tokens + frame position).
@@ -75,7 +76,8 @@ class X2VLM(nn.Module):
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """States (B, L, D) after the text-only layers; `mask_BL` is true or 1 on real tokens."""
-        return self.text(ids_BL, mask_BL)
+        text_BLD: Tensor = self.text(ids_BL, mask_BL)
+        return text_BLD
 
     def remember(self, vision: VisionTokens) -> VisionMemory:
         """Image keys and values of all fusion layers, to be given to `fuse` any number of times."""
@@ -90,7 +92,8 @@ class X2VLM(nn.Module):
     ) -> Tensor:
         """States (B, L, D) after the fusion layers; without `vision` they run self-attention and feed-forward only."""
         memory = self.remember(vision) if isinstance(vision, VisionTokens) else vision
-        return self.fusion(text_BLD, mask_BL, memory, causal)
+        fused_BLD: Tensor = self.fusion(text_BLD, mask_BL, memory, causal)
+        return fused_BLD
 
     def project(self, vision: VisionTokens, text_BLD: Tensor) -> tuple[Tensor, Tensor]:
         """Image and text features (B, E) of length 1, from token 0 of each."""
@@ -104,16 +107,19 @@ class X2VLM(nn.Module):
 
     def match(self, fused_BLD: Tensor) -> Tensor:
         """Logits (B, 2) from token 0; class 1 means the text describes the image."""
-        return self.match_head(fused_BLD[:, 0])
+        logits_B2: Tensor = self.match_head(fused_BLD[:, 0])
+        return logits_B2
 
     def locate(self, fused_BLD: Tensor) -> Tensor:
         """Boxes (B, 4) as (cx, cy, w, h) in [0, 1] of the image side, from token 0."""
-        return self.box_head(fused_BLD[:, 0]).sigmoid()
+        raw_B4: Tensor = self.box_head(fused_BLD[:, 0])
+        return raw_B4.sigmoid()
 
     def predict_words(self, fused_BLD: Tensor, positions_BK: Tensor) -> Tensor:
         """Logits (B, K, V) at the given positions only."""
         index_BKD = positions_BK[:, :, None].expand(-1, -1, fused_BLD.shape[-1])
-        return self.word_head(fused_BLD.gather(1, index_BKD), self.text.word_embeddings.weight)
+        logits_BKV: Tensor = self.word_head(fused_BLD.gather(1, index_BKD), self.text.word_embeddings.weight)
+        return logits_BKV
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -129,7 +135,7 @@ def build_model(config: ModelConfig) -> X2VLM:
 def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
     """A model with `encoder` as text tower and a fresh, untied word head; all other modules are shared with `model`.
 
-    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 3.5: the cross-lingual swap).
+    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 4.5: the multilingual model).
     ConfigError if the widths differ.
     """
     text = TextEncoder(encoder)

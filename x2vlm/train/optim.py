@@ -1,6 +1,6 @@
 """The optimizer of X2-VLM: which parameter gets which learning rate and decay, AdamW as published, the schedule.
 
-Groups are decided by substrings of the reference's parameter names (reference_model 4.1), oddities included:
+Groups are decided by substrings of the reference's parameter names, oddities included:
 "bias" also matches the relative position tables, and the LayerNorms inside the heads (`itm_head.1`) do decay.
 """
 
@@ -78,7 +78,7 @@ def parameter_groups(
     unknown = sorted(new - set(names.values()))
     if unknown:
         raise ConfigError(f"new parameters that the model does not have: {unknown}")
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for rate_name, lr in _rates(config).items():
         for decayed in (True, False):
             key = f"{rate_name}_{'decay' if decayed else 'no_decay'}"
@@ -96,10 +96,12 @@ def build_optimizer(
     model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
     """The configured AdamW over `parameter_groups`."""
-    kind = {"reference": ReferenceAdamW, "torch": torch.optim.AdamW}[config.adamw]
     # torch refuses a group of mixed named and no parameters, and an empty one holds nothing to name.
     groups = [group for group in parameter_groups(model, config, new_parameters) if group["params"]]
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    rates: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.adamw == "torch":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **rates)
+    return ReferenceAdamW(groups, weight_decay=config.weight_decay, **rates)
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
@@ -120,7 +122,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Moves every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -134,7 +136,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         states = [self._state_of(parameter) for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
         beta1, beta2 = group["betas"]
         rate, rates = float(group["lr"]), []
@@ -154,7 +156,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state = self.state[parameter]
+        state: dict[str, Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(parameter)
