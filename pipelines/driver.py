@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.experiment import Experiment, load_experiment
+from pipelines.experiment import Experiment, load_experiment, resolve
 from pipelines.flow.artifact import Manifest
+from pipelines.flow.audit import audit
 from pipelines.flow.events import Event
 from pipelines.flow.executor import run
 from pipelines.flow.lineage import default_tracking_uri, lineage
@@ -120,6 +121,16 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run, "report": str(report)}
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
     return Outcome(EXIT_OK, text, {**data, "metrics": metrics})
+
+
+def audit_target(options: argparse.Namespace) -> Outcome:
+    """Audit what `options.target` names; exit code 2 if anything is not as recorded."""
+    store = Store(options.store if "://" in options.store else str(resolve(options.store)))
+    tracking_uri = options.tracking_uri
+    if tracking_uri is None and store.blobs.local_root is not None and store.blobs.exists("mlflow.db"):
+        tracking_uri = default_tracking_uri(store)
+    report = audit(store, options.target, tracking_uri, options.depth)
+    return Outcome(report.exit_code, report.text(), report.to_json())
 
 
 def _forced(graph: Graph, targets: Sequence[str]) -> list[str]:

@@ -126,7 +126,7 @@ def score_samples(clip: Clip, samples: Sequence[Sample], pack: MediaPack, batch_
 
 
 def aggregate(frame_scores: Sequence[float]) -> dict[str, object]:
-    """Mean, maximum and middle of the scores of a clip's frames (of an even number the later of the two in the middle)."""
+    """Mean, maximum and middle of the scores of a clip's frames; of an even number the later of the middle two."""
     return {
         "clip_score": math.fsum(frame_scores) / len(frame_scores),
         "clip_score_max": max(frame_scores),

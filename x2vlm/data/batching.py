@@ -4,6 +4,7 @@ B rows, M pictures of a region batch, R region rows, L tokens, K masked position
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Seque
     )
 
 
-def _texts(rows: Sequence[TextRow], max_masks: int) -> dict:
+def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
     longest = max(len(row.ids) for row in rows)
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return {

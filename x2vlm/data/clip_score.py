@@ -43,9 +43,8 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
     """
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
     if CONFIG_NAME not in files or len(weights) != 1:
-        raise ConfigError(
-            f"a CLIP folder needs {CONFIG_NAME} and exactly one .safetensors file, got {', '.join(sorted(files)) or 'none'}"
-        )
+        found = ", ".join(sorted(files)) or "none"
+        raise ConfigError(f"a CLIP folder needs {CONFIG_NAME} and exactly one .safetensors file; its files: {found}")
     # open_clip and transformers find files by their names in one folder; cached inputs lie anywhere.
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
         for name, path in files.items():

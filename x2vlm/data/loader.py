@@ -6,7 +6,6 @@ media cannot be used is replaced by another one that the slot alone determines, 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from x2vlm.data.examples import (
 from x2vlm.data.order import Place
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import choose_rows
-from x2vlm.data.streams import ShardSet, Slot, Stream, StreamConfig
+from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream, StreamConfig
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.samples import Sample
@@ -72,7 +71,7 @@ class Substitute:
 
 @dataclass(frozen=True)
 class Item:
-    """One sample of a step's plan; `rows` are the chosen rows of a region picture, each with how often it came before."""
+    """One sample of a step's plan; `rows` are a region picture's chosen rows, each with how often it came before."""
 
     slot: Slot
     place: Place
@@ -104,7 +103,7 @@ class StepLoader(Dataset[StepData]):
 
     def __init__(
         self,
-        shards: Sequence[Path],
+        shards: Sequence[ShardFiles],
         config: DataConfig,
         tokenizer: WordPieceTokenizer,
         image_res: int,
@@ -158,7 +157,7 @@ class StepLoader(Dataset[StepData]):
         return [_with_rows(items[number], tuple(picked)) for number, picked in rows.items()]
 
     def consumed(self, step: int) -> list[tuple[str, str]]:
-        """(stream, key) of the samples of `step` over all ranks, before what loading replaces (`StepData.substitutes`)."""
+        """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`StepData.substitutes`)."""
         return [
             (stream.config.label, item.sample.key) for stream in self.streams for item in self.plan(stream, step, [])
         ]

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
 from x2vlm.data.order import Place, WindowedOrder
-from x2vlm.data.shards import ShardReader, index_path
+from x2vlm.data.shards import ShardReader
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Sample
 
@@ -65,27 +65,35 @@ class StreamConfig(FrozenConfig):
         return self.num_images or self.batch_size
 
 
+@dataclass(frozen=True)
+class ShardFiles:
+    """Where the tar and the index of a shard lie on this machine."""
+
+    tar: Path
+    index: Path
+
+
 class ShardSet:
     """The shards of a run, by number; a few are open at a time. Cheap to pickle."""
 
-    def __init__(self, paths: Sequence[Path], max_open: int = 64) -> None:
-        if not paths:
+    def __init__(self, files: Sequence[ShardFiles], max_open: int = 64) -> None:
+        if not files:
             raise ConfigError("no shards to train on; did the pack stage drop everything?")
-        self.paths = tuple(paths)
+        self.files = tuple(files)
         self._max_open = max_open
         self.reader = functools.lru_cache(max_open)(self._open)
         self.rows = functools.lru_cache(8 * max_open)(self._rows)
 
     def _open(self, shard: int) -> ShardReader:
-        return ShardReader(self.paths[shard])
+        return ShardReader(self.files[shard].tar, self.files[shard].index)
 
     def _rows(self, shard: int, kind: Kind, sources: tuple[str, ...]) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""
-        table = pq.read_table(index_path(self.paths[shard]), columns=["kind", "source", "captions", "concepts"])
+        table = pq.read_table(self.files[shard].index, columns=["kind", "source", "captions", "concepts"])
         return np.flatnonzero(usable(table, kind, sources).to_numpy(zero_copy_only=False)).astype(np.int32)
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[Path, ...], int]]:
-        return ShardSet, (self.paths, self._max_open)
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[ShardFiles, ...], int]]:
+        return ShardSet, (self.files, self._max_open)
 
 
 def usable(table: pa.Table, kind: Kind, sources: tuple[str, ...]) -> pa.ChunkedArray:
@@ -117,7 +125,7 @@ class Stream:
         self._sources = {False: config.sources, True: config.aux_sources}
         self._orders = {
             is_aux: WindowedOrder(
-                [len(shards.rows(shard, config.kind, sources)) for shard in range(len(shards.paths))],
+                [len(shards.rows(shard, config.kind, sources)) for shard in range(len(shards.files))],
                 seed,
                 f"{config.label}{'-aux' if is_aux else ''}",
                 window,

@@ -1,4 +1,4 @@
-"""WordPiece tokens from a BERT `vocab.txt`: the ids of transformers' BertTokenizerFast without importing transformers."""
+"""WordPiece tokens from a BERT `vocab.txt`: the ids of transformers' BertTokenizerFast, without transformers."""
 
 from collections.abc import Sequence
 from pathlib import Path

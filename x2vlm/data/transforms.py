@@ -1,7 +1,7 @@
 """How a picture becomes numbers: crop, mirror, colour and geometry changes, resize, normalise.
 
-What will be done is decided first (`plan_picture`, a value made of draws) and then done (`apply_plan`): so all frames of
-a clip can share one plan, and boxes can go through the same crop and mirror.
+What will be done is decided first (`plan_picture`, a value made of draws) and then done (`apply_plan`): so all frames
+of a clip can share one plan, and boxes can go through the same crop and mirror.
 C channels, H W pixels.
 """
 
@@ -191,7 +191,7 @@ def _affine(image: Image.Image, matrix: Affine) -> Image.Image:
 
 
 def _sharpen_wrapping(image: Image.Image, factor: float) -> Image.Image:
-    """The reference's sharpening: what leaves 0..255 comes back at the other end (4 % of the golden picture's bytes)."""
+    """The reference's sharpening: what leaves 0..255 comes back at the other end (4 % of the golden bytes)."""
     smooth = np.asarray(image.filter(ImageFilter.SMOOTH), dtype=np.float64)
     original = np.asarray(image, dtype=np.float64)
     wrapped = np.trunc(smooth + factor * (original - smooth)).astype(np.int64) & 255

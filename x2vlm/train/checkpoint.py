@@ -155,7 +155,7 @@ class CheckpointStore:
             yield Path(scratch)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` committed checkpoints. Nothing is hashed here: 3 GB take a while."""
+        """Remove what is older than the newest `keep` committed checkpoints; nothing is hashed, 3 GB take a while."""
         folders = self._folders()
         committed = [folder for folder in folders if self.fs.exists(f"{folder}/{COMMITTED}")]
         for folder in folders:

@@ -19,6 +19,7 @@ from x2vlm.config import FrozenConfig
 from x2vlm.data.loader import StepData, StepLoader, iterate_steps, substitutes_to_json
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import CorruptArtifact, X2VLMError
+from x2vlm.models.pretrained import load_own_tensors, own_tensors
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.objectives import ObjectiveConfig, pretrain_losses
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
@@ -140,7 +141,7 @@ def train_step(trainer: Trainer, data: StepData) -> dict[str, Any]:
             parts = pretrain_losses(
                 model, batch.to(ranks.device, non_blocking=True), config=objective, gather=trainer.gather
             )
-        (weight * sum_of(parts)).backward()
+        (weight * sum_of(parts)).backward()  # type: ignore[no-untyped-call]
         losses |= {f"{name}/{part}": value.detach() for part, value in parts.items()}
     average_gradients(trainer.parameters, ranks)
     norm = nn.utils.clip_grad_norm_(trainer.parameters, config.clip_norm)
@@ -199,18 +200,7 @@ def _is_checkpoint_due(step: int, config: TrainConfig) -> bool:
 
 
 def _snapshot(trainer: Trainer, step: int, facts: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(step, _own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
-
-
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model without repeats: tensors that share memory appear once, under their first name."""
-    seen: set[int] = set()
-    state = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen or not tensor.numel():
-            seen.add(tensor.data_ptr())
-            state[name] = tensor
-    return state
+    return Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
 
 
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> int:
@@ -223,9 +213,7 @@ def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> int:
             f"the processes see different newest checkpoints (steps {steps}); is the store shared by all machines?"
         )
     if found is not None:
-        missing, unexpected = trainer.model.load_state_dict(dict(found.model), strict=False)
-        if unexpected or set(missing) - (set(trainer.model.state_dict()) - set(_own_tensors(trainer.model))):
-            raise CorruptArtifact(f"checkpoint of step {step} is of another model: {missing=} {unexpected=}")
+        load_own_tensors(trainer.model, found.model, f"checkpoint of step {step}")
         load_optimizer_tensors(trainer.optimizer, found.optimizer)
         log.info("resumed step=%d", step)
     return step
