@@ -146,8 +146,11 @@ def _keep_boxes(sample: Sample, config: FilterConfig, report: _Report) -> Iterat
         inside = _inside(box, size, config)
         if inside is None:
             reason = f"x={box.x:g} y={box.y:g} w={box.w:g} h={box.h:g} in an image of {size[0]}x{size[1]}"
-            over = boxes.pixels_outside(box, *size)
-            report.drops.append(_drop(sample, "box_invalid", over, config.box_tolerance_pixels, reason, **drop))
+            over, tolerance = boxes.pixels_outside(box, *size), config.box_tolerance_pixels
+            if over > tolerance:
+                report.drops.append(_drop(sample, "box_invalid", over, tolerance, reason, **drop))
+            else:  # without extent: no number was compared
+                report.drops.append(_drop(sample, "box_invalid", reason=reason, **drop))
             continue
         report.boxes["moved_inside"] += inside != box
         if _too_small(inside, size, config, report):

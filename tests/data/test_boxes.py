@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from x2vlm.data import boxes
@@ -52,6 +52,7 @@ def spans(draw: st.DrawFn) -> tuple[float, float, int]:
     return start, end - start, limit
 
 
+@settings(max_examples=1000)
 @given(spans(), spans())
 def test_a_snapped_box_is_inside_and_hardly_moved(
     across: tuple[float, float, int], down: tuple[float, float, int]

@@ -150,6 +150,13 @@ def test_rules_can_be_switched_off(tmp_path: Path) -> None:
     assert kept(tmp_path) == samples
 
 
+def test_a_box_cannot_be_judged_without_the_image_s_size(tmp_path: Path) -> None:
+    unknown = image("1", media=None, concepts=(concept("any", (0, 0, 60, 60)),))
+    filter_samples(tmp_path, [unknown], min_short_edge=None, max_aspect_ratio=None)
+    assert dropped(tmp_path) == [("1", "concept", "any", "size_unknown")]
+    assert kept(tmp_path) == [replace(unknown, concepts=())]
+
+
 def test_video_captions_are_judged_one_by_one(tmp_path: Path) -> None:
     result = filter_samples(
         tmp_path, [video("1", "waves", "waves crash"), video("2", "waves"), video("3", "two words")]
@@ -202,8 +209,14 @@ def test_boxes_at_the_edges(tmp_path: Path) -> None:
         ("1", "concept", "sliver", "box_invalid"),
     ]
     assert result.summary["boxes"] == {"moved_inside": 1, "small_by_any_side": 2, "small_by_area": 1}
-    small = next(row for row in read_rows(tmp_path / "out", "drops.parquet") if row["item"] == "less")
-    assert (small["value"], small["threshold"]) == (pytest.approx(255.2), 256.0)
+    compared = {row["item"]: (row["value"], row["threshold"]) for row in read_rows(tmp_path / "out", "drops.parquet")}
+    assert compared == {
+        "outside": (pytest.approx(0.6), 0.5),
+        "negative": (1.0, 0.5),
+        "flat": (None, None),
+        "less": (pytest.approx(255.2), 256.0),
+        "sliver": (None, None),
+    }
 
 
 def test_the_other_reading_of_smaller_than_a_patch(tmp_path: Path) -> None:

@@ -63,15 +63,8 @@ def snap_to_border(box: Box, width: int, height: int) -> Box:
     if pixels_outside(box, width, height) == 0:
         return box
     x, y = max(0.0, box.x), max(0.0, box.y)
-    return Box(x, y, _extent(x, box.x + box.w, width), _extent(y, box.y + box.h, height))
-
-
-def _extent(start: float, end: float, limit: int) -> float:
-    """The length from `start` to `end`, cut so that start + length <= limit also holds in floating point."""
-    length = min(end, limit) - start
-    while start + length > limit:
-        length = math.nextafter(length, -math.inf)
-    return length
+    # x + (width - x) rounds to width exactly, as width is whole: the sums stay inside in floating point too.
+    return Box(x, y, min(box.x + box.w, width) - x, min(box.y + box.h, height) - y)
 
 
 def resized_area(box: Box, width: int, height: int, image_res: int) -> float:

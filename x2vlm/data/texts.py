@@ -11,15 +11,9 @@ MADE_OF = "made of "
 
 def clean_text(text: str) -> str:
     """`text` without control characters, every run of white space a single space, none at the ends."""
-    visible = (
-        "".join(" " if unicodedata.category(char) == "Cc" else char for char in text) if has_control(text) else text
-    )
-    return " ".join(visible.split())
-
-
-def has_control(text: str) -> bool:
-    """True where `text` holds a control character (most texts hold none, and this check is fast)."""
-    return not text.isprintable()
+    if not text.isprintable():  # most texts are, and then no character needs a look of its own
+        text = "".join(" " if unicodedata.category(char) == "Cc" else char for char in text)
+    return " ".join(text.split())
 
 
 def concept_text(concept: Concept) -> str:

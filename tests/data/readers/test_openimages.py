@@ -130,6 +130,29 @@ def test_flags_and_bad_rows_become_drops_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_relations_that_cannot_be_put_in_words_or_placed_are_dropped(tmp_path: Path) -> None:
+    rows = [
+        relation("nobody", "table", "at"),
+        relation("woman", "nothing", "at"),
+        relation("woman", "table", "at", "0,0.5,0,0.25,,,,"),
+    ]
+    [sample], drops = read("openimages", source(**files(tmp_path, relations=RELATIONS + "".join(rows))))
+    assert sample.concepts == ()
+    assert rules(drops) == [
+        ("a1", "concept", "vrd:0", "unknown_label"),
+        ("a1", "concept", "vrd:1", "unknown_label"),
+        ("a1", "concept", "vrd:2", "malformed_box"),
+    ]
+    assert [drop.reason for drop in drops[:2]] == ["no name for /m/nobody", "no name for /m/nothing"]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    given = files(tmp_path)
+    given["classes"].write_bytes(b"/m/bag,caf\xe9\n")
+    with pytest.raises(SourceUnavailable, match=r"card test_card: classes file classes.csv: not readable: .*utf-8"):
+        read("openimages", source(**given))
+
+
 def test_rows_of_an_image_may_lie_anywhere_and_keep_their_order(tmp_path: Path) -> None:
     images = IMAGES + "b2,train,http://x/b2,,,,\na1,train,http://x/a1,,,,NaN\n"
     rows = box_row("a1") + box_row("b2") + box_row("a1") + box_row("b2")

@@ -3,7 +3,7 @@
 Roles: `images` (train-images-boxable-with-rotation.csv), `classes` (oidv6-class-descriptions*.csv), `boxes`
 (*-annotations-bbox.csv), and optionally `relations` (*-annotations-vrd.csv), `attributes`
 (oidv6-attributes-description.csv). The image table is streamed; annotations are held as Arrow columns sorted by image
-(about 3 GB for the train set).
+(about 3.5 GB at the peak for the train set, extrapolated from a small file).
 
 The files say nothing about image sizes, so boxes stay normalised to [0, 1] and their annotation ids start with
 `x2vlm.data.boxes.NORMALISED` until the size is known. Ids are made from row numbers: `bbox:<n>` and `vrd:<n>`, n the

@@ -58,7 +58,7 @@ class Source:
 
 
 def read_json(source: Source, role: str) -> Any:
-    """The parsed JSON file of `role`, whole in memory: about five times the file's size."""
+    """The parsed JSON file of `role`, whole in memory: three to five times the file's size."""
     path = source.file(role)
     try:
         with path.open("rb") as file:

@@ -15,7 +15,7 @@ from x2vlm.samples import Caption, Drop, Sample
 def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in file order; the row key is the videoid, always text (some look like numbers or flags).
 
-    Ids are remembered to find repeats: about 1 GB of memory for all of WebVid-10M.
+    Ids are remembered to find repeats: about 1.1 GB of memory for WebVid-10M.
     """
     known: set[str] = set()
     for line, values in read_csv(source, "rows", ("videoid", "contentUrl", "name")):
