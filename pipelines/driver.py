@@ -21,7 +21,7 @@ from pipelines.flow.executor import run
 from pipelines.flow.lineage import default_tracking_uri, lineage
 from pipelines.flow.planner import Plan, explain, plan
 from pipelines.flow.progress import Progress
-from pipelines.flow.provenance import provenance
+from pipelines.flow.provenance import capture
 from pipelines.flow.runner import InlineRunner, Runner
 from pipelines.flow.stage import Graph
 from pipelines.flow.store import Store
@@ -86,7 +86,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show each node's action and the reason; exit 2 if work is due"
     )
-    parser.add_argument("--num-cpus", type=float, help="size of the local Ray that is started when there is no cluster")
+    parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
     parser.add_argument(
         "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
     )
@@ -106,14 +106,14 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     with (
         lineage(store, experiment.name, options.tracking_uri) as record,
         _runner(options, planned) as runner,
-        Progress() as progress,
     ):
+        progress = Progress()
 
         def on_event(event: Event) -> None:
             for listener in (record, progress):
                 listener(event)
 
-        result = run(graph, planned, store, runner, on_event, provenance())
+        result = run(graph, planned, store, runner, on_event, capture())
     manifests = {key: result.nodes[key].manifest for key in graph if key in result.nodes}
     report = _write_report(experiment, store, graph, manifests)
     rows = [_row(key, planned, manifest, result.nodes[key].action) for key, manifest in manifests.items()]
