@@ -1,5 +1,6 @@
 """Under what circumstances a run happens: code, libraries, command line, job, machine. Captured once per launch."""
 
+import json
 import os
 import platform
 import re
@@ -18,7 +19,7 @@ LIBRARIES = (
     *("safetensors", "timm", "tokenizers", "torch", "torchvision", "transformers", "webdataset"),
 )
 IMAGE_VARIABLES = ("X2VLM_IMAGE", "CONTAINER_IMAGE")
-SUBMISSION_VARIABLES = ("RAY_JOB_SUBMISSION_ID", "X2VLM_SUBMISSION_ID")
+RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 MASK = "***"
 _SECRET_WORD = re.compile(r"token|secret|passw|credential|api[-_]?key|access[-_]?key", re.IGNORECASE)
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
@@ -39,9 +40,19 @@ def capture(argv: Sequence[str] | None = None, environment: Mapping[str, str] | 
         "libraries": library_versions(),
         "image": next((environment[name] for name in IMAGE_VARIABLES if environment.get(name)), None),
         "ray_job_id": environment.get("RAY_JOB_ID"),
-        "submission_id": next((environment[name] for name in SUBMISSION_VARIABLES if environment.get(name)), None),
+        **ray_submission(environment),
         "launched_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def ray_submission(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Submission id and package (hash of the working directory) of the Ray job we run in; None outside of one."""
+    try:
+        job = json.loads(environment.get(RAY_JOB_VARIABLE) or "{}")
+        metadata, runtime_env = job.get("metadata") or {}, job.get("runtime_env") or {}
+    except (ValueError, AttributeError):
+        metadata, runtime_env = {}, {}
+    return {"submission_id": metadata.get("job_submission_id"), "ray_package": runtime_env.get("working_dir")}
 
 
 def mask_secrets(argv: Sequence[str]) -> list[str]:

@@ -1,12 +1,13 @@
 """A plan says what would run and why, and writes nothing."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.flow.events import Action
-from pipelines.flow.planner import explain, plan
+from pipelines.flow.planner import as_json, explain, plan
 from pipelines.flow.stage import Graph, Node, Part, SourceFile
 from pipelines.flow.store import Store
 from tests.flow import toy
@@ -237,4 +238,18 @@ def test_explain_has_a_line_per_node(tmp_path: Path, local_store: Store):
         ["REUSE", "read/a", "1/1", "parts", "finished,", "and", "nothing", "it", "depends", "on", "has", "changed"],
         ["RUN", "filter/a", "0/4", "parts", "no", "earlier", "run"],
         ["PENDING", "join/all", "?", "parts", "inputs", "unknown", "until", "filter/a", "has", "run"],
+    ]
+
+
+def test_a_plan_as_json_says_the_same(tmp_path: Path, local_store: Store):
+    graph = toy.toy_graph(tmp_path, ["a"])
+    run_all(graph, local_store, targets=["read/a"])
+    planned = plan(graph, local_store, "exp")
+    found = json.loads(json.dumps(as_json(planned)))
+    assert (found["experiment"], found["targets"], found["noop"]) == ("exp", [], False)
+    assert found["plan"] == planned.fingerprint
+    assert [(node["node"], node["action"], node["num_parts"], node["num_done"]) for node in found["nodes"]] == [
+        ("read/a", "REUSE", 1, 1),
+        ("filter/a", "RUN", 4, 0),
+        ("join/all", "PENDING", None, None),
     ]

@@ -1,12 +1,13 @@
 """What is recorded of a launch, and what must never be."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipelines.flow.fingerprint import canonical_json
-from pipelines.flow.provenance import capture, git_state, mask_secrets, mask_url
+from pipelines.flow.provenance import capture, git_state, mask_secrets, mask_url, ray_submission
 
 CANARY = "hunter2"
 
@@ -51,12 +52,23 @@ def test_urls_keep_everything_but_the_secret():
 
 
 def test_a_launch_is_described(project_root: Path):
-    environment = {"RAY_JOB_ID": "01", "RAY_JOB_SUBMISSION_ID": "sub", "CONTAINER_IMAGE": "image@sha256:1"}
+    job = {"metadata": {"job_submission_id": "sub"}, "runtime_env": {"working_dir": "gcs://_ray_pkg_12.zip"}}
+    environment = {
+        "RAY_JOB_ID": "01",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job),
+        "CONTAINER_IMAGE": "image@sha256:1",
+    }
     found = capture(["job.py", "--token", CANARY], environment)
-    assert (found["ray_job_id"], found["submission_id"], found["image"]) == ("01", "sub", "image@sha256:1")
+    assert (found["ray_job_id"], found["image"]) == ("01", "image@sha256:1")
+    assert (found["submission_id"], found["ray_package"]) == ("sub", "gcs://_ray_pkg_12.zip")
     assert found["argv"] == ["job.py", "--token", "***"]
     assert {"ray", "torch", "pydantic"} <= found["libraries"].keys()
     canonical_json(found)  # it goes into manifests
+
+
+@pytest.mark.parametrize("value", ["", "{", "[]", "{}"])
+def test_outside_of_a_ray_job_there_is_no_submission(value: str):
+    assert ray_submission({"RAY_JOB_CONFIG_JSON_ENV_VAR": value}) == {"submission_id": None, "ray_package": None}
 
 
 def test_git_state_is_read(tmp_path: Path):

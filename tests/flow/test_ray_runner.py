@@ -73,8 +73,9 @@ def test_a_killed_worker_is_replaced_and_the_run_finishes(tmp_path: Path, ray_ru
 
 
 def test_a_worker_that_always_dies_fails_the_node(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
-    graph = toy.toy_graph(tmp_path, ["a"], filter_stage=DIE_ALWAYS, runtime=Runtime(max_retries=1))
-    with pytest.raises(StageFailed, match=r"filter/a, part 0000\d: .*its worker died \(WorkerCrashedError"):
+    toy.write_source(tmp_path, "a", ["one", "two"])  # one part
+    graph = toy.toy_graph(tmp_path, ["a"], filter_stage=DIE_ALWAYS, runtime=Runtime(max_retries=0))
+    with pytest.raises(StageFailed, match=r"filter/a, part 00000: .*its worker died \(WorkerCrashedError"):
         run_all(graph, local_store, runner=ray_runner)
 
 
