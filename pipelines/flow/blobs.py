@@ -168,13 +168,12 @@ class Blobs:
 
 def local_path_of(uri: str) -> Path | None:
     """The absolute local path a plain path or file:// URI names; None for remote URIs."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path)).absolute()
-    if "://" in uri:
-        return None
     if "::" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path)).absolute()
+    if "://" in uri:
+        return None
     return Path(uri).expanduser().absolute()
 
 

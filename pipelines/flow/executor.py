@@ -221,7 +221,12 @@ class _Run:
                     return
                 part, fp = active.queue.popleft()
                 arguments = (self.store, node.stage, node.config, part, active.restore.get(fp), active.planned.forced)
-                self.handles[self.runner.submit(node, try_part, *arguments)] = (node.key, part, fp)
+                try:
+                    handle = self.runner.submit(node, try_part, *arguments)
+                except X2VLMError as error:  # the runner has no place for it
+                    self._fail(node.key, part.name, str(error), cause=error)
+                    break
+                self.handles[handle] = (node.key, part, fp)
                 active.in_flight += 1
 
     def _collect(self, handle: Hashable) -> None:

@@ -87,13 +87,18 @@ def _check_counts(stage: Stage, part: Part, result: Any) -> None:
         count.check(f"stage {stage.name}, part {part.name}, {unit}")
 
 
+def reads_of(part: Part) -> list[ReadRecord]:
+    """What a part reads, as it is recorded."""
+    return [ReadRecord(slot=read.slot, path=read.file.path, sha256=read.file.sha256) for read in part.reads]
+
+
 def _record(stage: Stage, part: Part, fingerprint: str, result: PartResult, seconds: float) -> PartRecord:
     return PartRecord(
         stage=stage.name,
         version=stage.version,
         fingerprint=fingerprint,
         spec=dict(part.spec),
-        reads=[ReadRecord(slot=r.slot, path=r.file.path, sha256=r.file.sha256) for r in part.reads],
+        reads=reads_of(part),
         files=[],
         counts={unit: CountRecord.of(count) for unit, count in sorted(result.counts.items())},
         summary=dict(result.summary),

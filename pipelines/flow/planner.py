@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pipelines.flow.artifact import InputRecord, Manifest
 from pipelines.flow.events import Action
@@ -270,6 +271,29 @@ def explain(plan: Plan) -> list[str]:
         parts = f"{node.num_done}/{len(node.parts)}" if node.fingerprint else "?"
         lines.append(f"{node.action:<7} {node.key:<{width}} {parts:>9} parts  {node.reason}")
     return lines
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain values, for `--json`: one entry per selected node, parts counted, not listed."""
+    nodes = [
+        {
+            "node": node.key,
+            "action": str(node.action),
+            "reason": node.reason,
+            "fingerprint": node.fingerprint,
+            "num_parts": len(node.parts) if node.fingerprint else None,
+            "num_done": node.num_done if node.fingerprint else None,
+        }
+        for node in plan.selected
+    ]
+    noop, identity = plan.is_noop, plan.fingerprint
+    return {
+        "experiment": plan.experiment,
+        "targets": list(plan.targets),
+        "noop": noop,
+        "plan": identity,
+        "nodes": nodes,
+    }
 
 
 def _matching(graph: Graph, globs: Sequence[str], what: str) -> set[str]:

@@ -61,8 +61,8 @@ class ScratchWriter:
     @property
     def state_uri(self) -> str:
         relative = f"state/{_safe(self.stage)}/{_safe(self.fingerprint)}"
-        if self.store.blobs.local_root is not None:
-            (self.store.blobs.local_root / relative).mkdir(parents=True, exist_ok=True)
+        if self.store.local_root is not None:
+            (self.store.local_root / relative).mkdir(parents=True, exist_ok=True)
         return self.store.uri_of(relative)
 
 
@@ -82,6 +82,11 @@ class Store:
     def __reduce__(self) -> tuple[type["Store"], tuple[str, dict[str, Any], Fault]]:
         return Store, (self.uri, self.blobs.storage_options, self.fault)
 
+    @property
+    def local_root(self) -> Path | None:
+        """The store's folder on this machine's disk; None for remote stores."""
+        return self.blobs.local_root
+
     def uri_of(self, relative: str) -> str:
         """Where `relative` lies: a plain absolute path for local stores, otherwise a URI."""
         return self.blobs.uri_of(relative)
@@ -95,7 +100,7 @@ class Store:
     def begin_part(self, stage: str, fingerprint: str) -> ScratchWriter:
         """A writer with an empty folder. Local stores keep it below `tmp/`, so that the commit is one rename."""
         attempt = f"{this_process().token}-{uuid.uuid4().hex[:12]}"
-        root = self.blobs.local_root
+        root = self.local_root
         folder = Path(tempfile.gettempdir()) / f"x2vlm-{attempt}" if root is None else root / "tmp" / attempt
         with commit.explained(f"scratch folder {folder}"):
             (folder / "out").mkdir(parents=True)
@@ -138,13 +143,13 @@ class Store:
     def has_parts(self, stage: str, fingerprints: Collection[str]) -> set[str]:
         """Those of `fingerprints` that are committed."""
         paths = {f"{self.part_folder(stage, fp)}/part.json": fp for fp in fingerprints}
-        if self.blobs.local_root is not None or len(paths) <= FEW_PARTS:
+        if self.local_root is not None or len(paths) <= FEW_PARTS:
             return {fp for path, fp in paths.items() if self.blobs.exists(path)}
         return {paths[path] for path in self.blobs.find(f"parts/{_safe(stage)}") if path in paths}
 
     def read_parts(self, stage: str, fingerprints: Collection[str]) -> dict[str, PartRecord]:
         """Records by fingerprint of those that are committed; errors as in `read_part`."""
-        num_threads = 1 if self.blobs.local_root is not None else REMOTE_READS
+        num_threads = 1 if self.local_root is not None else REMOTE_READS
         with ThreadPoolExecutor(num_threads) as pool:
             records = pool.map(lambda fp: self.read_part(stage, fp), fingerprints)
             return {fp: record for fp, record in zip(fingerprints, records, strict=True) if record is not None}
@@ -249,7 +254,7 @@ class Store:
 
     def clean_scratch(self) -> int:
         """Number of abandoned attempts removed: those of dead processes of this host, and very old ones of others."""
-        root = self.blobs.local_root
+        root = self.local_root
         if root is None or not (root / "tmp").is_dir():
             return 0
         removed = 0
