@@ -246,7 +246,9 @@ def test_a_faithful_mlflow_is_clean(told: Store, uri: str) -> None:
 
 
 def test_mlflow_targets(told: Store, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # its registry looks logged models up there, whatever the client says
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", uri
+    )  # its registry looks logged models up there, whatever the client says
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(f"x2vlm/{EXPERIMENT}")
     assert experiment is not None
