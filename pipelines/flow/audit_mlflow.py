@@ -29,6 +29,7 @@ from pipelines.flow.lineage_mlflow import (
     search_runs,
     stored_edges,
 )
+from pipelines.flow.lineage_spool import Spool
 from pipelines.flow.store import Store
 
 Note = Callable[[str, str, object, object, str], None]
@@ -45,6 +46,7 @@ class MlflowAudit:
         self.experiment_ids = own_experiment_ids(client)
         self.runs: dict[str, Run] = {run.info.run_id: run for run in search_runs(client, self.experiment_ids)}
         self.num_runs = 0
+        self.num_superseded = 0
 
     def check(self) -> None:
         """Check every run that claims any of the manifests, then that each manifest has its producer and model."""
@@ -52,7 +54,9 @@ class MlflowAudit:
         jobs: set[str] = set()
         for run in self.runs.values():
             facts = self._facts_of_run(run.data.tags)
-            if facts is not None:
+            if facts is not None and self._was_superseded(run.data.tags, facts):
+                self.num_superseded += 1
+            elif facts is not None:
                 self.num_runs += 1
                 self._check_node_run(run, facts)
                 jobs.add(run.data.tags.get("mlflow.parentRunId", ""))
@@ -78,6 +82,16 @@ class MlflowAudit:
             if (tags.get("x2.stage_key"), tags.get("x2.node")) == (facts.fingerprint, facts.node):
                 return facts
         return None
+
+    def _was_superseded(self, tags: Mapping[str, str], facts: NodeFacts) -> bool:
+        """True for an older run that rightly names another manifest: a forced rerun (network, GPU) made other bytes and
+        replaced it. The sealed spool of that run proves what its manifest was."""
+        seal = tags.get("x2.manifest_sha")
+        if seal == facts.manifest_sha256 or not tags.get("x2.dag_run"):
+            return False
+        records = Spool(self.store, tags["x2.dag_run"]).read()
+        told = {r.facts.manifest_sha256 for r in records if r.facts and r.run_key == tags.get("x2.run_key")}
+        return seal in told
 
     def _check_node_run(self, run: Run, facts: NodeFacts) -> None:
         tags, params = run.data.tags, dict(run.data.params)

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pipelines
 from pipelines.flow import events
 from pipelines.flow.artifact import Manifest
+from pipelines.flow.identity import this_process
 from pipelines.flow.lineage_facts import Cache, LineageRecord, NodeFacts, facts_of, is_model
 from pipelines.flow.lineage_spool import Spool, spools
 from pipelines.flow.store import Store
@@ -142,7 +144,11 @@ def model_inputs(store: Store, manifest: Manifest, seen: Collection[str] = ()) -
 
 def run_tags(plan_fingerprint: str, targets: tuple[str, ...], provenance: Mapping[str, Any]) -> dict[str, str]:
     """Tags of a job: which plan, from which code, started as what."""
-    tags = {"x2.plan_sha": plan_fingerprint, "x2.targets": ",".join(targets) or "all"}
+    tags = {
+        "x2.plan_sha": plan_fingerprint,
+        "x2.targets": ",".join(targets) or "all",
+        "x2.driver": this_process().token,
+    }
     for tag, key in _PROVENANCE_TAGS.items():
         value = provenance.get(key)
         tags[tag] = "" if value is None else value if isinstance(value, str) else json.dumps(value)
@@ -259,9 +265,7 @@ def rebuild(store: Store, experiment: str, tracking_uri: str | None = None) -> i
     spool = recorder.spool
     known = {record.facts.manifest_sha256 for record in spool.read() if record.facts}
     if not known:
-        recorder(
-            events.RunStarted(time=0.0, experiment=experiment, plan_fingerprint="", targets=(), nodes=(), provenance={})
-        )
+        recorder(events.RunStarted(experiment=experiment, plan_fingerprint="", targets=(), nodes=(), provenance={}))
     count = 0
     for manifest, path, sha256 in reachable(store, experiment):
         if sha256 in known:
@@ -269,14 +273,14 @@ def rebuild(store: Store, experiment: str, tracking_uri: str | None = None) -> i
         recorder(_as_reused(manifest, path, sha256))
         count += 1
     if count:
-        recorder(events.RunFinished(time=0.0, ok=True, error=None, seconds=0.0))
+        recorder(events.RunFinished(ok=True, error=None, seconds=0.0))
     replay(store, uri)
     return count
 
 
 def _as_reused(manifest: Manifest, path: str, sha256: str) -> events.NodeFinished:
     return events.NodeFinished(
-        time=0.0,
+        time=_finished_at(manifest),
         node=manifest.node,
         action=events.Action.REUSE,
         produced=False,
@@ -286,6 +290,14 @@ def _as_reused(manifest: Manifest, path: str, sha256: str) -> events.NodeFinishe
         manifest_sha256=sha256,
         seconds=0.0,
     )
+
+
+def _finished_at(manifest: Manifest) -> float:
+    """When a manifest says it was made, in seconds since 1970; now, if it does not say."""
+    try:
+        return datetime.fromisoformat(str(manifest.provenance["finished_at"])).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
 
 
 def reachable(store: Store, experiment: str) -> list[tuple[Manifest, str, str]]:

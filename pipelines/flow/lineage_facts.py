@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -219,7 +219,11 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 def node_metrics(facts: NodeFacts) -> dict[str, float]:
     """Final numbers of a node: its own metrics, and counts by unit and drop reason."""
-    metrics = {metric_name(key): value for key, value in facts.metrics.items()}
+    metrics: dict[str, float] = {}
+    for key, value in facts.metrics.items():
+        name = metric_name(key)
+        # "tr@1" and "tr_1" look alike to MLflow; the second is told apart by its hash.
+        metrics[name if name not in metrics else f"{name}_{sha256_of(key)[:8]}"] = value
     metrics |= {"parts": float(facts.num_parts), "bytes": float(facts.num_bytes)}
     for unit, count in facts.counts.items():
         metrics[metric_name(f"{unit}.in")] = float(count.num_in)
@@ -360,10 +364,12 @@ def cut(text: str, limit: int) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`name` with only what MLflow allows in names, at most 250 characters."""
-    return cut(re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII), MAX_KEY_LENGTH)
+    """`name` as MLflow takes it for metrics and params: allowed characters only, no odd path, at most 250 characters.
 
-
-def total_drops(records: Sequence[NodeFacts]) -> int:
-    """Rows dropped in all of these nodes."""
-    return sum(sum(facts.counts["rows"].dropped.values()) for facts in records if "rows" in facts.counts)
+    A name that had to be shortened ends in the beginning of the hash of the whole.
+    """
+    clean = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
+    clean = "/".join(step for step in clean.split("/") if step not in ("", ".", "..")) or "_"
+    if len(clean) > MAX_KEY_LENGTH:
+        clean = f"{clean[: MAX_KEY_LENGTH - 13]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return clean

@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 MAX_METRICS_PER_BATCH = 900  # MLflow takes 1,000 entities a request
 MAX_PARAMS_PER_BATCH = 90
 PAGE = 1_000
+MARK_SECONDS = 5.0  # progress is noted this often, so that a long delivery cut short goes on instead of starting again
 T = TypeVar("T")
 
 
@@ -115,7 +116,8 @@ class Delivery:
         self.client = connect(tracking_uri)
         self.experiment_id = ""
         self.runs: dict[str, str] = {}  # run key -> MLflow run id
-        self.finished: set[str] = set()  # run ids that were already complete before
+        self.finished: set[str] = set()  # ids of runs that have ended
+        self.found: set[str] = set()  # ids of runs that a former delivery began
         self.written: dict[str, Written] = {}  # to be read back, by run id
 
     def deliver(self) -> int:
@@ -128,8 +130,13 @@ class Delivery:
             self.experiment_id = self._ensure_experiment(records[0].experiment)
             self._load_runs()
         producers = self._find_producers(records[done:])
-        for record in records[done:]:
+        marked = time.monotonic()
+        for number, record in enumerate(records[done:], start=done + 1):
             self._apply(record, producers)
+            if time.monotonic() - marked > MARK_SECONDS:
+                self._read_back()
+                self.spool.mark_delivered(self.tracking_uri, number)
+                marked = time.monotonic()
         self._read_back()
         if records[-1].type == "run_finished":
             self._log_page(records)
@@ -170,6 +177,7 @@ class Delivery:
                 self.client.delete_run(run_id)
                 continue
             self.runs[key] = run_id
+            self.found.add(run_id)
             if run.info.status != "RUNNING":
                 self.finished.add(run_id)
 
@@ -235,7 +243,10 @@ class Delivery:
             Metric(key, value, record.time_ms, 0, **(about if key in own else {})) for key, value in final.items()
         ]
         for key, points in series.items():
-            metrics += [Metric(key, value, record.time_ms, step) for step, value in sorted(points.items())]
+            there = self._steps_there(run_id, key)
+            metrics += [
+                Metric(key, value, record.time_ms, step) for step, value in sorted(points.items()) if step not in there
+            ]
         self.written[run_id].metrics = final | {key: points[max(points)] for key, points in series.items()}
         param_batches = _batches([Param(k, v) for k, v in params.items()], MAX_PARAMS_PER_BATCH)
         metric_batches = _batches(metrics, MAX_METRICS_PER_BATCH)
@@ -260,6 +271,12 @@ class Delivery:
                 series.setdefault(key, {}).update(points)
         return series
 
+    def _steps_there(self, run_id: str, key: str) -> set[int]:
+        """Steps of a curve that a former delivery brought: a curve too long for one try still gets there."""
+        if run_id not in self.found:
+            return set()
+        return {point.step for point in self.client.get_metric_history(run_id, key)}
+
     def _log_model(self, run_id: str, record: LineageRecord, facts: NodeFacts) -> None:
         """The node's model as a logged model and output of its run, once however often this is called."""
         model = find_model(self.client, [self.experiment_id], facts.manifest_sha256)
@@ -278,6 +295,8 @@ class Delivery:
             self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         stored = self.client.get_logged_model(model.model_id)
         expected = model_tags(record, facts)
+        if model.source_run_id != run_id:  # a forced rerun made the same bytes again: the model stays the first run's
+            expected["x2.dag_run"] = stored.tags.get("x2.dag_run", "")
         if {key: stored.tags.get(key) for key in expected} != expected:
             raise LineageMismatch(f"model {model.model_id}: MLflow gave back tags {stored.tags}, written {expected}")
 

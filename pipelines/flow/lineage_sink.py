@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from pipelines.flow.identity import Identity
 from pipelines.flow.lineage_facts import LineageRecord
 from pipelines.flow.lineage_page import write_page_to_store
 from pipelines.flow.lineage_spool import Spool, spools
@@ -33,18 +34,15 @@ def main() -> int:
     with spool.exclusive() as mine:
         if not mine:
             return 1
+        # Older runs first: what this run reuses then has its producer in MLflow.
+        deliver_backlog(spool, head["tracking_uri"], patient=False)
         _follow(spool, head["tracking_uri"])
         if spool.read():  # empty: the plan was busy, or the driver died at once
             _close(spool)
             write_page_to_store(store, spool)
         delivered = try_to_deliver(spool, head["tracking_uri"])
     if delivered:
-        # What earlier runs could not deliver; newest work first, so that a long backlog cannot starve it.
-        for older in spools(store):
-            if older.dag_run != spool.dag_run:
-                with older.exclusive() as mine:
-                    if mine and not try_to_deliver(older, head["tracking_uri"]):
-                        break
+        deliver_backlog(spool, head["tracking_uri"], patient=True)
     return 0 if delivered else 1
 
 
@@ -71,6 +69,29 @@ def _follow(spool: Spool, tracking_uri: str) -> None:
             pending = not try_to_deliver(spool, tracking_uri)
             pause = min(pause * 2, LAST_RETRY_SECONDS) if pending else FIRST_RETRY_SECONDS
             next_try = time.monotonic() + pause if pending else 0.0
+
+
+def deliver_backlog(own: Spool, tracking_uri: str, patient: bool) -> None:
+    """Bring what earlier runs could not. Unless `patient`, the first failure ends it: the server may be dead.
+
+    Spools that another live sink holds are left to it.
+    """
+    for spool in spools(own.store):
+        if spool.dag_run == own.dag_run:
+            continue
+        with spool.exclusive() as mine:
+            if mine:
+                if _driver_is_dead(spool):
+                    _close(spool)
+                if not try_to_deliver(spool, tracking_uri) and not patient:
+                    return
+
+
+def _driver_is_dead(spool: Spool) -> bool:
+    """Whether the spool's driver is known to be gone; its own sink may have died with it, in a power failure say."""
+    records = spool.read()
+    driver = Identity.from_token(records[0].tags.get("x2.driver", "")) if records else None
+    return driver is not None and driver.is_alive() is False
 
 
 def _close(spool: Spool) -> None:
