@@ -31,21 +31,14 @@ FORBIDDEN_NETWORKS = tuple(
         "198.51.100.0/24",
         "203.0.113.0/24",
         "224.0.0.0/3",  # multicast, reserved, broadcast
-        "::/96",  # unspecified, loopback, v4-compatible
-        "::ffff:0:0/96",  # v4-mapped
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",
-        "100::/64",
         "2001::/23",  # Teredo and other protocol assignments
         "2001:db8::/32",
         "2002::/16",  # 6to4
         "3fff::/20",
-        "5f00::/16",
-        "fc00::/7",
-        "fe80::/9",  # link-local and the old site-local
-        "ff00::/8",
     )
 )
+# Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
+GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
 
 
 class Refusal(OSError):
@@ -121,6 +114,8 @@ def check_address(address: str, port: int, policy: Policy) -> None:
 
 def is_public(ip: IpAddress) -> bool:
     """Whether `ip` is an ordinary address of the public internet that no translation leads elsewhere."""
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST_V6:
+        return False
     return ip.is_global and not any(ip in network for network in FORBIDDEN_NETWORKS if network.version == ip.version)
 
 
