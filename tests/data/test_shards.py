@@ -1,0 +1,156 @@
+"""Shards: what is in the tar, that it never changes by itself, and that damage is noticed."""
+
+import hashlib
+import json
+import pickle
+import random
+import tarfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from tests.data.shard_samples import make_sample, payload, payloads, scored
+from x2vlm.data.shards import SHARD_SCHEMA, ShardReader, index_path, write_shard
+from x2vlm.errors import CorruptArtifact, InvalidSample
+from x2vlm.samples import Sample, sample_table
+
+# sha256 of the tar of SAMPLES. A new value means that shards of the same samples change for everybody: bump
+# Stage.version of pack, then pin the new value.
+GOLDEN_TAR = "40462e1af45fb7cb22f953cb2111b89335ada8c69771223c23b65b4e71526a53"
+
+SAMPLES = [make_sample(n) for n in range(4)] + [
+    make_sample(4, kind="video", stored="frames"),
+    make_sample(5, stored="png"),
+]
+
+
+def write(folder: Path, samples: list[Sample], name: str = "shard-00000.tar") -> Path:
+    folder.mkdir(exist_ok=True)
+    write_shard(folder / name, scored(samples), payloads(samples).__getitem__)
+    return folder / name
+
+
+def test_members_lie_in_key_order_with_fixed_headers(tmp_path: Path) -> None:
+    suffix = {"jpeg": "jpg", "png": "png", "frames": "frames"}
+    expected = []
+    for sample in sorted(SAMPLES, key=lambda sample: sample.key):
+        assert sample.media is not None
+        expected += [f"{sample.key}.{suffix[sample.media.format]}", f"{sample.key}.json"]
+    with tarfile.open(write(tmp_path, SAMPLES)) as tar:
+        members = tar.getmembers()
+    assert [member.name for member in members] == expected
+    for member in members:
+        assert member.isreg()
+        assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+        assert member.mode == 0o644
+
+
+def test_row_order_does_not_change_a_byte(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", SAMPLES)
+    for seed in range(3):
+        shuffled = random.Random(seed).sample(SAMPLES, len(SAMPLES))
+        again = write(tmp_path / f"b{seed}", shuffled)
+        assert again.read_bytes() == first.read_bytes()
+        assert index_path(again).read_bytes() == index_path(first).read_bytes()
+
+
+def test_bytes_are_the_pinned_ones(tmp_path: Path) -> None:
+    assert hashlib.sha256(write(tmp_path, SAMPLES).read_bytes()).hexdigest() == GOLDEN_TAR
+
+
+def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
+    by_key = {sample.key: sample for sample in SAMPLES}
+    seen = {}
+    for item in webdataset.WebDataset(str(write(tmp_path, SAMPLES)), shardshuffle=False):
+        sample = by_key[item["__key__"]]
+        assert sample.media is not None
+        suffix = {"jpeg": "jpg"}.get(sample.media.format, sample.media.format)
+        assert item[suffix] == payload(int(sample.source_row))
+        seen[item["__key__"]] = json.loads(item["json"])
+    assert seen.keys() == by_key.keys()
+    for key, row in seen.items():
+        assert row.pop("clip_score") is None
+        assert row == json.loads(json.dumps(asdict(by_key[key])))
+
+
+def test_index_finds_every_payload_and_sample(tmp_path: Path) -> None:
+    path = write(tmp_path, SAMPLES)
+    assert pq.read_schema(index_path(path)).equals(SHARD_SCHEMA)
+    reader = ShardReader(path)
+    assert len(reader) == len(SAMPLES)
+    ordered = sorted(SAMPLES, key=lambda sample: sample.key)
+    assert list(reader.samples()) == ordered
+    raw = path.read_bytes()
+    for row, sample in enumerate(ordered):
+        expected = payload(int(sample.source_row))
+        offset = reader.table["payload_offset"][row].as_py()
+        assert raw[offset : offset + len(expected)] == expected
+        assert reader.payload(row) == expected
+        assert reader.sample(row) == sample
+        assert reader.row_of(sample.key) == row
+    reader.verify()
+    with pytest.raises(KeyError):
+        reader.row_of("0" * 32)
+
+
+def test_reader_survives_pickling_after_use(tmp_path: Path) -> None:
+    reader = ShardReader(write(tmp_path, SAMPLES))
+    before = reader.payload(2)
+    assert pickle.loads(pickle.dumps(reader)).payload(2) == before
+
+
+def test_one_changed_payload_byte_is_noticed_and_named(tmp_path: Path) -> None:
+    path = write(tmp_path, SAMPLES)
+    reader = ShardReader(path)
+    offset = reader.table["payload_offset"][1].as_py()
+    data = bytearray(path.read_bytes())
+    data[offset + 7] ^= 1
+    path.write_bytes(data)
+    tampered = ShardReader(path)
+    assert tampered.payload(0)
+    key = tampered.table["key"][1].as_py()
+    with pytest.raises(CorruptArtifact, match=rf"shard-00000\.tar.*{key}.*rerun"):
+        tampered.payload(1)
+    with pytest.raises(CorruptArtifact, match=key):
+        tampered.verify()
+
+
+def test_truncated_or_missing_shard_is_corrupt(tmp_path: Path) -> None:
+    path = write(tmp_path, SAMPLES)
+    reader = ShardReader(path)
+    path.write_bytes(path.read_bytes()[: reader.table["payload_offset"][5].as_py() + 3])
+    with pytest.raises(CorruptArtifact):
+        reader.payload(5)
+    path.unlink()
+    with pytest.raises(CorruptArtifact, match="missing"):
+        ShardReader(path).payload(0)
+    index_path(path).write_bytes(b"no parquet")
+    with pytest.raises(CorruptArtifact, match="not a Parquet index"):
+        ShardReader(path)
+    index_path(path).unlink()
+    with pytest.raises(CorruptArtifact, match="index is missing"):
+        ShardReader(path)
+
+
+def test_bucket_in_place_of_an_index_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, SAMPLES)
+    pq.write_table(sample_table(SAMPLES), index_path(path))
+    with pytest.raises(CorruptArtifact, match=r"lacks .*payload_offset"):
+        ShardReader(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "rule"),
+    [
+        ([SAMPLES[0], SAMPLES[0]], "duplicate_key"),
+        ([replace(SAMPLES[0], media=None)], "missing_media"),
+        ([make_sample(1, stored="tiff")], "unknown_media_format"),
+    ],
+)
+def test_rows_that_cannot_be_packed_are_refused_by_name(tmp_path: Path, samples: list[Sample], rule: str) -> None:
+    with pytest.raises(InvalidSample) as caught:
+        write(tmp_path, samples)
+    assert caught.value.rule == rule
