@@ -102,9 +102,15 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
     folder.mkdir()
     write_job(folder, run.config, run.policy, items)
     command = [sys.executable, "-m", "pipelines.s1_download.worker", str(folder)]
+    environment = child_environment()
     with (folder / "output").open("wb") as output:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_environment(), cwd=folder
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=child_environment(),
+            cwd=folder,
         )
         try:
             status: int | None = child.wait(timeout=max(0.0, run.deadline - time.monotonic()))
@@ -123,6 +129,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
     raise StageFailed(f"the download process ended with status {status}; its last words:\n{tail}")
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The environment of a child: what it needs to run, and what keeps the libraries in it from calling home."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return {**passed_on, **QUIET, "PYTHONPATH": str(PROJECT_ROOT)}

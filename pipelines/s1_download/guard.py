@@ -5,6 +5,7 @@ judged address, so a name that changes its answer (rebinding) changes nothing, n
 """
 
 import ipaddress
+import re
 import socket
 import threading
 import urllib.parse
@@ -39,6 +40,8 @@ FORBIDDEN_NETWORKS = tuple(
 )
 # Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+# A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
+USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
 
 class Refusal(OSError):
@@ -85,14 +88,14 @@ def parse_target(url: str) -> Target:
         raise Refusal("scheme_forbidden", f"{scheme or 'no scheme'}; only http and https are fetched")
     if "@" in parts.netloc:
         raise Refusal("userinfo_forbidden", "a user name or password in the address")
-    if not host or port == 0 or any(character in host for character in " \\%<>\"'"):
-        raise Refusal("url_malformed", "no usable host")
     try:
         host = host if ":" in host or host.isascii() else host.encode("idna").decode("ascii")
         path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]|")
     except UnicodeError as error:
         raise Refusal("url_malformed", str(error)) from None
+    if not USABLE_HOST.fullmatch(host) or port == 0:
+        raise Refusal("url_malformed", "no usable host")
     path = f"{path}?{query}" if query else path
     netloc = f"[{host}]" if ":" in host else host
     default_port = 443 if scheme == "https" else 80

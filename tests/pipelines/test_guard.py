@@ -1,17 +1,26 @@
 """Which addresses may be contacted: vectors of every kind that were ever used to get around such a guard."""
 
+import http.client
+import ipaddress
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.s1_download.guard import Policy, Refusal, Resolver, check_address, is_public, parse_target, resolve
 from pipelines.s1_download.opt_out import opt_out_signal
 from pipelines.s1_download.transport import Fetcher, Limits, guarded_opener, manners, tls_context
-from tests.hostile_server import hostile_server, jpeg
+from tests.hostile_server import HostileServer, hostile_server, jpeg
 
 FORBIDDEN = [
     "0.0.0.0",
@@ -161,6 +170,8 @@ def test_no_spelling_of_loopback_passes(host: str) -> None:
         ("http://host\\@other/", "userinfo_forbidden"),
         ("http://host\r\nX: y/", "url_malformed"),
         ("http://host/\x00", "url_malformed"),
+        ("http://¨/", "url_malformed"),
+        ("http://[fe80::1%25eth0]/", "url_malformed"),
         ("http://" + "ä" * 80 + "/", "url_malformed"),
         ("http://host/\ud800", "url_malformed"),
     ],
@@ -250,6 +261,61 @@ def test_a_name_server_that_hangs_costs_its_time_and_no_more(monkeypatch: pytest
     released.set()
 
 
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[HostileServer, Path]]:
+    """A hostile server behind TLS, and its self-signed certificate for 127.0.0.1."""
+    certificate = self_signed_certificate(tmp_path)
+    with hostile_server() as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        yield server, certificate
+
+
+def self_signed_certificate(folder: Path) -> Path:
+    """A PEM file with a fresh key and a certificate for 127.0.0.1."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / "server.pem"
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_https_is_verified_and_never_leads_back_to_http(
+    tls_server: tuple[HostileServer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, certificate = tls_server
+    limits = Limits(total_seconds=10.0, retries=0, host_requests_per_second=0.0)
+    base = server.base.replace("http:", "https:")
+    with hostile_server() as plain:
+        policy = Policy(allowed_endpoints=(server.endpoint, plain.endpoint))
+        fetch = Fetcher(policy, limits, manners("test", "test", []))
+        assert fetch.fetch(f"{base}/good").status == "tls_failed"  # nobody vouches for this certificate
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        tls_context.cache_clear()
+        try:
+            assert fetch.fetch(f"{base}/good").body == jpeg()
+            assert fetch.fetch(f"{base}/hops/3").body == jpeg()
+            assert fetch.fetch(f"{base}/to/{plain.base}/good").status == "redirect_downgrade"
+            assert fetch.fetch(f"{plain.base}/to/{base}/good").body == jpeg()
+            assert fetch.fetch(f"{base.replace('127.0.0.1', 'localhost')}/good").status in (
+                "tls_failed",
+                "address_forbidden",
+            )
+        finally:
+            tls_context.cache_clear()
+        assert plain.num_connections == 1
+
+
 @pytest.mark.parametrize(
     ("values", "signal"),
     [
@@ -270,8 +336,6 @@ def test_a_name_server_that_hangs_costs_its_time_and_no_more(monkeypatch: pytest
     ],
 )
 def test_opt_out_signals(values: list[str], signal: str) -> None:
-    import http.client
-
     headers = http.client.HTTPMessage()
     for value in values:
         headers.add_header("X-Robots-Tag", value)

@@ -1,39 +1,33 @@
 """The download stage against a server that misbehaves in every way it knows, on a real loopback connection."""
 
+import csv
 import hashlib
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.flow.fingerprint import canonical_json
 from pipelines.flow.stage import Input, InputFile, InputPart, PartResult
+from pipelines.s1_download.child import PROJECT_ROOT, child_environment
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
+from pipelines.s1_download.read import READ, read_config
+from tests.flow_helpers import artifact_input, run_stage_part, upstream_input
 from tests.hostile_server import hostile_server, jpeg
+from x2vlm.data.cards import file_paths, load_card
+from x2vlm.data.media import probe_image
 from x2vlm.data.packs import MediaPack
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Caption, Sample, sample_key, sample_table, samples_of, write_table
-
-
-@dataclass
-class Folder:
-    """Reader and writer of one part, on local folders."""
-
-    path: Path
-    state_uri: str = ""
-
-    def local_path(self, file: InputFile) -> Path:
-        return Path(file.uri)
-
-    def open(self, file: InputFile) -> BinaryIO:
-        return Path(file.uri).open("rb")
 
 
 @dataclass
@@ -68,19 +62,15 @@ def make_samples(urls: Sequence[str], kind: str = "image", **values: Any) -> lis
 
 
 def download(tmp_path: Path, samples: Sequence[Sample], **config: Any) -> Downloaded:
-    rows, out = tmp_path / "rows-00000.parquet", tmp_path / "out"
-    write_table(sample_table(samples), rows)
-    out.mkdir()
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_table(sample_table(samples), rows / "rows-00000.parquet")
     config = {"allow_networks": ("127.0.0.1/32",), "host_requests_per_second": 0.0, "retries": 0} | config
-    file = InputFile("rows-00000.parquet", rows.stat().st_size, "0" * 64, str(rows))
-    rows_input = Input("read/test", "root", (InputPart("all", (file,)),))
     parsed = DownloadConfig.model_validate(config)
-    (part,) = DOWNLOAD.plan_parts(parsed, {"rows": (rows_input,)})
-    result = DOWNLOAD.run_part(parsed, Folder(tmp_path), part, Folder(out))
-    for unit, count in result.counts.items():
-        count.check(unit)
-    assert len(Downloaded(result, out).ledger) == len(samples)
-    return Downloaded(result, out)
+    (part,) = DOWNLOAD.plan_parts(parsed, {"rows": (artifact_input("read/test", {"all": rows}),)})
+    run = Downloaded(run_stage_part(DOWNLOAD, parsed, part, tmp_path / "out"), tmp_path / "out")
+    assert len(run.ledger) == len(samples)
+    return run
 
 
 EXPECTED = {
@@ -309,6 +299,43 @@ def test_a_folder_is_served_and_no_port_shows(
     assert times == pytest.approx([2, 3, 4], abs=0.02)
 
 
+@pytest.fixture(scope="module")
+def shipped(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Downloaded:
+    """The shipped corpus, read from its upstream formats and downloaded as one part."""
+    folder, samples = tmp_path_factory.mktemp("shipped"), []
+    for name in ("coco", "visual_genome", "cc3m", "laion", "openimages", "webvid"):
+        path = project_root / "datasets" / "sample" / f"{name}.yaml"
+        card = load_card(path)
+        files = tuple(upstream_input(Path(file), name) for file in file_paths(card, project_root).values())
+        (part,) = READ.plan_parts(read_config(card), {"card": (upstream_input(path, name),), "files": files})
+        run_stage_part(READ, read_config(card), part, folder / name)
+        samples += samples_of(pq.read_table(folder / name / "rows-00000.parquet"))
+    (folder / "download").mkdir()
+    return download(folder / "download", samples, url_base=card.url_base, allow_networks=())
+
+
+def test_planted_rows_get_their_verdict_and_nothing_else_goes(shipped: Downloaded, project_root: Path) -> None:
+    with (project_root / "datasets/sample/planted.csv").open(newline="") as stream:
+        planted = [row for row in csv.DictReader(stream) if row["stage"] == "download"]
+    drops = pq.read_table(shipped.path / "drops.parquet").to_pylist()
+    got = {(drop["source"], drop["source_row"], drop["rule"]) for drop in drops}
+    assert got == {(row["source"], row["row_key"], row["rule"]) for row in planted}
+    assert len(planted) >= 9
+
+
+def test_kept_rows_of_the_shipped_corpus_have_media_and_boxes_in_pixels(shipped: Downloaded) -> None:
+    for sample in shipped.kept:
+        assert sample.media is not None
+        assert sample.fetch is not None
+        assert sample.fetch.final_url == sample.url
+        if sample.kind == "image":
+            assert probe_image(shipped.pack.read(sample.media.sha256))[1:] == (sample.media.width, sample.media.height)
+    boxes = [concept for sample in shipped.kept if sample.source == "openimages" for concept in sample.concepts]
+    assert boxes
+    assert not any(concept.annotation_id.startswith("norm:") for concept in boxes)
+    assert sorted(max(concept.box.w, concept.box.h) for concept in boxes)[len(boxes) // 2] > 16
+
+
 def test_equal_responses_give_equal_bytes(tmp_path: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
@@ -341,3 +368,28 @@ def test_two_rows_files_of_one_name_are_refused() -> None:
     assert [part.name for part in parts] == ["00000"]
     with pytest.raises(ConfigError, match="one name"):
         DOWNLOAD.plan_parts(DownloadConfig(), {"rows": (artifact, artifact)})
+
+
+def test_the_child_cannot_map_more_than_its_headroom() -> None:
+    script = "\n".join(
+        [
+            "from pipelines.s1_download.worker import limit_address_space",
+            "limit_address_space(256 << 20)",
+            "bytearray(64 << 20)",
+            "try:",
+            "    bytearray(512 << 20)",
+            "except MemoryError:",
+            "    raise SystemExit(7)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(PROJECT_ROOT)}, check=False)
+    assert done.returncode == 7
+
+
+def test_a_child_sees_no_secrets_and_no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "https_proxy", "HTTP_PROXY", "MLFLOW_TRACKING_PASSWORD", "NETRC"):
+        monkeypatch.setenv(name, "canary")
+    environment = child_environment()
+    assert "canary" not in environment.values()
+    assert environment["WANDB_MODE"] == "disabled"
+    assert environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
