@@ -1,14 +1,14 @@
 """A web server on loopback that misbehaves on request: the path of a URL names what goes wrong."""
 
+import functools
 import gzip
 import itertools
 import os
 import signal
+import socket
 import socketserver
 import struct
-import subprocess
 import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
+import av
+import numpy as np
 from PIL import Image
 
 
@@ -23,6 +25,21 @@ def jpeg(width: int = 64, height: int = 48, colour: str = "teal") -> bytes:
     """A small valid JPEG."""
     buffer = BytesIO()
     Image.new("RGB", (width, height), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@functools.cache
+def clip(num_frames: int = 25, rate: int = 10) -> bytes:
+    """A small valid video whose frame k is grey, of brightness 4 k."""
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.bit_rate = 2_000_000
+        for index in range(num_frames):
+            pixels = np.full((48, 64, 3), 4 * index % 256, dtype=np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        output.mux(stream.encode())
     return buffer.getvalue()
 
 
@@ -186,8 +203,6 @@ def _reset(handler: _Handler) -> None:
     handler.start(Content_Type="image/jpeg", Content_Length="5000")
     handler.wfile.write(b"\xff\xd8\xff")
     linger = struct.pack("ii", 1, 0)  # closing now sends RST
-    import socket
-
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     handler.connection.close()
 
@@ -268,6 +283,7 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "noai-other": lambda h: h.answer(jpeg(colour="red"), X_Robots_Tag="otherbot: noai"),
     "noai-us": lambda h: h.answer(jpeg(), X_Robots_Tag="otherbot: nofollow, x2vlm-download: noindex"),
     "tdm": lambda h: h.answer(jpeg(), tdm_reservation="1"),
+    "clip": lambda h: h.answer(clip(25 + len(h.argument)), Content_Type="video/mp4"),
     "kill": _kill,
     "kill-once": _kill_once,
 }

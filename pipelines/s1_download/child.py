@@ -55,8 +55,8 @@ def fetch_items(items: Sequence[Item], folder: Path, config: DownloadConfig, pol
     """A result for every item, whatever happens to the children that fetch them; payloads are in `folder`/media.
 
     If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
-    was working on are divided until each runs alone; one that still kills its child becomes `worker_died`. What is left
-    when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
+    was working on are divided until each runs alone; one that kills its child even then becomes `worker_died`. What is
+    left when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
     """
     (folder / MEDIA_FOLDER).mkdir()
     run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds)
@@ -74,21 +74,20 @@ def _fetch(run: Run, items: list[Item], retries: int) -> None:
     left = [item for item in items if item.id not in run.results]
     if not left:
         return
+    logger.warning("download_child=%s items_left=%d in_flight=%d", how_it_ended or "late", len(left), len(in_flight))
     if how_it_ended is None:
         _fetch(run, left, retries)  # only the deadline ends a child without a death: give up in there
-    elif retries:
-        logger.warning("download_child=%s items_left=%d next=retry", how_it_ended, len(left))
-        _fetch(run, left, retries - 1)
+    elif retries or (len(left) < len(items) and not in_flight):
+        _fetch(run, left, max(0, retries - 1))
+    elif not in_flight:
+        raise StageFailed(f"download processes end by {how_it_ended} before they begin; is there enough memory?")
+    elif len(items) == 1:
+        _give_up(run, items, "worker_died", f"the process that fetched and decoded it ended by {how_it_ended}")
     else:
-        suspects = [item for item in left if item.id in in_flight] or left
-        logger.warning("download_child=%s items_left=%d suspects=%d", how_it_ended, len(left), len(suspects))
-        _fetch(run, [item for item in left if item not in suspects], retries=1)
-        if len(suspects) == 1:
-            _give_up(run, suspects, "worker_died", f"the process that fetched and decoded it ended by {how_it_ended}")
-            return
-        middle = len(suspects) // 2
-        _fetch(run, suspects[:middle], retries=0)
-        _fetch(run, suspects[middle:], retries=0)
+        suspects = [item for item in left if item.id in in_flight]
+        _fetch(run, [item for item in left if item.id not in in_flight], retries=1)
+        for group in (suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]):
+            _fetch(run, group, retries=0)
 
 
 def _give_up(run: Run, items: Sequence[Item], rule: str, reason: str) -> None:
@@ -103,9 +102,15 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
     folder.mkdir()
     write_job(folder, run.config, run.policy, items)
     command = [sys.executable, "-m", "pipelines.s1_download.worker", str(folder)]
+    environment = child_environment()
     with (folder / "output").open("wb") as output:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_environment(), cwd=folder
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=child_environment(),
+            cwd=folder,
         )
         try:
             status: int | None = child.wait(timeout=max(0.0, run.deadline - time.monotonic()))
@@ -124,6 +129,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
     raise StageFailed(f"the download process ended with status {status}; its last words:\n{tail}")
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
+    """The environment of a child: what it needs to run, and what keeps the libraries in it from calling home."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return {**passed_on, **QUIET, "PYTHONPATH": str(PROJECT_ROOT)}

@@ -21,12 +21,12 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
 from pipelines.s1_download.loopback import serve_folder
+from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.packs import write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
 
 ROWS_FILE = re.compile(r"rows-(\d+)\.parquet")
-NORMALISED_PREFIX = "norm:"  # of annotation ids whose box waits for the size of its image
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -152,10 +152,7 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     """`sample` with what was fetched; boxes that waited for the size of their image are put in pixels."""
     assert verdict.media is not None
     fetch = Fetch(verdict.final_url, verdict.fetched_at, verdict.http_status, verdict.content_type, verdict.opt_out)
-    if any(concept.annotation_id.startswith(NORMALISED_PREFIX) for concept in sample.concepts):
-        from x2vlm.data.boxes import denormalise_boxes
-
-        sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
+    sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
     return replace(sample, media=verdict.media, fetch=fetch)
 
 

@@ -5,6 +5,7 @@ judged address, so a name that changes its answer (rebinding) changes nothing, n
 """
 
 import ipaddress
+import re
 import socket
 import threading
 import urllib.parse
@@ -31,21 +32,16 @@ FORBIDDEN_NETWORKS = tuple(
         "198.51.100.0/24",
         "203.0.113.0/24",
         "224.0.0.0/3",  # multicast, reserved, broadcast
-        "::/96",  # unspecified, loopback, v4-compatible
-        "::ffff:0:0/96",  # v4-mapped
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",
-        "100::/64",
         "2001::/23",  # Teredo and other protocol assignments
         "2001:db8::/32",
         "2002::/16",  # 6to4
         "3fff::/20",
-        "5f00::/16",
-        "fc00::/7",
-        "fe80::/9",  # link-local and the old site-local
-        "ff00::/8",
     )
 )
+# Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
+GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+# A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
+USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
 
 class Refusal(OSError):
@@ -92,14 +88,14 @@ def parse_target(url: str) -> Target:
         raise Refusal("scheme_forbidden", f"{scheme or 'no scheme'}; only http and https are fetched")
     if "@" in parts.netloc:
         raise Refusal("userinfo_forbidden", "a user name or password in the address")
-    if not host or port == 0 or any(character in host for character in " \\%<>\"'"):
-        raise Refusal("url_malformed", "no usable host")
     try:
         host = host if ":" in host or host.isascii() else host.encode("idna").decode("ascii")
         path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
         query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]|")
     except UnicodeError as error:
         raise Refusal("url_malformed", str(error)) from None
+    if not USABLE_HOST.fullmatch(host) or port == 0:
+        raise Refusal("url_malformed", "no usable host")
     path = f"{path}?{query}" if query else path
     netloc = f"[{host}]" if ":" in host else host
     default_port = 443 if scheme == "https" else 80
@@ -121,6 +117,8 @@ def check_address(address: str, port: int, policy: Policy) -> None:
 
 def is_public(ip: IpAddress) -> bool:
     """Whether `ip` is an ordinary address of the public internet that no translation leads elsewhere."""
+    if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST_V6:
+        return False
     return ip.is_global and not any(ip in network for network in FORBIDDEN_NETWORKS if network.version == ip.version)
 
 

@@ -1,8 +1,6 @@
 """A web server for a folder, on this machine only: how a corpus that lies on disk is fetched like any other."""
 
 import http.server
-import os
-import posixpath
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -61,13 +59,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        path = self._file()
-        if path is None:
-            self.send_error(404)
-            return
         try:
+            path = self._file()
             payload = path.read_bytes()
-        except OSError:
+        except OSError:  # absent, unreadable, a name too long to be one
             self.send_error(404)
             return
         self.send_response(200)
@@ -76,14 +71,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
-    def _file(self) -> Path | None:
-        """The regular file that the request means, None if there is none inside the folder."""
+    def _file(self) -> Path:
+        """The regular file that the request means; FileNotFoundError if there is none inside the folder."""
         name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        relative = posixpath.normpath(name).lstrip("/")
-        if "\0" in name or os.path.isabs(relative) or ".." in name.split("/"):
-            return None
+        relative = name.lstrip("/")
+        if "\0" in name or name.endswith("/") or ".." in name.split("/"):
+            raise FileNotFoundError(name)
         path = (self.server.folder / relative).resolve()
-        return path if path.is_relative_to(self.server.folder) and path.is_file() else None
+        if not path.is_relative_to(self.server.folder) or not path.is_file():
+            raise FileNotFoundError(name)
+        return path
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the ledger says what was fetched."""

@@ -154,6 +154,8 @@ class Fetcher:
             raise
         except http.client.IncompleteRead as error:
             raise Refusal("truncated_body", str(error)) from None
+        except ConnectionError as error:  # before HTTPException: a hang-up without an answer is both
+            raise Refusal("connection_reset", str(error)) from None
         except (http.client.HTTPException, UnicodeError, ValueError, zlib.error) as error:
             raise Refusal("bad_response", f"{type(error).__name__}: {error}") from None
         except OSError as error:

@@ -1,0 +1,71 @@
+"""Media packs: plain tars, found by hash, verified on every read."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from x2vlm.data.packs import MediaPack, write_media_pack
+from x2vlm.errors import CorruptArtifact
+
+
+def write(folder: Path, payloads: list[bytes]) -> list[tuple[str, str, Path]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    items = []
+    for payload in payloads:
+        digest = hashlib.sha256(payload).hexdigest()
+        path = folder / f"{digest}.payload"
+        path.write_bytes(payload)
+        items.append((digest, "jpeg", path))
+    return items
+
+
+@settings(max_examples=20, deadline=None)
+@given(payloads=st.lists(st.binary(max_size=3000), max_size=12))
+def test_what_went_in_comes_out_by_hash(tmp_path_factory: pytest.TempPathFactory, payloads: list[bytes]) -> None:
+    folder = tmp_path_factory.mktemp("pack")
+    write_media_pack(folder, write(folder / "in", payloads))
+    with MediaPack(folder / "media.tar", folder / "media.parquet") as pack:
+        expected = {hashlib.sha256(payload).hexdigest(): payload for payload in payloads}
+        assert {sha256: pack.read(sha256) for sha256 in pack} == expected
+        assert len(pack) == len(expected)
+    with tarfile.open(folder / "media.tar") as tar:  # the standard reader sees the same
+        assert {m.name: tar.extractfile(m).read() for m in tar} == {f"{k}.jpeg": v for k, v in expected.items()}  # type: ignore[union-attr]
+
+
+def test_equal_payloads_in_any_order_give_equal_bytes(tmp_path: Path) -> None:
+    payloads = [bytes([index]) * (index * 300) for index in range(9)]
+    for name, order in (("a", payloads), ("b", payloads[::-1] + payloads)):
+        items = write(tmp_path / name / "in", order)
+        write_media_pack(tmp_path / name, items)
+    for file in ("media.tar", "media.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_changed_byte_is_found_and_an_absent_hash_is_a_key_error(tmp_path: Path) -> None:
+    write_media_pack(tmp_path, write(tmp_path / "in", [b"first" * 100, b"second" * 100]))
+    pack = MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet")
+    sha256 = hashlib.sha256(b"first" * 100).hexdigest()
+    offset = pack.entry(sha256).offset
+    data = bytearray((tmp_path / "media.tar").read_bytes())
+    data[offset + 7] ^= 1
+    (tmp_path / "media.tar").write_bytes(data)
+    with pytest.raises(CorruptArtifact, match=sha256):
+        pack.read(sha256)
+    assert pack.read(hashlib.sha256(b"second" * 100).hexdigest()) == b"second" * 100
+    assert "0" * 64 not in pack
+    with pytest.raises(KeyError):
+        pack.read("0" * 64)
+    (tmp_path / "media.tar").write_bytes(data[: offset + 10])
+    with pytest.raises(CorruptArtifact):
+        pack.read(sha256)
+
+
+def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
+    write_media_pack(tmp_path, [])
+    (tmp_path / "media.parquet").write_bytes(b"not parquet")
+    with pytest.raises(CorruptArtifact, match=r"media\.parquet"):
+        MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet")
