@@ -180,6 +180,8 @@ def test_batches_and_parts_do_not_change_the_numbers(
         assert found[row["key"]]["missing"] == row["missing"]
         if row["frame_scores"]:
             assert found[row["key"]]["frame_scores"] == pytest.approx(row["frame_scores"], abs=TOLERANCE)
+    whole = score(project_root, tmp_path / "whole", toy_samples(), ScoreConfig(device="cpu", batch_size=batch_size))
+    assert whole.fingerprints == toy_run.fingerprints  # trying another batch size must not score everything again
 
 
 def test_another_model_is_another_part_but_another_media_pack_is_not(
@@ -237,7 +239,7 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     write_media_pack(tmp_path, [(sample.media.sha256, "jpeg", path)])
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
         (row,) = s3_score.score_samples(clip, [sample], pack, 8)
-    assert row == {"key": sample.key, "frame_scores": None, "missing": "no_finite_score"}
+    assert row == {"key": sample.key, "missing": "no_finite_score"}
 
 
 def test_media_absent_from_the_pack_are_corrupt(project_root: Path, tmp_path: Path) -> None:
