@@ -1,0 +1,48 @@
+# Everything a fresh machine needs is Python 3.11 or newer, make and the package index.
+PYTHON3 ?= python3
+VENV    := .venv
+PYTHON  := $(VENV)/bin/python
+# The project trains tiny models on a laptop here; more threads than cores only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test slow lint format clean lock
+.DEFAULT_GOAL := demo
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON3=...")'
+	$(PYTHON3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.lock
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: $(VENV)/.installed            ## create .venv with the pinned dependencies
+
+demo: setup                          ## the whole flow on the shipped sample: minutes on two cores
+	$(PYTHON) jobs/full_pretrain.py sample
+
+test: setup                          ## every test but the slow proofs
+	$(PYTHON) -m pytest --cov=pipelines/flow --cov-report=term --cov-fail-under=90
+
+slow: setup                          ## the long proofs: kills at random moments, many workers, large plans
+	$(PYTHON) -m pytest -m slow
+
+lint: setup                          ## format, style, types and import directions
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+lock:                                ## pin again after a change of dependencies
+	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > build-constraints.txt
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev -c build-constraints.txt \
+		--no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.lock
+	rm build-constraints.txt
+
+clean:                               ## remove what jobs and tests wrote; keeps .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage *.egg-info build
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

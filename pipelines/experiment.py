@@ -1,0 +1,113 @@
+"""One experiment is one frozen value: every decision that makes one model differ from another.
+
+An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the
+hardware, the hours and the numbers to expect. Its name is the file's name.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+import pipelines
+from pipelines.flow.stage import Runtime
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s2_filter import FilterConfig
+from pipelines.s3_score import ScoreConfig
+from pipelines.s4_materialize.pack import PackConfig
+from pipelines.s4_materialize.partition import PartitionConfig
+from pipelines.s5_pretrain import PretrainConfig
+from x2vlm.config import FrozenConfig, parse_config, read_yaml
+from x2vlm.errors import ConfigError
+
+PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
+EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
+
+
+class SourceConfig(FrozenConfig):
+    """One upstream dataset in this experiment. `data_root` holds a folder `<card id>/` with its files; not for cards
+    whose files are shipped."""
+
+    card: str  # below datasets/, without .yaml: "sample/coco"
+    data_root: str | None = None
+    role: Literal["train", "held_out"] = "train"
+    rows_per_part: int = pydantic.Field(default=10_000, gt=0)
+
+
+class TaskConfig(FrozenConfig):
+    """One evaluation: a task of `x2vlm.tasks` on one held-out source. `options` are the task's own settings."""
+
+    task: str
+    source: str
+    options: dict[str, Any] = {}
+
+
+class RuntimeConfig(FrozenConfig):
+    """Speed and placement of a stage; never part of a fingerprint. Fields as in `pipelines.flow.stage.Runtime`."""
+
+    num_cpus: float = pydantic.Field(default=1.0, ge=0)
+    num_gpus: float = pydantic.Field(default=0.0, ge=0)
+    memory_bytes: int = pydantic.Field(default=0, ge=0)
+    max_in_flight: int = pydantic.Field(default=64, gt=0)
+    max_retries: int = pydantic.Field(default=3, ge=0)
+
+    def runtime(self, on_driver: bool = False) -> Runtime:
+        return Runtime(**self.model_dump(), on_driver=on_driver)
+
+
+class Experiment(FrozenConfig):
+    """All decisions of one run, from upstream files to evaluation. Relative paths start at the project's root."""
+
+    name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    store: str = "runs/store"
+    sources: dict[str, SourceConfig]
+    download: DownloadConfig = DownloadConfig()
+    filter: FilterConfig = FilterConfig()
+    score: ScoreConfig = ScoreConfig()
+    clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"
+    partition: PartitionConfig
+    pack: PackConfig = PackConfig()
+    vocabulary: str  # a WordPiece vocab.txt
+    pretrain: PretrainConfig = PretrainConfig()
+    evaluate: dict[str, TaskConfig] = {}
+    runtime: dict[str, RuntimeConfig] = {}  # by stage name
+
+    @pydantic.model_validator(mode="after")
+    def _evaluations_name_held_out_sources(self) -> "Experiment":
+        for name, task in self.evaluate.items():
+            source = self.sources.get(task.source)
+            if source is None or source.role != "held_out":
+                held_out = sorted(key for key, value in self.sources.items() if value.role == "held_out")
+                raise ValueError(
+                    f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}"
+                )
+        return self
+
+    @property
+    def store_uri(self) -> str:
+        """Where artifacts go: a URI, or an absolute local path."""
+        return self.store if "://" in self.store else str(resolve(self.store))
+
+
+def resolve(path: str) -> Path:
+    """`path` as an absolute path; relative ones start at the project's root."""
+    return (PROJECT_ROOT / path).resolve()
+
+
+def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
+    """The experiment of that name, or in that YAML file. `store` replaces the store it names.
+
+    Raises ConfigError for unknown names, unknown keys ("did you mean") and values out of range.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = EXPERIMENTS / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
+            raise ConfigError(
+                f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file"
+            )
+    values = {"name": path.stem, **read_yaml(path)}
+    if store is not None:
+        values["store"] = store
+    return parse_config(Experiment, values, origin=str(path))

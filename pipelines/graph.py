@@ -1,0 +1,147 @@
+"""The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
+
+from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve
+from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.download import DOWNLOAD
+from pipelines.s1_download.read import READ, read_config
+from pipelines.s2_filter import FILTER
+from pipelines.s3_score import SCORE
+from pipelines.s4_materialize.pack import PACK
+from pipelines.s4_materialize.partition import PARTITION
+from pipelines.s5_pretrain import PRETRAIN
+from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
+from x2vlm.config import parse_config
+from x2vlm.data.cards import Card, file_paths, load_card
+from x2vlm.errors import ConfigError
+
+
+def build_graph(experiment: Experiment) -> Graph:
+    """Every node of `experiment`, producers before consumers.
+
+    Raises ConfigError where a card or a folder that the experiment names does not exist.
+    """
+    nodes: list[Node] = []
+    for name, source in experiment.sources.items():
+        nodes += _curation_nodes(experiment, name, source)
+    train = [name for name, source in experiment.sources.items() if source.role == "train"]
+    nodes += _training_nodes(experiment, train)
+    nodes += [
+        Node(
+            key=f"evaluate/{name}",
+            stage=EVALUATE,
+            config=parse_config(
+                EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"
+            ),
+            inputs={
+                "model": (f"pretrain/{experiment.name}",),
+                "rows": (f"filter/{task.source}",),
+                "media": (f"download/{task.source}",),
+            },
+            runtime=_runtime(experiment, "evaluate"),
+        )
+        for name, task in experiment.evaluate.items()
+    ]
+    return Graph(nodes)
+
+
+def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:
+    """read, download and filter of one source; score too if it is trained on."""
+    card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
+    card = load_card(card_path)
+    paths = file_paths(card, PROJECT_ROOT, source.data_root)
+    nodes = [
+        Node(
+            key=f"read/{name}",
+            stage=READ,
+            config=read_config(card, rows_per_file=source.rows_per_part),
+            inputs={
+                "card": (SourceFile(str(card_path), card.id),),
+                "files": tuple(SourceFile(paths[role], card.id, file.sha256) for role, file in card.files.items()),
+            },
+            runtime=_runtime(experiment, "read"),
+        ),
+        Node(
+            key=f"download/{name}",
+            stage=DOWNLOAD,
+            config=_download_config(experiment, card),
+            inputs={"rows": (f"read/{name}",)},
+            runtime=_runtime(experiment, "download"),
+        ),
+        Node(
+            key=f"filter/{name}",
+            stage=FILTER,
+            config=experiment.filter,
+            inputs={"rows": (f"download/{name}",)},
+            runtime=_runtime(experiment, "filter"),
+        ),
+    ]
+    if source.role == "train":
+        nodes.append(
+            Node(
+                key=f"score/{name}",
+                stage=SCORE,
+                config=experiment.score,
+                inputs={
+                    "rows": (f"filter/{name}",),
+                    "media": (f"download/{name}",),
+                    "model": _folder_files(experiment.clip_model, "clip_model"),
+                },
+                runtime=_runtime(experiment, "score"),
+            )
+        )
+    return nodes
+
+
+def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
+    """From all training sources together to one model."""
+    name = experiment.name
+    return [
+        Node(
+            key=f"partition/{name}",
+            stage=PARTITION,
+            config=experiment.partition,
+            inputs={
+                "rows": tuple(f"filter/{source}" for source in train),
+                "scores": tuple(f"score/{source}" for source in train),
+            },
+            runtime=_runtime(experiment, "partition"),
+        ),
+        Node(
+            key=f"pack/{name}",
+            stage=PACK,
+            config=experiment.pack,
+            inputs={"buckets": (f"partition/{name}",), "media": tuple(f"download/{source}" for source in train)},
+            runtime=_runtime(experiment, "pack"),
+        ),
+        Node(
+            key=f"pretrain/{name}",
+            stage=PRETRAIN,
+            config=experiment.pretrain,
+            inputs={
+                "shards": (f"pack/{name}",),
+                "vocabulary": (SourceFile(str(resolve(experiment.vocabulary)), "vocabulary"),),
+            },
+            runtime=_runtime(experiment, "pretrain", on_driver=True),
+        ),
+    ]
+
+
+def _download_config(experiment: Experiment, card: Card) -> DownloadConfig:
+    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones."""
+    return experiment.download.model_copy(update={"url_base": card.url_base, "allow_networks": card.allow_networks})
+
+
+def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
+    """Every file of a model folder, by name, without its README; nothing for a model known by its name."""
+    if folder is None:
+        return ()
+    path = resolve(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{card}: {path} is not a folder; give the folder that holds the model's config and weights")
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md")
+    return tuple(SourceFile(str(file), card) for file in files)
+
+
+def _runtime(experiment: Experiment, stage: str, on_driver: bool = False) -> Runtime:
+    return experiment.runtime.get(stage, RuntimeConfig()).runtime(on_driver)

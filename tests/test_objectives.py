@@ -1,0 +1,355 @@
+"""The five losses against the reference's numbers, naive versions, and two real processes."""
+
+import json
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy, normalize
+from torch.testing import assert_close
+
+from tests.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.models.test_x2vlm import tiny_model, tiny_text
+from x2vlm.batch import Batch
+from x2vlm.models.reference import reference_names
+from x2vlm.objectives import (
+    Gather,
+    ObjectiveConfig,
+    box_losses,
+    contrastive,
+    draw_negatives,
+    gather_over,
+    generalised_iou,
+    masked_lm,
+    matching,
+    negative_weights,
+    pretrain_losses,
+    to_xyxy,
+)
+
+TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
+
+
+@pytest.fixture(scope="module")
+def golden(shared_dir):
+    return shared_dir / "golden"
+
+
+@pytest.mark.parametrize("name", ["image", "regions", "text_only"])
+def test_losses_and_gradients_equal_the_reference(golden, name):
+    model, case = read_model(golden), read_case(golden / name)
+    negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
+    losses = pretrain_losses(model, to_batch(case), negatives)
+    assert {LOSS_NAMES[key] for key in losses} == set(case.info["losses"])
+    for key, value in losses.items():
+        assert value.item() == pytest.approx(case.info["losses_f64"][LOSS_NAMES[key]], abs=2e-5), key
+    sum(losses.values()).backward()
+    parameters = dict(model.named_parameters())
+    gradients = {theirs: parameters[ours].grad for ours, theirs in reference_names(model).items()}
+    assert set(gradients) == set(case.info["grad_norms"])
+    for key, expected in case.info["grad_norms"].items():
+        norm = 0.0 if gradients[key] is None else gradients[key].norm().item()
+        assert norm == pytest.approx(expected or 0.0, rel=1e-3, abs=1e-6), key
+    for key, expected in case.tensors.items():
+        if key.startswith("grad."):
+            assert_close(gradients[key.removeprefix("grad.")], expected, atol=2e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["image", "regions"])
+def test_negative_weights_equal_the_reference(golden, name):
+    case = read_case(golden / name)
+    similarity = case.tensors["out.sim_over_temp"]
+    same = torch.eye(len(similarity), dtype=torch.bool)
+    assert_close(negative_weights(similarity, same), case.tensors["out.text_negative_weights"], **TOLERANCE)
+    assert_close(negative_weights(similarity.T, same), case.tensors["out.image_negative_weights"], **TOLERANCE)
+
+
+def test_matching_can_be_switched_off(golden):
+    model, case = read_model(golden), read_case(golden / "image")
+    losses = pretrain_losses(model, to_batch(case), config=ObjectiveConfig(matching=False))
+    assert set(losses) == {"contrastive", "masked_lm"}
+    sum(losses.values()).backward()
+    assert model.match_head[0].weight.grad is None
+
+
+def test_one_model_does_all_losses_of_a_clip():
+    model = tiny_model(num_frames=2)
+    batch = tiny_batch("video", torch.randn(3, 2, 3, 64, 64))
+    losses = pretrain_losses(model, batch)
+    sum(losses.values()).backward()
+    assert set(losses) == {"contrastive", "matching", "masked_lm"}
+    assert model.frame_position.grad.abs().sum() > 0
+
+
+def tiny_batch(kind, pixels=None, **fields) -> Batch:
+    ids, mask = tiny_text()
+    return Batch(
+        kind=kind,
+        keys=["a", "b", "c"],
+        text_ids_BL=ids,
+        text_mask_BL=mask,
+        masked_ids_BL=ids,
+        masked_positions_BK=torch.tensor([[1, 2], [1, 0], [3, 0]]),
+        masked_labels_BK=torch.tensor([[7, 9], [11, -100], [13, -100]]),
+        pixels=pixels,
+        **fields,
+    )
+
+
+def region_batch(**changes) -> Batch:
+    torch.manual_seed(2)
+    fields = {
+        "image_of_R": torch.tensor([0, 0, 1]),
+        "patch_mask_RP": torch.rand(3, 16) > 0.5,
+        "box_cxcywh_R4": torch.tensor([[0.5, 0.5, 1, 1], [0.3, 0.3, 0.2, 0.4], [0.6, 0.5, 0.5, 0.5]]),
+        "is_whole_image_R": torch.tensor([True, False, False]),
+    }
+    return tiny_batch("region", torch.randn(2, 3, 64, 64), **(fields | changes))
+
+
+def test_batch_without_its_fields_is_refused():
+    with pytest.raises(ValueError, match="region needs pixels, image_of_R"):
+        tiny_batch("region")
+
+
+def test_batch_moves_every_tensor():
+    moved = region_batch().to("meta")
+    assert moved.pixels.is_meta
+    assert moved.patch_mask_RP.is_meta
+    assert moved.keys == ["a", "b", "c"]
+    assert moved.image_ids_B is None
+
+
+def test_region_batch_without_boxes_has_zero_box_loss_and_a_graph():
+    model = tiny_model()
+    losses = pretrain_losses(model, region_batch(is_whole_image_R=torch.ones(3, dtype=torch.bool)))
+    assert losses["box_l1"].item() == 0
+    assert losses["box_giou"].item() == 0
+    sum(losses.values()).backward()
+    assert model.box_head[0].weight.grad.abs().max() == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_reference_parity_repeats_the_division_by_zero():
+    batch = region_batch(is_whole_image_R=torch.ones(3, dtype=torch.bool))
+    losses = pretrain_losses(tiny_model(), batch, config=ObjectiveConfig(parity="reference"))
+    assert losses["box_l1"].isnan()
+
+
+def test_box_loss_on_whole_images_counts_every_row():
+    model, batch = tiny_model(), region_batch()
+    counted = pretrain_losses(model, batch, config=ObjectiveConfig(box_loss_on_whole_images=True))
+    all_boxes = replace(batch, is_whole_image_R=torch.zeros(3, dtype=torch.bool))
+    assert_close(counted["box_l1"], pretrain_losses(model, all_boxes)["box_l1"])
+
+
+def test_images_seen_by_no_row_change_nothing():
+    model, batch = tiny_model(), region_batch()
+    negatives = (torch.tensor([2, 2, 0]), torch.tensor([2, 2, 1]))
+    more = replace(batch, pixels=torch.cat([batch.pixels, torch.randn(1, 3, 64, 64)]))
+    first, second = pretrain_losses(model, batch, negatives), pretrain_losses(model, more, negatives)
+    for name in first:
+        assert_close(second[name], first[name], atol=1e-6, rtol=0)
+
+
+# Boxes
+
+
+def test_boxes_equal_the_reference(golden):
+    folder = golden / "data" / "boxes"
+    case, arrays = json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors")
+    predicted, target = arrays["pred_cxcywh"].float(), arrays["target_cxcywh"].float()
+    assert_close(to_xyxy(predicted), arrays["pred_xyxy"].float(), **TOLERANCE)
+    giou = generalised_iou(arrays["pred_xyxy"].float(), arrays["target_xyxy"].float())
+    assert_close(giou, arrays["giou_diag"].float(), **TOLERANCE)
+    everything = torch.ones(len(predicted), dtype=torch.bool)
+    assert_close(torch.stack(box_losses(predicted, target, everything)), torch.tensor(case["loss_all"]), **TOLERANCE)
+    regions = box_losses(predicted, target, ~arrays["is_image"].bool())
+    assert_close(torch.stack(regions), torch.tensor(case["loss_without_images"]), **TOLERANCE)
+    predicted[3, 2] = -0.1
+    *_, switched_off = box_losses(predicted, target, everything, "reference")
+    *_, kept = box_losses(predicted, target, everything)
+    assert switched_off.item() == case["loss_when_row_3_has_negative_width"][1] == 0
+    others = (1 - giou)[torch.arange(len(giou)) != 3].sum() / len(giou)
+    assert_close(kept, others, **TOLERANCE)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8))
+def test_box_losses_and_their_gradients_are_always_finite(numbers):
+    predicted = torch.tensor([numbers[:4]], requires_grad=True)
+    l1, giou = box_losses(predicted, torch.tensor([numbers[4:]]), torch.ones(1, dtype=torch.bool))
+    (l1 + giou).backward()
+    assert 0 <= giou.item() <= 2 + 1e-5
+    assert predicted.grad.isfinite().all()
+
+
+# Words
+
+
+def test_masked_lm_is_the_mean_over_all_masked_words():
+    logits, labels = torch.randn(2, 3, 11), torch.tensor([[4, -100, 2], [9, -100, -100]])
+    by_hand = [-logits[b, k].log_softmax(0)[labels[b, k]] for b, k in ((0, 0), (0, 2), (1, 0))]
+    assert_close(masked_lm(logits, labels), torch.stack(by_hand).mean())
+
+
+def test_masked_lm_without_a_masked_word_is_zero_with_a_graph():
+    logits = torch.randn(2, 3, 11, requires_grad=True)
+    loss = masked_lm(logits, torch.full((2, 3), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.abs().max() == 0
+
+
+# Matching
+
+
+def features(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return normalize(torch.randn(rows, 6), dim=1), normalize(torch.randn(rows, 6), dim=1)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_negatives_never_show_the_same_image(ids):
+    image, text = features(len(ids))
+    image_ids = torch.tensor(ids)
+    of_text, of_image, has = draw_negatives(image, text, torch.tensor(0.07), image_ids)
+    assert has.tolist() == [any(other != own for other in ids) for own in ids]
+    assert (image_ids[of_text] != image_ids)[has].all()
+    assert (image_ids[of_image] != image_ids)[has].all()
+
+
+def test_negatives_are_drawn_as_often_as_their_weights_say():
+    image, text = features(4)
+    temperature, generator = torch.tensor(0.5), torch.Generator().manual_seed(0)
+    counts_image, counts_text = torch.zeros(4, 4), torch.zeros(4, 4)
+    rows, num_draws = torch.arange(4), 4000
+    for _ in range(num_draws):
+        of_text, of_image, _ = draw_negatives(image, text, temperature, generator=generator)
+        counts_image[rows, of_text] += 1
+        counts_text[rows, of_image] += 1
+    similarity, own = image @ text.T / temperature, torch.eye(4, dtype=torch.bool)
+    for counts, weights in (
+        (counts_text, negative_weights(similarity, own)),
+        (counts_image, negative_weights(similarity.T, own)),
+    ):
+        # 5 standard deviations of a share over 4,000 draws are at most 0.04.
+        assert_close(counts / num_draws, weights / weights.sum(dim=1, keepdim=True), atol=0.04, rtol=0)
+
+
+def test_equal_generators_draw_equal_negatives():
+    image, text = features(30)
+    draws = [draw_negatives(image, text, torch.tensor(0.07), generator=torch.Generator().manual_seed(5)) for _ in "ab"]
+    assert all(torch.equal(first, second) for first, second in zip(*draws, strict=True))
+
+
+def test_a_lone_row_has_no_matching_loss():
+    model = tiny_model()
+    batch = replace(tiny_batch("image", torch.randn(3, 3, 64, 64)), image_ids_B=torch.tensor([4, 4, 4]))
+    losses = pretrain_losses(model, batch)
+    assert losses["matching"].item() == 0
+    sum(losses.values()).backward()
+    assert model.match_head[0].weight.grad.abs().max() == 0
+
+
+def test_rows_without_a_negative_contribute_nothing():
+    logits, has = torch.randn(9, 2), torch.tensor([True, False, True])
+    kept = torch.tensor([0, 2, 3, 5, 6, 8])
+    assert_close(matching(logits, has), matching(logits[kept]))
+    labels = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0])
+    assert_close(matching(logits), cross_entropy(logits, labels))
+
+
+# Contrastive
+
+
+def test_contrastive_with_distinct_ids_equals_no_ids():
+    image, text = features(5)
+    temperature = torch.tensor(0.07)
+    with_ids = contrastive(image, text, temperature, image_ids_B=torch.tensor([9, 3, 5, 1, 7]))
+    assert_close(with_ids, contrastive(image, text, temperature))
+
+
+def test_contrastive_spreads_the_target_over_equal_ids():
+    image, text = features(3)
+    logits = image @ text.T / 0.1
+    target = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    by_hand = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
+    assert_close(contrastive(image, text, torch.tensor(0.1), image_ids_B=torch.tensor([2, 2, 6])), by_hand)
+
+
+@pytest.mark.parametrize(("gradient", "factor"), [("true", 1.0), ("reference", 0.25), (0.125, 0.125)])
+def test_feature_gradient_after_averaging_over_four_ranks(gradient, factor):
+    """Four ranks played one after the other by a Gather that hands out the whole batch."""
+    image, text = (f.requires_grad_() for f in features(8))
+    temperature = torch.tensor(0.07, requires_grad=True)
+    whole = torch.autograd.grad(contrastive(image, text, temperature), (image, text, temperature))
+    averaged = [torch.zeros_like(g) for g in whole]
+    for rank in range(4):
+        own = slice(2 * rank, 2 * rank + 2)
+        everyone = {id_of: f.detach() for id_of, f in ((0, image), (1, text))}
+        order = iter((0, 1))
+        gather = Gather(rank, 4, lambda local, order=order, everyone=everyone: everyone[next(order)])
+        loss = contrastive(image[own], text[own], temperature, gather=gather, gradient=gradient)
+        for total, part in zip(averaged, torch.autograd.grad(loss, (image, text, temperature)), strict=True):
+            total += part / 4
+    assert_close(averaged[0], whole[0] * factor)
+    assert_close(averaged[1], whole[1] * factor)
+    assert_close(averaged[2], whole[2])
+
+
+def test_unknown_gradient_rule_is_refused():
+    image, text = features(2)
+    with pytest.raises(ValueError, match="neither"):
+        contrastive(image, text, torch.tensor(0.07), gradient="half")  # type: ignore[arg-type]
+
+
+def _rank_gradient(rank: int, port: int, gradient: str, results) -> None:
+    """One of two real ranks: its DDP-averaged gradient of a linear layer and of the temperature."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    layer, temperature, inputs = _linear_problem()
+    own = slice(3 * rank, 3 * rank + 3)
+    loss = contrastive(
+        normalize(layer(inputs[0][own]), dim=1),
+        normalize(inputs[1][own], dim=1),
+        temperature,
+        gather=gather_over(),
+        gradient=gradient,
+        image_ids_B=torch.arange(6)[own],
+    )
+    loss.backward()
+    for tensor in (layer.weight.grad, temperature.grad):
+        dist.all_reduce(tensor)
+    results[rank] = (loss.item(), (layer.weight.grad / 2).tolist(), (temperature.grad / 2).item())
+    dist.destroy_process_group()
+
+
+def _linear_problem():
+    torch.manual_seed(4)
+    return torch.nn.Linear(5, 4), torch.tensor(0.2, requires_grad=True), (torch.randn(6, 5), torch.randn(6, 4))
+
+
+@pytest.mark.parametrize(("gradient", "factor"), [("true", 1.0), ("reference", 0.5)])
+def test_two_processes_over_gloo(gradient, factor):
+    layer, temperature, inputs = _linear_problem()
+    loss = contrastive(normalize(layer(inputs[0]), dim=1), normalize(inputs[1], dim=1), temperature)
+    loss.backward()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank_gradient, args=(port, gradient, results), nprocs=2)
+        for rank in range(2):
+            rank_loss, weight_gradient, temperature_gradient = results[rank]
+            assert rank_loss == pytest.approx(loss.item(), abs=1e-6)
+            assert_close(torch.tensor(weight_gradient), layer.weight.grad * factor, atol=1e-6, rtol=0)
+            assert temperature_gradient == pytest.approx(temperature.grad.item(), abs=1e-5)

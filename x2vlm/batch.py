@@ -1,0 +1,65 @@
+"""What one forward pass of pre-training reads: the contract between the loader and the losses.
+
+B text rows, M images of a region batch, F frames, C channels, H W pixels, P patches, L tokens, K masked positions.
+In an image or video batch row b of the text belongs to row b of the pixels. In a region batch the rows are regions
+(R = B of them) and `image_of_R` says which of the M images each lies in.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["image", "region", "video", "text"]
+
+UNUSED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of one kind; see the field comments for shapes and types."""
+
+    kind: Kind
+    keys: list[str]  # sample key of every text row, for logs and lineage
+    text_ids_BL: Tensor  # int64
+    text_mask_BL: Tensor  # true or 1 on real tokens
+    masked_ids_BL: Tensor  # int64, the same captions with some words replaced
+    masked_positions_BK: Tensor  # int64, 0 where unused
+    masked_labels_BK: Tensor  # int64, UNUSED_LABEL where unused
+    pixels: Tensor | None = None  # image: B C H W; region: M C H W; video: B F C H W; text: None
+    # Rows with equal ids show the same picture: never each other's negatives in the matching loss, and both right in
+    # the contrastive loss of image and video batches. Without them every other row is a negative.
+    image_ids_B: Tensor | None = None  # int64
+    # Region batches only:
+    image_of_R: Tensor | None = None  # int64, row of `pixels`
+    patch_mask_RP: Tensor | None = None  # true for patches under the box; exactly P columns, none for token 0
+    box_cxcywh_R4: Tensor | None = None  # float32 in [0, 1] of the image side
+    is_whole_image_R: Tensor | None = None  # true for captions of the whole image: no box loss
+
+    def __post_init__(self) -> None:
+        needed = {"text": (), "image": ("pixels",), "video": ("pixels",), "region": _REGION_FIELDS}
+        if self.kind not in needed:
+            raise ValueError(f"batch kind {self.kind!r} is not one of {', '.join(needed)}")
+        missing = [name for name in needed[self.kind] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"a batch of kind {self.kind} needs {', '.join(missing)}")
+
+    @property
+    def num_rows(self) -> int:
+        return self.text_ids_BL.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch with every tensor on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; the loader of torch calls this by name."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change) -> "Batch":  # type: ignore[no-untyped-def]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, Tensor)})
+
+
+_REGION_FIELDS = ("pixels", "image_of_R", "patch_mask_RP", "box_cxcywh_R4", "is_whole_image_R")

@@ -1,0 +1,56 @@
+"""Rows and pixels to tensors: the batch that the losses read.
+
+B rows, M pictures of a region batch, R region rows, L tokens, K masked positions, P patches, C H W pixels, F frames.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from x2vlm.batch import UNUSED_LABEL, Batch, Kind
+from x2vlm.data.examples import TextRow
+
+# Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
+LENGTH_MULTIPLE = 8
+
+
+def picture_batch(kind: Kind, rows: Sequence[TextRow], pixels: Sequence[Tensor], max_masks: int) -> Batch:
+    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to row b of the pixels."""
+    return Batch(kind=kind, pixels=torch.stack(list(pixels)), **_texts(rows, max_masks))
+
+
+def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int) -> Batch:
+    """A region batch: `image_of` says for every row which of the M pictures it lies in."""
+    regions = [row.region for row in rows if row.region is not None]
+    if len(regions) != len(rows):
+        raise ValueError("a region batch holds rows without a region")
+    return Batch(
+        kind="region",
+        pixels=torch.stack(list(pixels)),
+        image_of_R=torch.tensor(list(image_of), dtype=torch.long),
+        patch_mask_RP=torch.from_numpy(np.stack([region.patch_mask_P for region in regions])),
+        box_cxcywh_R4=torch.tensor([region.box_cxcywh for region in regions], dtype=torch.float32),
+        is_whole_image_R=torch.tensor([region.is_whole_image for region in regions]),
+        **_texts(rows, max_masks),
+    )
+
+
+def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
+    longest = max(len(row.ids) for row in rows)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return {
+        "keys": [row.key for row in rows],
+        "image_ids_B": torch.tensor([row.image_id for row in rows], dtype=torch.long),
+        "text_ids_BL": _padded([row.ids for row in rows], length, 0),
+        "text_mask_BL": _padded([[1] * len(row.ids) for row in rows], length, 0),
+        "masked_ids_BL": _padded([row.masked.ids for row in rows], length, 0),
+        "masked_positions_BK": _padded([row.masked.positions for row in rows], max_masks, 0),
+        "masked_labels_BK": _padded([row.masked.labels for row in rows], max_masks, UNUSED_LABEL),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
+    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows], dtype=torch.long)

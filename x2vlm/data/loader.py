@@ -1,0 +1,258 @@
+"""The batches of any step, for any rank of any world size: a function of the step, so resuming is just asking for it.
+
+What a step holds is decided for all ranks together (`plan`), from metadata; then a rank loads its share. A row whose
+media cannot be used is replaced by another one that the slot alone determines, and both are recorded.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch.utils.data import DataLoader, Dataset
+
+from x2vlm.batch import Batch
+from x2vlm.config import FrozenConfig
+from x2vlm.data.batching import picture_batch, region_batch
+from x2vlm.data.examples import (
+    ExampleConfig,
+    Recipe,
+    RegionPlan,
+    choose_caption,
+    picture_pixels,
+    plan_regions,
+    region_pixels,
+    text_row,
+)
+from x2vlm.data.order import Place
+from x2vlm.data.randomness import Draws
+from x2vlm.data.regions import choose_rows
+from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream, StreamConfig
+from x2vlm.data.tokenizer import WordPieceTokenizer
+from x2vlm.errors import ConfigError, InvalidSample
+from x2vlm.samples import Sample
+
+# Rows in a row that may be unusable before the shards are called broken.
+MAX_ATTEMPTS = 50
+
+
+class DataConfig(FrozenConfig):
+    """What is read, in which order and batches; the defaults are the released base 4M recipe."""
+
+    seed: int = 42
+    streams: tuple[StreamConfig, ...] = Field(
+        default=(
+            StreamConfig(kind="image", batch_size=1024),
+            StreamConfig(kind="region", batch_size=1024, num_images=400),
+        ),
+        min_length=1,
+    )
+    examples: ExampleConfig = ExampleConfig()
+    window_shards: int = Field(default=16, ge=1)  # shards whose rows are shuffled together
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "DataConfig":
+        names = [stream.label for stream in self.streams]
+        if len(set(names)) < len(names):
+            raise ValueError(f"streams need different names, these are {names}")
+        return self
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """A row that could not be used, why, and the key that took its place."""
+
+    stream: str
+    key: str
+    rule: str
+    used: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample of a step's plan; `rows` are a region picture's chosen rows, each with how often it came before."""
+
+    slot: Slot
+    place: Place
+    sample: Sample
+    caption: str = ""
+    regions: RegionPlan | None = None
+    rows: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class StepData:
+    """The batches of one rank for one step, by stream name, and what had to be replaced on the way."""
+
+    step: int
+    batches: dict[str, Batch]
+    is_aux: dict[str, bool]
+    substitutes: list[Substitute] = field(default_factory=list)
+
+    def pin_memory(self) -> "StepData":
+        batches = {name: batch.pin_memory() for name, batch in self.batches.items()}
+        return StepData(self.step, batches, self.is_aux, self.substitutes)
+
+
+class StepLoader(Dataset[StepData]):
+    """`loader[step]` is what rank `rank` of `world_size` sees in that step; nothing is remembered between calls.
+
+    ConfigError unless `world_size` divides every global batch, and if a stream has no rows at all.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[ShardFiles],
+        config: DataConfig,
+        tokenizer: WordPieceTokenizer,
+        image_res: int,
+        patch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for stream in config.streams:
+            if stream.batch_size % world_size:
+                raise ConfigError(
+                    f"stream {stream.label}: {world_size} processes cannot share a batch of {stream.batch_size} rows; "
+                    "change batch_size or world_size so that one divides the other"
+                )
+        self.config = config
+        self.rank, self.world_size = rank, world_size
+        self.recipe = Recipe(config.examples, tokenizer, image_res, patch_size, config.seed)
+        shard_set = ShardSet(shards, max_open=4 * config.window_shards)
+        self.streams = [Stream(item, shard_set, config.seed, config.window_shards) for item in config.streams]
+
+    def __getitem__(self, step: int) -> StepData:
+        substitutes: list[Substitute] = []
+        batches = {}
+        for stream in self.streams:
+            items = self.plan(stream, step, substitutes, metadata_only=False)
+            load = self._load_regions if stream.config.kind == "region" else self._load_pictures
+            batches[stream.config.label] = load(stream, items, substitutes)
+        is_aux = {stream.config.label: stream.is_aux_step(step) for stream in self.streams}
+        return StepData(step, batches, is_aux, substitutes)
+
+    def plan(self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True) -> list[Item]:
+        """The samples of a stream's step, as far as metadata can tell whether they are usable.
+
+        `metadata_only` plans for all ranks; otherwise image and video streams plan this rank's rows only. Region
+        streams always plan everything, because rows are chosen over all pictures of the step.
+        """
+        slots = stream.slots(step)
+        if stream.config.kind != "region":
+            mine = slots if metadata_only else slots[self._share(len(slots))]
+            return [self._item(stream, slot, substitutes) for slot in mine]
+        all_ranks_plan_this: list[Substitute] = substitutes if self.rank == 0 else []
+        items = [self._item(stream, slot, all_ranks_plan_this) for slot in slots]
+        owners = [(number, row) for number, item in enumerate(items) for row in range(_num_rows(item))]
+        draws = Draws(self.config.seed, stream.config.label, "rows", step)
+        chosen = choose_rows(len(owners), stream.config.batch_size, draws)
+        share = slice(None) if metadata_only else self._share(len(chosen))
+        rows: dict[int, list[tuple[int, int]]] = {}
+        for index in range(len(chosen))[share]:
+            number, row = owners[chosen[index]]
+            repeat = index - chosen.index(chosen[index])
+            rows.setdefault(number, []).append((row, repeat))
+        return [_with_rows(items[number], tuple(picked)) for number, picked in rows.items()]
+
+    def consumed(self, step: int) -> list[tuple[str, str]]:
+        """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`StepData.substitutes`)."""
+        return [
+            (stream.config.label, item.sample.key) for stream in self.streams for item in self.plan(stream, step, [])
+        ]
+
+    def _share(self, num_rows: int) -> slice:
+        size = num_rows // self.world_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def _item(self, stream: Stream, slot: Slot, substitutes: list[Substitute], first_attempt: int = 0) -> Item:
+        """The sample of a slot, or the first one to take instead whose metadata are usable."""
+        failed: list[tuple[str, str]] = []
+        for attempt in range(first_attempt, first_attempt + MAX_ATTEMPTS):
+            place = stream.place(slot, attempt)
+            sample = stream.sample(slot, place)
+            try:
+                item = self._decide(stream, slot, place, sample)
+            except InvalidSample as error:
+                failed.append((sample.key, error.rule))
+                continue
+            substitutes += [Substitute(stream.config.label, key, rule, sample.key) for key, rule in failed]
+            return item
+        raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} rows in a row are unusable, last {failed[-1]}")
+
+    def _decide(self, stream: Stream, slot: Slot, place: Place, sample: Sample) -> Item:
+        if stream.config.kind == "region":
+            return Item(slot, place, sample, regions=plan_regions(sample, place.epoch, self.recipe))
+        return Item(slot, place, sample, caption=choose_caption(sample, place.epoch, self.recipe))
+
+    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, torch.Tensor]:
+        """The item and its pixels, or those of the first one to take instead whose media can be used."""
+        for attempt in range(1, MAX_ATTEMPTS):
+            try:
+                return item, self._pixels(stream, item)
+            except InvalidSample as error:
+                other = self._item(stream, item.slot, substitutes, first_attempt=attempt)
+                substitutes.append(Substitute(stream.config.label, item.sample.key, error.rule, other.sample.key))
+                item = _with_rows(other, _refilled(item.rows, _num_rows(other)))
+        raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} media in a row are unusable")
+
+    def _pixels(self, stream: Stream, item: Item) -> torch.Tensor:
+        payload = stream.payload(item.slot, item.place)
+        if item.regions is not None:
+            return region_pixels(item.sample, payload, item.regions, self.recipe)
+        return picture_pixels(item.sample, payload, item.caption, item.place.epoch, self.recipe)
+
+    def _load_pictures(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
+        rows, pixels = [], []
+        for planned in items:
+            item, picture = self._with_pixels(stream, planned, substitutes)
+            rows.append(text_row(item.caption, item.sample, item.place.epoch, self.recipe))
+            pixels.append(picture)
+        return picture_batch(stream.config.kind, rows, pixels, self.config.examples.masking.max_masks)
+
+    def _load_regions(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
+        rows, image_of, pixels = [], [], []
+        for number, planned in enumerate(items):
+            item, picture = self._with_pixels(stream, planned, substitutes)
+            assert item.regions is not None
+            pixels.append(picture)
+            for row, repeat in item.rows:
+                region, text = item.regions.rows[row], item.regions.texts[row]
+                rows.append(text_row(text, item.sample, item.place.epoch, self.recipe, region, repeat))
+                image_of.append(number)
+        return region_batch(rows, image_of, pixels, self.config.examples.masking.max_masks)
+
+
+def iterate_steps(
+    loader: StepLoader, first_step: int, end_step: int, num_workers: int = 0, pin_memory: bool = False
+) -> Iterator[StepData]:
+    """StepData of first_step..end_step-1 in order; `num_workers` processes read ahead, without changing anything."""
+    return iter(
+        DataLoader(
+            loader,
+            batch_size=None,
+            sampler=range(first_step, end_step),
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            multiprocessing_context="forkserver" if num_workers else None,
+        )
+    )
+
+
+def substitutes_to_json(substitutes: Sequence[Substitute]) -> list[dict[str, Any]]:
+    """Substitutes as they stand in a metrics line."""
+    return [asdict(substitute) for substitute in substitutes]
+
+
+def _num_rows(item: Item) -> int:
+    return 0 if item.regions is None else len(item.regions.rows)
+
+
+def _with_rows(item: Item, rows: tuple[tuple[int, int], ...]) -> Item:
+    return replace(item, rows=rows)
+
+
+def _refilled(rows: tuple[tuple[int, int], ...], num_rows: int) -> tuple[tuple[int, int], ...]:
+    """As many rows as `rows`, out of a picture with `num_rows` rows: each depends on the one it replaces alone."""
+    return tuple((row % num_rows, repeat) for row, repeat in rows)

@@ -1,0 +1,64 @@
+"""Random numbers that are a function of what they are for, never of when or where they are drawn.
+
+Every draw in the data path comes from `Draws(seed, epoch, sample key, purpose)`: any worker of any world size can make
+it again, and resuming needs no generator state. The stream is sha256 in counter mode, because numpy and Python promise
+stable bits but not stable distributions across versions.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Draws:
+    """An endless sequence of draws that belongs to `labels`; equal labels give equal draws."""
+
+    def __init__(self, *labels: str | int) -> None:
+        self._key = hashlib.sha256(json.dumps(labels).encode()).digest()
+        self._counter = 0
+        self._words: list[int] = []
+
+    def word(self) -> int:
+        """The next 64 random bits."""
+        if not self._words:
+            block = hashlib.sha256(self._key + self._counter.to_bytes(8, "big")).digest()
+            self._counter += 1
+            self._words = [int.from_bytes(block[start : start + 8], "big") for start in (24, 16, 8, 0)]
+        return self._words.pop()
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """A number in [low, high), with 53 random bits."""
+        return low + (high - low) * ((self.word() >> 11) * 2.0**-53)
+
+    def integer(self, low: int, high: int) -> int:
+        """A whole number in low..high, both included; ValueError if there is none.
+
+        The bias of multiply-and-shift is below size / 2**64.
+        """
+        if high < low:
+            raise ValueError(f"no whole number in {low}..{high}")
+        return low + (self.word() * (high - low + 1) >> 64)
+
+    def chance(self, probability: float) -> bool:
+        """True with that probability; never for 0, always for 1."""
+        return self.uniform() < probability
+
+    def choice(self, items: Sequence[T]) -> T:
+        """One of `items`; ValueError if there are none."""
+        return items[self.integer(0, len(items) - 1)]
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """`items` in random order (Fisher-Yates)."""
+        result = list(items)
+        for last in range(len(result) - 1, 0, -1):
+            other = self.integer(0, last)
+            result[last], result[other] = result[other], result[last]
+        return result
+
+
+def derive_seed(*labels: str | int) -> int:
+    """A 63-bit integer that belongs to `labels`, for generators that want to be seeded (torch)."""
+    return Draws(*labels).word() >> 1

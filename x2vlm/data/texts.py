@@ -1,0 +1,37 @@
+"""Texts as readers clean them, filters count and compare them, and training reads them."""
+
+import re
+import unicodedata
+from collections import Counter
+
+from x2vlm.samples import Concept
+
+MADE_OF = "made of "
+
+
+def clean_text(text: str) -> str:
+    """`text` without control characters, every run of white space a single space, none at the ends."""
+    visible = (
+        "".join(" " if unicodedata.category(char) == "Cc" else char for char in text) if has_control(text) else text
+    )
+    return " ".join(visible.split())
+
+
+def has_control(text: str) -> bool:
+    """True where `text` holds a control character (most texts hold none, and this check is fast)."""
+    return not text.isprintable()
+
+
+def concept_text(concept: Concept) -> str:
+    """The description a model reads: attributes, then the label ("green tall clock"; X2-VLM A.1).
+
+    A material reads after the label: "handbag made of leather". A region's phrase has no attributes and stays as it is.
+    """
+    before = [attribute for attribute in concept.attributes if not attribute.startswith(MADE_OF)]
+    after = [attribute for attribute in concept.attributes if attribute.startswith(MADE_OF)]
+    return " ".join([*before, concept.text, *after])
+
+
+def token_counts(text: str) -> Counter[str]:
+    """How often each word occurs, ignoring case, compatibility forms and punctuation: what texts are compared by."""
+    return Counter(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

@@ -1,0 +1,164 @@
+"""Sizes and rates of an X2-VLM model; the defaults are the base model of the paper."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from x2vlm.config import FrozenConfig, parse_config
+from x2vlm.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def _require_divisible(name: str, value: int, by_name: str, by: int) -> None:
+    if by < 1 or value % by:
+        raise ValueError(f"{name} ({value}) must be a multiple of {by_name} ({by})")
+
+
+class VisionConfig(FrozenConfig):
+    """A BEiT-2 tower: pre-norm blocks with one relative position table each, no absolute positions."""
+
+    image_res: int = 224
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    layer_scale_init: float = Field(default=0.1, gt=0)
+    drop_path: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> "VisionConfig":
+        _require_divisible("image_res", self.image_res, "patch_size", self.patch_size)
+        _require_divisible("width", self.width, "num_heads", self.num_heads)
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_res // self.patch_size
+
+
+class TextConfig(FrozenConfig):
+    """The self-attention-only text layers, built as a transformers encoder of this architecture."""
+
+    architecture: Literal["bert", "xlm-roberta"] = "bert"
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate: int = 3072
+    vocab_size: int = 30522
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    pad_id: int = 0
+    layer_norm_eps: float = 1e-12
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    init_std: float = 0.02
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TextConfig":
+        _require_divisible("width", self.width, "num_heads", self.num_heads)
+        return self
+
+
+class FusionConfig(FrozenConfig):
+    """The layers with cross-attention to image tokens; their width is the text width."""
+
+    num_layers: int = 6
+    num_heads: int = 12
+    intermediate: int = 3072
+    layer_norm_eps: float = 1e-12
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    init_std: float = 0.02
+
+
+class ModelConfig(FrozenConfig):
+    """Everything that decides the shapes of an X2-VLM model; the frame position exists iff `num_frames` is set."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    fusion: FusionConfig = FusionConfig()
+    embed_dim: int = 256
+    temperature: float = Field(default=0.07, gt=0)
+    num_frames: int | None = Field(default=None, ge=1)
+    # False for multilingual models: 250,002 words would make a tied start meaningless (reference_model 1.8).
+    tie_words: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ModelConfig":
+        _require_divisible("text.width", self.text.width, "fusion.num_heads", self.fusion.num_heads)
+        return self
+
+
+# What the reference's own description of a model must say for this implementation to be the same function.
+_REFERENCE_FACTS: dict[str, Any] = {
+    "vision_layer_scale": True,
+    "vision_rel_pos_bias": "per block",
+    "vision_abs_pos": False,
+    "vision_qkv_bias": "q and v only",
+    "text_act": "gelu (erf)",
+}
+_REFERENCE_SIZES = {
+    "image_res", "patch_size", "vision_embed", "vision_depth", "vision_heads", "vision_mlp_ratio",
+    "vision_layernorm_eps", "text_hidden", "text_heads", "text_intermediate", "text_only_layers", "fusion_layers",
+    "text_layers_total", "text_fusion_starts_at", "text_layernorm_eps", "vocab_size", "max_position_embeddings",
+    "type_vocab_size", "embed_dim", "temp", "frame_len", "num_frames", "add_frame_pos",
+}  # fmt: skip
+
+
+def model_config_from_reference(values: Mapping[str, Any], **changes: Any) -> ModelConfig:
+    """The ModelConfig of a reference model described by the keys of a golden `config.json`.
+
+    `changes` replace top-level fields afterwards (for example `num_frames=3`). ConfigError if the description
+    asks for something this model does not do, or lacks a size. Other keys are logged and ignored.
+    """
+    for key, expected in _REFERENCE_FACTS.items():
+        if values.get(key, expected) != expected:
+            raise ConfigError(f"reference config: {key} is {values[key]!r}, this model only does {expected!r}")
+    ignored = sorted(set(values) - _REFERENCE_SIZES - set(_REFERENCE_FACTS))
+    if ignored:
+        log.warning("reference_config ignored_keys=%s", ",".join(ignored))
+    try:
+        parsed = _nested_sizes(values)
+    except KeyError as error:
+        raise ConfigError(f"reference config: key {error.args[0]!r} is missing") from None
+    return parse_config(ModelConfig, parsed | changes, "reference config")
+
+
+def _nested_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    text_layers = values["text_only_layers"] if "text_only_layers" in values else values["text_fusion_starts_at"]
+    fusion_layers = values["fusion_layers"] if "fusion_layers" in values else values["text_layers_total"] - text_layers
+    shared = {
+        "num_heads": values["text_heads"],
+        "intermediate": values["text_intermediate"],
+        "layer_norm_eps": values["text_layernorm_eps"],
+    }
+    frames = values.get("num_frames", values.get("frame_len"))
+    return {
+        "vision": {
+            "image_res": values["image_res"],
+            "patch_size": values["patch_size"],
+            "width": values["vision_embed"],
+            "depth": values["vision_depth"],
+            "num_heads": values["vision_heads"],
+            "mlp_ratio": values["vision_mlp_ratio"],
+            "layer_norm_eps": values["vision_layernorm_eps"],
+        },
+        "text": shared
+        | {
+            "width": values["text_hidden"],
+            "num_layers": text_layers,
+            "vocab_size": values["vocab_size"],
+            "max_positions": values["max_position_embeddings"],
+            "type_vocab_size": values["type_vocab_size"],
+        },
+        "fusion": shared | {"num_layers": fusion_layers},
+        "embed_dim": values["embed_dim"],
+        "temperature": values["temp"],
+        "num_frames": frames if values.get("add_frame_pos", frames is not None) else None,
+    }

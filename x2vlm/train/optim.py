@@ -1,0 +1,258 @@
+"""The optimizer of X2-VLM: which parameter gets which learning rate and decay, AdamW as published, the schedule.
+
+Groups are decided by substrings of the reference's parameter names (reference_model 4.1), oddities included:
+"bias" also matches the relative position tables, and the LayerNorms inside the heads (`itm_head.1`) do decay.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from x2vlm.config import FrozenConfig
+from x2vlm.errors import ConfigError
+from x2vlm.models.reference import reference_names
+from x2vlm.models.x2vlm import X2VLM
+from x2vlm.objectives import Parity
+
+_NO_DECAY = (
+    "bias",
+    "LayerNorm.bias",
+    "LayerNorm.weight",
+    "norm.bias",
+    "norm.weight",
+    "norm1.bias",
+    "norm1.weight",
+    "norm2.bias",
+    "norm2.weight",
+)
+# What no backbone brings along: heads and temperature always, cross-attention and frame position where they exist.
+_NEW_PARTS = (
+    "vision_proj.",
+    "text_proj.",
+    "temp",
+    "itm_head.",
+    "bbox_head.",
+    "absolute_frame_pos_embed",
+    "crossattention.",
+)
+
+
+class OptimizerConfig(FrozenConfig):
+    """Rates of one run; the defaults are the published base 4M recipe."""
+
+    lr: float = Field(default=1e-4, gt=0)
+    lr_multiplier: float = Field(default=2.0, gt=0)
+    # Rates by part; they win over the multiplier, so a new cross-attention inside the text stack gets text_lr.
+    vision_lr: float | None = None
+    text_lr: float | None = None
+    cross_lr: float | None = None
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    # "reference" is the AdamW of transformers the paper used, "torch" is torch.optim.AdamW.
+    adamw: Literal["reference", "torch"] = "reference"
+
+
+def new_parameter_names(model: X2VLM) -> list[str]:
+    """Reference names of the parameters that neither BEiT-2 nor BERT brings: heads, temperature, cross-attention."""
+    return [name for name in reference_names(model).values() if _is_new(name)]
+
+
+def parameter_groups(
+    model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer, in the reference's order: decayed, not decayed, new decayed, new not decayed.
+
+    With rates by part follow decayed and not decayed of vision, text and cross. `params` holds (our name, parameter)
+    pairs, `name` says which group it is. `new_parameters` are reference names (default: `new_parameter_names`), for
+    example what a load report calls missing; ConfigError if the model has no such parameter. A tied parameter is in
+    one group only, frozen ones in none.
+    """
+    names = reference_names(model)
+    new = set(new_parameter_names(model) if new_parameters is None else new_parameters)
+    unknown = sorted(new - set(names.values()))
+    if unknown:
+        raise ConfigError(f"new parameters that the model does not have: {unknown}")
+    groups = {}
+    for rate_name, lr in _rates(config).items():
+        for decayed in (True, False):
+            key = f"{rate_name}_{'decay' if decayed else 'no_decay'}"
+            decay = config.weight_decay if decayed else 0.0
+            groups[key] = {"name": key, "lr": lr, "weight_decay": decay, "params": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate_name = _rate_name(names[name], config, new)
+            decay_name = "no_decay" if any(part in names[name] for part in _NO_DECAY) else "decay"
+            groups[f"{rate_name}_{decay_name}"]["params"].append((name, parameter))
+    return list(groups.values())
+
+
+def build_optimizer(
+    model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
+) -> torch.optim.Optimizer:
+    """The configured AdamW over `parameter_groups`."""
+    kind = {"reference": ReferenceAdamW, "torch": torch.optim.AdamW}[config.adamw]
+    # torch refuses a group of mixed named and no parameters, and an empty one holds nothing to name.
+    groups = [group for group in parameter_groups(model, config, new_parameters) if group["params"]]
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+
+
+class ReferenceAdamW(torch.optim.Optimizer):
+    """AdamW as transformers had it: eps is added to the uncorrected root, decay follows on the already moved weight.
+
+    m, v are the usual averages; w -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps); then w -= lr * decay * w.
+    State per parameter: `step` (float32 scalar on the host), `exp_avg`, `exp_avg_sq`. Deterministic.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if moved:
+                self._move(group, moved)
+        return loss
+
+    def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        states = [self._state_of(parameter) for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        beta1, beta2 = group["betas"]
+        rate, rates = float(group["lr"]), []
+        for state in states:
+            state["step"] += 1
+            count = state["step"].item()
+            rates.append(-rate * math.sqrt(1 - beta2**count) / (1 - beta1**count))
+        # Multi-tensor calls: 572 parameters would otherwise be 2,900 launches a step.
+        torch._foreach_mul_(averages, beta1)
+        torch._foreach_add_(averages, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        roots = torch._foreach_sqrt(squares)
+        torch._foreach_add_(roots, group["eps"])
+        torch._foreach_addcdiv_(parameters, averages, roots, scalars=rates)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+
+    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's whole state as `<parameter name>/<entry>` tensors, ready for a safetensors file.
+
+    Rates and decays are not in it: they follow from the config and the schedule's step.
+    """
+    return {
+        f"{name}/{entry}": value
+        for name, parameter in _named(optimizer).items()
+        for entry, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+@torch.no_grad()
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restores what `optimizer_tensors` returned; ConfigError, before any change, for unknown names or other shapes."""
+    named = _named(optimizer)
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        if name not in named:
+            raise ConfigError(f"optimizer state: {key} belongs to no parameter of this model")
+        if entry != "step" and value.shape != named[name].shape:
+            raise ConfigError(f"optimizer state: {key} has shape {tuple(value.shape)}, not {tuple(named[name].shape)}")
+        states.setdefault(name, {})[entry] = value
+    optimizer.state.clear()
+    for name, state in states.items():
+        place = named[name]
+        optimizer.state[place] = {
+            entry: value.clone() if entry == "step" else value.to(place, copy=True) for entry, value in state.items()
+        }
+
+
+def linear_rate(
+    step: int, warmup_steps: int, total_steps: int, min_rate: float = 0.0, parity: Parity = "fixed"
+) -> float:
+    """Share of the base rate in force at `step` (from 0): rises linearly to 1 at `warmup_steps`, falls to `min_rate`.
+
+    Step 0 of a warm-up has rate 0. With a minimum the reference's own formula, `parity="reference"`, jumps above 1
+    after the warm-up (1.011 for a minimum of 0.1 and a tenth of warm-up) and ends above the minimum.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    num_left = max(1, total_steps - warmup_steps)
+    if parity == "reference":
+        return max(min_rate, (total_steps - (1 - min_rate) * step) / num_left)
+    left = (total_steps - step) / num_left
+    return min_rate + (1 - min_rate) * min(1.0, max(0.0, left))
+
+
+def linear_schedule(
+    optimizer: torch.optim.Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    min_rate: float = 0.0,
+    parity: Parity = "fixed",
+) -> LambdaLR:
+    """A schedule that multiplies every group's rate by `linear_rate`; call its `step()` after the optimizer's.
+
+    ConfigError if the warm-up is negative or longer than the run.
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise ConfigError(f"warmup_steps ({warmup_steps}) must lie between 0 and total_steps ({total_steps})")
+    return LambdaLR(optimizer, lambda step: linear_rate(step, warmup_steps, total_steps, min_rate, parity))
+
+
+def _is_new(name: str) -> bool:
+    return any(name.startswith(part) or f".{part}" in name for part in _NEW_PARTS)
+
+
+def _rates(config: OptimizerConfig) -> dict[str, float]:
+    rates = {"base": config.lr, "new": config.lr * config.lr_multiplier}
+    if config.vision_lr is None and config.text_lr is None and config.cross_lr is None:
+        return rates
+    if config.vision_lr is None or config.text_lr is None:
+        raise ConfigError("vision_lr and text_lr belong together: set both or none (cross_lr then follows text_lr)")
+    cross_lr = config.text_lr if config.cross_lr is None else config.cross_lr
+    return rates | {"vision": config.vision_lr, "text": config.text_lr, "cross": cross_lr}
+
+
+def _rate_name(name: str, config: OptimizerConfig, new: set[str]) -> str:
+    if config.vision_lr is not None:
+        for part in ("vision", "text", "cross"):
+            if f"{part}_encoder" in name:
+                return part
+    return "new" if name in new else "base"
+
+
+def _named(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    named: dict[str, nn.Parameter] = {}
+    for group in optimizer.param_groups:
+        if "param_names" not in group:
+            raise ConfigError("optimizer was built without parameter names: build its groups with parameter_groups")
+        named.update(zip(group["param_names"], group["params"], strict=True))
+    return named
