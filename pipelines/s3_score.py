@@ -6,7 +6,7 @@ maximum and the middle frame are recorded beside it). A row that cannot be score
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field, model_validator
 
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import (
+    Count,
+    Inputs,
+    Json,
+    Part,
+    PartReader,
+    PartResult,
+    PartSummary,
+    PartWriter,
+    Read,
+    Stage,
+)
 from x2vlm.config import FrozenConfig
 from x2vlm.data.clip_score import Clip, load_clip_files, load_clip_name, score_pairs
 from x2vlm.data.media import open_image
@@ -100,6 +111,19 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
         "missing": {reason: missing.count(reason) for reason in sorted(set(missing) - {""})},
     }
     return PartResult({"rows": Count(len(missing), len(missing))}, {"scores.parquet": len(missing)}, summary)
+
+
+def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
+    """Which weights scored, how many rows have a score, and how many have none, by reason."""
+    missing: dict[str, int] = {}
+    for part in parts:
+        for reason, number in part.summary["missing"].items():
+            missing[reason] = missing.get(reason, 0) + number
+    return {
+        "weights_sha256": sorted({part.summary["weights_sha256"] for part in parts}),
+        "scored": sum(part.summary["scored"] for part in parts),
+        "missing": dict(sorted(missing.items())),
+    }
 
 
 def score_samples(
@@ -189,4 +213,5 @@ SCORE = Stage(
     slots=("rows", "media", "model"),
     plan_parts=plan_score,
     run_part=score_part,
+    finish=add_up_scores,
 )
