@@ -6,7 +6,7 @@ maximum and the middle frame are recorded beside it). A row that cannot be score
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -16,11 +16,22 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import Field, model_validator
 
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import (
+    Count,
+    Inputs,
+    Json,
+    Part,
+    PartReader,
+    PartResult,
+    PartSummary,
+    PartWriter,
+    Read,
+    Stage,
+)
 from x2vlm.config import FrozenConfig
 from x2vlm.data.clip_score import Clip, load_clip_files, load_clip_name, score_pairs
 from x2vlm.data.media import open_image
-from x2vlm.data.packs import MediaPack
+from x2vlm.data.packs import INDEX_NAME, PACK_NAME, MediaPack
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
@@ -51,7 +62,8 @@ class ScoreConfig(FrozenConfig):
 
     model: str = FOLDER
     weights_sha256: str = ""
-    batch_size: int = Field(default=64, ge=1)  # images in the model at a time; also rows decoded at a time
+    # Images in the model at a time. Not part of a part's identity: it moves scores by less than 1e-6.
+    batch_size: int = Field(default=64, ge=1, exclude=True)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @model_validator(mode="after")
@@ -78,7 +90,7 @@ def plan_score(config: ScoreConfig, inputs: Inputs) -> list[Part]:
         for part in rows.parts:
             if part.name not in packs:
                 raise ConfigError(f"{media.node} has no part {part.name} of {rows.node}; is it of that source?")
-            lookups = tuple(Read("media", packs[part.name].file(name)) for name in ("media.tar", "media.parquet"))
+            lookups = tuple(Read("media", packs[part.name].file(name)) for name in (PACK_NAME, INDEX_NAME))
             reads = (Read("rows", part.file("rows.parquet")), *model)
             parts.append(Part(name=part.name, reads=reads, lookups=lookups))
     return parts
@@ -88,11 +100,9 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
     """scores.parquet: one row per input row, in the same order."""
     clip = _clip_of(config, inputs, part)
     tar_path, index_path = (inputs.local_path(read.file) for read in part.lookups)
-    scores: list[dict[str, object]] = []
     with MediaPack(tar_path, index_path) as pack:
-        for samples in _chunks(inputs.local_path(part.reads[0].file), config.batch_size):
-            scores += score_samples(clip, samples, pack, config.batch_size)
-    table = pa.Table.from_pylist(scores, schema=SCORE_SCHEMA)
+        samples = _samples(inputs.local_path(part.reads[0].file))
+        table = pa.Table.from_pylist(list(score_samples(clip, samples, pack, config.batch_size)), schema=SCORE_SCHEMA)
     write_table(table, out.path / "scores.parquet")
     missing = table["missing"].to_pylist()
     summary = {
@@ -100,29 +110,54 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
         "scored": missing.count(""),
         "missing": {reason: missing.count(reason) for reason in sorted(set(missing) - {""})},
     }
-    return PartResult({"rows": Count(len(scores), len(scores))}, {"scores.parquet": len(scores)}, summary)
+    return PartResult({"rows": Count(len(missing), len(missing))}, {"scores.parquet": len(missing)}, summary)
 
 
-def score_samples(clip: Clip, samples: Sequence[Sample], pack: MediaPack, batch_size: int) -> list[dict[str, object]]:
-    """A row of SCORE_SCHEMA per sample, in order."""
+def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
+    """Which weights scored, how many rows have a score, and how many have none, by reason."""
+    missing: dict[str, int] = {}
+    for part in parts:
+        for reason, number in part.summary["missing"].items():
+            missing[reason] = missing.get(reason, 0) + number
+    return {
+        "weights_sha256": sorted({part.summary["weights_sha256"] for part in parts}),
+        "scored": sum(part.summary["scored"] for part in parts),
+        "missing": dict(sorted(missing.items())),
+    }
+
+
+def score_samples(
+    clip: Clip, samples: Iterable[Sample], pack: MediaPack, batch_size: int
+) -> Iterator[dict[str, object]]:
+    """A row of SCORE_SCHEMA per sample, in order. At most `batch_size` images and one clip are decoded at a time."""
     rows: list[dict[str, object]] = []
     pairs: list[tuple[list[Image.Image], str]] = []
     for sample in samples:
+        row: dict[str, object] = {"key": sample.key, "missing": "" if sample.captions else "no_caption"}
         frames: list[Image.Image] = []
-        missing = "" if sample.captions else "no_caption"
         if sample.captions:
             try:
                 frames = load_frames(sample, pack)
             except InvalidSample as error:
-                missing = error.rule
-        pairs.append((frames, sample.captions[0].text if sample.captions else ""))
-        rows.append({"key": sample.key, "frame_scores": None, "missing": missing})
+                row["missing"] = error.rule
+        rows.append(row)
+        pairs.append((frames, sample.captions[0].text if frames else ""))
+        if sum(len(frames) for frames, _ in pairs) >= batch_size or len(pairs) >= batch_size:
+            yield from _score_rows(clip, rows, pairs, batch_size)
+            rows, pairs = [], []
+    yield from _score_rows(clip, rows, pairs, batch_size)
+
+
+def _score_rows(
+    clip: Clip, rows: list[dict[str, object]], pairs: list[tuple[list[Image.Image], str]], batch_size: int
+) -> Iterator[dict[str, object]]:
     for row, scores in zip(rows, score_pairs(clip, pairs, batch_size), strict=True):
-        if scores and all(map(math.isfinite, scores)):
-            row |= aggregate(scores)
-        elif scores:
-            row["missing"] = "no_finite_score"
-    return rows
+        if not scores:
+            yield row
+        elif all(map(math.isfinite, scores)):
+            yield row | aggregate(scores)
+        else:
+            yield row | {"missing": "no_finite_score"}
 
 
 def aggregate(frame_scores: Sequence[float]) -> dict[str, object]:
@@ -146,10 +181,10 @@ def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:
     return [open_image(jpeg) for jpeg in jpegs]
 
 
-def _chunks(rows: Path, size: int) -> Iterator[list[Sample]]:
+def _samples(rows: Path) -> Iterator[Sample]:
     with pq.ParquetFile(rows) as file:
-        for batch in file.iter_batches(batch_size=size, columns=SAMPLE_SCHEMA.names):
-            yield samples_of(pa.Table.from_batches([batch]))
+        for batch in file.iter_batches(batch_size=1000, columns=SAMPLE_SCHEMA.names):
+            yield from samples_of(pa.Table.from_batches([batch]))
 
 
 def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> Clip:
@@ -178,4 +213,5 @@ SCORE = Stage(
     slots=("rows", "media", "model"),
     plan_parts=plan_score,
     run_part=score_part,
+    finish=add_up_scores,
 )

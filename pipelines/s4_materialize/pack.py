@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from pipelines.flow.stage import InputFile, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from x2vlm.config import FrozenConfig
-from x2vlm.data.payloads import Location, locate_payloads, read_payload
+from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry
+from x2vlm.data.payloads import locate_payloads, read_payload
 from x2vlm.data.shards import SCORED_SCHEMA, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
@@ -44,7 +45,7 @@ def plan_pack(config: PackConfig, inputs: Inputs) -> list[Part]:
         Read("media", part.file(name))
         for artifact in inputs["media"]
         for part in artifact.parts
-        for name in ("media.parquet", "media.tar")
+        for name in (INDEX_NAME, PACK_NAME)
     )
     return [
         Part(name=f"{shard:05d}", reads=tuple(reads), spec={"shard": shard}, lookups=packs)
@@ -78,13 +79,13 @@ def drop_duplicate_keys(rows: pa.Table) -> tuple[pa.Table, list[Drop]]:
 def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[str], bytes]:
     """A function from media sha256 to verified stored bytes for all `rows`; CorruptArtifact if any is in no pack."""
     owners = dict(zip(pc.struct_field(rows["media"], "sha256").to_pylist(), rows["key"].to_pylist(), strict=True))
-    found: dict[str, tuple[InputFile, Location]] = {}
+    found: dict[str, tuple[InputFile, PackEntry]] = {}
     for index, pack in zip(part.lookups[::2], part.lookups[1::2], strict=True):
         wanted = owners.keys() - found.keys()
         if not wanted:
             break
-        for sha256, location in locate_payloads(inputs.local_path(index.file), wanted).items():
-            found[sha256] = (pack.file, location)
+        for sha256, entry in locate_payloads(inputs.local_path(index.file), wanted).items():
+            found[sha256] = (pack.file, entry)
     if missing := sorted(owners.keys() - found.keys()):
         raise CorruptArtifact(
             f"shard {part.spec['shard']}: the media {missing[0][:12]}… of sample {owners[missing[0]]} and "
@@ -93,8 +94,8 @@ def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[s
         )
 
     def payload_of(sha256: str) -> bytes:
-        file, location = found[sha256]
-        return read_payload(inputs.local_path(file), location)
+        file, entry = found[sha256]
+        return read_payload(inputs.local_path(file), entry)
 
     return payload_of
 

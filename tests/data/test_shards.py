@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import pickle
 import random
 import tarfile
@@ -100,6 +101,24 @@ def test_reader_survives_pickling_after_use(tmp_path: Path) -> None:
     reader = ShardReader(write(tmp_path, SAMPLES))
     before = reader.payload(2)
     assert pickle.loads(pickle.dumps(reader)).payload(2) == before
+
+
+def test_workers_forked_after_use_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A file position survives a fork: readers that share one would fetch each other's bytes."""
+    reader = ShardReader(write(tmp_path, SAMPLES))
+    expected = [reader.payload(row) for row in range(len(reader))]
+    with multiprocessing.get_context("fork").Pool(2, initializer=_share, initargs=(reader,)) as pool:
+        found = pool.map(_read_shared, [row % len(SAMPLES) for row in range(600)], chunksize=1)
+    assert found == [expected[row % len(SAMPLES)] for row in range(600)]
+
+
+def _share(reader: ShardReader) -> None:
+    global _shared
+    _shared = reader
+
+
+def _read_shared(row: int) -> bytes:
+    return _shared.payload(row)
 
 
 def test_one_changed_payload_byte_is_noticed_and_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.pipelines.parts import Run, as_part, as_source, run_stage
 from x2vlm.data import clip_score
 from x2vlm.data.clip_score import frame_scores, load_clip_folder, load_clip_name, score_pairs
 from x2vlm.data.packs import write_media_pack
-from x2vlm.data.video import encode_frames
+from x2vlm.data.video import encode_frames, sample_clip
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.samples import Caption, Media, Sample, sample_key, sample_table, write_table
 
@@ -166,6 +166,13 @@ def test_summary_names_the_weights_and_counts_what_is_missing(project_root: Path
     }
 
 
+def test_totals_of_all_parts(project_root: Path, toy_run: Run, tmp_path: Path) -> None:
+    one = toy_run.results["00000"].summary
+    total = {**one, "weights_sha256": [one["weights_sha256"]]}
+    assert toy_run.summary == total
+    assert score(project_root, tmp_path, toy_samples(), parts=3).summary == total
+
+
 def test_scoring_twice_gives_the_same_bytes(project_root: Path, toy_run: Run, tmp_path: Path) -> None:
     assert score(project_root, tmp_path, toy_samples()).bytes_of() == toy_run.bytes_of()
 
@@ -180,6 +187,8 @@ def test_batches_and_parts_do_not_change_the_numbers(
         assert found[row["key"]]["missing"] == row["missing"]
         if row["frame_scores"]:
             assert found[row["key"]]["frame_scores"] == pytest.approx(row["frame_scores"], abs=TOLERANCE)
+    whole = score(project_root, tmp_path / "whole", toy_samples(), ScoreConfig(device="cpu", batch_size=batch_size))
+    assert whole.fingerprints == toy_run.fingerprints  # trying another batch size must not score everything again
 
 
 def test_another_model_is_another_part_but_another_media_pack_is_not(
@@ -237,7 +246,7 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     write_media_pack(tmp_path, [(sample.media.sha256, "jpeg", path)])
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
         (row,) = s3_score.score_samples(clip, [sample], pack, 8)
-    assert row == {"key": sample.key, "frame_scores": None, "missing": "no_finite_score"}
+    assert row == {"key": sample.key, "missing": "no_finite_score"}
 
 
 def test_media_absent_from_the_pack_are_corrupt(project_root: Path, tmp_path: Path) -> None:
@@ -276,6 +285,21 @@ def test_frames_of_nothing_have_no_scores(project_root: Path) -> None:
     clip = load_clip_folder(tiny_clip(project_root), "cpu")
     assert score_pairs(clip, [([], "a"), ([], "b")]) == [[], []]
     assert frame_scores(clip, [], "a") == []
+
+
+def test_the_shipped_clips_pass_the_papers_threshold_with_their_own_captions_only(project_root: Path) -> None:
+    clip = load_clip_folder(tiny_clip(project_root), "cpu")
+    clips = project_root / "datasets/sample/media/clips"
+    captions = {
+        "chaplin.mp4": "black and white silent film of two men outdoors",
+        "nasa.mp4": "gold hexagonal mirror segments beside a person on a lifting platform",
+        "bunny.webm": "animated rabbit",
+    }
+    frames = {name: list(sample_clip((clips / name).read_bytes()).frames) for name in captions}
+    for name in captions:
+        for other, text in captions.items():
+            scores = frame_scores(clip, frames[name], text)
+            assert (sum(scores) / len(scores) >= 0.25) == (name == other), (name, other, scores)
 
 
 def copy_of(folder: Path, to: Path) -> Path:

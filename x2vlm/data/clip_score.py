@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 from x2vlm.errors import ConfigError, SourceUnavailable
 
 CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
 HUB_PREFIX = "hf-hub:"
 
 # Tensor shapes: B images or texts, C channels, H and W pixels, L tokens, D width of the embedding
@@ -36,10 +37,10 @@ class Clip:
 
 
 def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
-    """The model in an open_clip folder given file by file (name -> where it lies now); never touches the network.
+    """The model in an open_clip folder given file by file (name -> where it lies now).
 
     Needs open_clip_config.json and one *.safetensors file; tokenizer files where the config names a tokenizer of
-    transformers. ConfigError for anything else.
+    transformers. ConfigError for anything else. Offline, unless the config builds a tower from the hub (hf_model_name).
     """
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
     if CONFIG_NAME not in files or len(weights) != 1:
@@ -50,7 +51,11 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
         for name, path in files.items():
             if Path(name).name != name:
                 raise ConfigError(f"CLIP file {name!r}: expected a plain file name")
-            (Path(folder) / name).symlink_to(path.resolve())
+            # open_clip has an order of preference among weights: leave it no choice but those that were hashed.
+            if path == weights[0]:
+                (Path(folder) / WEIGHTS_NAME).symlink_to(path.resolve())
+            elif not name.endswith((".bin", ".pth", ".pt")):
+                (Path(folder) / name).symlink_to(path.resolve())
         source = f"local-dir:{folder}"
         try:
             model, _, preprocess = open_clip.create_model_and_transforms(
