@@ -23,8 +23,7 @@ def vocabulary(shared_dir):
 def _cleaned(text, max_words):
     try:
         return pre_caption(text, max_words)
-    except InvalidSample as error:
-        assert error.rule == "empty_caption"
+    except InvalidSample:
         return None
 
 
@@ -56,7 +55,7 @@ def test_tokens_agree_with_the_reference(case, vocabulary):
 
 
 def test_ids_agree_with_transformers(case, vocabulary):
-    theirs = BertTokenizerFast(vocab_file=str(vocabulary), do_lower_case=True)
+    theirs = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
     ours = load_tokenizer(vocabulary)
     for row in case["rows"]:
         assert ours.encode(row["text"], 12) == theirs(row["text"], truncation=True, max_length=12).input_ids, row
@@ -77,3 +76,9 @@ def test_a_vocabulary_without_special_tokens_is_refused():
 def test_attributes_come_before_the_label():
     assert concept_text("table", ("wooden", "brown")) == "wooden brown table"
     assert concept_text("table") == "table"
+
+
+def test_a_caption_of_punctuation_is_refused_with_a_rule():
+    with pytest.raises(InvalidSample) as caught:
+        pre_caption("?!", 10)
+    assert caught.value.rule == "empty_caption"
