@@ -160,7 +160,7 @@ def test_settings_that_do_not_fit_each_other_are_refused(change, message):
 
 @pytest.mark.slow
 def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_path, monkeypatch):
-    """Two workers on a real Ray; one kills itself once, after the first checkpoint. Weights equal an undisturbed run."""
+    """Two workers on a real Ray; one kills itself after the first checkpoint. Weights equal an undisturbed run."""
     import ray
 
     import pipelines.s5_pretrain as s5
