@@ -1,7 +1,7 @@
 """One experiment is one frozen value: every decision that makes one model differ from another.
 
-An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the hardware,
-the hours and the numbers to expect. Its name is the file's name.
+An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the
+hardware, the hours and the numbers to expect. Its name is the file's name.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import pydantic
 
 import pipelines
 from pipelines.flow.stage import Runtime
-from pipelines.s1_download.download import DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s2_filter import FilterConfig
 from pipelines.s3_score import ScoreConfig
 from pipelines.s4_materialize.pack import PackConfig
@@ -25,10 +25,11 @@ EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 
 class SourceConfig(FrozenConfig):
-    """One upstream dataset in this experiment. `root` is where its files lie, when not where the card says."""
+    """One upstream dataset in this experiment. `data_root` holds a folder `<card id>/` with its files; not for cards
+    whose files are shipped."""
 
     card: str  # below datasets/, without .yaml: "sample/coco"
-    root: str | None = None
+    data_root: str | None = None
     role: Literal["train", "held_out"] = "train"
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
@@ -63,8 +64,8 @@ class Experiment(FrozenConfig):
     download: DownloadConfig = DownloadConfig()
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
-    clip_model: str  # a folder with open_clip_config.json and weights
-    partition: PartitionConfig = PartitionConfig()
+    clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"
+    partition: PartitionConfig
     pack: PackConfig = PackConfig()
     vocabulary: str  # a WordPiece vocab.txt
     pretrain: PretrainConfig = PretrainConfig()
@@ -77,7 +78,9 @@ class Experiment(FrozenConfig):
             source = self.sources.get(task.source)
             if source is None or source.role != "held_out":
                 held_out = sorted(key for key, value in self.sources.items() if value.role == "held_out")
-                raise ValueError(f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}")
+                raise ValueError(
+                    f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}"
+                )
         return self
 
     @property
@@ -101,7 +104,9 @@ def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
         path = EXPERIMENTS / f"{name_or_path}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
-            raise ConfigError(f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file")
+            raise ConfigError(
+                f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file"
+            )
     values = {"name": path.stem, **read_yaml(path)}
     if store is not None:
         values["store"] = store

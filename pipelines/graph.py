@@ -1,11 +1,10 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
-from pathlib import Path
-
 from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
-from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
-from pipelines.s1_download.read import READ, ReadConfig
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.download import DOWNLOAD
+from pipelines.s1_download.read import READ, read_config
 from pipelines.s2_filter import FILTER
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
@@ -13,7 +12,7 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s5_pretrain import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
-from x2vlm.data.cards import Card, load_card
+from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.errors import ConfigError
 
 
@@ -31,7 +30,9 @@ def build_graph(experiment: Experiment) -> Graph:
         Node(
             key=f"evaluate/{name}",
             stage=EVALUATE,
-            config=parse_config(EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"),
+            config=parse_config(
+                EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"
+            ),
             inputs={
                 "model": (f"pretrain/{experiment.name}",),
                 "rows": (f"filter/{task.source}",),
@@ -48,16 +49,15 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
     """read, download and filter of one source; score too if it is trained on."""
     card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
     card = load_card(card_path)
+    paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
         Node(
             key=f"read/{name}",
             stage=READ,
-            config=_read_config(card, name, source),
+            config=read_config(card, rows_per_file=source.rows_per_part),
             inputs={
                 "card": (SourceFile(str(card_path), card.id),),
-                "files": tuple(
-                    SourceFile(_file_uri(card_path, source, file.path), card.id, file.sha256) for file in card.files.values()
-                ),
+                "files": tuple(SourceFile(paths[role], card.id, file.sha256) for role, file in card.files.items()),
             },
             runtime=_runtime(experiment, "read"),
         ),
@@ -127,34 +127,15 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
     ]
 
 
-def _read_config(card: Card, name: str, source: SourceConfig) -> ReadConfig:
-    return ReadConfig(
-        source=name,
-        card=card.id,
-        reader=card.reader,
-        split=card.split,
-        roles={role: Path(file.path).name for role, file in card.files.items()},
-        rows_per_file=source.rows_per_part,
-        licence=card.licence,
-    )
-
-
 def _download_config(experiment: Experiment, card: Card) -> DownloadConfig:
     """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones."""
     return experiment.download.model_copy(update={"url_base": card.url_base, "allow_networks": card.allow_networks})
 
 
-def _file_uri(card_path: Path, source: SourceConfig, path: str) -> str:
-    """Where a card's file lies: below the experiment's root if it gives one, else beside the card."""
-    if "://" in path or Path(path).is_absolute():
-        return path
-    if source.root is None:
-        return str((card_path.parent / path).resolve())
-    return f"{source.root.rstrip('/')}/{path}" if "://" in source.root else str(resolve(source.root) / path)
-
-
-def _folder_files(folder: str, card: str) -> tuple[SourceFile, ...]:
-    """Every file of a model folder, by name, without its README."""
+def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
+    """Every file of a model folder, by name, without its README; nothing for a model known by its name."""
+    if folder is None:
+        return ()
     path = resolve(folder)
     if not path.is_dir():
         raise ConfigError(f"{card}: {path} is not a folder; give the folder that holds the model's config and weights")

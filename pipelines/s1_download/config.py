@@ -5,16 +5,8 @@ import pydantic
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
+from x2vlm.data.cards import UrlBase
 from x2vlm.data.video import ClipLimits
-
-
-class UrlBase(FrozenConfig):
-    """URLs that begin with `from` are served from the folder `serve` (below the project root) by a loopback server."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    from_: str = pydantic.Field(alias="from")
-    serve: str
 
 
 class DownloadConfig(FrozenConfig):

@@ -138,7 +138,7 @@ def test_truncated_or_missing_shard_is_corrupt(tmp_path: Path) -> None:
 def test_bucket_in_place_of_an_index_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SAMPLES)
     pq.write_table(sample_table(SAMPLES), index_path(path))
-    with pytest.raises(CorruptArtifact, match="lacks .*payload_offset"):
+    with pytest.raises(CorruptArtifact, match=r"lacks .*payload_offset"):
         ShardReader(path)
 
 

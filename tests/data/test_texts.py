@@ -1,84 +1,52 @@
-"""Cleaning, tokens and the left/right test, against what the reference did with odd strings."""
-
-import json
+"""Cleaning, joining and counting of texts."""
 
 import pytest
-from transformers import BertTokenizerFast
+from hypothesis import given
+from hypothesis import strategies as st
 
-from x2vlm.data.texts import concept_text, mentions_a_side, pre_caption
-from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
-from x2vlm.errors import ConfigError, InvalidSample
-
-
-@pytest.fixture(scope="module")
-def case(shared_dir):
-    return json.loads((shared_dir / "golden/data/texts/case.json").read_text())
+from x2vlm.data.texts import clean_text, concept_text, token_counts
+from x2vlm.samples import Box, Concept, Grain
 
 
-@pytest.fixture(scope="module")
-def vocabulary(shared_dir):
-    return shared_dir / "golden/vocab.txt"
-
-
-def _cleaned(text, max_words):
-    try:
-        return pre_caption(text, max_words)
-    except InvalidSample:
-        return None
-
-
-def test_captions_are_cleaned_like_the_reference_does(case):
-    assert len(case["rows"]) > 50
-    for row in case["rows"]:
-        assert _cleaned(row["text"], row["max_words"]) == row["caption"], row
-
-
-def test_left_and_right_are_found_like_the_reference_does_where_asked(case):
-    for text, expected in case["contains_left_or_right"].items():
-        assert mentions_a_side([text], parity_reference=True) is expected, text
+@given(st.text())
+def test_clean_text_leaves_single_spaces_between_the_same_words(text: str) -> None:
+    cleaned = clean_text(text)
+    assert cleaned == cleaned.strip()
+    assert "  " not in cleaned
+    assert clean_text(cleaned) == cleaned
+    if text.isprintable():
+        assert cleaned.split() == text.split()
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [("dog on the left", True), ("Left of it", True), ("left-right", True), ("bright", False), ("leftover", False)],
+    ("raw", "clean"),
+    [
+        ("  a dog \n on grass. ", "a dog on grass."),
+        ("tab\there", "tab here"),
+        ("no\u00a0break", "no break"),
+        ("bell\x07rings", "bell rings"),
+        ("null", "null"),
+        ("日本 の 猫", "日本 の 猫"),
+        ("", ""),
+    ],
 )
-def test_left_and_right_are_words_in_any_case(text, expected):
-    assert mentions_a_side(["a cat", text]) is expected
+def test_clean_text_by_example(raw: str, clean: str) -> None:
+    assert clean_text(raw) == clean
 
 
-def test_tokens_agree_with_the_reference(case, vocabulary):
-    tokenizer = load_tokenizer(vocabulary)
-    for text, expected in case["tokenization"].items():
-        ids = tokenizer.encode(text, 10_000)
-        assert tokenizer.tokens(ids)[1:-1] == expected["raw_tokens"], text
-        assert (ids[0], ids[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
+@pytest.mark.parametrize(
+    ("label", "attributes", "description"),
+    [
+        ("clock", ("green", "tall"), "green tall clock"),
+        ("table", ("wooden",), "wooden table"),
+        ("handbag", ("made of leather",), "handbag made of leather"),
+        ("boy wearing a backpack", (), "boy wearing a backpack"),
+    ],
+)
+def test_attributes_join_their_label(label: str, attributes: tuple[str, ...], description: str) -> None:
+    assert concept_text(Concept(Grain.OBJECT, label, Box(0, 0, 1, 1), attributes)) == description
 
 
-def test_ids_agree_with_transformers(case, vocabulary):
-    theirs = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
-    ours = load_tokenizer(vocabulary)
-    for row in case["rows"]:
-        assert ours.encode(row["text"], 12) == theirs(row["text"], truncation=True, max_length=12).input_ids, row
-
-
-def test_a_cut_text_keeps_its_end_mark(vocabulary):
-    tokenizer = load_tokenizer(vocabulary)
-    ids = tokenizer.encode("a man riding a horse", 4)
-    assert len(ids) == 4
-    assert ids[-1] == tokenizer.sep_id
-
-
-def test_a_vocabulary_without_special_tokens_is_refused():
-    with pytest.raises(ConfigError, match=r"\[MASK\] missing"):
-        WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])
-
-
-def test_attributes_come_before_the_label():
-    assert concept_text("table", ("wooden", "brown")) == "wooden brown table"
-    assert concept_text("table") == "table"
-
-
-def test_a_caption_of_punctuation_is_refused_with_a_rule():
-    with pytest.raises(InvalidSample) as caught:
-        pre_caption("?!", 10)
-    assert caught.value.rule == "empty_caption"
+def test_words_are_counted_without_case_and_punctuation() -> None:
+    assert token_counts("A dog, a DOG!") == {"a": 2, "dog": 2}
+    assert token_counts("...") == {}

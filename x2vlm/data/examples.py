@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from x2vlm.config import FrozenConfig
+from x2vlm.data.captions import mentions_a_side, pre_caption
 from x2vlm.data.frames import choose_frames
 from x2vlm.data.masking import MaskedText, MaskingConfig, mask_text
 from x2vlm.data.media import open_image
@@ -24,7 +25,7 @@ from x2vlm.data.regions import (
     whole_image_row,
     whole_pixel_box,
 )
-from x2vlm.data.texts import concept_text, mentions_a_side, pre_caption
+from x2vlm.data.texts import concept_text
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.data.transforms import (
     COLOUR_OPS,
@@ -186,7 +187,7 @@ def _concept_texts(sample: Sample, recipe: Recipe) -> dict[int, str]:
     """Cleaned texts of the concepts that have one, by number."""
     texts = {}
     for number, concept in enumerate(sample.concepts):
-        if cleaned := _cleaned([concept_text(concept.text, concept.attributes)], recipe):
+        if cleaned := _cleaned([concept_text(concept)], recipe):
             texts[number] = cleaned[0]
     return texts
 

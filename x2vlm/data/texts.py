@@ -1,38 +1,37 @@
-"""How captions and concept texts are cleaned before they are cut into word pieces."""
+"""Texts as readers clean them, filters count and compare them, and training reads them."""
 
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
 
-from x2vlm.errors import InvalidSample
+from x2vlm.samples import Concept
 
-_TO_SPACE = re.compile(r"[,.'!?\"()*#:;~\-/]")
-_SPACE_RUN = re.compile(r"\s{2,}")
-_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-
-
-def pre_caption(text: str, max_words: int) -> str:
-    """`text` in lower case, without punctuation, at most `max_words` words; InvalidSample("empty_caption") if nothing is left.
-
-    The rule of the released code, quirks included (a lone newline or tab stays; words end at blanks): changing it would
-    change what published checkpoints were trained on.
-    """  # noqa: E501
-    text = _TO_SPACE.sub(" ", text.lower()).replace("<person>", "person")
-    text = _SPACE_RUN.sub(" ", text).strip()
-    if not text:
-        raise InvalidSample("empty_caption", "nothing is left of the caption after cleaning")
-    return " ".join(text.split(" ")[:max_words])
+MADE_OF = "made of "
 
 
-def concept_text(text: str, attributes: Iterable[str] = ()) -> str:
-    """What is said about a box: attributes, then the label ("wooden" + "table"; X2-VLM A.1)."""
-    return " ".join([*attributes, text]).strip()
+def clean_text(text: str) -> str:
+    """`text` without control characters, every run of white space a single space, none at the ends."""
+    visible = (
+        "".join(" " if unicodedata.category(char) == "Cc" else char for char in text) if has_control(text) else text
+    )
+    return " ".join(visible.split())
 
 
-def mentions_a_side(texts: Iterable[str], parity_reference: bool = False) -> bool:
-    """True if a text would become false when its picture is mirrored, because it says left or right.
+def has_control(text: str) -> bool:
+    """True where `text` holds a control character (most texts hold none, and this check is fast)."""
+    return not text.isprintable()
 
-    We look for the words in any case. The reference looks for lower-case substrings ("bright" counts, "Left" not).
+
+def concept_text(concept: Concept) -> str:
+    """The description a model reads: attributes, then the label ("green tall clock"; X2-VLM A.1).
+
+    A material reads after the label: "handbag made of leather". A region's phrase has no attributes and stays as it is.
     """
-    if parity_reference:
-        return any("left" in text or "right" in text for text in texts)
-    return any(_SIDES.search(text) for text in texts)
+    before = [attribute for attribute in concept.attributes if not attribute.startswith(MADE_OF)]
+    after = [attribute for attribute in concept.attributes if attribute.startswith(MADE_OF)]
+    return " ".join([*before, concept.text, *after])
+
+
+def token_counts(text: str) -> Counter[str]:
+    """How often each word occurs, ignoring case, compatibility forms and punctuation: what texts are compared by."""
+    return Counter(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))

@@ -1,1 +1,32 @@
-"""One reader per upstream annotation format."""
+"""One reader per upstream annotation format.
+
+A reader is a function `(source, seen) -> iterator of samples and drops`. It yields samples in a stable upstream order,
+turns every bad row, concept or caption into a `Drop` of its own, and raises SourceUnavailable where a whole file is not
+what its card promises. `seen` counts what the files hold before anything is judged, under "rows", "concepts" and
+"captions", so that the read stage can prove that nothing got lost.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from x2vlm.data.readers.cc3m import read_cc3m
+from x2vlm.data.readers.coco import read_coco
+from x2vlm.data.readers.laion import read_laion
+from x2vlm.data.readers.openimages import read_openimages
+from x2vlm.data.readers.source import Source
+from x2vlm.data.readers.visual_genome import read_visual_genome
+from x2vlm.data.readers.webvid import read_webvid
+from x2vlm.samples import Drop, Sample
+
+Reader = Callable[[Source, Counter[str]], Iterator[Sample | Drop]]
+
+READERS: dict[str, Reader] = {
+    "coco": read_coco,
+    "visual_genome": read_visual_genome,
+    "cc3m": read_cc3m,
+    "laion": read_laion,
+    "openimages": read_openimages,
+    "webvid": read_webvid,
+}
+
+__all__ = ["READERS", "Reader", "Source"]

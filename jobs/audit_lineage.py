@@ -1,0 +1,25 @@
+"""Walk from a model, node, run or sample down to every card and upstream file, and prove each step by hashing again.
+
+    python jobs/audit_lineage.py pretrain/sample
+    python jobs/audit_lineage.py <sample key | fingerprint | MLflow run or model id> --store s3://bucket/prefix
+"""
+
+import argparse
+import sys
+
+from pipelines import driver
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", help="node key, experiment, fingerprint or root prefix, MLflow id, or sample key")
+    parser.add_argument("--store", default="runs/store", help="the store to audit (default: %(default)s)")
+    parser.add_argument("--tracking-uri", help="MLflow to compare with; default: the database inside the store")
+    parser.add_argument("--depth", choices=("full", "manifests"), default="full", help="hash all files, or sizes only")
+    text, code = driver.run_as_job(driver.audit_target, parser)
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

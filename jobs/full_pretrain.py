@@ -1,0 +1,22 @@
+"""Pre-train a model: everything from upstream files to evaluation. The same command resumes after any crash.
+
+ray job submit --working-dir . -- python jobs/full_pretrain.py base_4m
+python jobs/full_pretrain.py sample --dry-run
+"""
+
+import argparse
+import sys
+
+from pipelines import driver
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    driver.add_run_arguments(parser)
+    text, code = driver.run_as_job(driver.run_experiment, parser)
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

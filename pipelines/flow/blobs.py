@@ -1,0 +1,216 @@
+"""Small files at paths relative to a root, with the two writes everything rests on: replace whole, create if absent."""
+
+import errno
+import logging
+import os
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+from x2vlm.errors import ConfigError, StageFailed
+
+log = logging.getLogger(__name__)
+
+# Filesystems whose `mode="create"` fails if the object exists, decided by the server (or, in memory, under our lock).
+EXCLUSIVE_CREATE = {"s3", "s3a", "gs", "gcs", "memory"}
+_memory_lock = threading.Lock()
+
+
+class Blobs:
+    """Bytes by relative path below `uri`. Local folders use the operating system directly, all else fsspec."""
+
+    def __init__(self, uri: str, storage_options: dict[str, Any]) -> None:
+        self.local_root = local_path_of(uri)
+        self.storage_options = storage_options
+        if self.local_root is not None:
+            self.uri = str(self.local_root)
+            return
+        self.uri = uri.rstrip("/")
+        self.protocol = self.uri.split("://", 1)[0]
+        # Listings must show what other machines wrote a moment ago.
+        options = {"use_listings_cache": False, **storage_options}
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(self.uri, **options)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"store {uri}: {error}") from error
+        self.root = self.root.rstrip("/")
+
+    def uri_of(self, relative: str) -> str:
+        return f"{self.uri}/{relative}"
+
+    def exists(self, relative: str) -> bool:
+        if self.local_root is not None:
+            return (self.local_root / relative).is_file()
+        return bool(self.fs.exists(f"{self.root}/{relative}"))
+
+    def read(self, relative: str) -> bytes | None:
+        """The bytes, or None if there is no such file."""
+        try:
+            if self.local_root is not None:
+                return (self.local_root / relative).read_bytes()
+            return bytes(self.fs.cat_file(f"{self.root}/{relative}"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, relative: str, data: bytes) -> None:
+        """Replace the file whole: readers see the old bytes or the new ones."""
+        if self.local_root is None:
+            self.fs.pipe_file(f"{self.root}/{relative}", data)
+            return
+        path = self.local_root / relative
+        temporary = _write_beside(path, data)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+    def create(self, relative: str, data: bytes) -> bool:
+        """Write the file unless it exists; False, leaving it alone, if it does."""
+        if self.local_root is not None:
+            return _create_local(self.local_root / relative, data)
+        path = f"{self.root}/{relative}"
+        if self.protocol not in EXCLUSIVE_CREATE:
+            log.warning("event=no_exclusive_create protocol=%s path=%s", self.protocol, path)
+            return self._create_if_not_seen(path, data)
+        try:
+            if self.protocol == "memory":
+                with _memory_lock:
+                    return self._create_if_not_seen(path, data)
+            return self._create_conditionally(path, data)
+        except NotImplementedError:
+            log.warning("event=no_exclusive_create protocol=%s path=%s", self.protocol, path)
+            return self._create_if_not_seen(path, data)
+
+    def _create_if_not_seen(self, path: str, data: bytes) -> bool:
+        if self.fs.exists(path):
+            return False
+        self.fs.pipe_file(path, data)
+        return True
+
+    def _create_conditionally(self, path: str, data: bytes) -> bool:
+        for _ in range(5):
+            try:
+                self.fs.pipe_file(path, data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as error:
+                answer = f"{error} {error.__cause__}"
+                if "PreconditionFailed" in answer or "pre-conditions" in answer:
+                    return False
+                if "NotImplemented" in answer:
+                    raise NotImplementedError(answer) from error
+                # 409: another conditional write is under way; the server asks to try again.
+                if "ConditionalRequestConflict" not in answer and error.errno != errno.EBUSY:
+                    raise
+        raise StageFailed(f"{path}: the object store kept answering that another write is under way; rerun the command")
+
+    def delete_tree(self, relative: str) -> None:
+        """Remove a folder of a remote store."""
+        path = f"{self.root}/{relative}"
+        if self.fs.exists(path):
+            self.fs.rm(path, recursive=True)
+
+    def delete(self, relative: str) -> None:
+        """Remove a file if it is there."""
+        try:
+            if self.local_root is not None:
+                (self.local_root / relative).unlink()
+            else:
+                self.fs.rm_file(f"{self.root}/{relative}")
+        except FileNotFoundError:
+            return
+
+    def find(self, folder: str) -> list[str]:
+        """Relative paths of all files below `folder`, sorted; empty if there is no such folder."""
+        if self.local_root is not None:
+            root = self.local_root / folder
+            found = (Path(at) / name for at, _, names in os.walk(root) for name in names if not name.startswith("."))
+            return sorted(path.relative_to(self.local_root).as_posix() for path in found)
+        try:
+            paths = self.fs.find(f"{self.root}/{folder}")
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).lstrip("/").removeprefix(self.root.lstrip("/") + "/") for path in paths)
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly below `folder`, sorted."""
+        if self.local_root is not None:
+            root = self.local_root / folder
+            return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        try:
+            entries = self.fs.ls(f"{self.root}/{folder}", detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+    def age_seconds(self, relative: str) -> float:
+        """Seconds since `relative` was written, by the store's own clock; infinite if it is not there.
+
+        Both times are modification times that the store assigned, so a wrong clock on any host changes nothing.
+        """
+        probe = f"leases/.clock-{uuid.uuid4().hex}"
+        self.write(probe, b"")
+        try:
+            return max(0.0, self._modified(probe) - self._modified(relative))
+        except FileNotFoundError:
+            return float("inf")
+        finally:
+            self.delete(probe)
+
+    def _modified(self, relative: str) -> float:
+        if self.local_root is not None:
+            return (self.local_root / relative).stat().st_mtime
+        return float(self.fs.modified(f"{self.root}/{relative}").timestamp())
+
+
+def local_path_of(uri: str) -> Path | None:
+    """The absolute local path a plain path or file:// URI names; None for remote URIs."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path)).absolute()
+    if "://" in uri:
+        return None
+    if "::" in uri:
+        raise ConfigError(f"{uri}: chained file systems are not supported")
+    return Path(uri).expanduser().absolute()
+
+
+def sync_folder(path: Path) -> None:
+    """Make a folder's entries survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    """A new file with `data` in the folder of `path`, safely on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    if path.exists():
+        return False
+    temporary = _write_beside(path, data)
+    try:
+        os.link(temporary, path)  # unlike rename, fails if the name is taken
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True

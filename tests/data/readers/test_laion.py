@@ -1,0 +1,120 @@
+"""LAION: a real file, every spelling and type that releases use, and broken Parquet."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.readers.helpers import read, rules, source
+from x2vlm.errors import SourceUnavailable
+
+
+def parquet(folder: Path, name: str = "part.parquet", **columns: Any) -> Path:
+    path = folder / name
+    pq.write_table(pa.table(columns), path, row_group_size=2)
+    return path
+
+
+def test_a_real_file(shared_dir: Path) -> None:
+    path = shared_dir / "samples" / "laion_img2dataset" / "sample_image.parquet"
+    samples, drops = read("laion", source("laion", rows=path))
+    assert drops == []
+    assert [(sample.source_row, sample.captions[0].text) for sample in samples] == [
+        ("0", "Lorem Ipsum"),
+        ("1", "Lorem Ipsum"),
+    ]
+    assert samples[0].url.endswith("/tests/blur_test_files/original.png")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"SAMPLE_ID": [1], "URL": ["http://x"], "TEXT": ["a dog"], "HEIGHT": [20], "WIDTH": [10]},
+        {"sample_id": [None], "url": ["http://x"], "text": ["a dog"], "height": [20.0], "width": [10.0]},
+        {"URL": ["http://x"], "txt": ["a dog"], "HEIGHT": ["20"], "WIDTH": ["10"]},
+        {"Url": pa.array(["http://x"]).dictionary_encode(), "Caption": ["a dog"], "Height": [20], "Width": [10]},
+        {
+            "URL": pa.array(["http://x"], pa.large_string()),
+            "TEXT": pa.array(["a dog"], pa.large_string()),
+            "HEIGHT": pa.array([20], pa.int32()),
+            "WIDTH": pa.array([10], pa.float32()),
+        },
+    ],
+)
+def test_spellings_and_types_of_releases(tmp_path: Path, columns: dict[str, Any]) -> None:
+    [sample], drops = read("laion", source(rows=parquet(tmp_path, **columns)))
+    assert (sample.url, sample.captions[0].text, sample.claimed_width, sample.claimed_height) == (
+        "http://x",
+        "a dog",
+        10,
+        20,
+    )
+    assert drops == []
+
+
+def test_sizes_that_are_not_sizes_are_unknown(tmp_path: Path) -> None:
+    heights = [float("nan"), None, 0.0, -5.0, float("inf"), 7.0]
+    path = parquet(tmp_path, URL=["http://x"] * 6, TEXT=["a"] * 6, HEIGHT=heights, WIDTH=[3] * 6)
+    samples, _ = read("laion", source(rows=path))
+    assert [sample.claimed_height for sample in samples] == [None, None, None, None, None, 7]
+
+
+def test_rows_without_url_or_text_keep_their_number(tmp_path: Path) -> None:
+    path = parquet(tmp_path, URL=["http://0", None, "http://2", " ", "http://4"], TEXT=["a", "b", None, "d", " \n"])
+    samples, drops = read("laion", source(rows=path))
+    assert [sample.source_row for sample in samples] == ["0"]
+    assert rules(drops) == [
+        ("1", "row", "", "missing_url"),
+        ("2", "row", "", "empty_caption"),
+        ("3", "row", "", "missing_url"),
+        ("4", "row", "", "empty_caption"),
+    ]
+
+
+def test_languages_and_licences_come_from_the_row_where_it_names_them(tmp_path: Path) -> None:
+    values = {"URL": ["u:0", "u:1"], "TEXT": ["a", "b"], "LANGUAGE": ["de", None], "LICENSE": ["CC0", "?"]}
+    samples, _ = read("laion", source(rows=parquet(tmp_path, **values)))
+    assert [(sample.captions[0].language, sample.licence) for sample in samples] == [
+        ("de", "CC0"),
+        ("en", "card licence"),
+    ]
+
+
+def test_adding_a_file_changes_no_key(tmp_path: Path) -> None:
+    first = parquet(tmp_path, "a.parquet", URL=["http://a"], TEXT=["a"])
+    second = parquet(tmp_path, "b.parquet", URL=["http://b"], TEXT=["b"])
+    [alone], _ = read("laion", source(**{"rows-b": second}))
+    [one, two], _ = read("laion", source(**{"rows": first, "rows-b": second}))
+    assert (one.source_row, two.source_row) == ("0", "b:0")
+    assert two == alone
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"LINK": ["http://x"], "TEXT": ["a"]}, "no column URL; it has LINK, TEXT"),
+        ({"URL": ["http://x"], "WORDS": ["a"]}, "no column TEXT; it has URL, WORDS"),
+        ({"URL": [1], "TEXT": ["a"]}, "column URL holds int64, not text"),
+    ],
+)
+def test_wrong_columns(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(SourceUnavailable, match=f"card test_card: rows file part.parquet: {message}"):
+        read("laion", source(rows=parquet(tmp_path, **columns)))
+
+
+def test_broken_parquet_says_after_which_row(tmp_path: Path) -> None:
+    path = parquet(tmp_path, URL=[f"http://{n}" for n in range(6)], TEXT=[str(n) for n in range(6)])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceUnavailable, match=r"not readable as Parquet after row 0: .*download it again"):
+        read("laion", source(rows=path))
+    path.write_bytes(b"<html>")
+    with pytest.raises(SourceUnavailable, match="not readable as Parquet"):
+        read("laion", source(rows=path))
+
+
+def test_no_file_at_all() -> None:
+    with pytest.raises(SourceUnavailable, match="LAION needs a file for role `rows`"):
+        read("laion", source())

@@ -1,0 +1,109 @@
+"""Running the parts of one stage without the engine: planned, run one by one, checked, and handed on as an input."""
+
+import hashlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pydantic
+
+from pipelines.flow.stage import (
+    Count,
+    Input,
+    InputFile,
+    InputPart,
+    Part,
+    PartResult,
+    PartSummary,
+    Stage,
+    part_fingerprint,
+)
+from x2vlm.errors import CorruptArtifact
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Opens local input files after checking their hash, and only those that the part declared."""
+
+    part: Part
+
+    def local_path(self, file: InputFile) -> Path:
+        assert file in {read.file for read in (*self.part.reads, *self.part.lookups)}, f"{file.path} was not declared"
+        data = Path(file.uri).read_bytes()
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise CorruptArtifact(f"{file.uri}: changed")
+        return Path(file.uri)
+
+    def open(self, file: InputFile) -> BinaryIO:
+        return self.local_path(file).open("rb")
+
+
+@dataclass(frozen=True)
+class Writer:
+    """An empty folder."""
+
+    path: Path
+    state_uri: str = ""
+
+
+@dataclass
+class Run:
+    """What a stage's parts wrote, by part name."""
+
+    artifact: Input
+    results: dict[str, PartResult] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    folder: Path = Path()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def counts(self, unit: str = "rows") -> Count:
+        return sum((result.counts[unit] for result in self.results.values()), Count(0, 0))
+
+    def bytes_of(self) -> dict[str, bytes]:
+        return {f"{p.name}/{f.path}": Path(f.uri).read_bytes() for p in self.artifact.parts for f in p.files}
+
+
+def as_part(name: str, folder: Path) -> InputPart:
+    """The files of a folder as a committed part."""
+    files = []
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path)))
+    return InputPart(name, tuple(files))
+
+
+def as_source(path: Path) -> Input:
+    """An upstream file as the engine hands it to a stage."""
+    data = path.read_bytes()
+    file = InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path))
+    return Input("source:test", file.sha256, (InputPart(path.name, (file,)),))
+
+
+def run_stage(
+    stage: Stage,
+    config: pydantic.BaseModel,
+    inputs: dict[str, tuple[Input, ...]],
+    folder: Path,
+    seed: int | None = None,
+) -> Run:
+    """Plan and run every part (in an order drawn from `seed`), check the conservation law, finish."""
+    parts = list(stage.plan_parts(config, inputs))
+    order = list(parts) if seed is None else random.Random(seed).sample(parts, len(parts))
+    run = Run(Input(f"{stage.name}/test", "", ()), folder=folder)
+    for part in order:
+        out = folder / part.name
+        out.mkdir(parents=True)
+        result = stage.run_part(config, Reader(part), part, Writer(out))
+        for unit, count in result.counts.items():
+            count.check(f"{stage.name} {part.name} {unit}")
+        assert set(result.file_rows) <= {path.name for path in out.iterdir()}
+        run.results[part.name] = result
+        run.fingerprints[part.name] = part_fingerprint(stage, config, part)
+    committed = tuple(as_part(part.name, folder / part.name) for part in parts)
+    run.artifact = Input(f"{stage.name}/test", "", committed)
+    if stage.finish:
+        summaries = [PartSummary(p.name, run.results[p.name].counts, run.results[p.name].summary) for p in parts]
+        run.summary = stage.finish(config, summaries)
+    return run

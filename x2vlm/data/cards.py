@@ -1,0 +1,111 @@
+"""Dataset cards: what an upstream dataset is, which files it has and under which terms, as typed values.
+
+A card holds facts only (`datasets/<folder>/<id>.yaml`). What to do with the dataset is said by an experiment.
+"""
+
+import difflib
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from x2vlm.config import FrozenConfig, parse_config, read_yaml
+from x2vlm.data.readers import READERS
+from x2vlm.errors import ConfigError
+from x2vlm.samples import Grain
+
+Availability = Literal["shipped", "open", "link_rot", "gated", "withdrawn"]
+
+
+class CardFile(FrozenConfig):
+    """One upstream file. `sha256` and `expected_rows` only where the source publishes them."""
+
+    path: str  # below the card's root
+    sha256: str | None = pydantic.Field(default=None, pattern="^[0-9a-f]{64}$")
+    bytes: int | None = pydantic.Field(default=None, ge=0)
+    url: str | None = None  # where to get it
+    expected_rows: int | None = pydantic.Field(default=None, ge=0)
+
+    @pydantic.field_validator("path")
+    @classmethod
+    def _stay_below_root(cls, path: str) -> str:
+        if not path or path.startswith("/") or ".." in Path(path).parts:
+            raise ValueError("must be a path below the card's root, without `..`")
+        return path
+
+
+class UrlBase(FrozenConfig):
+    """URLs that start with `from` are served from folder `serve` (below the project root) by a loopback server."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    from_: str = pydantic.Field(alias="from", pattern="^https?://[^/]+$")
+    serve: str
+
+
+class Card(FrozenConfig):
+    """One upstream dataset."""
+
+    id: str = pydantic.Field(pattern="^[a-z0-9_]+$")
+    title: str
+    homepage: str = ""
+    paper: str = ""
+    licence: str  # of a row that names none of its own
+    licence_notes: str = ""
+    availability: Availability
+    grains: tuple[Grain, ...]
+    reader: str | None = None  # a key of READERS; None for data that no pre-training reader takes
+    split: str = "train"
+    language: str = "en"  # of texts that do not name their own
+    root: str = ""  # folder of the files below the project root; "" where the user keeps them (see `file_paths`)
+    files: dict[str, CardFile]
+    url_base: UrlBase | None = None
+    allow_networks: tuple[str, ...] = ()  # private networks that this source's URLs may point to
+    known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
+    notes: str = ""
+
+    @pydantic.field_validator("reader")
+    @classmethod
+    def _reader_exists(cls, reader: str | None) -> str | None:
+        if reader is not None and reader not in READERS:
+            guesses = difflib.get_close_matches(reader, READERS, n=1)
+            raise ValueError(
+                f"no such reader; {f'did you mean `{guesses[0]}`?' if guesses else f'known: {sorted(READERS)}'}"
+            )
+        return reader
+
+    @pydantic.field_validator("allow_networks")
+    @classmethod
+    def _networks_parse(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+
+def load_card(path: Path) -> Card:
+    """The card in a YAML file; ConfigError names the file, the key and the nearest known one.
+
+    A card is called like its file, so that what a manifest names can be found.
+    """
+    card = parse_config(Card, read_yaml(path), str(path))
+    if card.id != path.stem:
+        raise ConfigError(f"{path}: id is `{card.id}`, the file name says `{path.stem}`; make them equal")
+    return card
+
+
+def file_paths(card: Card, project_root: Path, data_root: str | None = None) -> Mapping[str, str]:
+    """Role -> where the card's file lies: below the card's own root, or at `<data_root>/<card id>/<path>`.
+
+    `data_root` may be any URI prefix. Nothing is checked to exist. ConfigError if neither root is known.
+    """
+    if card.root:
+        base = str(project_root / card.root)
+    elif data_root:
+        base = f"{data_root.rstrip('/')}/{card.id}"
+    else:
+        raise ConfigError(
+            f"card {card.id}: its files are not shipped; set `data_root` to the folder that holds {card.id}/"
+        )
+    return {role: f"{base}/{file.path}" for role, file in card.files.items()}

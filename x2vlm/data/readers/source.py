@@ -1,0 +1,110 @@
+"""What every reader is given, and the ways in which it says that a row, a concept or a whole file is no good."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from x2vlm.errors import SourceUnavailable
+from x2vlm.samples import Box, Drop, sample_key
+
+STAGE = "read"  # the stage that drops made by readers are counted under
+
+
+@dataclass(frozen=True)
+class Source:
+    """Upstream files of one source, by role, and what a card says about all its rows."""
+
+    card: str  # id of the card, for messages
+    name: str  # goes into every sample's key
+    split: str
+    files: Mapping[str, Path]
+    licence: str = ""  # of rows that do not name their own
+    language: str = "en"  # of texts that do not name their own
+
+    def file(self, role: str) -> Path:
+        """The file that plays `role`; SourceUnavailable if the card names none or it is not there."""
+        if role not in self.files:
+            roles = ", ".join(sorted(self.files)) or "none"
+            raise SourceUnavailable(
+                f"card {self.card}: no file for role `{role}` (there are: {roles}). "
+                f"Add `{role}: {{path: ...}}` to `files`"
+            )
+        path = self.files[role]
+        if not path.is_file():
+            raise SourceUnavailable(
+                f"card {self.card}: {role} file {path.name} is missing. Download it, or fix its path"
+            )
+        return path
+
+    def key(self, source_row: str) -> str:
+        """The key of the sample that this source's row becomes."""
+        return sample_key(self.name, source_row)
+
+    def drop(self, source_row: str, rule: str, reason: str = "", value: float | None = None) -> Drop:
+        """A whole row taken out."""
+        return Drop(self.key(source_row), self.name, source_row, STAGE, rule, value=value, reason=reason)
+
+    def drop_item(self, source_row: str, unit: str, item: str, rule: str, reason: str = "") -> Drop:
+        """A concept or caption of a row taken out; `item` is its annotation id."""
+        return Drop(self.key(source_row), self.name, source_row, STAGE, rule, unit=unit, item=item, reason=reason)
+
+    def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
+        """Raise SourceUnavailable: the file as a whole is not what the card promises."""
+        raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
+
+
+def read_json(source: Source, role: str) -> Any:
+    """The parsed JSON file of `role`, whole in memory: about five times the file's size."""
+    path = source.file(role)
+    try:
+        with path.open("rb") as file:
+            return json.load(file)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        source.fail(role, f"not valid JSON: {error}", "The file is probably truncated; download it again")
+
+
+def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | list[str]]]:
+    """(line number, row) of a CSV with a header: a dict by column name, or the bare list where the count is wrong.
+
+    Line numbers count from 1 and point at the row's last line. SourceUnavailable if a required column is missing or
+    the file is not CSV.
+    """
+    path = source.file(role)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        try:
+            header = next(lines, [])
+            if missing := [name for name in required if name not in header]:
+                source.fail(
+                    role,
+                    f"line 1 has no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}",
+                    "Give the file this card names; columns are read by name, in any order",
+                )
+            for row in lines:
+                yield lines.line_num, dict(zip(header, row, strict=True)) if len(row) == len(header) else row
+        except csv.Error as error:
+            source.fail(role, f"line {lines.line_num}: not valid CSV: {error}", "Download it again")
+        except UnicodeDecodeError as error:
+            source.fail(role, f"after line {lines.line_num}: not UTF-8: {error}", "Download it again")
+
+
+def whole_number(value: Any) -> int | None:
+    """`value` as a positive whole number of pixels, None where it is missing, NaN, not a number or not positive."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if math.isfinite(number) and 1 <= number < 2**31 else None
+
+
+def box_of(values: Any) -> Box | None:
+    """Four numbers as a box, None unless they are four finite numbers. Says nothing about where the box lies."""
+    try:
+        x, y, w, h = (float(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return Box(x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) else None

@@ -1,0 +1,88 @@
+"""Zero-shot visual grounding: the box that the model predicts for a text, against the annotated one (X2-VLM 4.3.4).
+
+Example: for "dog" on a 640 x 480 photo the box head says (cx, cy, w, h) of the squashed square; scaled back to
+640 x 480 it is right when its intersection over union with the annotated box is at least 0.5.
+"""
+
+import pyarrow as pa
+import pydantic
+import torch
+
+from x2vlm.config import FrozenConfig
+from x2vlm.data.texts import concept_text
+from x2vlm.errors import InvalidSample
+from x2vlm.models.x2vlm import X2VLM
+from x2vlm.samples import Box, Concept, Sample
+from x2vlm.tasks.scoring import IOU_THRESHOLD, bootstrap_interval, box_iou
+from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
+
+
+class GroundingConfig(FrozenConfig):
+    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right."""
+
+    iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
+    unambiguous: bool = True
+
+
+@torch.no_grad()
+def evaluate_grounding(model: X2VLM, cfg: GroundingConfig, ctx: TaskContext) -> TaskResult:
+    """Share of texts whose predicted box is right, and the mean IoU, over the concepts of all samples of `ctx`.
+
+    Raises InvalidSample if no concept remains.
+    """
+    examples = [(sample, concept) for sample in ctx.samples for concept in _questions(sample, cfg.unambiguous)]
+    if not examples:
+        raise InvalidSample("empty_split", "grounding needs held-out samples with boxes; there are none")
+    model.eval()
+    boxes = [box for sample in ctx.samples for box in _predict(model, ctx, sample, _questions(sample, cfg.unambiguous))]
+    ious = [box_iou(box, concept.box) for box, (_, concept) in zip(boxes, examples, strict=True)]
+    hits = [100.0 * (iou >= cfg.iou_threshold) for iou in ious]
+    ids = [f"{sample.key}#{concept.annotation_id}" for sample, concept in examples]
+    predictions = pa.table(
+        {
+            "key": [sample.key for sample, _ in examples],
+            "annotation_id": [concept.annotation_id for _, concept in examples],
+            "text": [concept_text(concept) for _, concept in examples],
+            "box_xywh": [[box.x, box.y, box.w, box.h] for box in boxes],
+            "target_xywh": [[c.box.x, c.box.y, c.box.w, c.box.h] for _, c in examples],
+            "iou": ious,
+        }
+    )
+    return TaskResult(
+        metrics={"accuracy": sum(hits) / len(hits), "mean_iou_fraction": sum(ious) / len(ious)},
+        predictions=predictions,
+        data_digest=data_digest(ids),
+        intervals={"accuracy": bootstrap_interval(hits)},
+        num_examples=len(examples),
+    )
+
+
+def _questions(sample: Sample, unambiguous: bool) -> list[Concept]:
+    texts = [concept_text(concept) for concept in sample.concepts]
+    return [
+        concept
+        for concept, text in zip(sample.concepts, texts, strict=True)
+        if not unambiguous or texts.count(text) == 1
+    ]
+
+
+def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Concept]) -> list[Box]:
+    """Predicted boxes in pixels of the oriented original, one image pass for all concepts of a sample."""
+    if not concepts:
+        return []
+    if sample.media is None:
+        raise InvalidSample("missing_media", f"sample {sample.key} has no media")
+    pixels = image_tensor(ctx.load_image(sample), model.config.vision.image_res)[None].to(ctx.device)
+    vision = model.encode_image(pixels).select(torch.zeros(len(concepts), dtype=torch.long, device=ctx.device))
+    ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in ctx.encode_texts([concept_text(c) for c in concepts]))
+    fused = model.fuse(model.encode_text(ids_BL, mask_BL), mask_BL, vision)
+    width, height = sample.media.width, sample.media.height
+    boxes = []
+    for cx, cy, w, h in model.locate(fused).double().cpu().tolist():
+        left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
+        right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)
+        boxes.append(Box(left * width, top * height, (right - left) * width, (bottom - top) * height))
+    return boxes
+
+
+GROUNDING = Task(name="grounding", config_type=GroundingConfig, headline="accuracy", evaluate=evaluate_grounding)
