@@ -157,7 +157,7 @@ class StepLoader(Dataset[StepData]):
         return [_with_rows(items[number], tuple(picked)) for number, picked in rows.items()]
 
     def consumed(self, step: int) -> list[tuple[str, str]]:
-        """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`StepData.substitutes`)."""
+        """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`substitutes`)."""
         return [
             (stream.config.label, item.sample.key) for stream in self.streams for item in self.plan(stream, step, [])
         ]

@@ -155,11 +155,14 @@ class CheckpointStore:
             yield Path(scratch)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` committed checkpoints; nothing is hashed, 3 GB take a while."""
+        """Remove what is older than the newest `keep` valid checkpoints.
+
+        They are hashed again, a few seconds for 3 GB: a damaged one must not count, or the last good one would go.
+        """
         folders = self._folders()
-        committed = [folder for folder in folders if self.fs.exists(f"{folder}/{COMMITTED}")]
+        valid = [folder for folder in folders if self._problem(folder) is None]
         for folder in folders:
-            if folder < committed[-self._keep :][0]:
+            if folder < valid[-self._keep :][0]:
                 self.fs.rm(folder, recursive=True)
 
 
