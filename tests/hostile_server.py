@@ -73,6 +73,8 @@ class HostileServer(socketserver.ThreadingTCPServer):
         self.user_agents: set[str] = set()
         self.num_connections = 0
         self.released = threading.Event()
+        self.arrived = threading.Event()  # somebody asked for /watch
+        self.left = threading.Event()  # and hung up
         self.lock = threading.Lock()
 
     @property
@@ -211,6 +213,13 @@ def _many_headers(handler: _Handler) -> None:
     handler.start(**{f"X_{index}": "y" for index in range(500)})
 
 
+def _watch(handler: _Handler) -> None:
+    """Answer nothing, and note when the client came and when it was gone."""
+    handler.server.arrived.set()
+    handler.rfile.read()
+    handler.server.left.set()
+
+
 def _kill(handler: _Handler) -> None:
     """Kill every download child of this process, as the kernel does when memory runs out; then hang up."""
     for pid in download_children():
@@ -284,6 +293,7 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "noai-us": lambda h: h.answer(jpeg(), X_Robots_Tag="otherbot: nofollow, x2vlm-download: noindex"),
     "tdm": lambda h: h.answer(jpeg(), tdm_reservation="1"),
     "clip": lambda h: h.answer(clip(25 + len(h.argument)), Content_Type="video/mp4"),
+    "watch": _watch,
     "kill": _kill,
     "kill-once": _kill_once,
 }

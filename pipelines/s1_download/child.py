@@ -109,7 +109,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=child_environment(),
+            env=environment,
             cwd=folder,
         )
         try:

@@ -5,10 +5,12 @@ come and payloads to the media folder beside it, so whatever was finished stays 
 under whose `urlopen` lies our transport; videos go through the same transport directly.
 """
 
+import ctypes
 import hashlib
 import logging
 import os
 import resource
+import signal
 import sys
 import urllib.request
 from collections import defaultdict
@@ -233,7 +235,15 @@ def limit_address_space(headroom_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent goes, so that a killed driver leaves nobody fetching."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
 def main() -> None:
+    die_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     folder = Path(sys.argv[1])
     try:

@@ -21,7 +21,7 @@ from pipelines.s1_download.child import PROJECT_ROOT, child_environment
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from tests.flow_helpers import artifact_input, run_stage_part, upstream_input
-from tests.hostile_server import hostile_server, jpeg
+from tests.hostile_server import clip, hostile_server, jpeg
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.data.media import probe_image
 from x2vlm.data.packs import MediaPack
@@ -267,8 +267,8 @@ def test_a_folder_is_served_and_no_port_shows(
     media = tmp_path / "media"
     (media / "photos").mkdir(parents=True)
     (media / "photos" / "ä b.jpg").write_bytes(jpeg())
-    clip = (shared_dir / "samples/videos/torchcodec_nasa_13013.mp4").read_bytes()
-    (media / "clip.mp4").write_bytes(clip)
+    nasa = (shared_dir / "samples/videos/torchcodec_nasa_13013.mp4").read_bytes()
+    (media / "clip.mp4").write_bytes(nasa)
     (media / "broken.mp4").write_bytes((shared_dir / "samples/videos/decord_corrupted.mp4").read_bytes())
     base = "http://sample.invalid"
     images = make_samples([f"{base}/photos/ä b.jpg", f"{base}/absent.jpg", "http://127.0.0.1:9/x.jpg"])
@@ -288,7 +288,7 @@ def test_a_folder_is_served_and_no_port_shows(
     assert photo.fetch.content_type == "image/jpeg"
     assert whole.media
     assert part.media
-    assert whole.media.sha256 == hashlib.sha256(clip).hexdigest()
+    assert whole.media.sha256 == hashlib.sha256(nasa).hexdigest()
     assert (whole.media.format, whole.media.width, whole.media.height) == ("frames", 320, 180)
     assert part.media.sha256 != whole.media.sha256
     frames, times = decode_frames(run.pack.read(whole.media.sha256))
@@ -337,18 +337,20 @@ def test_kept_rows_of_the_shipped_corpus_have_media_and_boxes_in_pixels(shipped:
 
 
 def test_equal_responses_give_equal_bytes(tmp_path: Path) -> None:
+    # Clips, because their children start in a second; the order of images is checked above, with eight threads.
     media = tmp_path / "media"
     media.mkdir()
-    colours = ["red", "blue", "green", "white", "black", "teal"]
-    for colour in colours:
-        (media / f"{colour}.jpg").write_bytes(jpeg(colour=colour))
-    samples = make_samples([f"http://sample.invalid/{colour}.jpg" for colour in colours])
+    lengths = [31, 5, 12, 40, 1, 22]
+    for length in lengths:
+        (media / f"{length}.mp4").write_bytes(clip(length))
+    samples = make_samples([f"http://sample.invalid/{length}.mp4" for length in lengths], kind="video")
     config: dict[str, Any] = {"url_base": {"from": "http://sample.invalid", "serve": str(media)}}
     runs = []
-    for threads in (1, 8):
+    for threads in (1, 4):
         folder = tmp_path / str(threads)
         folder.mkdir()
-        runs.append(download(folder, samples, threads=threads, **config))
+        runs.append(download(folder, samples, video_threads=threads, **config))
+    assert len(runs[0].pack) == len(lengths)
     for name in ("media.tar", "media.parquet", "drops.parquet"):
         assert (runs[0].path / name).read_bytes() == (runs[1].path / name).read_bytes()
     ledgers = [pq.read_table(run.path / "ledger.parquet").drop_columns("fetched_at") for run in runs]
@@ -393,3 +395,28 @@ def test_a_child_sees_no_secrets_and_no_proxies(monkeypatch: pytest.MonkeyPatch)
     assert "canary" not in environment.values()
     assert environment["WANDB_MODE"] == "disabled"
     assert environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
+
+def test_a_killed_driver_leaves_nobody_fetching(tmp_path: Path) -> None:
+    script = "\n".join(
+        [
+            "import sys, pathlib",
+            "from pipelines.s1_download.child import fetch_items",
+            "from pipelines.s1_download.config import DownloadConfig",
+            "from pipelines.s1_download.job import Item",
+            "config = DownloadConfig(allow_networks=('127.0.0.1/32',), allow_ports=(int(sys.argv[2]),))",
+            "url = f'http://127.0.0.1:{sys.argv[2]}/watch'",
+            "fetch_items([Item(0, 'video', url)], pathlib.Path(sys.argv[1]), config, config.policy())",
+        ]
+    )
+    with hostile_server() as server:
+        command = [sys.executable, "-c", script, str(tmp_path), str(server.endpoint[1])]
+        driver = subprocess.Popen(command, env={"PYTHONPATH": str(PROJECT_ROOT)})
+        try:
+            assert server.arrived.wait(60)
+            assert not server.left.is_set()
+        finally:
+            driver.kill()
+            driver.wait()
+        # Left alone, the child would wait for the video's deadline of 300 seconds.
+        assert server.left.wait(30)
