@@ -104,12 +104,14 @@ def test_reader_survives_pickling_after_use(tmp_path: Path) -> None:
 
 
 def test_workers_forked_after_use_do_not_disturb_each_other(tmp_path: Path) -> None:
-    """A file position survives a fork: readers that share one would fetch each other's bytes."""
-    reader = ShardReader(write(tmp_path, SAMPLES))
-    expected = [reader.payload(row) for row in range(len(reader))]
-    with multiprocessing.get_context("fork").Pool(2, initializer=_share, initargs=(reader,)) as pool:
-        found = pool.map(_read_shared, [row % len(SAMPLES) for row in range(600)], chunksize=1)
-    assert found == [expected[row % len(SAMPLES)] for row in range(600)]
+    """A file position survives a fork: readers that share one fetch each other's bytes."""
+    big = {sha256: data * 400 for sha256, data in payloads(SAMPLES).items()}  # beyond any buffer of the stream
+    write_shard(tmp_path / "shard.tar", scored(SAMPLES), big.__getitem__)
+    reader = ShardReader(tmp_path / "shard.tar")
+    expected = [hashlib.sha256(reader.payload(row)).hexdigest() for row in range(len(reader))]
+    with multiprocessing.get_context("fork").Pool(4, initializer=_share, initargs=(reader,)) as pool:
+        found = pool.map(_read_shared, [row % len(SAMPLES) for row in range(1200)], chunksize=1)
+    assert found == [expected[row % len(SAMPLES)] for row in range(1200)]
 
 
 def _share(reader: ShardReader) -> None:
@@ -117,8 +119,8 @@ def _share(reader: ShardReader) -> None:
     _shared = reader
 
 
-def _read_shared(row: int) -> bytes:
-    return _shared.payload(row)
+def _read_shared(row: int) -> str:
+    return hashlib.sha256(_shared.payload(row)).hexdigest()
 
 
 def test_one_changed_payload_byte_is_noticed_and_named(tmp_path: Path) -> None:
