@@ -7,7 +7,7 @@ Where the reference computes something nobody would want, the default here is ri
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,9 @@ from x2vlm.config import FrozenConfig
 from x2vlm.models.fusion import VisionMemory
 from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens, join_rows
-from x2vlm.models.x2vlm import X2VLM
+
+if TYPE_CHECKING:
+    from x2vlm.models.x2vlm import X2VLM
 
 Parity = Literal["fixed", "reference"]
 ContrastiveGradient = Literal["true", "reference"] | float

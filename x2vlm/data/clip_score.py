@@ -1,4 +1,5 @@
-"""How well images fit a text, by a CLIP model: the cosine of their embeddings. The only file that imports open_clip.
+"""How well images fit a text, by a CLIP model: the cosine of their embeddings. The only file that imports open_clip, and
+only when a model is loaded: planning a run must not wait seconds for it.
 
 Numbers of different models cannot be compared, so a model is known by the sha256 of its weights, never by its name.
 """
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
@@ -42,6 +42,8 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
     Needs open_clip_config.json and one *.safetensors file; tokenizer files where the config names a tokenizer of
     transformers. ConfigError for anything else. Offline, unless the config builds a tower from the hub (hf_model_name).
     """
+    import open_clip
+
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
     if CONFIG_NAME not in files or len(weights) != 1:
         found = ", ".join(sorted(files)) or "none"
@@ -78,6 +80,8 @@ def load_clip_name(name: str, weights_sha256: str, device: str = "auto") -> Clip
 
     Downloads it where it is not cached. SourceUnavailable if it cannot be had or its weights are not those expected.
     """
+    import open_clip
+
     architecture, _, tag = name.partition("/")
     try:
         if name.startswith(HUB_PREFIX):
