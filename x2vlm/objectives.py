@@ -5,6 +5,8 @@ Where the reference computes something nobody would want, the default here is ri
 `gradient="reference"`) repeats the reference, so that the two can be compared. All losses are computed in float32.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal

@@ -1,5 +1,6 @@
-"""How well images fit a text, by a CLIP model: the cosine of their embeddings. The only file that imports open_clip, and
-only when a model is loaded: planning a run must not wait seconds for it.
+"""How well images fit a text, by a CLIP model: the cosine of their embeddings.
+
+The only file that imports open_clip, and only when a model is loaded: planning a run must not wait seconds for it.
 
 Numbers of different models cannot be compared, so a model is known by the sha256 of its weights, never by its name.
 """

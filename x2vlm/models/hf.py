@@ -1,44 +1,60 @@
 """A model as a folder: `config.json` and `model.safetensors`, the layout the Hugging Face hub expects."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.weights import load_own_tensors, own_tensors
 from x2vlm.models.x2vlm import X2VLM, build_model
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+MODEL_TYPE = "x2vlm"
 
 
-def save_pretrained(model: X2VLM, folder: Path) -> None:
-    """Writes the two files; every parameter once, under our own names, on the host."""
+def save_pretrained(model: X2VLM, folder: Path, training: Mapping[str, Any] | None = None) -> None:
+    """Writes the two files; every parameter once, under our own names. `training` is JSON about how it was made."""
+    save_weights(model.config, own_tensors(model), folder, training)
+
+
+def save_weights(
+    config: ModelConfig, state: Mapping[str, Tensor], folder: Path, training: Mapping[str, Any] | None = None
+) -> None:
+    """`save_pretrained` for weights without a model around them, such as those of a training checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = {"model_type": "x2vlm", **model.config.model_dump(mode="json")}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    values = {"model_type": MODEL_TYPE, "model": config.model_dump(mode="json"), **({"training": training} if training else {})}
+    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def from_pretrained(folder: Path) -> X2VLM:
-    """The model that `save_pretrained` wrote, in evaluation mode.
+    """The model that `save_pretrained` wrote, in evaluation mode on the CPU.
 
     ConfigError if the folder has no usable config, CorruptArtifact if its weights are unreadable or not that model's.
     """
-    config = _read_config(folder / CONFIG_FILE)
+    return load_pretrained(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+
+
+def load_pretrained(config_path: Path, weights_path: Path) -> X2VLM:
+    """`from_pretrained` for two files that lie apart."""
+    config = _read_config(config_path)
     try:
-        state = load_file(folder / WEIGHTS_FILE)
+        state = load_file(weights_path)
     except (OSError, SafetensorError) as error:
-        raise CorruptArtifact(f"{folder / WEIGHTS_FILE}: {error}; copy the folder again") from error
-    model = build_model(config)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CorruptArtifact(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE} beside it: {error}") from error
+        raise CorruptArtifact(f"{weights_path}: {error}; copy the folder again") from error
+    with torch.random.fork_rng(devices=[]):  # building draws start values that are overwritten at once
+        model = build_model(config)
+    load_own_tensors(model, state, str(weights_path))
     return model.eval()
 
 
@@ -47,6 +63,6 @@ def _read_config(path: Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable model config: {error}") from error
-    if not isinstance(values, dict) or values.pop("model_type", None) != "x2vlm":
-        raise ConfigError(f'{path}: model_type is not "x2vlm"; load other checkpoints with x2vlm.models.reference')
-    return parse_config(ModelConfig, values, str(path))
+    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE or not isinstance(values.get("model"), dict):
+        raise ConfigError(f'{path}: model_type is not "{MODEL_TYPE}"; load other checkpoints with x2vlm.models.reference')
+    return parse_config(ModelConfig, values["model"], str(path))

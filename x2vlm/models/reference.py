@@ -4,16 +4,21 @@ Kinds understood: pre-training (`text_encoder.bert.*`, one stack of text and fus
 tied), fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cross_encoder.*`, `mlm_head.*`, untied).
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.position_bias import resize_position_bias
-from x2vlm.models.x2vlm import X2VLM
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 # Parts of one of our fusion layers and of one of the reference's BERT layers.
 _LAYER_PARTS = {

@@ -4,6 +4,10 @@ Example: for "dog" on a 640 x 480 photo the box head says (cx, cy, w, h) of the 
 640 x 480 it is right when its intersection over union with the annotated box is at least 0.5.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pydantic
 import torch
@@ -11,10 +15,12 @@ import torch
 from x2vlm.config import FrozenConfig
 from x2vlm.data.texts import concept_text
 from x2vlm.errors import InvalidSample
-from x2vlm.models.x2vlm import X2VLM
 from x2vlm.samples import Box, Concept, Sample
 from x2vlm.tasks.scoring import IOU_THRESHOLD, bootstrap_interval, box_iou
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 
 class GroundingConfig(FrozenConfig):

@@ -6,7 +6,10 @@ them are scored again by matching, and the photo counts at R@1 if one of its own
 I images, T captions, N image tokens, L text tokens, D width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +21,11 @@ from torch import Tensor
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import InvalidSample
 from x2vlm.models.tokens import VisionTokens
-from x2vlm.models.x2vlm import X2VLM
 from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, recall_at
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 NOT_SHORTLISTED = -100.0  # as in the reference: below every matching logit that occurs
 

@@ -1,9 +1,11 @@
 """What a downstream task is: a value that can evaluate a model and say on which data it did so."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor
 
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import InvalidSample
-from x2vlm.models.x2vlm import X2VLM
 from x2vlm.samples import Sample
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 # Statistics of CLIP's training images; the reference normalises with them everywhere (reference_model 1.1).
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -4,12 +4,14 @@ Everything random in step s on rank r is seeded by (seed, s, r), batches are a f
 a fixed order. So on CPU a run that was killed and resumed gives the same losses and weights, bit for bit.
 """
 
+from __future__ import annotations
+
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -19,8 +21,7 @@ from x2vlm.config import FrozenConfig
 from x2vlm.data.loader import StepData, StepLoader, iterate_steps, substitutes_to_json
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import CorruptArtifact, X2VLMError
-from x2vlm.models.pretrained import load_own_tensors, own_tensors
-from x2vlm.models.x2vlm import X2VLM
+from x2vlm.models.weights import load_own_tensors, own_tensors
 from x2vlm.objectives import ObjectiveConfig, pretrain_losses
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 from x2vlm.train.metrics import MetricsLog
@@ -32,6 +33,9 @@ from x2vlm.train.optim import (
     optimizer_tensors,
 )
 from x2vlm.train.ranks import Ranks, average_gradients, copy_from_first, gather_json, mean_over_ranks
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,7 @@ class TrainConfig(FrozenConfig):
     keep_checkpoints: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
-    def _warms_up_in_time(self) -> "TrainConfig":
+    def _warms_up_in_time(self) -> TrainConfig:
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps})")
         return self

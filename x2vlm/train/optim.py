@@ -4,9 +4,11 @@ Groups are decided by substrings of the reference's parameter names, oddities in
 "bias" also matches the relative position tables, and the LayerNorms inside the heads (`itm_head.1`) do decay.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -16,8 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
 from x2vlm.models.reference import reference_names
-from x2vlm.models.x2vlm import X2VLM
 from x2vlm.objectives import Parity
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
 
 _NO_DECAY = (
     "bias",
