@@ -1,7 +1,7 @@
 """Walk from a model, node, run or sample down to every card and upstream file, and prove each step by hashing again.
 
-    python jobs/audit_lineage.py pretrain/sample
-    python jobs/audit_lineage.py <sample key | fingerprint | MLflow run or model id> --store s3://bucket/prefix
+python jobs/audit_lineage.py pretrain/sample
+python jobs/audit_lineage.py <sample key | fingerprint | MLflow run or model id> --store s3://bucket/prefix
 """
 
 import argparse

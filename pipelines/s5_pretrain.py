@@ -20,7 +20,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
-import ray
 import torch
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
@@ -31,8 +30,6 @@ from x2vlm.data.streams import ShardFiles
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.models.config import ModelConfig
-from x2vlm.models.pretrained import save_pretrained
-from x2vlm.models.x2vlm import build_model
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.loop import TrainConfig, fit
 from x2vlm.train.metrics import read_metrics
@@ -104,6 +101,8 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
         "state_uri": out.state_uri,
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
     }
+    import ray  # not at the top: planning must not wait for it
+
     if config.world_size == 1 and not ray.is_initialized():
         train_worker(job)
     else:
@@ -113,6 +112,8 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
 
 def train_worker(job: Mapping[str, Any]) -> None:
     """What every process does: build model and loader, train to the end. `job` is plain JSON."""
+    from x2vlm.models.x2vlm import build_model  # timm and transformers: not at the top, planning must not wait for them
+
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
     ranks = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
     if ranks.world_size != config.world_size:
@@ -146,6 +147,7 @@ def _train_on_ray(job: Mapping[str, Any], world_size: int) -> None:
 
     The run's name is new every time: under an old one Ray would go on from its own snapshot and do nothing.
     """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -227,13 +229,15 @@ def _index_name(tar_name: str) -> str:
 
 def _collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, vocabulary: Path) -> PartResult:
     """Copy the last checkpoint and the metrics to `out`, write the record of samples, and sum up."""
+    from x2vlm.models.hf import save_weights
+
     steps = config.train.steps
     checkpoint = CheckpointStore(f"{out.state_uri}/checkpoints").load_newest()
     if checkpoint is None or checkpoint.step != steps:
         raise StageFailed(f"pretrain: the last checkpoint in {out.state_uri} is not of step {steps}; run it again")
     training = config.model_dump(mode="json", exclude={"model"})
     facts = {"shards_root": part.spec["shards_root"], "format": "x2vlm-pretrain-1"}
-    save_pretrained(config.model, checkpoint.model, out.path, {"training": training, **facts})
+    save_weights(config.model, checkpoint.model, out.path, {**training, **facts})
     shutil.copyfile(vocabulary, out.path / "vocab.txt")
     with fsspec.open(f"{out.state_uri}/{METRICS}", "rb") as source, (out.path / METRICS).open("wb") as target:
         shutil.copyfileobj(source, target)

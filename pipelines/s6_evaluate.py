@@ -22,7 +22,6 @@ from x2vlm.data.media import open_image
 from x2vlm.data.packs import MediaPack
 from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
-from x2vlm.models.pretrained import load_pretrained
 from x2vlm.samples import Sample, samples_of, write_table
 from x2vlm.tasks.catalog import TASKS
 from x2vlm.tasks.task import TaskContext, TaskResult
@@ -58,6 +57,8 @@ def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
 
 def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Run the task on every held-out sample that has media."""
+    from x2vlm.models.hf import load_pretrained  # timm and transformers: planning must not wait for them
+
     files = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "model"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_pretrained(files["config.json"], files["model.safetensors"]).to(device)

@@ -15,7 +15,7 @@ from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
 from pipelines.s5_pretrain import PRETRAIN, PretrainConfig, fetch_shards, plan_pretrain, pretrain_part
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
 from x2vlm.errors import ConfigError, CorruptArtifact
-from x2vlm.models.pretrained import load_pretrained
+from x2vlm.models.hf import load_pretrained
 from x2vlm.train.loop import TrainConfig
 from x2vlm.train.metrics import read_metrics
 

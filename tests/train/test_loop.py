@@ -14,7 +14,8 @@ from x2vlm.data.loader import StepData, StepLoader
 from x2vlm.data.randomness import derive_seed
 from x2vlm.data.streams import ShardFiles
 from x2vlm.errors import CorruptArtifact, X2VLMError
-from x2vlm.models.pretrained import load_pretrained, own_tensors, save_pretrained
+from x2vlm.models.hf import load_pretrained, save_weights
+from x2vlm.models.weights import own_tensors
 from x2vlm.models.x2vlm import build_model
 from x2vlm.objectives import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
@@ -189,14 +190,14 @@ def test_a_loss_that_is_no_number_stops_the_run_before_weights_move(shards):
 
 def test_a_saved_model_comes_back_and_a_wrong_one_is_refused(tmp_path):
     model = _model().eval()
-    save_pretrained(MODEL, own_tensors(model), tmp_path, {"training": {"steps": 3}})
+    save_weights(MODEL, own_tensors(model), tmp_path, {"steps": 3})
     loaded = load_pretrained(tmp_path / "config.json", tmp_path / "model.safetensors")
     assert loaded.config == MODEL
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
     assert "word_head.decoder.weight" not in load_file(tmp_path / "model.safetensors")  # tied: stored once
     other = MODEL.model_copy(update={"embed_dim": 8})
-    save_pretrained(other, own_tensors(model), tmp_path)
+    save_weights(other, own_tensors(model), tmp_path)
     with pytest.raises(CorruptArtifact, match=r"vision_proj\.weight"):
         load_pretrained(tmp_path / "config.json", tmp_path / "model.safetensors")
 
