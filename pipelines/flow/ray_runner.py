@@ -31,6 +31,7 @@ WORKER_ENV = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 DRIVER_THREADS = 4
+START_ATTEMPTS = 3
 
 
 class RayRunner:
@@ -132,14 +133,22 @@ def _start(address: str | None, num_cpus: int | None, dashboard: bool) -> bool:
         log.info("event=ray_connected address=%s", address)
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=dashboard,
-        dashboard_host="127.0.0.1",
-        runtime_env={"env_vars": local_worker_env(os.environ)},
-        log_to_driver=True,
-    )
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                runtime_env={"env_vars": local_worker_env(os.environ)},
+                log_to_driver=True,
+            )
+            break
+        except Exception as error:  # Ray raises nothing more special; it gives itself 30 s, too few on a busy machine
+            if "timed out" not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            log.warning("event=ray_start_retried attempt=%d error=%s", attempt, error)
+            ray.shutdown()
     log.info("event=ray_started num_cpus=%s dashboard=%s", num_cpus, dashboard)
     return True
 

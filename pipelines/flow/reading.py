@@ -59,22 +59,24 @@ class StoreReader:
             return link
         link.parent.mkdir(parents=True, exist_ok=True)
         cached = self.cache / file.sha256[:2] / file.sha256
+        if not self._linked(file, cached, link):
+            self._download(file, link)
+            self._keep(link, cached, file.bytes)
+        return link
+
+    def _linked(self, file: InputFile, cached: Path, link: Path) -> bool:
+        """Whether the cache had the right bytes; then they are at `link`."""
         try:
             os.link(cached, link)
-            if link.stat().st_size == file.bytes and sha256_of_file(link)[0] == file.sha256:
-                os.utime(cached)
-                return link
-            link.unlink()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if not isinstance(error, FileExistsError):
-                link.unlink(missing_ok=True)
-        fetched = self._download(file, link)
-        self._keep(fetched, cached, file.bytes)
-        return fetched
+        except OSError:  # not there, or on another file system
+            return False
+        if link.stat().st_size == file.bytes and sha256_of_file(link)[0] == file.sha256:
+            os.utime(link)  # also the cache's time of last use: it is the same file
+            return True
+        link.unlink()
+        return False
 
-    def _download(self, file: InputFile, target: Path) -> Path:
+    def _download(self, file: InputFile, target: Path) -> None:
         temporary = target.with_name(f".{uuid.uuid4().hex}")
         digest, size = hashlib.sha256(), 0
         try:
@@ -88,7 +90,6 @@ class StoreReader:
         if digest.hexdigest() != file.sha256:
             raise self._corrupt(file, digest.hexdigest(), size)
         os.replace(temporary, target)
-        return target
 
     def _remote(self, uri: str) -> BinaryIO:
         if uri.startswith(f"{self.store.uri}/"):
