@@ -263,19 +263,16 @@ def rebuild(store: Store, experiment: str, tracking_uri: str | None = None) -> i
     dag_run = f"00000000T000000-rebuild-{experiment}"
     recorder = Lineage(store, experiment, dag_run)
     spool = recorder.spool
-    known = {record.facts.manifest_sha256 for record in spool.read() if record.facts}
-    if not known:
+    known = {record.facts.manifest_sha256 for told in spools(store) for record in told.read() if record.facts}
+    missing = [found for found in reachable(store, experiment) if found[2] not in known]
+    if missing and not spool.read():
         recorder(events.RunStarted(experiment=experiment, plan_fingerprint="", targets=(), nodes=(), provenance={}))
-    count = 0
-    for manifest, path, sha256 in reachable(store, experiment):
-        if sha256 in known:
-            continue
+    for manifest, path, sha256 in missing:
         recorder(_as_reused(manifest, path, sha256))
-        count += 1
-    if count:
+    if missing:
         recorder(events.RunFinished(ok=True, error=None, seconds=0.0))
     replay(store, uri)
-    return count
+    return len(missing)
 
 
 def _as_reused(manifest: Manifest, path: str, sha256: str) -> events.NodeFinished:
