@@ -136,7 +136,7 @@ def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
 def normalised(image: Image.Image) -> Tensor:
     """RGB bytes as float32 (C, H, W), with CLIP's mean taken off and divided by its deviation."""
     pixels_HWC = np.asarray(image, dtype=np.float32) / 255.0
-    pixels_HWC = (pixels_HWC - np.float32(MEAN)) / np.float32(STD)
+    pixels_HWC = (pixels_HWC - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
     return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
 
 
