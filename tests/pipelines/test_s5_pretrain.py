@@ -170,21 +170,23 @@ def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_p
     try:
         _, undisturbed = _run(config, inputs, tmp_path / "undisturbed")
         marker = tmp_path / "killed"
-        original = s5.fit
-
-        def fit_and_die_once(*args, **kwargs):
-            def on_step(step):
-                if args[3].rank == 1 and step == 2 and not marker.exists():
-                    marker.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            return original(*args, **kwargs, on_step=on_step)
 
         def dying_worker(job):
-            s5.fit = fit_and_die_once
-            return train_worker(job)
+            """The stage's own worker, imported afresh in the worker's process, with a hook after every step."""
+            import pipelines.s5_pretrain as worker_side
+            from x2vlm.train.loop import fit
 
-        train_worker = s5.train_worker
+            def fit_and_die_once(*args):
+                def on_step(step):
+                    if args[3].rank == 1 and step == 2 and not marker.exists():
+                        marker.touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+                return fit(*args, on_step=on_step)
+
+            worker_side.fit = fit_and_die_once
+            worker_side.train_worker(job)
+
         monkeypatch.setattr(s5, "train_worker", dying_worker)
         _, disturbed = _run(config, inputs, tmp_path / "disturbed")
     finally:

@@ -135,9 +135,8 @@ def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
 
 def normalised(image: Image.Image) -> Tensor:
     """RGB bytes as float32 (C, H, W), with CLIP's mean taken off and divided by its deviation."""
-    pixels_HWC = np.asarray(image, dtype=np.float32) / 255.0
-    pixels_HWC = (pixels_HWC - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+    pixels_CHW = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255.0
+    return ((pixels_CHW - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).contiguous()
 
 
 def apply_operation(
