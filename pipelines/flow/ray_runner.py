@@ -19,11 +19,8 @@ from x2vlm.errors import ConfigError, StageFailed
 
 log = logging.getLogger(__name__)
 
-# Workers take what they need from the store, never from the net behind our back; and Ray, not the libraries, decides
-# how many parts share a machine.
+# Nobody is told what we do; and Ray, not the libraries, decides how many parts share a machine.
 WORKER_ENV = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",

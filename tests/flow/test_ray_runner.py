@@ -40,7 +40,7 @@ def die_always(config: toy.FilterConfig, inputs: PartReader, part: Part, out: Pa
 
 
 def describe_worker(config: toy.FilterConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    names = ("OMP_NUM_THREADS", "HF_HUB_OFFLINE")
+    names = ("OMP_NUM_THREADS", "HF_HUB_DISABLE_TELEMETRY")
     found = {name: os.environ.get(name, "") for name in names} | {
         "pid": os.getpid(),
         "thread": threading.current_thread().name,
@@ -90,7 +90,7 @@ def test_an_error_of_a_stage_comes_home_with_its_traceback(tmp_path: Path, ray_r
 def test_workers_are_offline_and_single_threaded(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
     graph = toy.toy_graph(tmp_path, ["a"], filter_stage=DESCRIBE)
     part = run_all(graph, local_store, runner=ray_runner).nodes["filter/a"].manifest.parts[0].record
-    assert (part.summary["OMP_NUM_THREADS"], part.summary["HF_HUB_OFFLINE"]) == ("1", "1")
+    assert (part.summary["OMP_NUM_THREADS"], part.summary["HF_HUB_DISABLE_TELEMETRY"]) == ("1", "1")
     assert part.summary["pid"] != os.getpid()
 
 

@@ -44,7 +44,7 @@ def test_unusable_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(CorruptArtifact, match=r"model\.safetensors"):
         from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"embed_dims": 3}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model": {"embed_dims": 3}}))
     with pytest.raises(ConfigError, match="embed_dim"):
         from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))

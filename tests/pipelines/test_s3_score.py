@@ -20,7 +20,6 @@ from pipelines import s3_score
 from pipelines.flow.stage import Input
 from pipelines.s3_score import SCORE, SCORE_SCHEMA, ScoreConfig, aggregate
 from tests.pipelines.parts import Run, as_part, as_source, run_stage
-from x2vlm.data import clip_score
 from x2vlm.data.clip_score import frame_scores, load_clip_folder, load_clip_name, score_pairs
 from x2vlm.data.packs import write_media_pack
 from x2vlm.data.video import encode_frames, sample_clip
@@ -339,9 +338,7 @@ def test_a_named_model_is_loaded_if_its_weights_are_the_expected_ones(
 ) -> None:
     weights = tmp_path / "ViT-B-32.safetensors"
     save_file(open_clip.create_model("ViT-B-32").half().state_dict(), weights)
-    monkeypatch.setattr(
-        clip_score.open_clip, "download_pretrained", lambda known: str(weights)
-    )  # the edge of the network
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda known: str(weights))  # the edge of the network
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     clip = load_clip_name("ViT-B-32/openai", digest, "cpu")
     assert clip.weights_sha256 == digest

@@ -33,11 +33,7 @@ def save_weights(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    values = {
-        "model_type": MODEL_TYPE,
-        "model": config.model_dump(mode="json"),
-        **({"training": training} if training else {}),
-    }
+    values = {"model_type": MODEL_TYPE, "model": config.model_dump(mode="json"), "training": dict(training or {})}
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -67,12 +63,8 @@ def _read_config(path: Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable model config: {error}") from error
-    if (
-        not isinstance(values, dict)
-        or values.get("model_type") != MODEL_TYPE
-        or not isinstance(values.get("model"), dict)
-    ):
-        raise ConfigError(
-            f'{path}: model_type is not "{MODEL_TYPE}"; load other checkpoints with x2vlm.models.reference'
-        )
+    if not isinstance(values, dict) or values.get("model_type") != MODEL_TYPE:
+        raise ConfigError(f'{path}: model_type is not "{MODEL_TYPE}"; load others with x2vlm.models.reference')
+    if not isinstance(values.get("model"), dict):
+        raise ConfigError(f"{path}: no key `model` with the sizes of the model")
     return parse_config(ModelConfig, values["model"], str(path))
