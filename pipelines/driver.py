@@ -113,7 +113,7 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
             for listener in (record, progress):
                 listener(event)
 
-        result = run(graph, planned, store, runner, on_event, capture())
+        result = run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})
     manifests = {key: result.nodes[key].manifest for key in graph if key in result.nodes}
     report = _write_report(experiment, store, graph, manifests)
     rows = [_row(key, planned, manifest, result.nodes[key].action) for key, manifest in manifests.items()]

@@ -78,10 +78,13 @@ class Media:
 
 @dataclass(frozen=True)
 class Fetch:
-    """How the media came here. Times are UTC, ISO 8601, whole seconds."""
+    """How the media came here.
+
+    When they came is in the ledger of the download stage and not here: fetching the same bytes again then gives the
+    same rows, and nothing downstream has to run again.
+    """
 
     final_url: str
-    fetched_at: str
     http_status: int
     content_type: str = ""
     opt_out: str = ""  # the opt-out signal seen, "" if none
@@ -146,7 +149,6 @@ MEDIA_TYPE = pa.struct(
 FETCH_TYPE = pa.struct(
     [
         ("final_url", pa.string()),
-        ("fetched_at", pa.string()),
         ("http_status", pa.int32()),
         ("content_type", pa.string()),
         ("opt_out", pa.string()),

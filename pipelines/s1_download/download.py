@@ -151,7 +151,7 @@ def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list
 def _with_media(sample: Sample, verdict: Result) -> Sample:
     """`sample` with what was fetched; boxes that waited for the size of their image are put in pixels."""
     assert verdict.media is not None
-    fetch = Fetch(verdict.final_url, verdict.fetched_at, verdict.http_status, verdict.content_type, verdict.opt_out)
+    fetch = Fetch(verdict.final_url, verdict.http_status, verdict.content_type, verdict.opt_out)
     sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
     return replace(sample, media=verdict.media, fetch=fetch)
 

@@ -28,7 +28,7 @@ def make_sample(number: int, kind: str = "image", stored: str = "jpeg", source: 
         captions=() if number == 3 else (Caption(f"caption {number} ünï"), Caption("second")),
         concepts=(DOG, replace(DOG, grain=Grain.REGION, text="a dog on grass")) if number % 2 == 0 else (),
         media=Media(kind, hashlib.sha256(data).hexdigest(), len(data), 64, 48, stored),
-        fetch=Fetch(f"http://sample.invalid/{number}", "2024-01-01T00:00:00Z", 200, "image/jpeg"),
+        fetch=Fetch(f"http://sample.invalid/{number}", 200, "image/jpeg"),
     )
 
 

@@ -1,0 +1,37 @@
+"""Every stage's defaults and fingerprint are pinned: a change that forgets to bump `Stage.version` shows here."""
+
+import pytest
+
+from pipelines.flow.fingerprint import sha256_of
+from pipelines.flow.stage import InputFile, Part, Read, Stage, part_fingerprint
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.download import DOWNLOAD
+from pipelines.s1_download.read import READ, ReadConfig
+from pipelines.s2_filter import FILTER, FilterConfig
+from pipelines.s3_score import SCORE, ScoreConfig
+from pipelines.s4_materialize.pack import PACK, PackConfig
+from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
+from pipelines.s5_pretrain import PRETRAIN, PretrainConfig
+from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
+from tests.flow.goldens import check_golden
+from x2vlm.config import FrozenConfig
+
+CASES: list[tuple[Stage, FrozenConfig]] = [
+    (READ, ReadConfig(reader="cc3m", source="toy", card="toy", files={"pairs": "toy.tsv"})),
+    (DOWNLOAD, DownloadConfig()),
+    (FILTER, FilterConfig()),
+    (SCORE, ScoreConfig()),
+    (PARTITION, PartitionConfig(num_shards=4)),
+    (PACK, PackConfig()),
+    (PRETRAIN, PretrainConfig()),
+    (EVALUATE, EvaluateConfig(task="retrieval")),
+]
+
+
+@pytest.mark.parametrize(("stage", "config"), CASES, ids=[stage.name for stage, _ in CASES])
+def test_fingerprint_and_defaults_are_the_pinned_ones(stage: Stage, config: FrozenConfig) -> None:
+    part = Part("00000", reads=(Read(stage.slots[0], InputFile("rows.parquet", 1, "ab" * 32, "")),))
+    key = f"{stage.name}@{stage.version}"
+    check_golden(key, part_fingerprint(stage, config, part))
+    # Fields that equal their default are left out of a fingerprint, so a changed default would go unseen without this.
+    check_golden(f"{key} defaults", sha256_of(config.model_dump(mode="json")))
