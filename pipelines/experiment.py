@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pydantic
 
-import pipelines
+from pipelines.flow.blobs import PROJECT_ROOT, PROJECT_SCHEME
 from pipelines.flow.stage import Runtime
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s2_filter import FilterConfig
@@ -20,7 +20,6 @@ from pipelines.s5_pretrain import PretrainConfig
 from x2vlm.config import FrozenConfig, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 
-PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 
@@ -92,6 +91,16 @@ class Experiment(FrozenConfig):
 def resolve(path: str) -> Path:
     """`path` as an absolute path; relative ones start at the project's root."""
     return (PROJECT_ROOT / path).resolve()
+
+
+def source_uri(uri: str) -> str:
+    """The URI under which an upstream file is recorded: relative to the project for its own files."""
+    if "://" in uri:
+        return uri
+    path = resolve(uri)
+    if path.is_relative_to(PROJECT_ROOT):
+        return f"{PROJECT_SCHEME}{path.relative_to(PROJECT_ROOT).as_posix()}"
+    return str(path)
 
 
 def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:

@@ -1,6 +1,6 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
-from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve
+from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD
@@ -56,8 +56,10 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             stage=READ,
             config=read_config(card, rows_per_file=source.rows_per_part),
             inputs={
-                "card": (SourceFile(str(card_path), card.id),),
-                "files": tuple(SourceFile(paths[role], card.id, file.sha256) for role, file in card.files.items()),
+                "card": (SourceFile(source_uri(str(card_path)), card.id),),
+                "files": tuple(
+                    SourceFile(source_uri(paths[role]), card.id, file.sha256) for role, file in card.files.items()
+                ),
             },
             runtime=_runtime(experiment, "read"),
         ),
@@ -120,7 +122,7 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
             config=experiment.pretrain,
             inputs={
                 "shards": (f"pack/{name}",),
-                "vocabulary": (SourceFile(str(resolve(experiment.vocabulary)), "vocabulary"),),
+                "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain", on_driver=True),
         ),
@@ -140,7 +142,7 @@ def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
     if not path.is_dir():
         raise ConfigError(f"{card}: {path} is not a folder; give the folder that holds the model's config and weights")
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md")
-    return tuple(SourceFile(str(file), card) for file in files)
+    return tuple(SourceFile(source_uri(str(file)), card) for file in files)
 
 
 def _runtime(experiment: Experiment, stage: str, on_driver: bool = False) -> Runtime:

@@ -11,7 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
+import pipelines
 from x2vlm.errors import ConfigError, StageFailed
+
+PROJECT_SCHEME = "project:"
+PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +171,15 @@ class Blobs:
 
 
 def local_path_of(uri: str) -> Path | None:
-    """The absolute local path a plain path or file:// URI names; None for remote URIs."""
+    """The absolute local path a plain path, file:// or project: URI names; None for remote URIs.
+
+    `project:datasets/sample/coco.yaml` is a file of this repository, wherever it lies: a submitted job unpacks it into a
+    folder of its own on every machine, and the record of what was read must outlive that folder.
+    """
     if "::" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
+    if uri.startswith(PROJECT_SCHEME):
+        return PROJECT_ROOT / uri.removeprefix(PROJECT_SCHEME)
     if uri.startswith("file:"):
         return Path(unquote(urlsplit(uri).path)).absolute()
     if "://" in uri:

@@ -8,7 +8,7 @@ from typing import Any
 
 import fsspec
 
-from pipelines.flow.blobs import local_path_of
+from pipelines.flow.blobs import PROJECT_SCHEME, local_path_of
 from pipelines.flow.fingerprint import sha256_of_file, sha256_of_stream
 from pipelines.flow.stage import Input, InputFile, InputPart, SourceFile
 from pipelines.flow.store import Store
@@ -66,7 +66,8 @@ class SourceHashes:
                 if not local.is_file():
                     raise SourceUnavailable(f"card {source.card}: {local} is a folder; the card must name files")
                 settled = abs(time.time() - stat.st_mtime) > SETTLED_SECONDS
-                return str(local), stat.st_size, str(stat.st_mtime_ns), settled
+                name = source.uri if source.uri.startswith(PROJECT_SCHEME) else str(local)
+                return name, stat.st_size, str(stat.st_mtime_ns), settled
             info: dict[str, Any] = self._fs(source.uri).info(source.uri)
             stamp = next((str(info[k]) for k in ("ETag", "etag", "LastModified", "mtime") if info.get(k)), "")
             return source.uri, int(info["size"]), stamp, bool(stamp)
