@@ -1,6 +1,7 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
-from pipelines.experiment import PROJECT_ROOT, Experiment, RuntimeConfig, SourceConfig, resolve, source_uri
+from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, resolve, source_uri
+from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD

@@ -173,8 +173,8 @@ class Blobs:
 def local_path_of(uri: str) -> Path | None:
     """The absolute local path a plain path, file:// or project: URI names; None for remote URIs.
 
-    `project:datasets/sample/coco.yaml` is a file of this repository, wherever it lies: a submitted job unpacks it into a
-    folder of its own on every machine, and the record of what was read must outlive that folder.
+    `project:datasets/sample/coco.yaml` is a file of this repository, wherever it lies: a submitted job unpacks it into
+    a folder of its own on every machine, and the record of what was read must outlive that folder.
     """
     if "::" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
