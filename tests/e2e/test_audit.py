@@ -75,7 +75,8 @@ def test_a_changed_mlflow_tag_is_found(sample_copy: Path) -> None:
     with sqlite3.connect(database) as connection:
         tags = connection.execute(
             "select tags.run_uuid, tags.key, tags.value from tags join tags as node on node.run_uuid = tags.run_uuid "
-            "where tags.key like 'x2.%' and length(tags.value) > 8 and node.key = 'x2.node' and node.value = 'pretrain/sample'"
+            "where tags.key like 'x2.%' and length(tags.value) > 8 "
+            "and node.key = 'x2.node' and node.value = 'pretrain/sample'"
         ).fetchall()
     assert tags
     for run, key, value in random.Random(SEED).sample(tags, k=min(5, len(tags))):
