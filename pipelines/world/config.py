@@ -1,5 +1,6 @@
 """What a world is made of, and which scene goes to which source: a function of the scene's number alone."""
 
+from functools import cache
 from typing import Literal, Self
 
 import pydantic
@@ -86,7 +87,12 @@ class WorldConfig(FrozenConfig):
 
 def round_of(config: WorldConfig) -> tuple[str, ...]:
     """The repeating order in which training scenes are handed to sources, each as often as its weight says."""
-    weights = {source: WEIGHTS[source] for source in config.sources if source in WEIGHTS}
+    return _round(config.sources)
+
+
+@cache
+def _round(sources: tuple[str, ...]) -> tuple[str, ...]:
+    weights = {source: WEIGHTS[source] for source in sources if source in WEIGHTS}
     total = sum(weights.values())
     # Largest claim first, so that a short world has a scene of every source early on.
     claims = dict.fromkeys(weights, 0)
