@@ -27,6 +27,9 @@ WEIGHTS = {  # scenes per source in every round of 40, 4 more are held out for e
 DERIVED = {"refcoco": "coco", "gqa": "visual_genome"}
 """Sources that annotate the images of another one."""
 
+ALIASES = {"laion": ("laion_en", "laion_multi")}
+"""Names for several sources at once."""
+
 CLIP_SOURCES = ("webvid", "howto100m", "yttemporal")
 BOX_SOURCES = ("coco", "visual_genome", "objects365", "openimages", "flickr_entities")
 SOURCES = (*WEIGHTS, *DERIVED)
@@ -70,6 +73,7 @@ class WorldConfig(FrozenConfig):
     @pydantic.field_validator("sources")
     @classmethod
     def _known(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        sources = tuple(one for source in sources for one in ALIASES.get(source, (source,)))
         unknown = sorted(set(sources) - set(SOURCES))
         if unknown:
             raise ValueError(f"no source {', '.join(unknown)}; known: {', '.join(SOURCES)}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.world.scene import Scene, Thing
-from pipelines.world.shapes import SUBPIXELS, Patch, placed_outline, rasterise
+from pipelines.world.shapes import SUBPIXELS, Patch, covered_pixels, rasterise
 from pipelines.world.words import BACKGROUNDS, COLOURS
 from x2vlm.data.randomness import Draws
 
@@ -30,19 +30,19 @@ def render_scene(seed: int, scene: Scene) -> Pixels:
 def render_background(seed: int, index: int, width: int, height: int, name: str) -> Pixels:
     """A gradient with clutter in muted colours and grain: nothing on it looks like a thing."""
     draws = Draws(seed, index, "background")
-    near, far = (np.array(colour, dtype=np.int32) for colour in BACKGROUNDS[name])
+    near, far = (np.array(colour, dtype=np.int16) for colour in BACKGROUNDS[name])
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
     along, across = draws.integer(0, 8), draws.integer(1, 8)
     position = (rows * along * 256 // height + columns * across * 256 // width) // (along + across)
-    pixels = near + (far - near) * position[:, :, None] // 256
+    pixels = near + (far - near) * position.astype(np.int16)[:, :, None] // np.int16(256)
     for _ in range(draws.integer(14, 34)):
         _add_clutter(draws, pixels)
-    grain = _noise(seed, index, width * height).reshape(height, width, 1).astype(np.int32) % 17 - 8
+    grain = _noise(seed, index, width * height).reshape(height, width, 1).astype(np.int16) % 17 - 8
     shown: Pixels = np.clip(pixels + grain, 0, 255).astype(np.uint8)
     return shown
 
 
-def _add_clutter(draws: Draws, pixels: NDArray[np.int32]) -> None:
+def _add_clutter(draws: Draws, pixels: NDArray[np.int16]) -> None:
     """Blend a random sliver or patch, lighter or darker than what is there."""
     height, width, _ = pixels.shape
     x, y = draws.integer(0, width - 1), draws.integer(0, height - 1)
@@ -55,9 +55,10 @@ def _add_clutter(draws: Draws, pixels: NDArray[np.int32]) -> None:
         for _ in range(draws.integer(3, 5))
     ]
     light = draws.integer(-34, 34)
-    shift = np.array([light + draws.integer(-9, 9) for _ in range(3)], dtype=np.int32)
+    shift = np.array([light + draws.integer(-9, 9) for _ in range(3)], dtype=np.int16)
     patch = rasterise((tuple(corners),))
-    pixels[patch.y : patch.y + patch.mask.shape[0], patch.x : patch.x + patch.mask.shape[1]][patch.mask] += shift
+    target = patch.on(pixels)
+    target += patch.mask[:, :, None] * shift
 
 
 def _noise(seed: int, index: int, count: int) -> NDArray[np.uint8]:
@@ -71,11 +72,11 @@ def paint(pixels: Pixels, thing: Thing) -> None:
     """Draw a thing with an outline that sets it off from any background."""
     colour = np.array(COLOURS[thing.colour], dtype=np.int32)
     dark = int(colour.sum()) < 330
-    patch = rasterise(thing.outline)
+    patch = thing.patch
     edge = (colour * 9 + (245 if dark else 0) * 11) // 20
     patch.on(pixels)[patch.mask] = edge.astype(np.uint8)
     rim = max(1, thing.radius // 14)
-    inner = rasterise(placed_outline(thing.shape, thing.x, thing.y, thing.radius - rim, thing.degrees))
+    inner = covered_pixels(thing.shape, thing.x, thing.y, thing.radius - rim, thing.degrees)
     second = (colour * (11 if dark else 9) + (245 if dark else 0) * (9 if dark else 11)) // 20
     marks = texture_marks(thing.texture, inner, thing)
     # A ring's rim scales inwards too, so what the smaller outline adds outside the shape must not be drawn.

@@ -5,12 +5,13 @@ Objects are listed from back to front. Boxes are whole pixels, exactly around wh
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.world.config import WorldConfig
-from pipelines.world.shapes import Patch, Ring, placed_outline, rasterise
+from pipelines.world.shapes import Patch, Ring, covered_pixels, placed_outline
 from pipelines.world.words import BACKGROUNDS, COLOURS, INVERSE, RELATIONS, SHAPES, SIZES, TEXTURES
 from x2vlm.data.randomness import Draws
 
@@ -43,6 +44,11 @@ class Thing:
         return placed_outline(self.shape, self.x, self.y, self.radius, self.degrees)
 
     @property
+    def patch(self) -> Patch:
+        """The pixels of the whole shape."""
+        return covered_pixels(self.shape, self.x, self.y, self.radius, self.degrees)
+
+    @property
     def look(self) -> tuple[str, str, str]:
         return self.colour, self.texture, self.shape
 
@@ -68,6 +74,7 @@ class Scene:
     relations: tuple[Relation, ...]
 
 
+@lru_cache(maxsize=64)
 def make_scene(config: WorldConfig, index: int, size: tuple[int, int] | None = None) -> Scene:
     """Scene number `index` with 1 to 8 things; `size` (width, height) is drawn where it is not given."""
     draws = Draws(config.seed, index, "scene")
@@ -145,7 +152,7 @@ class Canvas:
             return False  # no shape is that narrow: spares drawing it
         if not (thing.radius // 2 < thing.y < self.height - thing.radius // 2):
             return False
-        patch = rasterise(thing.outline)
+        patch = thing.patch
         height, width = patch.mask.shape
         if patch.x < 1 or patch.y < 1 or patch.x + width >= self.width or patch.y + height >= self.height:
             return False

@@ -6,7 +6,8 @@ placed outline are sixteenths of a pixel. A pixel is covered if its centre is in
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +109,7 @@ class Patch:
     y: int
     mask: Mask
 
-    def on(self, canvas: NDArray[np.generic]) -> NDArray[np.generic]:
+    def on(self, canvas: NDArray[Any]) -> NDArray[Any]:
         """The part of a canvas that the patch covers, as a view."""
         height, width = self.mask.shape
         return canvas[self.y : self.y + height, self.x : self.x + width]
@@ -134,3 +135,17 @@ def rasterise(rings: tuple[Ring, ...]) -> Patch:
     columns = np.clip(reach // (SUBPIXELS * (y1 - y0)) + 1 - left, 0, width)
     flips = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1)).reshape(height, width + 1)
     return Patch(left, top, flips.cumsum(axis=1)[:, :width] % 2 == 1)
+
+
+def covered_pixels(shape: str, x: int, y: int, radius: int, degrees: int) -> Patch:
+    """The pixels of a shape around centre (x, y). The mask is shared and cannot be written to."""
+    patch = _at_origin(shape, radius, degrees)
+    return Patch(patch.x + x, patch.y + y, patch.mask)
+
+
+@lru_cache(maxsize=4096)
+def _at_origin(shape: str, radius: int, degrees: int) -> Patch:
+    # Whole pixels move an outline without changing it, so one mask serves every place.
+    patch = rasterise(placed_outline(shape, 0, 0, radius, degrees))
+    patch.mask.flags.writeable = False
+    return patch

@@ -11,10 +11,11 @@ from pipelines.world.chunks import make_chunk
 from pipelines.world.command import make_world
 from pipelines.world.config import EVALUATION, SOURCES, WorldConfig, source_of
 from tests.world.conftest import World
+from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 
 FORTY = WorldConfig(scenes=40, media="none")
-CONTENT_OF_FORTY = "PINNED"
+CONTENT_OF_FORTY = "889ce8003dd4b7668b66e722c61e9d8b6d0830157ba6261aed8a97c10d5b9fda"
 """What 40 scenes without media say. A change of it is a change of every world: the shapes, the texts or the draws."""
 
 
@@ -83,6 +84,18 @@ def test_a_world_of_some_sources_has_no_other(tmp_path: Path) -> None:
     built = build_world(config, tmp_path / "world")
     assert set(built.counts) == {"laion_en", "webvid", EVALUATION}
     assert {path.name for path in (tmp_path / "world" / "annotations").iterdir()} == {"laion_en", "webvid"}
+
+
+def test_cards_point_below_the_project_where_they_can(tmp_path: Path) -> None:
+    config = WorldConfig(scenes=12, media="none", sources=("laion", "cc3m"))
+    build_world(config, tmp_path / "project" / "runs" / "w", project_root=tmp_path / "project")
+    build_world(config, tmp_path / "elsewhere", project_root=tmp_path / "project")
+    inside = load_card(tmp_path / "project" / "runs" / "w" / "cards" / "cc3m.yaml")
+    outside = load_card(tmp_path / "elsewhere" / "cards" / "laion_en.yaml")
+    assert (inside.root, inside.url_base and inside.url_base.serve) == ("runs/w", "runs/w/media")
+    assert (outside.root, outside.reader) == (str(tmp_path / "elsewhere"), "laion")
+    for card in (inside, outside):
+        assert all(Path(path).is_file() for path in file_paths(card, tmp_path / "project").values())
 
 
 def test_the_command_reports_and_says_what_is_wrong(tmp_path: Path) -> None:

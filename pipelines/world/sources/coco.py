@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.world.config import WorldConfig
 from pipelines.world.records import Record
 from pipelines.world.scene import Scene, Thing, bounds
-from pipelines.world.shapes import SUBPIXELS, rasterise
+from pipelines.world.shapes import SUBPIXELS
 from pipelines.world.shots import HOST, Shot, stranger
 from pipelines.world.sources.box_noise import bad_boxes
 from pipelines.world.texts import captions, unique_expression
@@ -108,7 +108,7 @@ def _bad_objects(config: WorldConfig, shot: Shot, row: str, draws: Draws) -> Ite
 def _crowd(shot: Shot) -> dict[str, Any]:
     mask = np.zeros((shot.height, shot.width), dtype=bool)
     for thing in shot.picture.things:
-        patch = rasterise(thing.outline)
+        patch = thing.patch
         patch.on(mask)[patch.mask] = True
     return {
         "segmentation": {"counts": run_lengths(mask), "size": [shot.height, shot.width]},
