@@ -60,6 +60,16 @@ def test_a_finished_world_is_left_alone_and_a_broken_off_one_is_finished(tmp_pat
         build_world(FORTY.model_copy(update={"scenes": 41}), out)
 
 
+def test_chunks_of_another_world_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "world"
+    build_world(FORTY, out)
+    (out / "world.json").unlink()
+    (out / ".chunks").mkdir()
+    (out / ".chunks" / "config.json").write_text(json.dumps(FORTY.model_dump(mode="json") | {"seed": 2}))
+    with pytest.raises(ConfigError, match=r"holds another world.*seed 2 there, 1 asked for"):
+        build_world(FORTY, out)
+
+
 def test_world_json_names_every_file_with_its_checksum(noisy_world: World) -> None:
     world = json.loads((noisy_world.out / "world.json").read_text())
     named = {file["path"]: file["sha256"] for file in world["files"]}
