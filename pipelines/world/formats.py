@@ -13,7 +13,7 @@ from pipelines.world.chunks import Chunks
 from pipelines.world.records import to_json
 
 Writer = Callable[[Chunks, Path], None]
-BATCH_ROWS = 10_000
+BATCH_ROWS = 2_000  # 10,000 scenes with all their things took 300 MB as Python objects
 
 
 def json_object(lists: Mapping[str, str], **fixed: Any) -> Writer:
