@@ -1,0 +1,27 @@
+"""A procedural world: scenes of coloured, textured shapes, written as the raw upstream files of every source.
+
+    config ──► scenes ──► texts ──► sources + evaluation ──► chunks ──► files ──► truth, cards, world.json
+              (pixels,    (captions, (records of upstream    (parts on    (streamed
+               boxes)      phrases)   tables, planted noise)  any worker)   in order)
+
+Everything about scene number i is a function of (seed, i), so any worker can make any scene, and again. It is the
+corpus for tests at scale and for benchmarks.
+
+    annotations/<source>/...  upstream files under their upstream names
+    evaluation/<task>/...     official files of downstream tasks, about scenes whose number ends in 9
+    media/images, media/clips what the addresses http://world.invalid/... point at
+    truth.parquet             one row per row, concept, caption and odd media file: what was planted, and which rule of
+                              which stage must drop it ("kept" if none; see records.Truth)
+    truth_scenes.parquet      what every scene shows: things, exact boxes of what is visible, relations, tracks
+    cards/<source>.yaml       cards; in an experiment below the project: `card: ../runs/world/cards/coco`
+    world.json                config, counts, and the sha256 of every file; written last
+
+What files say is the same on every machine: geometry, colours and texts come from whole numbers and from sha256. The
+bytes of JPEG, MP4, Parquet and gzip files are the same wherever the locked Pillow, PyAV, PyArrow and zlib run; the
+checksum `content_sha256` leaves media and compression out. With media `none`, checksums of media in upstream files are
+empty and CC12M's list of them has no line.
+
+Rules that are not the paper's defaults are expected too, so that they can be tested: `language` needs a detector,
+`deduplicate` and `decontaminate` name the weakest method that can find a repeated picture (sha256, phash, embedding),
+`min_clip_score` of clips needs a model that knows shapes.
+"""

@@ -1,0 +1,144 @@
+"""Clips with text: WebVid's descriptions, and speech as it is transcribed for HowTo100M and YT-Temporal-180M.
+
+Speech is lower case without stops, starts late, has fillers and overlapping windows, and now and then "[Music]".
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipelines.world.clips import Clip
+from pipelines.world.config import WorldConfig
+from pipelines.world.records import Record, csv_line
+from pipelines.world.scene import Thing
+from pipelines.world.shots import Shot, clip_name
+from pipelines.world.texts import a, texture_colour_shape
+from x2vlm.data.randomness import Draws
+
+PHRASES = {
+    "towards": ("moves towards", "is getting closer to", "slides up to"),
+    "away_from": ("moves away from", "is getting away from", "slides off from"),
+    "past": ("moves past", "passes by", "is gliding past"),
+    "after": ("follows", "goes after", "is moving behind"),
+    "circling": ("circles around", "goes around", "is moving in a circle around"),
+}
+STOP_WORDS = frozenset(
+    (
+        *("a", "an", "and", "are", "by", "can", "from", "here", "in", "is", "it", "now", "of", "off", "on", "so"),
+        *("that", "the", "there", "this", "to", "up", "we", "you"),
+    )
+)
+OPENERS = ("okay so", "um now", "and here", "all right", "so you can see", "well")
+MUSIC = "[Music]"
+
+
+def emit_webvid(config: WorldConfig, shot: Shot) -> Iterator[Record]:
+    """The row of one clip. Column orders differ between copies; this is the one of a real file."""
+    draws = Draws(config.seed, shot.index, "webvid")
+    row = str(shot.image_id)
+    clip = shot.told_clip
+    text = describe_clip(clip, draws)
+    if shot.planted == "one_word_text":
+        text = clip.things[0].shape.capitalize()
+    elif shot.planted == "empty_text":
+        text = ""
+    truths = shot.row(row)
+    if text:
+        planted = shot.planted if shot.planted in ("one_word_text", "mismatched_caption") else ""
+        truths.append(shot.item(row, "caption", "0", planted))
+    duration = f"PT00H00M{shot.told_clip.seconds:02d}S"
+    line = csv_line((row, text, 1, "000001_000050", duration, shot.url), quote_all=True)
+    yield Record("webvid/rows", line, tuple(truths))
+
+
+def describe_clip(clip: Clip, draws: Draws) -> str:
+    """ "A striped red star moves towards a blue ring" """
+    text = f"{a(name(clip.things[0]))} {draws.choice(PHRASES[clip.motion])} {a(name(clip.things[1]))}"
+    ending = draws.choice(("", "", " on screen", f" on {a(f'{clip.background} background')}"))
+    if len(clip.things) > 2 and draws.chance(0.4):
+        ending = f" while {a(name(clip.things[2]))} stands still"
+    return f"{text[0].upper()}{text[1:]}{ending}"
+
+
+def name(thing: Thing) -> str:
+    return texture_colour_shape(thing)
+
+
+def spoken_segments(clip: Clip, draws: Draws) -> list[tuple[str, float, float]]:
+    """(text, start, end) in seconds: windows of two to three seconds, each reaching into the next."""
+    one, other = name(clip.things[0]), name(clip.things[1])
+    lines = [
+        f"{draws.choice(OPENERS)} we have {a(one)}",
+        f"and it {draws.choice(PHRASES[clip.motion])} the {other}",
+        f"there is also {a(name(clip.things[2]))}" if len(clip.things) > 2 else "and that is it",
+        f"look at the {one} and the {other}",
+    ]
+    quarters, segments = clip.seconds * 4, []
+    start = draws.integer(0, 2)
+    for line in lines:
+        end = min(quarters, start + draws.integer(8, 12))
+        if end - start < 3:
+            break
+        segments.append((line, start / 4, end / 4))
+        start = end - draws.integer(2, 5)
+    return segments
+
+
+def emit_howto100m(config: WorldConfig, shot: Shot) -> Iterator[Record]:
+    """A video's row and its transcript, raw and with stop-words removed."""
+    draws = Draws(config.seed, shot.index, "speech")
+    video = clip_name(config, shot.index, shot.source)
+    segments = spoken_segments(shot.told_clip, draws)
+    if draws.chance(config.noise.one_word_text):
+        segments.append((MUSIC, segments[-1][2] - 0.25, segments[-1][2]))
+    truths = shot.row(video)
+    for position, (text, _, _) in enumerate(segments):
+        music = text == MUSIC
+        expected = ("filter", "min_video_words") if music else (shot.expected_stage, shot.expected_rule)
+        planted = "one_word_text" if music else shot.planted
+        truths.append(shot.item(video, "caption", str(position), planted, "music" if music else "", expected))
+    task = shot.index % 23
+    yield Record("howto100m/videos", csv_line((video, "Arts", "Shapes", shot.index % 200 + 1, task)), tuple(truths))
+    yield Record("howto100m/raw_captions", [video, _columns(segments)])
+    without = [(_without_stop_words(text), start, end) for text, start, end in segments]
+    yield Record("howto100m/captions", [video, _columns([segment for segment in without if segment[0]])])
+
+
+def _columns(segments: list[tuple[str, float, float]]) -> dict[str, list[Any]]:
+    return {key: [segment[column] for segment in segments] for column, key in enumerate(("text", "start", "end"))}
+
+
+def _without_stop_words(text: str) -> str:
+    return " ".join(word for word in text.split() if word not in STOP_WORDS)
+
+
+def emit_yttemporal(config: WorldConfig, shot: Shot) -> Iterator[Record]:
+    """A video's line: words with times (some of them mark-up that must be dropped) and the cleaned speech."""
+    draws = Draws(config.seed, shot.index, "speech")
+    video = clip_name(config, shot.index, shot.source)
+    segments = spoken_segments(shot.told_clip, draws)
+    words: list[dict[str, Any]] = []
+    for text, start, end in segments:
+        parts = text.split()
+        if draws.chance(0.2):
+            parts.insert(0, draws.choice(("&gt;&gt;", "&nbsp;", "[Music]")))
+        step = round((end - start) * 1000) // (len(parts) + 1)
+        words += [
+            {"word": word, "time": (round(start * 1000) + step * position) / 1000}
+            for position, word in enumerate(parts)
+        ]
+    words.sort(key=lambda word: word["time"])
+    noisy = " ".join(word["word"] for word in words)
+    clean = " ".join(f"{text.capitalize()}." for text, _, _ in segments)
+    line = {
+        "info": {
+            "id": video,
+            "title": f"{name(shot.told_clip.things[0])} video".capitalize(),
+            "duration": shot.told_clip.seconds,
+            "channel_id": f"UC{shot.index % 89:022d}",
+            "view_count": shot.index * 37,
+        },
+        "subtitles": words,
+        "denoised": [{"noisyasr": noisy, "cleanasr": clean, "top_p": 0.62, "ctx_ppl": 17.5, "model_name": "template"}],
+    }
+    truths = (*shot.row(video), shot.item(video, "caption", "0", shot.planted))
+    yield Record(f"yttemporal/{shot.index % 100:03d}", line, truths)
