@@ -16,17 +16,19 @@ from typing import Any
 from pipelines.experiment import Experiment, load_experiment, resolve
 from pipelines.flow.artifact import Manifest
 from pipelines.flow.audit import audit
-from pipelines.flow.events import Event
+from pipelines.flow.blobs import local_path_of
+from pipelines.flow.events import Action, Event
 from pipelines.flow.executor import run
 from pipelines.flow.lineage import default_tracking_uri, lineage
-from pipelines.flow.planner import Plan, explain, plan
+from pipelines.flow.planner import Plan, PlannedPart, explain, plan
 from pipelines.flow.progress import Progress
 from pipelines.flow.provenance import capture
 from pipelines.flow.runner import InlineRunner, Runner
-from pipelines.flow.stage import Graph
+from pipelines.flow.stage import Graph, SourceFile
 from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from pipelines.report import metrics_of, read_series, render_report, write_report
+from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show each node's action and the reason; exit 2 if work is due"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="like --dry-run, and every known part with its fingerprint"
+    )
     parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
     parser.add_argument(
         "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
@@ -101,8 +106,9 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     graph = build_graph(experiment)
     store = Store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
-    if options.dry_run:
-        return _describe_plan(experiment, planned)
+    if options.dry_run or options.explain:
+        return _describe_plan(experiment, planned, parts=options.explain)
+    _check_sources(graph, planned)
     with (
         lineage(store, experiment.name, options.tracking_uri) as record,
         _runner(options, planned) as runner,
@@ -137,15 +143,37 @@ def _forced(graph: Graph, targets: Sequence[str]) -> list[str]:
     return list(targets) if targets else list(graph)
 
 
-def _describe_plan(experiment: Experiment, planned: Plan) -> Outcome:
+def _check_sources(graph: Graph, planned: Plan) -> None:
+    """Look into the upstream files of sources that are to be read: what is wrong with them is better known now."""
+    for node in planned.selected:
+        if graph[node.key].stage is READ and node.action is not Action.REUSE:
+            config = graph[node.key].config
+            assert isinstance(config, ReadConfig)
+            files = {
+                Path(item.uri).name: item for item in graph[node.key].inputs["files"] if isinstance(item, SourceFile)
+            }
+            paths = {role: local_path_of(files[name].uri) for role, name in config.files.items()}
+            local = {role: path for role, path in paths.items() if path is not None}
+            if len(local) == len(paths):  # files of an object store are looked into when they are read
+                check_readable(config, local)
+
+
+def _describe_plan(experiment: Experiment, planned: Plan, parts: bool) -> Outcome:
     nodes = [
         {"key": n.key, "action": str(n.action), "reason": n.reason, "num_parts": len(n.parts), "num_done": n.num_done}
         for n in planned.selected
     ]
     due = not planned.is_noop
     head = f"experiment {experiment.name}: {'work is due' if due else 'nothing to do'}; store {experiment.store_uri}"
-    text = "\n".join([head, *explain(planned)])
+    lines = explain(planned)
+    if parts:
+        lines += ["", *(_part_line(n.key, part) for n in planned.selected for part in n.parts)]
+    text = "\n".join([head, *lines])
     return Outcome(EXIT_DUE if due else EXIT_OK, text, {"experiment": experiment.name, "nodes": nodes})
+
+
+def _part_line(key: str, part: PlannedPart) -> str:
+    return f"{'done' if part.done else 'due '}  {key}  {part.name}  {part.fingerprint}"
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -78,17 +78,19 @@ def plan_read(config: ReadConfig, inputs: Inputs) -> list[Part]:
     return [Part("all", tuple(reads))]
 
 
+def check_readable(config: ReadConfig, paths: Mapping[str, Path]) -> None:
+    """Read up to the first row, so that a missing column or a broken file is told before anything remote starts.
+
+    `paths` gives the local file of every role. Raises SourceUnavailable as reading would.
+    """
+    source = _source(config, dict(paths))
+    next(iter(READERS[config.reader](source, Counter())), None)
+
+
 def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Writes rows-00000.parquet, rows-00001.parquet, ... in upstream order and drops.parquet."""
     paths = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "files"}
-    source = Source(
-        card=config.card,
-        name=config.source,
-        split=config.split,
-        files={role: paths[name] for role, name in config.files.items()},
-        licence=config.licence,
-        language=config.language,
-    )
+    source = _source(config, {role: paths[name] for role, name in config.files.items()})
     seen: Counter[str] = Counter()
     tables = _Tables(out.path, config.rows_per_file)
     for item in READERS[config.reader](source, seen):
@@ -101,6 +103,17 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
     return PartResult(counts, tables.file_rows, summary)
+
+
+def _source(config: ReadConfig, files: dict[str, Path]) -> Source:
+    return Source(
+        card=config.card,
+        name=config.source,
+        split=config.split,
+        files=files,
+        licence=config.licence,
+        language=config.language,
+    )
 
 
 def _check(config: ReadConfig, source: Source, item: Sample | Drop) -> Iterator[Sample | Drop]:
