@@ -88,9 +88,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show each node's action and the reason; exit 2 if work is due"
     )
-    parser.add_argument(
-        "--explain", action="store_true", help="like --dry-run, and every known part with its fingerprint"
-    )
+    parser.add_argument("--explain", action="store_true", help="like --dry-run, with every known part")
     parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
     parser.add_argument(
         "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
@@ -104,7 +102,7 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     """
     experiment = load_experiment(options.experiment, options.store)
     graph = build_graph(experiment)
-    store = Store(experiment.store_uri)
+    store = _open_store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
     if options.dry_run or options.explain:
         return _describe_plan(experiment, planned, parts=options.explain)
@@ -131,12 +129,19 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
 
 def audit_target(options: argparse.Namespace) -> Outcome:
     """Audit what `options.target` names; exit code 2 if anything is not as recorded."""
-    store = Store(options.store if "://" in options.store else str(resolve(options.store)))
+    store = _open_store(options.store if "://" in options.store else str(resolve(options.store)))
     tracking_uri = options.tracking_uri
     if tracking_uri is None and store.blobs.local_root is not None and store.blobs.exists("mlflow.db"):
         tracking_uri = default_tracking_uri(store)
     report = audit(store, options.target, tracking_uri, options.depth)
     return Outcome(report.exit_code, report.text(), report.to_json())
+
+
+def _open_store(uri: str) -> Store:
+    store = Store(uri)
+    if store.local_root is not None and store.local_root.exists() and not store.local_root.is_dir():
+        raise ConfigError(f"store {store.local_root} is a file; give a folder with --store, or move the file away")
+    return store
 
 
 def _forced(graph: Graph, targets: Sequence[str]) -> list[str]:
@@ -149,10 +154,9 @@ def _check_sources(graph: Graph, planned: Plan) -> None:
         if graph[node.key].stage is READ and node.action is not Action.REUSE:
             config = graph[node.key].config
             assert isinstance(config, ReadConfig)
-            files = {
-                Path(item.uri).name: item for item in graph[node.key].inputs["files"] if isinstance(item, SourceFile)
-            }
-            paths = {role: local_path_of(files[name].uri) for role, name in config.files.items()}
+            sources = [item for item in graph[node.key].inputs["files"] if isinstance(item, SourceFile)]
+            found = {Path(source.uri).name: local_path_of(source.uri) for source in sources}
+            paths = {role: found[name] for role, name in config.files.items()}
             local = {role: path for role, path in paths.items() if path is not None}
             if len(local) == len(paths):  # files of an object store are looked into when they are read
                 check_readable(config, local)
