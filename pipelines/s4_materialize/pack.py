@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from pipelines.flow.stage import InputFile, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from x2vlm.config import FrozenConfig
-from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry
-from x2vlm.data.payloads import locate_payloads, read_payload
+from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
 from x2vlm.data.shards import SCORED_SCHEMA, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table

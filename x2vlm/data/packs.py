@@ -7,7 +7,7 @@ index gives and compares the hash.
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -99,13 +99,7 @@ class MediaPack:
     def read(self, sha256: str) -> bytes:
         """The payload of `sha256`, verified; KeyError if this pack does not have it, CorruptArtifact if it changed."""
         entry = self._entries[sha256]
-        payload = os.pread(self._descriptor, entry.bytes, entry.offset)
-        if len(payload) != entry.bytes or hashlib.sha256(payload).hexdigest() != entry.payload_sha256:
-            raise CorruptArtifact(
-                f"{self._tar_path}: bytes {entry.offset} to {entry.offset + entry.bytes} are not {entry.member} as the "
-                "index describes it; delete this part and rerun `download`"
-            )
-        return payload
+        return _verified(os.pread(self._descriptor, entry.bytes, entry.offset), entry, self._tar_path)
 
     def close(self) -> None:
         """Close the tar; reading afterwards is an error."""
@@ -118,3 +112,32 @@ class MediaPack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def locate_payloads(index: Path, wanted: Collection[str]) -> dict[str, PackEntry]:
+    """Entries of those of `wanted` (sha256 of originals) that the pack with this `media.parquet` holds.
+
+    Memory is bounded by `wanted`, not by the pack. CorruptArtifact if the file is no pack index.
+    """
+    try:
+        table = pq.read_table(index, columns=PACK_SCHEMA.names, filters=[("sha256", "in", sorted(wanted))])
+        rows = table.cast(PACK_SCHEMA).to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptArtifact(f"{index}: not an index of a media pack ({error}); rerun `download`") from None
+    return {row["sha256"]: PackEntry(**row) for row in rows}
+
+
+def read_payload(pack: Path, entry: PackEntry) -> bytes:
+    """The bytes of `entry` in a pack's tar; CorruptArtifact if they are not those that were packed."""
+    with pack.open("rb") as stream:
+        stream.seek(entry.offset)
+        return _verified(stream.read(entry.bytes), entry, pack)
+
+
+def _verified(payload: bytes, entry: PackEntry, pack: Path) -> bytes:
+    if len(payload) != entry.bytes or hashlib.sha256(payload).hexdigest() != entry.payload_sha256:
+        raise CorruptArtifact(
+            f"{pack}: bytes {entry.offset} to {entry.offset + entry.bytes} are not {entry.member} as the index "
+            "describes it; delete this part and rerun `download`"
+        )
+    return payload
