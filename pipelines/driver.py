@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiment import Experiment, load_experiment, resolve
-from pipelines.flow.artifact import Manifest
 from pipelines.flow.audit import audit
 from pipelines.flow.blobs import local_path_of
 from pipelines.flow.events import Action, Event
@@ -27,8 +26,9 @@ from pipelines.flow.runner import InlineRunner, Runner
 from pipelines.flow.stage import Graph, SourceFile
 from pipelines.flow.store import Store
 from pipelines.graph import build_graph
-from pipelines.report import metrics_of, read_series, render_report, write_report
+from pipelines.report import metrics_of
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
+from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -119,12 +119,14 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
 
         result = run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})
     manifests = {key: result.nodes[key].manifest for key in graph if key in result.nodes}
-    report = _write_report(experiment, store, graph, manifests)
-    rows = [_row(key, planned, manifest, result.nodes[key].action) for key, manifest in manifests.items()]
-    text = "\n".join([_table(rows), "", *_results(manifests), "", *_next_steps(experiment, store, report, options)])
-    data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run, "report": str(report)}
+    series = training_series(store, manifests)
+    report = save_report(experiment.name, store, manifests, series)
+    rows = node_rows(planned, result)
+    paragraphs = [[node_table(rows)], loss_lines(series), result_lines(manifests), _next_steps(store, report, options)]
+    text = "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
-    return Outcome(EXIT_OK, text, {**data, "metrics": metrics})
+    data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run}
+    return Outcome(EXIT_OK, text, {**data, "report": report, "metrics": metrics})
 
 
 def audit_target(options: argparse.Namespace) -> Outcome:
@@ -195,78 +197,12 @@ def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
         runner.close()
 
 
-def _row(key: str, planned: Plan, manifest: Manifest, action: Any) -> dict[str, Any]:
-    count = manifest.counts["rows"]
-    return {
-        "key": key,
-        "action": str(action),
-        "parts": len(manifest.parts),
-        "rows_in": count.num_in,
-        "rows_out": count.num_out,
-        "dropped": dict(count.dropped),
-        "root": manifest.root,
-        "manifest_fingerprint": manifest.fingerprint,
-        "reason": planned[key].reason,
-    }
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Nodes with their counts, as aligned text."""
-    lines = [("node", "action", "parts", "in", "out", "dropped")]
-    for row in rows:
-        reasons = ", ".join(f"{reason} {number}" for reason, number in row["dropped"].items()) or "-"
-        lines.append(
-            (row["key"], row["action"], *(str(row[name]) for name in ("parts", "rows_in", "rows_out")), reasons)
-        )
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[5]]) for line in lines
-    )
-
-
-def _results(manifests: Mapping[str, Manifest]) -> list[str]:
-    lines = []
-    for stage in ("pretrain", "evaluate"):
-        for key, metrics in metrics_of(manifests, stage).items():
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            lines.append(f"{key}: {numbers}")
-    return lines
-
-
-def _write_report(experiment: Experiment, store: Store, graph: Graph, manifests: Mapping[str, Manifest]) -> Path | str:
-    """Write the page beside a local store; a remote store gets it under reports/ too."""
-    series: list[dict[str, Any]] = []
-    for manifest in manifests.values():
-        name = manifest.summary.get("metric_series") or next(
-            (part.record.summary["metric_series"] for part in manifest.parts if "metric_series" in part.record.summary),
-            None,
-        )
-        if name is None:
-            continue
-        record = manifest.parts[0].record
-        file = next(item for item in record.files if item.path == name)
-        series = read_series(
-            store.blobs.read(f"{store.part_folder(record.stage, record.fingerprint)}/{file.location or file.path}")
-            or b""
-        )
-    page = render_report(
-        experiment.name, manifests, series, [f"python jobs/audit_lineage.py pretrain/{experiment.name}"]
-    )
-    root = store.blobs.local_root
-    if root is None:
-        store.blobs.write(f"reports/{experiment.name}/report.html", page.encode())
-        return store.uri_of(f"reports/{experiment.name}/report.html")
-    path = Path(root) / "reports" / experiment.name / "report.html"
-    write_report(path, page)
-    return path
-
-
-def _next_steps(experiment: Experiment, store: Store, report: Path | str, options: argparse.Namespace) -> list[str]:
+def _next_steps(store: Store, report: str, options: argparse.Namespace) -> list[str]:
     uri = options.tracking_uri or default_tracking_uri(store)
-    store_option = f" --store {options.store}" if options.store else ""
     browse = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite") else uri
+    store_option = f" --store {options.store}" if options.store else ""
     return [
         f"report   {report}",
-        f"mlflow   {browse}   (experiment x2vlm/{experiment.name})",
-        f"audit    python jobs/audit_lineage.py pretrain/{experiment.name}{store_option}",
+        f"mlflow   {browse}",
+        f"audit    python jobs/audit_lineage.py {Path(options.experiment).stem}{store_option}",
     ]

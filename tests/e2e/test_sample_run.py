@@ -136,7 +136,14 @@ def test_held_out_photos_were_never_trained_on(sample_run: SampleRun, manifests:
 
 def test_the_job_says_what_a_user_needs(sample_run: SampleRun) -> None:
     text = sample_run.submission.stdout
-    for word in ["retrieval/mean_recall", "grounding/accuracy", "report.html", "mlflow", "pretrain/sample"]:
+    for word in [
+        "retrieval/mean_recall",
+        "grounding/accuracy",
+        "report.html",
+        "mlflow",
+        "pretrain/sample",
+        "region/box_l1",
+    ]:
         assert word in text, word
     report = next(sample_run.store.rglob("report.html"))
     page = report.read_text()
