@@ -32,7 +32,8 @@ REDONE = {
 }
 # Longest wait before a kill, in seconds after the first process of the phase's own work was seen.
 LONGEST_WAIT = {"s1": 30.0, "s4": 6.0, "s5": 30.0}
-WORK = {"s1": "s1_download.worker", "s4": "ray::", "s5": "RayTrainWorker"}
+# How the processes that do the phase's work are called; Ray's own agents are not among them.
+WORK = {"s1": ("s1_download.worker",), "s4": ("ray::partition", "ray::pack"), "s5": ("RayTrainWorker",)}
 
 
 def command(targets: list[str], store: Path) -> list[str]:
@@ -63,7 +64,8 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def workers(driver: int, phase: str) -> list[int]:
-    return [pid for pid, line in descendants(driver).items() if WORK[phase] in line and "IDLE" not in line]
+    lines = descendants(driver)
+    return [pid for pid, line in lines.items() if any(name in line for name in WORK[phase])]
 
 
 def kill_once(phase: str, store: Path, rng: random.Random, victim: str) -> bool:
