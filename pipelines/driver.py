@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -190,7 +191,8 @@ def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
         return
     from pipelines.flow.ray_runner import RayRunner  # importing ray takes a second that a no-op run can save
 
-    runner = RayRunner(num_cpus=options.num_cpus)
+    # Two at least: the sample trains with two workers, and on a single core they take turns.
+    runner = RayRunner(num_cpus=options.num_cpus or max(2, os.cpu_count() or 1))
     try:
         yield runner
     finally:
