@@ -42,9 +42,9 @@ def test_captions_lose_their_marks_and_phrases_get_the_box_around_all_boxes(tmp_
         Caption("Two girls play as it rains .", "en", "human"),
     )
     assert sample.concepts == (
-        Concept(Grain.REGION, "A girl", Box(10, 5, 290, 215), (), "221796@0.0"),
-        Concept(Grain.REGION, "brown hair", Box(20, 20, 40, 30), (), "221797@0.1"),
-        Concept(Grain.REGION, "Two girls", Box(10, 5, 290, 215), (), "221796@1.0"),
+        Concept(Grain.REGION, "A girl", Box(9, 4, 291, 216), (), "221796@0.0"),
+        Concept(Grain.REGION, "brown hair", Box(19, 19, 41, 31), (), "221797@0.1"),
+        Concept(Grain.REGION, "Two girls", Box(9, 4, 291, 216), (), "221796@1.0"),
     )
     assert rules(drops) == [
         ("10", "concept", "221798@0.2", "no_box"),
@@ -76,7 +76,9 @@ def test_photos_that_are_no_good(tmp_path: Path) -> None:
 
 def test_archives_that_are_no_good(tmp_path: Path) -> None:
     path = archive(tmp_path, **{"README.txt": "x"})
-    with pytest.raises(SourceUnavailable, match=r"entities file annotations.zip: no file like Sentences/1000092795.txt"):
+    with pytest.raises(
+        SourceUnavailable, match=r"entities file annotations.zip: no file like Sentences/1000092795.txt"
+    ):
         read("flickr_entities", source(entities=path))
     path.write_bytes(archive(tmp_path, **photo(10)).read_bytes()[:-40])
     with pytest.raises(SourceUnavailable, match=r"not readable as ZIP: .*download it again"):

@@ -22,7 +22,7 @@ def write(folder: Path, content: Any) -> Path:
 def test_objects_with_attributes(tmp_path: Path) -> None:
     sky = {"name": "sky", "x": 0, "y": 0, "w": 500, "h": 100, "relations": [{"name": "above", "object": "681267"}]}
     graphs = {"2407890": {"width": 640, "height": 480, "objects": {"681267": WINDOW, "681268": sky}}}
-    [sample], drops = read("gqa", source("gqa", graphs=write(tmp_path, graphs)))
+    [sample], drops = read("gqa", source("gqa", scene_graphs=write(tmp_path, graphs)))
     assert (sample.source_row, sample.url, drops) == ("2407890", "http://gqa.invalid/2407890.jpg", [])
     assert (sample.claimed_width, sample.claimed_height) == (640, 480)
     assert sample.concepts == (
@@ -36,7 +36,7 @@ def test_graphs_and_objects_that_are_no_good(tmp_path: Path) -> None:
     path = tmp_path / "g.json"
     parts = [{"a": {"objects": objects}}, {"b": {"width": 3}}, {"a": {"objects": {"5": WINDOW}}}]
     path.write_text("{" + ",".join(json.dumps(part)[1:-1] for part in parts) + "}")
-    [sample], drops = read("gqa", source(graphs=path))
+    [sample], drops = read("gqa", source(scene_graphs=path))
     assert [concept.annotation_id for concept in sample.concepts] == ["1"]
     assert rules(drops) == [
         ("a", "concept", "2", "empty_text"),
@@ -50,8 +50,10 @@ def test_graphs_and_objects_that_are_no_good(tmp_path: Path) -> None:
 
 def test_questions_are_no_scene_graphs(shared_dir: Path) -> None:
     path = shared_dir / "samples" / "gqa" / "questions.json"
-    with pytest.raises(SourceUnavailable, match=r"graphs file questions.json: no image in it has objects. Expected"):
-        read("gqa", source(graphs=path))
+    with pytest.raises(
+        SourceUnavailable, match=r"scene_graphs file questions.json: no image in it has objects. Expected"
+    ):
+        read("gqa", source(scene_graphs=path))
 
 
 @pytest.mark.parametrize(
@@ -62,4 +64,19 @@ def test_another_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "g.json"
     path.write_text(text)
     with pytest.raises(SourceUnavailable, match=message):
-        read("gqa", source(graphs=path))
+        read("gqa", source(scene_graphs=path))
+
+
+def test_a_list_of_urls_says_where_images_are(tmp_path: Path) -> None:
+    urls = tmp_path / "urls.tsv"
+    urls.write_text("1\thttp://mirror/one.jpg\n2.jpg\thttp://mirror/two.jpg\n")
+    graphs = {number: {"objects": {"5": WINDOW}} for number in ("1", "2", "n3")}
+    samples, _ = read("gqa", source(scene_graphs=write(tmp_path, graphs), urls=urls))
+    assert [sample.url for sample in samples] == [
+        "http://mirror/one.jpg",
+        "http://mirror/two.jpg",
+        "http://gqa.invalid/n3.jpg",
+    ]
+    urls.write_text("1\thttp://mirror/one.jpg\nhttp://mirror/two.jpg\n")
+    with pytest.raises(SourceUnavailable, match=r"urls file urls.tsv: line 2 is no id, tab and URL\. Correct the line"):
+        read("gqa", source(scene_graphs=write(tmp_path, graphs), urls=urls))

@@ -33,7 +33,7 @@ def said(*texts: str) -> dict[str, list[Any]]:
 def test_clips_of_videos_whose_ids_look_like_flags_and_numbers(tmp_path: Path) -> None:
     ids = ["-1", "--help", "_", "1e5", "0012345678", "nan", "True"]
     content = {video_id: said(f"now {video_id}") for video_id in ids}
-    files = {"captions": captions(tmp_path, content), "videos": videos(tmp_path, *ids)}
+    files = {"raw_captions": captions(tmp_path, content), "videos": videos(tmp_path, *ids)}
     samples, drops = read("howto100m", source("howto100m", **files))
     assert [sample.source_row for sample in samples] == [f"{video_id}#0" for video_id in ids]
     assert samples[0].url == "https://www.youtube.com/watch?v=-1"
@@ -43,7 +43,7 @@ def test_clips_of_videos_whose_ids_look_like_flags_and_numbers(tmp_path: Path) -
 
 def test_neighbours_share_their_video_and_count_on_over_dropped_clips(tmp_path: Path) -> None:
     content = {"aaa": said("add the\nflour", "[Music]", " [Applause]  and stir [Music] ", "")}
-    samples, drops = read("howto100m", source(captions=captions(tmp_path, content)))
+    samples, drops = read("howto100m", source(raw_captions=captions(tmp_path, content)))
     assert [(one.source_row, one.captions[0].text, one.start_seconds, one.end_seconds) for one in samples] == [
         ("aaa#0", "add the flour", 0.0, 6.5),
         ("aaa#2", "and stir", 8.0, 14.5),
@@ -61,7 +61,7 @@ def test_rows_that_are_no_good(tmp_path: Path) -> None:
     }
     listed = videos(tmp_path, "aaa", "bbb", "ccc", "eee", "fff", "aaa", "")
     listed.write_text(listed.read_text() + "ggg,Food\n")
-    samples, drops = read("howto100m", source(captions=captions(tmp_path, content), videos=listed))
+    samples, drops = read("howto100m", source(raw_captions=captions(tmp_path, content), videos=listed))
     assert [sample.source_row for sample in samples] == ["aaa#0"]
     assert rules(drops) == [
         ("line 7", "row", "", "duplicate_row"),
@@ -83,7 +83,7 @@ def test_rows_that_are_no_good(tmp_path: Path) -> None:
 def test_a_video_that_comes_twice(tmp_path: Path) -> None:
     path = tmp_path / "raw_caption.json"
     path.write_text(f'{{"a": {json.dumps(said("one"))}, "a": {json.dumps(said("two"))}}}')
-    samples, drops = read("howto100m", source(captions=path))
+    samples, drops = read("howto100m", source(raw_captions=path))
     assert [sample.captions[0].text for sample in samples] == ["one"]
     assert rules(drops) == [("a", "row", "", "duplicate_row")]
 
@@ -91,9 +91,9 @@ def test_a_video_that_comes_twice(tmp_path: Path) -> None:
 def test_the_transcript_without_stop_words_is_refused_by_its_name(tmp_path: Path) -> None:
     path = captions(tmp_path, {"a": said("take the flour")}, "caption.json")
     with pytest.raises(SourceUnavailable) as error:
-        read("howto100m", source(captions=path))
+        read("howto100m", source(raw_captions=path))
     assert str(error.value) == (
-        "card test_card: captions file caption.json: this is the transcript without stop words. "
+        "card test_card: raw_captions file caption.json: this is the transcript without stop words. "
         "Give raw_caption.json, unpacked from raw_caption.zip. "
         "To read it nevertheless, name its role `captions_without_stop_words`"
     )
@@ -105,9 +105,9 @@ def test_the_transcript_without_stop_words_is_refused_by_its_text(tmp_path: Path
     content = {f"v{number}": said("take flour bowl mix water") for number in range(200)}
     path = captions(tmp_path, content)
     with pytest.raises(SourceUnavailable, match=r"raw_caption.json: none of its first 500 words is one like `the`"):
-        read("howto100m", source(captions=path))
+        read("howto100m", source(raw_captions=path))
     content["v50"] = said("mix it")
-    samples, drops = read("howto100m", source(captions=captions(tmp_path, content)))
+    samples, drops = read("howto100m", source(raw_captions=captions(tmp_path, content)))
     assert (len(samples), drops) == (200, [])
 
 
@@ -123,11 +123,23 @@ def test_another_file(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "raw_caption.json"
     path.write_text(text)
     with pytest.raises(SourceUnavailable, match=message):
-        read("howto100m", source(captions=path))
+        read("howto100m", source(raw_captions=path))
 
 
 def test_a_list_of_something_else(tmp_path: Path) -> None:
     listed = tmp_path / "HowTo100M_v1.csv"
     listed.write_text("id,name\n")
     with pytest.raises(SourceUnavailable, match="line 1 has no column video_id; it has id, name"):
-        read("howto100m", source(captions=captions(tmp_path, {}), videos=listed))
+        read("howto100m", source(raw_captions=captions(tmp_path, {}), videos=listed))
+
+
+def test_a_list_of_urls_says_where_videos_are(tmp_path: Path) -> None:
+    urls = tmp_path / "urls.tsv"
+    urls.write_text("-1\thttp://howto100m.invalid/-1.mp4\n")
+    content = {"-1": said("take the flour", "stir it"), "_": said("and bake")}
+    samples, _ = read("howto100m", source(raw_captions=captions(tmp_path, content), urls=urls))
+    assert [sample.url for sample in samples] == [
+        "http://howto100m.invalid/-1.mp4",
+        "http://howto100m.invalid/-1.mp4",
+        "https://www.youtube.com/watch?v=_",
+    ]

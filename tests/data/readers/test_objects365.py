@@ -30,7 +30,7 @@ def test_the_real_record(shared_dir: Path, tmp_path: Path) -> None:
     # The excerpt was cut before the categories: number 84 is made up here.
     path = write(tmp_path, **content, categories=[{"id": 84, "name": "Air Conditioner "}])
     [sample], drops = read("objects365", source("objects365", instances=path))
-    assert (sample.source_row, sample.kind, drops) == ("patch8/objects365_v1_00420917.jpg", "image", [])
+    assert (sample.source_row, sample.kind, drops) == ("420917", "image", [])
     assert sample.url == "http://objects365.invalid/patch8/objects365_v1_00420917.jpg"
     assert (sample.claimed_width, sample.claimed_height, sample.captions) == (769, 512, ())
     box = Box(491.3955078011, 88.1856689664, 35.65588379410002, 44.442382796800004)
@@ -65,7 +65,7 @@ def test_bad_images_and_boxes(tmp_path: Path) -> None:
     box = {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "iscrowd": 0}
     path = write(
         tmp_path,
-        images=[image, image | {"id": 8, "file_name": ""}, image, image | {"id": 9}],
+        images=[image, image | {"id": 8, "file_name": ""}, image, image | {"id": 9, "url": "http://mirror/9.jpg"}],
         annotations=[
             box | {"id": 1},
             box | {"id": 2, "iscrowd": 1},
@@ -76,25 +76,26 @@ def test_bad_images_and_boxes(tmp_path: Path) -> None:
             box | {"id": 7, "image_id": 9},
         ],
     )
-    [sample], drops = read("objects365", source(instances=path))
-    assert (sample.source_row, sample.url) == ("patch8/a b.jpg", "http://objects365.invalid/patch8/a%20b.jpg")
-    assert [concept.annotation_id for concept in sample.concepts] == ["1"]
+    samples, drops = read("objects365", source(instances=path))
+    assert [(sample.source_row, sample.url) for sample in samples] == [
+        ("7", "http://objects365.invalid/patch8/a%20b.jpg"),
+        ("9", "http://mirror/9.jpg"),
+    ]
+    assert [concept.annotation_id for concept in samples[0].concepts] == ["1"]
     assert rules(drops) == [
         ("7", "row", "", "duplicate_row"),
         ("10", "concept", "6", "unknown_image"),
-        ("patch8/a b.jpg", "concept", "2", "iscrowd"),
-        ("patch8/a b.jpg", "concept", "3", "unknown_label"),
-        ("patch8/a b.jpg", "concept", "4", "malformed_box"),
-        ("image 8", "row", "", "missing_url"),
-        ("image 8", "concept", "5", "row_dropped"),
-        ("image 9", "row", "", "duplicate_row"),
-        ("image 9", "concept", "7", "row_dropped"),
+        ("7", "concept", "2", "iscrowd"),
+        ("7", "concept", "3", "unknown_label"),
+        ("7", "concept", "4", "malformed_box"),
+        ("8", "row", "", "missing_url"),
+        ("8", "concept", "5", "row_dropped"),
     ]
 
 
-def test_the_card_names_files_that_are_absent_as_rows(project_root: Path, tmp_path: Path) -> None:
+def test_the_card_names_broken_images_by_row(project_root: Path, tmp_path: Path) -> None:
     card = load_card(project_root / "datasets" / "pretrain" / "objects365.yaml")
-    names = ["images/v2/patch16/objects365_v2_00908726.jpg", "images/v1/patch6/objects365_v1_00320532.jpg"]
-    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    numbers = [908726, 320532, 320534, 2024631, 1118660, 509398]
+    images = [{"id": number, "file_name": f"images/v1/patch1/objects365_v1_{number:08d}.jpg"} for number in numbers]
     samples, _ = read("objects365", source(instances=write(tmp_path, images=images, annotations=[])))
-    assert all(sample.source_row in card.known_broken for sample in samples)
+    assert [sample.source_row for sample in samples] == list(card.known_broken)

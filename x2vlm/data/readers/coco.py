@@ -18,7 +18,7 @@ from x2vlm.samples import Caption, Concept, Drop, Grain, Sample
 
 Record = Mapping[str, Any]
 LISTS = {"captions": ("images", "annotations"), "instances": ("images", "annotations", "categories")}
-IMAGE_FIELDS = ("file_name", "coco_url", "flickr_url", "width", "height", "license")
+IMAGE_FIELDS = ("file_name", "url", "coco_url", "flickr_url", "width", "height", "license")
 ANNOTATION_FIELDS = ("id", "image_id", "caption", "category_id", "bbox", "iscrowd")  # no outline: most of the file
 
 

@@ -1,10 +1,11 @@
 """Flickr30k Entities: one sample per photo, with its five captions and a region for every phrase that has boxes.
 
 Roles: `entities` (annotations.zip with Sentences/<photo>.txt and Annotations/<photo>.xml), and optionally `tokens`
-(results_20130124.token, "<photo>.jpg#<n>, tab, caption"): captions then come from there. Photos are read from the
-archive one by one; of the token file, all captions are held in memory.
+(results_20130124.token, "<photo>.jpg#<n>, tab, caption"): captions then come from there, and `urls`
+(`x2vlm.data.readers.locations`). Photos are read from the archive one by one; of the token file, all captions are held
+in memory.
 
-A sentence reads "[/EN#221796/people A girl] with [/EN#0/notvisual it]". There are no URLs: a sample's is
+A sentence reads "[/EN#221796/people A girl] with [/EN#0/notvisual it]". There are no URLs: unless listed, a sample's is
 `http://flickr_entities.invalid/<photo>.jpg`, which the card's `url_base` maps to the folder of photos.
 """
 
@@ -18,6 +19,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from x2vlm.data.boxes import union
+from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Source, box_of, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Box, Caption, Concept, Drop, Grain, Sample
@@ -37,7 +39,7 @@ def read_flickr_entities(source: Source, seen: Counter[str]) -> Iterator[Sample 
     """
     tokens = _tokens(source) if "tokens" in source.files else None
     try:
-        with zipfile.ZipFile(source.file("entities")) as archive:
+        with zipfile.ZipFile(source.file("entities")) as archive, Locations(source) as locations:
             members = {(path.parent.name, path.stem): info for path, info in _members(archive)}
             photos = sorted(stem for folder, stem in members if folder == "Sentences")
             if not photos:
@@ -45,7 +47,8 @@ def read_flickr_entities(source: Source, seen: Counter[str]) -> Iterator[Sample 
             for photo in photos:
                 seen["rows"] += 1
                 texts = [_member(archive, members.get((folder, photo))) for folder in ("Sentences", "Annotations")]
-                yield from _sample(source, photo, texts, tokens, seen)
+                url = locations.url(photo, f"{photo}.jpg", otherwise=f"{BASE}{photo}.jpg")
+                yield from _sample(source, photo, url, texts, tokens, seen)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         source.fail("entities", f"not readable as ZIP: {error}", "It is probably truncated; download it again")
 
@@ -81,7 +84,12 @@ def _tokens(source: Source) -> dict[str, list[str]]:
 
 
 def _sample(
-    source: Source, row: str, texts: list[bytes | None], tokens: dict[str, list[str]] | None, seen: Counter[str]
+    source: Source,
+    row: str,
+    url: str,
+    texts: list[bytes | None],
+    tokens: dict[str, list[str]] | None,
+    seen: Counter[str],
 ) -> Iterator[Sample | Drop]:
     sentences_text, boxes_text = texts
     try:
@@ -113,7 +121,7 @@ def _sample(
         source_row=row,
         split=source.split,
         kind="image",
-        url=f"{BASE}{row}.jpg",
+        url=url,
         captions=tuple(captions),
         concepts=tuple(concepts),
         claimed_width=width,
@@ -134,7 +142,9 @@ def _boxes(text: bytes | None) -> tuple[dict[str, list[Box]], int | None, int | 
         edges = record.find("bndbox")
         corners = edges is not None and box_of(edges.findtext(side) for side in ("xmin", "ymin", "xmax", "ymax"))
         if corners:
-            box = Box(corners.x, corners.y, corners.w - corners.x, corners.h - corners.y)
+            # Pascal VOC counts pixels from 1 and names the last one inside. A 0 is taken for the first pixel too.
+            left, top = max(0.0, corners.x - 1), max(0.0, corners.y - 1)
+            box = Box(left, top, corners.w - left, corners.h - top)
             for name in record.findall("name"):
                 boxes.setdefault((name.text or "").strip(), []).append(box)
     return boxes, whole_number(root.findtext("size/width")), whole_number(root.findtext("size/height"))

@@ -44,6 +44,11 @@ class Join(AbstractContextManager["Join"]):
         cursor = self._db.execute("INSERT OR IGNORE INTO rows (id, record) VALUES (?, ?)", (row_id, json.dumps(record)))
         return cursor.rowcount == 1
 
+    def row(self, row_id: str) -> Record | None:
+        """The record of a row, None if there is no such row."""
+        found = self._db.execute("SELECT record FROM rows WHERE id = ?", (row_id,)).fetchone()
+        return None if found is None else json.loads(found[0])
+
     def first_listing(self, list_name: str, row_id: str) -> bool:
         """True the first time that this id is asked about for this list: a set that needs no memory."""
         cursor = self._db.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (list_name, row_id))

@@ -40,8 +40,7 @@ FIXED_NAMES = {
 
 
 def read_objects365(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
-    """Samples in the order of the image list; the row key is the file name on disk,
-    "patch8/objects365_v1_00420917.jpg".
+    """Samples in the order of the image list; the row key is the image id.
 
     Names lose their misspellings. A label of several names ("Bowl/Basin") reads as one of them, chosen by annotation
     id, so that a model meets all.
@@ -50,17 +49,14 @@ def read_objects365(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
         short = ShortLists()
         yield from spool(source, "instances", "concept", join, short, seen)
         yield from strays(source, join)
-        for image_id, image, items in join.rows():
-            row = disk_name(str(image["file_name"] or ""))
-            if not row:
-                yield from dropped_image(source, f"image {image_id}", "missing_url", "no file_name", items)
-            elif not join.first_listing("files", row):
-                reason = f"{row} is the file of an earlier image too"
-                yield from dropped_image(source, f"image {image_id}", "duplicate_row", reason, items)
-            else:
+        for row, image, items in join.rows():
+            name = disk_name(str(image["file_name"] or ""))
+            url = str(image["url"] or "").strip() or (name and BASE + urllib.parse.quote(name))
+            if url:
                 licence = short.licences.get(("instances", image["license"])) or source.licence
-                url = BASE + urllib.parse.quote(row)
                 yield from map(_name_objects, image_sample(source, row, url, image, licence, items, short.names))
+            else:
+                yield from dropped_image(source, row, "missing_url", "neither url nor file_name", items)
 
 
 def disk_name(file_name: str) -> str:

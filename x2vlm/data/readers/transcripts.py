@@ -10,6 +10,7 @@ import re
 import urllib.parse
 from typing import Any
 
+from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Source
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Caption, Drop, Sample
@@ -27,6 +28,12 @@ def spoken_text(text: str) -> str:
     return clean_text(_SOUND.sub(" ", text))
 
 
+def video_url(locations: Locations, video_id: str) -> str:
+    """Where a YouTube video is: where the user says, or at YouTube."""
+    youtube = "https://www.youtube.com/watch?v=" + urllib.parse.quote(video_id, safe="")
+    return locations.url(video_id, otherwise=youtube)
+
+
 def seconds(value: Any) -> float | None:
     """A time as a finite number of seconds, None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -34,8 +41,8 @@ def seconds(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def clip(source: Source, video_id: str, index: int, text: Any, start: Any, end: Any) -> Sample | Drop:
-    """The sample of a clip of a YouTube video, or a drop if nobody speaks or it has no extent in time."""
+def clip(source: Source, video_id: str, url: str, index: int, text: Any, start: Any, end: Any) -> Sample | Drop:
+    """The sample of a clip of a video, or a drop if nobody speaks or it has no extent in time."""
     row = clip_row(video_id, index)
     if not isinstance(text, str):
         return source.drop(row, "malformed_row", f"text {text!r} is not text")
@@ -51,7 +58,7 @@ def clip(source: Source, video_id: str, index: int, text: Any, start: Any, end: 
         source_row=row,
         split=source.split,
         kind="video",
-        url="https://www.youtube.com/watch?v=" + urllib.parse.quote(video_id, safe=""),
+        url=url,
         captions=(Caption(words, source.language, "asr"),),
         start_seconds=first,
         end_seconds=last,

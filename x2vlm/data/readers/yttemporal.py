@@ -1,8 +1,9 @@
 """YT-Temporal-180M: one sample per clip of a narrated video, cut from word-level subtitles.
 
-Roles: `rows`, or several called `rows-<name>` (yttemporal180m_000of100.jsonl.gz or unpacked). One line is a video:
-`info` (id, duration), `subtitles` (a word and its time each), `denoised` (what a language model made of a stretch of
-the speech: `noisyasr` -> `cleanasr`). Files are streamed by line: memory is that of one video.
+Roles: `rows`, or several called `rows-<name>` (yttemporal180m_000of100.jsonl.gz or unpacked); optionally `urls`
+(`x2vlm.data.readers.locations`). One line is a video: `info` (id, duration), `subtitles` (a word and its time each),
+`denoised` (what a language model made of a stretch of the speech: `noisyasr` -> `cleanasr`). Files are streamed by
+line: memory is that of one video.
 """
 
 import gzip
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from x2vlm.data.readers.join import Join
+from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Source
-from x2vlm.data.readers.transcripts import clip, seconds, spoken_text
+from x2vlm.data.readers.transcripts import clip, seconds, spoken_text, video_url
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Drop, Sample
 
@@ -40,12 +42,14 @@ def read_yttemporal(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
     roles = sorted(role for role in source.files if role == "rows" or role.startswith("rows-"))
     if not roles:
         raise SourceUnavailable(f"card {source.card}: needs a file for role `rows` (or several, `rows-<name>`)")
-    with Join() as known:
+    with Join() as known, Locations(source) as locations:
         for role in roles:
-            yield from _read_file(source, role, known, seen)
+            yield from _read_file(source, role, known, locations, seen)
 
 
-def _read_file(source: Source, role: str, known: Join, seen: Counter[str]) -> Iterator[Sample | Drop]:
+def _read_file(
+    source: Source, role: str, known: Join, locations: Locations, seen: Counter[str]
+) -> Iterator[Sample | Drop]:
     good = number = 0
     path = source.file(role)
     try:
@@ -63,7 +67,8 @@ def _read_file(source: Source, role: str, known: Join, seen: Counter[str]) -> It
                     reason = f"video {video['info']['id']} again"
                     yield source.drop(f"{path.name} line {number}", "duplicate_row", reason)
                 else:
-                    yield from _clips(source, video, seen)
+                    url = video_url(locations, video["info"]["id"])
+                    yield from _clips(source, video, url, seen)
     except (EOFError, OSError, zlib.error) as error:
         problem = f"not readable after line {number}: {error}"
         source.fail(role, problem, "It is probably truncated; download it again")
@@ -91,7 +96,7 @@ def _video(line: bytes) -> dict[str, Any] | str:
     return video if isinstance(video.get("subtitles"), list) else "subtitles is not a list"
 
 
-def _clips(source: Source, video: dict[str, Any], seen: Counter[str]) -> Iterator[Sample | Drop]:
+def _clips(source: Source, video: dict[str, Any], url: str, seen: Counter[str]) -> Iterator[Sample | Drop]:
     video_id, duration = video["info"]["id"], seconds(video["info"].get("duration"))
     subtitles = _subtitles(video["subtitles"])
     stretches = _denoised(subtitles, video.get("denoised")) or [subtitles]
@@ -109,7 +114,7 @@ def _clips(source: Source, video: dict[str, Any], seen: Counter[str]) -> Iterato
             yield source.drop(f"{video_id}#{index}", "past_duration", reason, value=start)
             continue
         text = " ".join(word for word, _ in words)
-        yield clip(source, video_id, index, text, start, end if duration is None else min(end, duration))
+        yield clip(source, video_id, url, index, text, start, end if duration is None else min(end, duration))
 
 
 def _subtitles(records: list[Any]) -> list[Word]:
