@@ -33,7 +33,8 @@ def write(folder: Path, **changes: object) -> Path:
 def test_every_card_in_the_repository_loads(project_root: Path, folder: str) -> None:
     cards = [load_card(path) for path in sorted((project_root / "datasets" / folder).glob("*.yaml"))]
     assert len(cards) >= 6
-    assert {card.reader for card in cards} == set(READERS)
+    readers = {card.reader for card in cards}
+    assert readers == set(READERS) if folder == "pretrain" else readers <= set(READERS)
 
 
 def test_sample_cards_name_files_and_media_that_are_shipped(project_root: Path) -> None:

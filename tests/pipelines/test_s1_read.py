@@ -143,5 +143,5 @@ def test_a_card_without_a_reader_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_reader_is_refused_when_the_config_is_made() -> None:
-    with pytest.raises(ValueError, match="no reader `coca`; known: cc3m, coco, laion"):
+    with pytest.raises(ValueError, match="no reader `coca`; known: cc12m, cc3m, coco"):
         ReadConfig(reader="coca", source="toy", card="toy", files={})

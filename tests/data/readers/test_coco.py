@@ -127,7 +127,10 @@ def test_licences_lose_stray_backslashes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images": [', "instances file i.json: not valid JSON: .* line 1 column 13.*download it again"),
+        (
+            '{"images": [',
+            "instances file i.json: not valid JSON: expected a value, found the end of the file at byte 12",
+        ),
         ("[]", "not a JSON object at the top level"),
         ('{"images": [], "annotations": []}', "no list called categories at the top level"),
         ('{"images": [3], "annotations": [], "categories": []}', r"images\[0\] is not an object"),

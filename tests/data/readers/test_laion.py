@@ -118,3 +118,18 @@ def test_broken_parquet_says_after_which_row(tmp_path: Path) -> None:
 def test_no_file_at_all() -> None:
     with pytest.raises(SourceUnavailable, match="LAION needs a file for role `rows`"):
         read("laion", source())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"SAMPLE_ID": [7], "LICENSE": ["?"], "NSFW": ["UNLIKELY"], "similarity": [0.3]},
+        {"LANGUAGE": ["en"], "NSFW": [None], "similarity": [0.3], "punsafe": [0.001], "pwatermark": [0.4]},
+        {"md5": ["d41d8cd98f00b204e9800998ecf8427e"], "hash": [-5], "punsafe": [float("nan")]},
+        {"__index_level_0__": [3], "sha256hash": ["e3b0c442"]},
+    ],
+)
+def test_columns_without_a_place_change_nothing(tmp_path: Path, extra: dict[str, Any]) -> None:
+    plain = parquet(tmp_path, "plain.parquet", URL=["http://x"], TEXT=["a dog"])
+    joined = parquet(tmp_path, "joined.parquet", URL=["http://x"], TEXT=["a dog"], **extra)
+    assert read("laion", source(rows=joined)) == read("laion", source(rows=plain))

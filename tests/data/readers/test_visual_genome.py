@@ -98,3 +98,66 @@ def test_missing_roles_are_named(tmp_path: Path) -> None:
         read("visual_genome", source())
     with pytest.raises(SourceUnavailable, match="needs a file for role `regions` or `attributes`"):
         read("visual_genome", source(images=images))
+
+
+def test_real_relationships_and_objects(shared_dir: Path, tmp_path: Path) -> None:
+    folder = shared_dir / "samples" / "visual_genome"
+    files = {
+        "images": write(tmp_path, "image_data.json", [IMAGE]),
+        "objects": folder / "objects.json",
+        "relationships": folder / "relationships.json",
+    }
+    [sample], drops = read("visual_genome", source(**files))
+    assert drops == []
+    assert sample.concepts == (
+        Concept(Grain.OBJECT, "clock", Box(421, 91, 79, 339), (), "1058498"),
+        Concept(Grain.REGION, "shade on sidewalk", Box(78, 308, 722, 290), (), "rel:15927"),
+        Concept(Grain.REGION, "bikes near tree", Box(249, 0, 176, 360), (), "rel:3186260"),
+    )
+
+
+def test_objects_that_attributes_hold_too_are_dropped(shared_dir: Path, tmp_path: Path) -> None:
+    folder = shared_dir / "samples" / "visual_genome"
+    files = {
+        "images": write(tmp_path, "image_data.json", [IMAGE]),
+        "attributes": folder / "attributes.json",
+        "objects": folder / "objects.json",
+    }
+    [sample], drops = read("visual_genome", source(**files))
+    assert [concept.text for concept in sample.concepts] == ["clock", "street", "shade", "man", "sneakers"]
+    assert sample.concepts[0].attributes == ("green", "tall")
+    assert rules(drops) == [("1", "concept", "1058498", "duplicate_annotation")]
+
+
+def test_relationships_with_missing_parts(tmp_path: Path) -> None:
+    end = {"name": "dog", "x": 1, "y": 2, "w": 3, "h": 4}
+    good = {"relationship_id": 1, "predicate": "bites", "subject": end, "object": end | {"names": ["cat"], "x": 5}}
+    bad: list[Any] = [
+        good | {"relationship_id": 2, "predicate": " "},
+        good | {"relationship_id": 3, "object": end | {"name": None}},
+        good | {"relationship_id": 4, "subject": end | {"h": None}},
+        good | {"relationship_id": 5, "subject": 7},
+        "bites",
+    ]
+    content = [{"image_id": 1, "relationships": [good, *bad]}, {"image_id": 2, "relationships": [good]}]
+    files = {
+        "images": write(tmp_path, "images.json", [IMAGE]),
+        "relationships": write(tmp_path, "relationships.json", content),
+    }
+    [sample], drops = read("visual_genome", source(**files))
+    assert sample.concepts == (Concept(Grain.REGION, "dog bites cat", Box(1, 2, 7, 4), (), "rel:1"),)
+    assert rules(drops) == [
+        ("1", "concept", "", "malformed_record"),
+        ("2", "concept", "rel:1", "unknown_image"),
+        ("1", "concept", "rel:2", "empty_text"),
+        ("1", "concept", "rel:3", "empty_text"),
+        ("1", "concept", "rel:4", "malformed_box"),
+        ("1", "concept", "rel:5", "empty_text"),
+    ]
+
+
+def test_truncated_regions_say_where(tmp_path: Path) -> None:
+    path = tmp_path / "regions.json"
+    path.write_text('[{"id": 1, "regions": [{"region_id": 1')
+    with pytest.raises(SourceUnavailable, match=r"regions file regions.json: not valid JSON: .* at byte 38\."):
+        read("visual_genome", source(images=write(tmp_path, "images.json", [IMAGE]), regions=path))

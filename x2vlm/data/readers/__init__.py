@@ -10,12 +10,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from x2vlm.data.readers.cc3m import read_cc3m
+from x2vlm.data.readers.cc12m import read_cc12m
 from x2vlm.data.readers.coco import read_coco
+from x2vlm.data.readers.flickr_entities import read_flickr_entities
+from x2vlm.data.readers.gqa import read_gqa
+from x2vlm.data.readers.howto100m import read_howto100m
 from x2vlm.data.readers.laion import read_laion
+from x2vlm.data.readers.objects365 import read_objects365
 from x2vlm.data.readers.openimages import read_openimages
+from x2vlm.data.readers.refcoco import read_refcoco
+from x2vlm.data.readers.sbu import read_sbu
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.visual_genome import read_visual_genome
 from x2vlm.data.readers.webvid import read_webvid
+from x2vlm.data.readers.yttemporal import read_yttemporal
 from x2vlm.samples import Drop, Sample
 
 Reader = Callable[[Source, Counter[str]], Iterator[Sample | Drop]]
@@ -27,6 +35,14 @@ READERS: dict[str, Reader] = {
     "laion": read_laion,
     "openimages": read_openimages,
     "webvid": read_webvid,
+    "sbu": read_sbu,
+    "cc12m": read_cc12m,
+    "objects365": read_objects365,
+    "howto100m": read_howto100m,
+    "yttemporal": read_yttemporal,
+    "refcoco": read_refcoco,
+    "gqa": read_gqa,
+    "flickr_entities": read_flickr_entities,
 }
 
 __all__ = ["READERS", "Reader", "Source"]

@@ -11,7 +11,7 @@ from x2vlm.data.readers.source import Source
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Caption, Drop, Sample
 
-LOOK = 100  # that many first lines must hold one good row, or the file is not CC3M
+LOOK = 100  # that many first lines must hold one good row, or the file is another one
 
 
 def read_cc3m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
@@ -20,11 +20,18 @@ def read_cc3m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     SourceUnavailable if none of the first lines has a caption and a URL, for example because the columns are swapped
     as in CC12M.
     """
+    return read_pairs(source, seen, url_first=False, name="CC3M", other="CC12M")
+
+
+def read_pairs(
+    source: Source, seen: Counter[str], *, url_first: bool, name: str, other: str
+) -> Iterator[Sample | Drop]:
+    """Samples from lines of a URL and a caption in either order; `other` is the data set with the other order."""
     good = swapped = number = 0
     with source.file("rows").open("rb") as file:
         for number, line in enumerate(file):
             seen["rows"] += 1
-            row = _row(source, str(number), line)
+            row = _row(source, str(number), line, url_first)
             good += isinstance(row, Sample) and "://" in row.url
             swapped += isinstance(row, Sample) and "://" in row.captions[0].text and "://" not in row.url
             if number + 1 == LOOK and not good:
@@ -33,22 +40,29 @@ def read_cc3m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     if not seen["rows"]:
         source.fail("rows", "the file is empty", "Download it again")
     if not good:
-        hint = "caption and URL are swapped, as in CC12M" if swapped else "expected a caption, a tab and a URL per line"
-        problem = f"none of its first {min(number + 1, LOOK)} rows is a CC3M row: {hint}"
+        columns = "a URL, a tab and a caption" if url_first else "a caption, a tab and a URL"
+        hint = f"caption and URL are swapped, as in {other}" if swapped else f"expected {columns} per line"
+        problem = f"none of its first {min(number + 1, LOOK)} rows is a {name} row: {hint}"
         source.fail("rows", problem, "Check the card's reader and download the file again")
 
 
-def _row(source: Source, row: str, line: bytes) -> Sample | Drop:
+def _row(source: Source, row: str, line: bytes, url_first: bool) -> Sample | Drop:
     try:
         columns = line.rstrip(b"\r\n").decode("utf-8").split("\t")
     except UnicodeDecodeError as error:
         return source.drop(row, "not_utf8", str(error))
     if len(columns) != 2:
         return source.drop(row, "wrong_column_count", f"{len(columns)} columns, 2 expected", value=len(columns))
-    caption, url = clean_text(columns[0]), columns[1].strip()
+    text, url = reversed(columns) if url_first else columns
+    return web_pair(source, row, url, text)
+
+
+def web_pair(source: Source, row: str, url: str, text: str) -> Sample | Drop:
+    """The sample of an image on the web with its text, or a drop where one of them is empty."""
+    url, text = url.strip(), clean_text(text)
     if not url:
         return source.drop(row, "missing_url")
-    if not caption:
+    if not text:
         return source.drop(row, "empty_caption")
     return Sample(
         key=source.key(row),
@@ -57,6 +71,6 @@ def _row(source: Source, row: str, line: bytes) -> Sample | Drop:
         split=source.split,
         kind="image",
         url=url,
-        captions=(Caption(caption, source.language, "alt"),),
+        captions=(Caption(text, source.language, "alt"),),
         licence=source.licence,
     )

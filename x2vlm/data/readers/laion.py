@@ -2,7 +2,8 @@
 
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
-(so the row number is the row key).
+(so the row number is the row key). A row has a place for neither the scores that some releases join (similarity,
+punsafe, pwatermark, NSFW) nor the hashes (md5, hash): those columns are not read.
 """
 
 from collections import Counter

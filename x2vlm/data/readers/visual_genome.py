@@ -1,8 +1,8 @@
-"""Visual Genome: one sample per image, with its region phrases and its objects with attributes. No captions (T = NaN).
+"""Visual Genome: one sample per image, with its region phrases, objects and relationships. No captions (T = NaN).
 
-Roles: `images` (image_data.json), and `regions` (region_descriptions.json), `attributes` (attributes.json) or both.
-Files are loaded whole: the 5.4 million regions take about 3 GB of memory (440 bytes a record, extrapolated from a small
-file).
+Roles: `images` (image_data.json), and at least one of `regions` (region_descriptions.json), `attributes`
+(attributes.json), `objects` (objects.json), `relationships` (relationships.json). Files are streamed and joined on
+disk: memory is that of `x2vlm.data.readers.join` and one image's annotations.
 
 Releases differ in words: `id` or `image_id`, `width`/`height` or `w`/`h`, `name` or `names`. All are understood.
 """
@@ -11,49 +11,62 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from x2vlm.data.readers.source import Source, box_of, read_json, whole_number
+from x2vlm.data.boxes import union
+from x2vlm.data.readers.join import Item, Join
+from x2vlm.data.readers.json_stream import stream_list
+from x2vlm.data.readers.source import Source, box_of, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Concept, Drop, Grain, Sample
+from x2vlm.samples import Box, Concept, Drop, Grain, Sample
 
 Record = Mapping[str, Any]
-Annotations = dict[str, list[tuple[str, Record]]]  # image id -> (role, record)
+ROLES = ("regions", "attributes", "objects", "relationships")
+RELATION = "rel:"  # annotation ids of relationships start so: they count on their own
 
 
 def read_visual_genome(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
-    """Samples in the order of image_data.json; the row key is the image id. Of an image, regions come before objects.
+    """Samples in the order of image_data.json; the row key is the image id. Of an image, concepts come as ROLES do.
 
-    A region's annotation id is its region_id, an object's its object_id. An object's first name is its label.
+    A region's annotation id is its region_id, an object's its object_id, a relationship's `rel:<relationship_id>`. An
+    object's first name is its label. A relationship is a region: "{subject} {predicate} {object}" on the box around
+    both.
+    objects.json repeats what attributes.json says without the attributes: the repeats become drops.
     """
-    images: dict[str, Record] = {}
-    yield from _images(source, images, seen)
-    if not {"regions", "attributes"} & set(source.files):
-        raise SourceUnavailable(f"card {source.card}: Visual Genome needs a file for role `regions` or `attributes`")
-    annotations: Annotations = {image_id: [] for image_id in images}
-    for role in ("regions", "attributes"):
-        if role in source.files:
-            yield from _attach(source, role, annotations, seen)
-    for image_id, record in images.items():
-        yield from _sample(source, image_id, record, annotations.pop(image_id))
+    source.file("images")
+    roles = [role for role in ROLES if role in source.files]
+    if not roles:
+        raise SourceUnavailable(
+            f"card {source.card}: Visual Genome needs a file for role `regions` or `attributes` "
+            "(or `objects` or `relationships`)"
+        )
+    with Join() as join:
+        yield from _images(source, join, seen)
+        for role in roles:
+            yield from _spool(source, role, join, seen)
+        for image_id, role, record in join.strays():
+            reason = f"no image {image_id!r} in {source.files['images'].name}"
+            item = _annotation_id(role, record)
+            yield source.drop_item(image_id or "(none)", "concept", item, "unknown_image", reason)
+        for image_id, record, items in join.rows():
+            yield from _sample(source, image_id, record, items)
 
 
-def _load(source: Source, role: str) -> list[Record]:
-    content = read_json(source, role)
-    if not isinstance(content, list) or not all(isinstance(record, dict) for record in content):
-        source.fail(role, "not a list of objects at the top level", "Expected a file of the Visual Genome release")
-    return content
+def _stream(source: Source, role: str) -> Iterator[Record]:
+    remedy = "Expected a file of the Visual Genome release"
+    for record in stream_list(source, role, remedy):
+        if not isinstance(record, dict):
+            source.fail(role, "not a list of objects at the top level", remedy)
+        yield record
 
 
-def _images(source: Source, images: dict[str, Record], seen: Counter[str]) -> Iterator[Drop]:
-    for position, record in enumerate(_load(source, "images")):
+def _images(source: Source, join: Join, seen: Counter[str]) -> Iterator[Drop]:
+    for position, record in enumerate(_stream(source, "images")):
         seen["rows"] += 1
         image_id = _image_id(record)
         if not image_id:
             yield source.drop(f"images[{position}]", "malformed_row", "an image without image_id")
-        elif image_id in images:
+        elif not join.add_row(image_id, record):
             yield source.drop(image_id, "duplicate_row", f"image {image_id} is listed twice")
-        else:
-            images[image_id] = record
 
 
 def _image_id(record: Record) -> str:
@@ -61,35 +74,42 @@ def _image_id(record: Record) -> str:
     return "" if value is None else str(value)
 
 
-def _attach(source: Source, role: str, annotations: Annotations, seen: Counter[str]) -> Iterator[Drop]:
-    """Hand every annotation of a file to its image; one without an image becomes a drop."""
-    for position, entry in enumerate(_load(source, role)):
+def _spool(source: Source, role: str, join: Join, seen: Counter[str]) -> Iterator[Drop]:
+    """Hand every annotation of a file to its image."""
+    for position, entry in enumerate(_stream(source, role)):
         records = entry.get(role)
         if not isinstance(records, list):
             source.fail(role, f"record {position} has no list called {role}", "Expected a file of the release")
-        for record in records:
+        for number, record in enumerate(records):
             seen["concepts"] += 1
-            image_id = _image_id(entry) or _image_id(record)
-            if image_id in annotations:
-                annotations[image_id].append((role, record))
+            if isinstance(record, dict):
+                # Only regions name their image themselves; the `id` of any other record is its own.
+                join.add_item(_image_id(entry) or str(record.get("image_id", "")), role, record)
             else:
-                reason = f"no image {image_id!r} in {source.files['images'].name}"
-                yield source.drop_item(image_id or "(none)", "concept", _annotation_id(record), "unknown_image", reason)
+                reason = f"{role}[{number}] of record {position} is not an object"
+                yield source.drop_item(_image_id(entry) or "(none)", "concept", "", "malformed_record", reason)
 
 
-def _annotation_id(record: Record) -> str:
+def _annotation_id(role: str, record: Record) -> str:
+    if role == "relationships":
+        return f"{RELATION}{record.get('relationship_id', record.get('id', ''))}"
     return str(record.get("region_id", record.get("object_id", record.get("id", ""))))
 
 
-def _sample(source: Source, row: str, image: Record, annotations: list[tuple[str, Record]]) -> Iterator[Sample | Drop]:
+def _sample(source: Source, row: str, image: Record, items: list[Item]) -> Iterator[Sample | Drop]:
     url = str(image.get("url") or "").strip()
     if not url:
         yield source.drop(row, "missing_url")
-        for _, record in annotations:
-            yield source.drop_item(row, "concept", _annotation_id(record), "row_dropped")
+        for role, record in items:
+            yield source.drop_item(row, "concept", _annotation_id(role, record), "row_dropped")
         return
     concepts = []
-    for role, record in annotations:
+    known = {_annotation_id(role, record) for role, record in items if role == "attributes"}
+    for role, record in items:
+        if role == "objects" and _annotation_id(role, record) in known:
+            reason = "attributes.json has this object too"
+            yield source.drop_item(row, "concept", _annotation_id(role, record), "duplicate_annotation", reason)
+            continue
         concept = _concept(source, row, role, record)
         if isinstance(concept, Drop):
             yield concept
@@ -110,20 +130,42 @@ def _sample(source: Source, row: str, image: Record, annotations: list[tuple[str
 
 
 def _concept(source: Source, row: str, role: str, record: Record) -> Concept | Drop:
-    annotation_id = _annotation_id(record)
-    names = record.get("names") or [record.get("name")]
-    text = clean_text(str((record.get("phrase") if role == "regions" else names[0]) or ""))
+    annotation_id = _annotation_id(role, record)
+    if role == "regions":
+        text, box = clean_text(str(record.get("phrase") or "")), _box(record)
+    elif role == "relationships":
+        text, box = _relation(record)
+    else:
+        text, box = _name(record), _box(record)
     if not text:
         return source.drop_item(row, "concept", annotation_id, "empty_text")
-    box = _box(record)
     if box is None:
         return source.drop_item(row, "concept", annotation_id, "malformed_box", f"not four numbers: {dict(record)}")
-    if role == "regions":
+    if role in ("regions", "relationships"):
         return Concept(Grain.REGION, text, box, (), annotation_id)
-    attributes = (clean_text(str(attribute)) for attribute in record.get("attributes") or ())
-    return Concept(Grain.OBJECT, text, box, tuple(dict.fromkeys(filter(None, attributes))), annotation_id)
+    attributes = record.get("attributes") if role == "attributes" else ()
+    texts = (clean_text(str(attribute)) for attribute in (attributes if isinstance(attributes, list) else ()))
+    return Concept(Grain.OBJECT, text, box, tuple(dict.fromkeys(filter(None, texts))), annotation_id)
 
 
-def _box(record: Record) -> Any:
+def _relation(record: Record) -> tuple[str, Box | None]:
+    """The phrase and the box around both ends; "" or None where a part of it is missing."""
+    subject, other = record.get("subject"), record.get("object")
+    if not isinstance(subject, dict) or not isinstance(other, dict):
+        return "", None
+    # Predicates come in both cases ("ON", "near"); names are lower case already.
+    words = (_name(subject), clean_text(str(record.get("predicate") or "")).lower(), _name(other))
+    box, other_box = _box(subject), _box(other)
+    around = union(box, other_box) if box is not None and other_box is not None else None
+    return (" ".join(words) if all(words) else ""), around
+
+
+def _name(record: Record) -> str:
+    names = record.get("names") or [record.get("name")]
+    first = names[0] if isinstance(names, list) else names
+    return clean_text(str(first or ""))
+
+
+def _box(record: Record) -> Box | None:
     width, height = record.get("w", record.get("width")), record.get("h", record.get("height"))
     return box_of((record.get("x"), record.get("y"), width, height))

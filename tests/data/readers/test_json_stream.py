@@ -1,0 +1,205 @@
+"""The JSON stream: the same values as `json.load`, wherever the chunks cut, in bounded memory, errors by byte."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data.readers.helpers import source
+from x2vlm.data.readers import json_stream
+from x2vlm.data.readers.json_stream import stream_dict, stream_list, stream_sections
+from x2vlm.errors import SourceUnavailable
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("json")
+
+
+def streamed(path: Path, chunk_bytes: int) -> Any:
+    """The file's value put together again from what the stream hands out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+        given_source = source(rows=path)
+        if path.read_bytes().lstrip(b"\xef\xbb\xbf \n")[:1] == b"[":
+            return list(stream_list(given_source, "rows", "remedy"))
+        return dict(stream_dict(given_source, "rows", "remedy"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    value=st.lists(JSON) | st.dictionaries(st.text(), JSON),
+    indent=st.none() | st.just(2),
+    ascii_only=st.booleans(),
+    chunk_bytes=st.integers(1, 40),
+)
+def test_the_same_as_json_load_wherever_chunks_cut(
+    folder: Path, value: Any, indent: int | None, ascii_only: bool, chunk_bytes: int
+) -> None:
+    path = folder / "value.json"
+    path.write_text(json.dumps(value, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    assert streamed(path, chunk_bytes) == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("chunk_bytes", range(1, 12))
+def test_numbers_that_are_cut_stay_whole(tmp_path: Path, chunk_bytes: int) -> None:
+    path = tmp_path / "n.json"
+    path.write_bytes(b"\xef\xbb\xbf [12.5e3, -0.25,1E+2 , true,NaN, 123456789012345678901]\n ")
+    values = streamed(path, chunk_bytes)
+    assert values[:4] == [12500.0, -0.25, 100.0, True]
+    assert values[4] != values[4]
+    assert values[5] == 123456789012345678901
+
+
+def test_sections_in_any_order_others_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text('{"info": {"year": 1}, "b": [1, [2]], "big": [[0], {"c": 1}], "a": [], "c": 3, "b": [4]}')
+    found = []
+    for name, elements in stream_sections(source(rows=path), "rows", ("a", "b", "c"), "remedy"):
+        found.append((name, None if elements is None else list(elements)))
+    assert found == [("b", [1, [2]]), ("a", []), ("c", None), ("b", [4])]
+    # A caller may leave elements behind.
+    names = [name for name, _ in stream_sections(source(rows=path), "rows", ("b", "a"), "remedy")]
+    assert names == ["b", "a", "b"]
+
+
+def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(r'{"\ud83d": ["a\ud83d\ude00b", {"k": "x\uDE00"}], "plain": "\\ud83d"}')
+    assert dict(stream_dict(source(rows=path), "rows", "remedy")) == {
+        "\ufffd": ["a\U0001f600b", {"k": "x\ufffd"}],
+        "plain": "\\ud83d",
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "expected `[`, found the end of the file at byte 0"),
+        (b"[1, 2", "expected `,` or `]`, found the end of the file at byte 5"),
+        (b"[1, ", "expected a value, found the end of the file at byte 4"),
+        (b"[1 2]", "expected `,` or `]`, found `2` at byte 3"),
+        ('["é", "ü'.encode(), "Unterminated string starting at at byte 7"),
+        (b'["a", tru', "Expecting value at byte 6"),
+        (b'[{"a": 1}, {"a" 1}]', "Expecting ':' delimiter at byte 16"),
+        (b'[1, "\xff"]', "not UTF-8 (invalid start byte) at byte 5"),
+        (b'[1, "\xc3', "not UTF-8 (unexpected end of data) at byte 5"),
+        (b"[1] [2]", "data after the end of the JSON value at byte 4"),
+        (b"[1,]", "Expecting value at byte 3"),
+    ],
+)
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 1 << 20])
+def test_broken_files_say_at_which_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, problem: str, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+    path = tmp_path / "b.json"
+    path.write_bytes(data)
+    with pytest.raises(SourceUnavailable) as error:
+        list(stream_list(source(rows=path), "rows", "remedy"))
+    assert str(error.value) == (
+        f"card test_card: rows file b.json: not valid JSON: {problem}. "
+        "The file is probably truncated; download it again"
+    )
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"[" + b"9" * 5_000 + b"]"])
+def test_values_that_python_refuses_are_no_crash(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "b.json"
+    path.write_bytes(data)
+    with pytest.raises(SourceUnavailable, match=r"rows file b.json: not valid JSON: .* at byte 1\."):
+        list(stream_list(source(rows=path), "rows", "remedy"))
+
+
+def test_a_record_without_end_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(json_stream, "MAX_RECORD_CHARS", 1 << 20)
+    path = tmp_path / "b.json"
+    path.write_bytes(b'[{"a": "' + b"x" * (3 << 20))
+    with pytest.raises(SourceUnavailable, match="a single record of more than 1 million characters at byte 1"):
+        list(stream_list(source(rows=path), "rows", "remedy"))
+
+
+@pytest.mark.parametrize(
+    ("stream", "text", "problem"),
+    [
+        (stream_list, "{}", "not a list of objects at the top level. Give another"),
+        (stream_dict, "[]", "not a JSON object at the top level. Give another"),
+    ],
+)
+def test_another_kind_of_file(tmp_path: Path, stream: Any, text: str, problem: str) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    with pytest.raises(SourceUnavailable) as error:
+        list(stream(source(rows=path), "rows", "Give another"))
+    assert str(error.value) == f"card test_card: rows file b.json: {problem}"
+
+
+READ_ALL = """
+import resource, sys
+from collections import Counter
+from pathlib import Path
+from x2vlm.data.readers import READERS, Source
+from x2vlm.samples import Sample
+
+seen, kept = Counter(), 0
+files = dict(pair.split("=") for pair in sys.argv[2:])
+source = Source(card="big", name="big", split="train", files={role: Path(path) for role, path in files.items()})
+for item in READERS[sys.argv[1]](source, seen):
+    kept += isinstance(item, Sample) and len(item.concepts) + len(item.captions)
+print(kept, sum(seen.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def peak_mib(project_root: Path, reader: str, **files: Path) -> tuple[int, int, int]:
+    """(concepts and captions kept, things seen, peak resident MiB) of a reader in a process of its own."""
+    arguments = [f"{role}={path}" for role, path in files.items()]
+    command = [sys.executable, "-c", READ_ALL, reader, *arguments]
+    run = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=True)
+    kept, seen, peak = map(int, run.stdout.split())
+    return kept, seen, peak
+
+
+def write_instances(path: Path, num_bytes: int) -> int:
+    """A COCO instances file of at least that size whose annotations come before images and categories; their number."""
+    outline = ",".join(["12.5"] * 200)
+    number = 0
+    with path.open("w") as file:
+        file.write('{"annotations": [')
+        while file.tell() < num_bytes:
+            rows = (
+                f'{{"segmentation": [[{outline}]], "area": 1.5, "iscrowd": 0, "image_id": {n % 5000}, '
+                f'"bbox": [1.5, 2, 3, 4], "category_id": 1, "id": {n}}}'
+                for n in range(number, number + 1000)
+            )
+            file.write((", " if number else "") + ", ".join(rows))
+            number += 1000
+        images = ({"id": n, "coco_url": f"http://x/{n}.jpg", "width": 9, "height": 9} for n in range(5000))
+        file.write(f'], "images": {json.dumps(list(images))}, "categories": [{{"id": 1, "name": "dog"}}]}}')
+    return number
+
+
+def test_coco_of_200_megabytes_needs_little_memory(project_root: Path, tmp_path: Path) -> None:
+    number = write_instances(tmp_path / "i.json", 200_000_000)
+    kept, seen, peak = peak_mib(project_root, "coco", instances=tmp_path / "i.json")
+    assert (kept, seen) == (number, number + 5000)
+    assert peak < 400
+
+
+@pytest.mark.slow
+def test_coco_of_2_gigabytes_needs_little_memory(project_root: Path, tmp_path: Path) -> None:
+    number = write_instances(tmp_path / "i.json", 2_000_000_000)
+    kept, seen, peak = peak_mib(project_root, "coco", instances=tmp_path / "i.json")
+    assert (kept, seen) == (number, number + 5000)
+    assert peak < 400

@@ -1,0 +1,197 @@
+"""JSON files of any size, one record at a time.
+
+`json.JSONDecoder.raw_decode` works on a buffer that slides over the file, so memory is bounded by a few times the
+largest single record and never by the file. Nothing is kept of what was handed on. A broken file ends in
+SourceUnavailable that names the byte. Lone surrogates ("\\ud83d" without its second half), which no UTF-8 file can
+hold, become U+FFFD.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NoReturn
+
+from x2vlm.data.readers.source import Source
+
+CHUNK_BYTES = 1 << 20
+MAX_RECORD_CHARS = 256 << 20  # far above any record of a known source; a file that never closes a bracket ends here
+LONGEST_TOKEN = 16  # an error closer to the end of the buffer than this may be a token cut in half
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class _Cursor:
+    """A place in a JSON file: a buffer of decoded text, and how much of the file lies before it."""
+
+    def __init__(self, source: Source, role: str, file: BinaryIO) -> None:
+        self._source, self._role = source, role
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._raw_decode = json.JSONDecoder().raw_decode
+        self._buffer = ""
+        self._at = 0
+        self._bytes_before = 0  # of the file, before the buffer
+        self._at_end = False
+        if self._file.read(3) != codecs.BOM_UTF8:
+            self._file.seek(0)
+        else:
+            self._bytes_before = 3
+
+    def next_char(self) -> str:
+        """The next character that is not white space, without taking it; "" at the end of the file."""
+        while True:
+            self._at = _SPACE.match(self._buffer, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._read_more():
+                return ""
+
+    def take(self, expected: str) -> str:
+        """Take the next character, which must be one of `expected`."""
+        char = self.next_char()
+        if not char or char not in expected:
+            wanted = " or ".join(f"`{one}`" for one in expected)
+            self.fail(f"expected {wanted}, found {f'`{char}`' if char else 'the end of the file'}")
+        self._at += 1
+        return char
+
+    def value(self) -> Any:
+        """Take the next value, whole."""
+        if not self.next_char():
+            self.fail("expected a value, found the end of the file")
+        while True:
+            try:
+                value, end = self._raw_decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos + LONGEST_TOKEN > len(self._buffer)
+                if cut and self._read_more():
+                    continue
+                self.fail(error.msg, error.pos)
+            except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+                self.fail(str(error))
+            # A number may go on in the next chunk ("12" of "12.5e3").
+            if end + LONGEST_TOKEN > len(self._buffer) and self._read_more():
+                continue
+            text_has_escapes = (
+                self._buffer.find("\\ud", self._at, end) >= 0 or self._buffer.find("\\uD", self._at, end) >= 0
+            )
+            self._at = end
+            return _without_lone_surrogates(value) if text_has_escapes else value
+
+    def fail(self, problem: str, position: int | None = None) -> NoReturn:
+        """Raise SourceUnavailable about a position in the buffer, by default that of the next character."""
+        before = self._buffer[: self._at if position is None else position]
+        self._fail_at(problem, self._bytes_before + len(before.encode("utf-8")))
+
+    def _fail_at(self, problem: str, byte: int) -> NoReturn:
+        remedy = "The file is probably truncated; download it again"
+        self._source.fail(self._role, f"not valid JSON: {problem} at byte {byte}", remedy)
+
+    def _read_more(self) -> bool:
+        """Lengthen the buffer; False at the end of the file. Each retry of a long record doubles it."""
+        if self._at_end:
+            return False
+        used, left = self._buffer[: self._at], len(self._buffer) - self._at
+        if left > MAX_RECORD_CHARS:
+            self.fail(f"a single record of more than {MAX_RECORD_CHARS >> 20} million characters")
+        data = self._file.read(max(CHUNK_BYTES, left))
+        self._bytes_before += len(used.encode("utf-8"))
+        self._buffer, self._at = self._buffer[self._at :], 0
+        try:
+            self._buffer += self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            at = self._file.tell() - len(error.object) + error.start
+            self._fail_at(f"not UTF-8 ({error.reason})", at)
+        self._at_end = not data
+        return True
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _LONE_SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_lone_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def stream_list(source: Source, role: str, expected: str) -> Iterator[Any]:
+    """The elements of a file that is one JSON array. SourceUnavailable says `expected` if it is anything else."""
+    with source.file(role).open("rb") as file:
+        cursor = _Cursor(source, role, file)
+        if cursor.next_char() not in ("[", ""):
+            source.fail(role, "not a list of objects at the top level", expected)
+        yield from _elements(cursor)
+        _finish(cursor)
+
+
+def stream_dict(source: Source, role: str, expected: str) -> Iterator[tuple[str, Any]]:
+    """(key, value) of a file that is one JSON object, values whole, keys in file order and possibly repeated."""
+    with source.file(role).open("rb") as file:
+        cursor = _Cursor(source, role, file)
+        if cursor.next_char() not in ("{", ""):
+            source.fail(role, "not a JSON object at the top level", expected)
+        for key in _keys(cursor):
+            yield key, cursor.value()
+        _finish(cursor)
+
+
+def stream_sections(
+    source: Source, role: str, lists: tuple[str, ...], expected: str
+) -> Iterator[tuple[str, Iterator[Any] | None]]:
+    """(key, its elements) for each key of `lists` in a file that is one JSON object, in file order.
+
+    The elements are None where the value is not an array. What the caller leaves of them is skipped, as is every other
+    key: skipped arrays are read element by element, so that they need no memory either.
+    """
+    with source.file(role).open("rb") as file:
+        cursor = _Cursor(source, role, file)
+        if cursor.next_char() not in ("{", ""):
+            source.fail(role, "not a JSON object at the top level", expected)
+        for key in _keys(cursor):
+            if cursor.next_char() != "[":
+                cursor.value()
+                if key in lists:
+                    yield key, None
+                continue
+            elements = _elements(cursor)
+            if key in lists:
+                yield key, elements
+            for _ in elements:
+                pass
+        _finish(cursor)
+
+
+def _keys(cursor: _Cursor) -> Iterator[str]:
+    """The keys of an object; the caller takes the value before it asks for the next."""
+    cursor.take("{")
+    if cursor.next_char() == "}":
+        cursor.take("}")
+        return
+    while True:
+        if cursor.next_char() != '"':
+            cursor.take('"')
+        key = cursor.value()
+        cursor.take(":")
+        yield key
+        if cursor.take(",}") == "}":
+            return
+
+
+def _elements(cursor: _Cursor) -> Iterator[Any]:
+    cursor.take("[")
+    if cursor.next_char() == "]":
+        cursor.take("]")
+        return
+    while True:
+        yield cursor.value()
+        if cursor.take(",]") == "]":
+            return
+
+
+def _finish(cursor: _Cursor) -> None:
+    if cursor.next_char():
+        cursor.fail("data after the end of the JSON value")
