@@ -72,6 +72,7 @@ class HostileServer(socketserver.ThreadingTCPServer):
         self.requests: Counter[str] = Counter()
         self.user_agents: set[str] = set()
         self.num_connections = 0
+        self.robots: tuple[str, bytes] | None = None  # status line and body of /robots.txt; None: there is none
         self.released = threading.Event()
         self.arrived = threading.Event()  # somebody asked for /watch
         self.left = threading.Event()  # and hung up
@@ -148,6 +149,14 @@ class _Handler(socketserver.StreamRequestHandler):
 
 def _not_found(handler: _Handler) -> None:
     handler.answer(b"nothing here", "404 Not Found")
+
+
+def _robots(handler: _Handler) -> None:
+    if handler.server.robots is None:
+        _not_found(handler)
+    else:
+        status, body = handler.server.robots
+        handler.answer(body, status, Content_Type="text/plain", Retry_After="0")
 
 
 def _good(handler: _Handler) -> None:
@@ -246,6 +255,7 @@ def download_children() -> list[int]:
 
 
 BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
+    "robots.txt": _robots,
     "good": _good,
     "late-good": lambda h: (h.server.released.wait(0.3), _good(h))[1],
     "png-as-jpeg": lambda h: h.answer(_png(), Content_Type="image/jpeg"),
@@ -291,6 +301,8 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "noai-dated": lambda h: h.answer(jpeg(), X_Robots_Tag="noai, unavailable_after: 25 Jun 2030 15:00:00 PST"),
     "noai-other": lambda h: h.answer(jpeg(colour="red"), X_Robots_Tag="otherbot: noai"),
     "noai-us": lambda h: h.answer(jpeg(), X_Robots_Tag="otherbot: nofollow, x2vlm-download: noindex"),
+    "noai-garbled": lambda h: h.answer(jpeg(), X_Robots_Tag="noai; noimageai"),
+    "usage": lambda h: h.answer(jpeg(), Content_Usage="train-ai=n"),
     "tdm": lambda h: h.answer(jpeg(), tdm_reservation="1"),
     "clip": lambda h: h.answer(clip(25 + len(h.argument)), Content_Type="video/mp4"),
     "watch": _watch,

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pipelines
-from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.job import (
     JOURNAL_NAME,
@@ -24,7 +23,6 @@ from pipelines.s1_download.job import (
 )
 from x2vlm.errors import StageFailed
 
-PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 # A child handles hostile bytes: it sees no credentials, no proxies and no netrc of ours.
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 QUIET = {

@@ -1,12 +1,18 @@
 """Decisions of the download stage."""
 
+from pathlib import Path
+
 import pydantic
 
+import pipelines
+from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
 from x2vlm.data.video import ClipLimits
+
+PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 
 class DownloadConfig(FrozenConfig):
@@ -15,11 +21,15 @@ class DownloadConfig(FrozenConfig):
     url_base: UrlBase | None = None
     allow_networks: tuple[str, ...] = ()  # beyond public addresses, for example a mirror in ("10.1.0.0/16",)
     allow_ports: tuple[int, ...] = (80, 443)
-    user_agent: str = "x2vlm-download/1.0 (research data set builder; honours X-Robots-Tag)"
+    user_agent: str = "x2vlm-download/1.0 (research data set builder; honours robots.txt and X-Robots-Tag)"
     user_agent_token: str = "x2vlm-download"
     opt_out_directives: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+    reads_robots: bool = True  # robots.txt of every site but our own server
+    # A file in the project: domains and URL prefixes, one a line. Its bytes count in fingerprints.
+    deny_list: str | None = None
     max_redirects: int = pydantic.Field(default=5, ge=0)
     retries: int = pydantic.Field(default=1, ge=0, le=10)
+    host_max_failures: int = pydantic.Field(default=10, ge=0)  # in a row, then a host is given up; 0: never
     connect_timeout_seconds: float = pydantic.Field(default=5.0, gt=0)
     image_deadline_seconds: float = pydantic.Field(default=20.0, gt=0)
     video_deadline_seconds: float = pydantic.Field(default=300.0, gt=0)
@@ -29,6 +39,7 @@ class DownloadConfig(FrozenConfig):
     max_image_bytes: int = pydantic.Field(default=32 << 20, gt=0)
     max_video_bytes: int = pydantic.Field(default=256 << 20, gt=0)
     max_expansion_ratio: float = pydantic.Field(default=200.0, gt=1)
+    strip_metadata: bool = True  # GPS and all else but the orientation, from the pictures that are stored
     frames_per_second: float = pydantic.Field(default=1.0, gt=0)
     max_frame_short_edge: int = pydantic.Field(default=256, gt=0)
     max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)
@@ -64,13 +75,20 @@ class DownloadConfig(FrozenConfig):
             rate_grace_seconds=self.rate_grace_seconds,
             max_redirects=self.max_redirects,
             retries=self.retries,
+            host_max_failures=self.host_max_failures,
             host_connections=self.host_connections,
             host_requests_per_second=0.0 if self.url_base else self.host_requests_per_second,
         )
 
     def manners(self) -> Manners:
-        """Who we say we are and what a site may forbid us."""
-        return manners(self.user_agent, self.user_agent_token, self.opt_out_directives)
+        """Who we say we are and what a site may forbid us. Our own server needs no asking."""
+        reads_robots = self.reads_robots and self.url_base is None
+        denied, _ = self.denied()
+        return manners(self.user_agent, self.user_agent_token, self.opt_out_directives, reads_robots, denied)
+
+    def denied(self) -> tuple[DenyList, str]:
+        """What is never fetched, and the sha256 of the list's file ("" without one)."""
+        return (DenyList(), "") if self.deny_list is None else read_deny_list(PROJECT_ROOT / self.deny_list)
 
     def clip_limits(self) -> ClipLimits:
         """What a clip may cost to decode."""

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s1_download.child import PROJECT_ROOT, fetch_items
-from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.child import fetch_items
+from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
 from pipelines.s1_download.loopback import serve_folder
@@ -40,6 +41,7 @@ LEDGER_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("content_type", pa.string()),
         ("opt_out", pa.string()),
+        ("robots", pa.string()),  # "allowed", "no_file", or "" where robots.txt was not read
     ]
 )
 
@@ -59,13 +61,15 @@ class UrlMap:
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
-    """One part per rows file, named by its digits."""
+    """One part per rows file, named by its digits. Another deny list makes other parts."""
     parts = []
+    _, deny_list_sha256 = config.denied()
+    spec = {"deny_list": deny_list_sha256} if deny_list_sha256 else {}
     for artifact in inputs["rows"]:
         for input_part in artifact.parts:
             for file in input_part.files:
                 if match := ROWS_FILE.fullmatch(file.path):
-                    parts.append(Part(name=match[1], reads=(Read("rows", file),)))
+                    parts.append(Part(name=match[1], reads=(Read("rows", file),), spec=spec))
     parts.sort(key=lambda part: part.name)
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError("download: two inputs have rows files of one name; give each source a download node")
@@ -75,8 +79,11 @@ def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
 def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Fetch the media of one part's rows and write rows, drops, ledger and media pack."""
     samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
+    denied, deny_list_sha256 = config.denied()
+    if deny_list_sha256 != part.spec.get("deny_list", ""):
+        raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
     with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
-        items, item_of_row, refused = _plan_items(samples, url_map)
+        items, item_of_row, refused = _plan_items(samples, url_map, denied)
         results = fetch_items(items, Path(scratch), config, config.policy(endpoints))
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
@@ -112,7 +119,9 @@ def _own_server(config: DownloadConfig) -> Iterator[tuple[UrlMap, tuple[tuple[st
         yield UrlMap(f"{base}/", f"http://{address}:{port}/"), ((address, port),)
 
 
-def _plan_items(samples: Sequence[Sample], url_map: UrlMap) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
+def _plan_items(
+    samples: Sequence[Sample], url_map: UrlMap, denied: DenyList
+) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
     """Distinct things to fetch, the item of each row, and the rows refused by their URL alone.
 
     A URL that several rows name is fetched once.
@@ -127,6 +136,7 @@ def _plan_items(samples: Sequence[Sample], url_map: UrlMap) -> tuple[list[Item],
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")
             url = parse_target(url_map.to_wire(sample.url.strip())).url
+            denied.check(parse_target(sample.url.strip()))
         except Refusal as refusal:
             refused[row] = Result(-1, refusal.rule, refusal.reason)
             continue
@@ -170,6 +180,7 @@ def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
             "bytes": verdict.bytes,
             "content_type": verdict.content_type,
             "opt_out": verdict.opt_out,
+            "robots": verdict.robots,
         }
         for sample, verdict in zip(samples, verdicts, strict=True)
     ]
@@ -191,7 +202,7 @@ def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[D
 
 DOWNLOAD = Stage(
     name="download",
-    version=1,
+    version=2,
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,

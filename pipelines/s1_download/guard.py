@@ -6,8 +6,6 @@ judged address, so a name that changes its answer (rebinding) changes nothing, n
 
 import ipaddress
 import re
-import socket
-import threading
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
@@ -120,53 +118,3 @@ def is_public(ip: IpAddress) -> bool:
     if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST_V6:
         return False
     return ip.is_global and not any(ip in network for network in FORBIDDEN_NETWORKS if network.version == ip.version)
-
-
-class Resolver:
-    """Addresses of host names, each asked for once per process; a slow name server cannot exceed the caller's time."""
-
-    def __init__(self) -> None:
-        self._answers: dict[str, list[str] | OSError] = {}
-        self._lock = threading.Lock()
-
-    def addresses(self, host: str, timeout_seconds: float) -> list[str]:
-        """Every address of `host`, at least one; Refusal with rule dns_failed."""
-        with self._lock:
-            answer = self._answers.get(host)
-        if answer is None:
-            answer = self._ask(host, timeout_seconds)
-        if isinstance(answer, OSError):
-            raise Refusal("dns_failed", f"{host}: {answer}")
-        return answer
-
-    def _ask(self, host: str, timeout_seconds: float) -> list[str] | OSError:
-        # getaddrinfo has no timeout of its own; a daemon thread is left behind rather than waited for.
-        thread = threading.Thread(target=self._resolve, args=(host,), daemon=True)
-        thread.start()
-        thread.join(timeout_seconds)
-        with self._lock:
-            return self._answers.get(host) or OSError("no answer in time")
-
-    def _resolve(self, host: str) -> None:
-        answer: list[str] | OSError
-        try:
-            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            answer = list(dict.fromkeys(str(item[4][0]) for item in found)) or OSError("no address")
-        except (OSError, UnicodeError) as error:
-            answer = OSError(str(error))
-        with self._lock:
-            self._answers[host] = answer
-
-    def forget_failure(self, host: str) -> None:
-        """Ask again for `host` next time if the last answer was a failure."""
-        with self._lock:
-            if isinstance(self._answers.get(host), OSError):
-                del self._answers[host]
-
-
-def resolve(target: Target, policy: Policy, resolver: Resolver, timeout_seconds: float) -> list[str]:
-    """The addresses `target` may be contacted at: all that its host has, or a Refusal if a single one is forbidden."""
-    addresses = resolver.addresses(target.host, timeout_seconds)
-    for address in addresses:
-        check_address(address, target.port, policy)
-    return addresses

@@ -37,6 +37,7 @@ class Result:
     http_status: int = 0
     content_type: str = ""
     opt_out: str = ""
+    robots: str = ""
     fetched_at: str = ""
     bytes: int = 0
     media: Media | None = None

@@ -17,18 +17,31 @@ import urllib.response
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from typing import Any
 
-from pipelines.s1_download.guard import Policy, Refusal, Resolver, Target, parse_target, resolve
+from pipelines.s1_download.deny_list import DenyList
+from pipelines.s1_download.guard import Policy, Refusal, Target, parse_target
+from pipelines.s1_download.hosts import Breaker, HostGate, wait_before_retry
 from pipelines.s1_download.opt_out import opt_out_signal
+from pipelines.s1_download.resolver import Resolver, resolve
+from pipelines.s1_download.robots import MAX_ROBOTS_BYTES, RobotsCache
 
 CHUNK_BYTES = 64 << 10
 HEADER_ALLOWANCE_BYTES = 256 << 10  # wire bytes that may be headers and chunk marks
 RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
-TRANSIENT_STATUSES = (429, 500, 502, 503, 504)
-TRANSIENT_RULES = ("dns_failed", "connect_failed", "connection_reset", "truncated_body")
+SILENT_RULES = ("connect_failed", "deadline_exceeded")  # without a status: the host said nothing
+
+NO_TALK_RULES = (
+    "address_forbidden",
+    "connect_failed",
+    "denied_by_list",
+    "dns_failed",
+    "host_unavailable",
+    "port_forbidden",
+    "tls_failed",
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +55,11 @@ class Limits:
     min_bytes_per_second: float = 8192.0
     rate_grace_seconds: float = 5.0  # the rate counts from the first byte on, after this
     max_redirects: int = 5
-    retries: int = 1  # of what may pass: see TRANSIENT_*
-    retry_wait_seconds: float = 0.5
+    cuts_long_bodies: bool = False  # what lies behind max_bytes is left unread, instead of refusing the whole
+    retries: int = 1  # of what may pass: see hosts.BACK_OFF_SECONDS
     host_connections: int = 8
     host_requests_per_second: float = 20.0
+    host_max_failures: int = 10  # in a row without an answer, then the host is given up; 0: never
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,8 @@ class Manners:
     user_agent: str
     user_agent_token: str
     directives: frozenset[str]
+    reads_robots: bool = False
+    denied: DenyList = DenyList()
 
 
 @dataclass
@@ -68,6 +84,7 @@ class Outcome:
     http_status: int = 0
     content_type: str = ""
     opt_out: str = ""
+    robots: str = ""  # "allowed", "no_file", or "" where robots.txt was not asked for
     headers: Message = field(default_factory=http.client.HTTPMessage)
     body: bytes | None = None
 
@@ -87,6 +104,8 @@ class Fetcher:
         self._gates: defaultdict[str, HostGate] = defaultdict(
             lambda: HostGate(limits.host_connections, limits.host_requests_per_second)
         )
+        self._breakers: defaultdict[tuple[str, int], Breaker] = defaultdict(lambda: Breaker(limits.host_max_failures))
+        self._robots = RobotsCache(manners.user_agent_token, bool(manners.directives), limits.retries + 1)
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> Outcome:
@@ -109,30 +128,68 @@ class Fetcher:
         clock = Clock(self._limits)
         for attempt in range(self._limits.retries + 1):
             try:
-                return self._follow(outcome, clock)
+                return self._follow(outcome, clock, self._limits, self._manners.reads_robots)
             except Refusal as refusal:
-                is_transient = refusal.rule in TRANSIENT_RULES or refusal.http_status in TRANSIENT_STATUSES
-                wait = _retry_after(outcome.headers, self._limits.retry_wait_seconds)
-                if not is_transient or attempt == self._limits.retries or wait >= clock.remaining():
+                wait = wait_before_retry(refusal.rule, outcome.headers, attempt)
+                if wait is None or attempt == self._limits.retries or wait >= clock.remaining():
                     raise
                 time.sleep(wait)
 
-    def _follow(self, outcome: Outcome, clock: "Clock") -> None:
+    def _fetch_robots(self, url: str, clock: "Clock") -> tuple[int, bytes]:
+        """Status and first bytes of a robots.txt, within the time of the URL that asks; 0 where no answer can be read.
+
+        Refusal if not even its host can be talked to: then the URL itself fails for that reason, not for its manners.
+        """
+        outcome = Outcome(url)
+        limits = replace(self._limits, max_bytes=MAX_ROBOTS_BYTES, cuts_long_bodies=True)
+        try:
+            self._follow(outcome, clock, limits, asks_robots=False)
+        except Refusal as refusal:
+            if refusal.rule == "too_many_redirects":
+                return 404, b""  # RFC 9309 2.3.1.2: may be taken for a file that is not there
+            if refusal.rule in NO_TALK_RULES and outcome.final_url == url:
+                raise
+            return refusal.http_status, b""
+        return outcome.http_status, outcome.body or b""
+
+    def _follow(self, outcome: Outcome, clock: "Clock", limits: Limits, asks_robots: bool) -> None:
         url, previous = outcome.url, None
         for _ in range(self._limits.max_redirects + 1):
             target = parse_target(url)
             if previous is not None and previous.scheme == "https" and target.scheme == "http":
                 raise Refusal("redirect_downgrade", f"from https to {target.url}")
             outcome.final_url = target.url
-            location = self._exchange(target, outcome, clock)
+            self._manners.denied.check(target)
+            if asks_robots:
+                outcome.robots = self._robots.check(target, lambda robots_url: self._fetch_robots(robots_url, clock))
+            location = self._exchange(target, outcome, clock, limits)
             if location is None:
                 return
             url, previous = urllib.parse.urljoin(target.url, location), target
         raise Refusal("too_many_redirects", f"more than {self._limits.max_redirects}", outcome.http_status)
 
-    def _exchange(self, target: Target, outcome: Outcome, clock: "Clock") -> str | None:
-        """Fill `outcome` from one request; the address to go on to if the answer is a redirect."""
-        connection, watched = self._connect(target, clock)
+    def _exchange(self, target: Target, outcome: Outcome, clock: "Clock", limits: Limits) -> str | None:
+        """Fill `outcome` from one request, or learn that its host is silent; the address of a redirect."""
+        with self._lock:
+            breaker = self._breakers[target.host, target.port]
+        breaker.admit(clock.remaining)
+        outcome.http_status = 0
+        try:
+            location = self._request(target, outcome, clock, limits)
+        except BaseException as error:
+            rule = error.rule if isinstance(error, Refusal) else ""
+            if outcome.http_status:
+                breaker.answered()
+            elif rule in SILENT_RULES:
+                breaker.failed()
+            else:
+                breaker.undecided()
+            raise
+        breaker.answered()
+        return location
+
+    def _request(self, target: Target, outcome: Outcome, clock: "Clock", limits: Limits) -> str | None:
+        connection, watched = self._connect(target, clock, limits)
         try:
             headers = {"User-Agent": self._manners.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
             connection.request("GET", target.path, headers={**headers, "Connection": "close"})
@@ -144,11 +201,14 @@ class Fetcher:
                 return str(location)
             if not 200 <= response.status < 300:
                 raise Refusal(f"http_{response.status}", str(response.reason)[:200], response.status)
+            if limits.cuts_long_bodies:  # robots.txt: what its own headers say of indexing it is no matter
+                outcome.body = read_body(response, limits)
+                return None
             manners = self._manners
             outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
             if outcome.opt_out:
                 raise Refusal("opted_out", outcome.opt_out, response.status)
-            outcome.body = read_body(response, self._limits)
+            outcome.body = read_body(response, limits)
             return None
         except Refusal:
             raise
@@ -164,13 +224,11 @@ class Fetcher:
             connection.close()
             watched.hang_up()
 
-    def _connect(self, target: Target, clock: "Clock") -> tuple[http.client.HTTPConnection, "WatchedSocket"]:
+    def _connect(
+        self, target: Target, clock: "Clock", limits: Limits
+    ) -> tuple[http.client.HTTPConnection, "WatchedSocket"]:
         """A connection whose socket already leads to a judged address, and that socket."""
-        try:
-            addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
-        except Refusal:
-            self._resolver.forget_failure(target.host)
-            raise
+        addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
         raw = _open_socket(addresses, target.port, clock)
         connection: http.client.HTTPConnection
         if target.scheme == "https":
@@ -179,7 +237,7 @@ class Fetcher:
         else:
             connection = http.client.HTTPConnection(target.host, target.port)
         connection.auto_open = 0  # never opens a socket of its own
-        watched = WatchedSocket(raw, clock, self._limits)
+        watched = WatchedSocket(raw, clock, limits)
         connection.sock = watched
         return connection, watched
 
@@ -206,12 +264,6 @@ def _wrap_tls(raw: socket.socket, host: str, clock: "Clock") -> socket.socket:
     except (OSError, ValueError) as error:  # ssl.SSLError and timeouts are OSErrors
         raw.close()
         raise Refusal("tls_failed", str(error)) from None
-
-
-def _retry_after(headers: Message, default: float) -> float:
-    """Seconds that the server asks to wait; dates, which few servers send, count as the default."""
-    value = str(headers.get("Retry-After", "")).strip()
-    return float(value) if value.isdigit() else default
 
 
 class Clock:
@@ -283,7 +335,7 @@ def read_body(response: http.client.HTTPResponse, limits: Limits) -> bytes:
     """The whole body, unpacked; Refusal with rule body_too_large, compression_ratio, truncated_body or
     encoding_unsupported."""
     announced = response.length  # None for chunked bodies and those that end with the connection
-    if announced is not None and announced > limits.max_bytes:
+    if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
         raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
     unpack = _unpacker(response.headers.get("Content-Encoding", ""), limits)
     body, num_wire_bytes = bytearray(), 0
@@ -291,6 +343,8 @@ def read_body(response: http.client.HTTPResponse, limits: Limits) -> bytes:
         num_wire_bytes += len(chunk)
         body += unpack(chunk, num_wire_bytes, len(body))
         if max(num_wire_bytes, len(body)) > limits.max_bytes:
+            if limits.cuts_long_bodies:
+                return bytes(body[: limits.max_bytes])
             raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
     if announced is not None and num_wire_bytes < announced:
         raise Refusal("truncated_body", f"{num_wire_bytes} of {announced} bytes came")
@@ -321,27 +375,6 @@ def _unpacker(encoding: str, limits: Limits) -> Callable[[bytes, int, int], byte
     return unpack
 
 
-class HostGate:
-    """Lets a bounded number of requests to one host run at a time, and so many start per second."""
-
-    def __init__(self, connections: int, requests_per_second: float) -> None:
-        self._slots = threading.BoundedSemaphore(connections)
-        self._interval = 1.0 / requests_per_second if requests_per_second > 0 else 0.0
-        self._next_start = 0.0
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        self._slots.acquire()
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next_start)
-            self._next_start = start + self._interval
-        time.sleep(start - now)
-
-    def __exit__(self, *exception: object) -> None:
-        self._slots.release()
-
-
 class GuardedHandler(urllib.request.BaseHandler):
     """Answers every request of urllib, whatever its scheme, from a fetch function; urllib's own handlers are absent."""
 
@@ -366,6 +399,13 @@ def guarded_opener(fetch: Callable[[str], Outcome]) -> urllib.request.OpenerDire
     return opener
 
 
-def manners(user_agent: str, user_agent_token: str, directives: Collection[str]) -> Manners:
+def manners(
+    user_agent: str,
+    user_agent_token: str,
+    directives: Collection[str],
+    reads_robots: bool = False,
+    denied: DenyList | None = None,
+) -> Manners:
     """Manners with names and directives in the one spelling in which they are compared."""
-    return Manners(user_agent, user_agent_token.strip().lower(), frozenset(text.strip().lower() for text in directives))
+    spelled = frozenset(text.strip().lower() for text in directives)
+    return Manners(user_agent, user_agent_token.strip().lower(), spelled, reads_robots, denied or DenyList())

@@ -33,8 +33,9 @@ from pipelines.s1_download.job import (
     read_job,
     read_journal,
 )
+from pipelines.s1_download.metadata import strip_metadata
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
-from x2vlm.data.media import open_image, probe_image
+from x2vlm.data.media import open_image, probe_image, probe_orientation
 from x2vlm.data.video import frames_blob, sample_clip
 from x2vlm.errors import InvalidSample, StageFailed
 from x2vlm.samples import Media
@@ -129,6 +130,7 @@ class Worker:
                 http_status=outcome.http_status,
                 content_type=outcome.content_type,
                 opt_out=outcome.opt_out,
+                robots=outcome.robots,
                 fetched_at=datetime.now(UTC).replace(microsecond=0).isoformat(),
                 bytes=len(body or b""),
                 media=media,
@@ -141,7 +143,8 @@ class Worker:
         if item.kind == "image":
             image_format, width, height = probe_image(body)
             open_image(body)
-            return Media("image", digest.hexdigest(), len(body), width, height, image_format), body
+            media = Media("image", digest.hexdigest(), len(body), width, height, image_format)
+            return media, without_metadata(body, media) if self._config.strip_metadata else body
         config = self._config
         clip = sample_clip(
             body,
@@ -165,6 +168,14 @@ class Worker:
             temporary = path.with_name(f".{name}.{os.getpid()}")
             temporary.write_bytes(payload)
             temporary.replace(path)
+
+
+def without_metadata(body: bytes, media: Media) -> bytes:
+    """`body` with its orientation as its only metadata; InvalidSample with rule metadata_unreadable if that fails."""
+    stripped = strip_metadata(body, media.format, probe_orientation(body))
+    if stripped != body and probe_image(stripped) != (media.format, media.width, media.height):
+        raise InvalidSample("metadata_unreadable", "without its metadata the picture would have another size")
+    return stripped
 
 
 def download_with_img2dataset(urls: Sequence[str], folder: Path, config: DownloadConfig, take: Any) -> None:

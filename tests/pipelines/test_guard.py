@@ -1,6 +1,5 @@
 """Which addresses may be contacted: vectors of every kind that were ever used to get around such a guard."""
 
-import http.client
 import ipaddress
 import socket
 import ssl
@@ -17,8 +16,8 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.s1_download.guard import Policy, Refusal, Resolver, check_address, is_public, parse_target, resolve
-from pipelines.s1_download.opt_out import opt_out_signal
+from pipelines.s1_download.guard import Policy, Refusal, check_address, is_public, parse_target
+from pipelines.s1_download.resolver import Resolver, resolve
 from pipelines.s1_download.transport import Fetcher, Limits, guarded_opener, manners, tls_context
 from tests.hostile_server import HostileServer, hostile_server, jpeg
 
@@ -314,30 +313,3 @@ def test_https_is_verified_and_never_leads_back_to_http(
         finally:
             tls_context.cache_clear()
         assert plain.num_connections == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "signal"),
-    [
-        (["noai"], "x-robots-tag: noai"),
-        (["NoAI, NoImageAI"], "x-robots-tag: noai"),
-        (["all"], ""),
-        (["nofollow, noimageai"], "x-robots-tag: noimageai"),
-        (["otherbot: noai"], ""),
-        (["ours: noai"], "x-robots-tag: noai"),
-        (["*: noai"], "x-robots-tag: noai"),
-        (["otherbot: nofollow, noai"], ""),
-        (["otherbot: nofollow, ours: noai"], "x-robots-tag: noai"),
-        (["noai, unavailable_after: 25 Jun 2030 15:00:00 PST"], "x-robots-tag: noai"),
-        (["max-snippet: 20, noai"], "x-robots-tag: noai"),
-        (["index", "noai"], "x-robots-tag: noai"),
-        ([""], ""),
-        (["noai-ish"], ""),
-    ],
-)
-def test_opt_out_signals(values: list[str], signal: str) -> None:
-    headers = http.client.HTTPMessage()
-    for value in values:
-        headers.add_header("X-Robots-Tag", value)
-    assert opt_out_signal(headers, "ours", {"noai", "noimageai"}) == signal
-    assert opt_out_signal(headers, "ours", ()) == ""

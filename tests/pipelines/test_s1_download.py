@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.flow.fingerprint import canonical_json
-from pipelines.flow.stage import Input, InputFile, InputPart, PartResult
-from pipelines.s1_download.child import PROJECT_ROOT, child_environment
+from pipelines.flow.stage import Input, InputFile, InputPart, PartResult, part_fingerprint
+from pipelines.s1_download.child import child_environment
+from pipelines.s1_download.config import PROJECT_ROOT
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from tests.flow_helpers import artifact_input, run_stage_part, upstream_input
 from tests.hostile_server import clip, hostile_server, jpeg
 from x2vlm.data.cards import file_paths, load_card
-from x2vlm.data.media import probe_image
+from x2vlm.data.media import open_image, probe_image
 from x2vlm.data.packs import MediaPack
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import ConfigError
@@ -119,6 +120,8 @@ EXPECTED = {
     "noai": "opted_out",
     "noai-dated": "opted_out",
     "noai-us": "opted_out",
+    "noai-garbled": "opted_out",
+    "usage": "opted_out",
     "tdm": "opted_out",
 }
 
@@ -203,6 +206,79 @@ def test_kept_rows_carry_what_was_fetched(hostile: Any) -> None:
     mislabelled = by_url[f"{server.base}/png-as-jpeg"]
     assert mislabelled.media is not None
     assert mislabelled.media.format == "png"
+
+
+def test_what_a_site_forbids_is_in_the_ledger(tmp_path: Path) -> None:
+    with hostile_server() as server, hostile_server() as closed:
+        server.robots = ("200 OK", b"User-agent: *\nDisallow: /good/private")
+        closed.robots = ("500 Internal Server Error", b"")
+        (tmp_path / "deny.txt").write_text("denied.example\n127.0.0.1/good/denied\n")
+        paths = ["good", "good/private", "good/denied"]
+        paths += [f"to/{server.base}/{path}" for path in paths[1:]]
+        urls = [f"{server.base}/{path}" for path in paths]
+        urls += [f"{closed.base}/good", "http://www.denied.example/x"]
+        run = download(
+            tmp_path,
+            make_samples(urls),
+            allow_ports=(server.endpoint[1], closed.endpoint[1]),
+            deny_list=str(tmp_path / "deny.txt"),
+        )
+        assert server.requests["/good/private"] == server.requests["/good/denied"] == closed.requests["/good"] == 0
+        assert server.requests["/robots.txt"] == 1
+    assert [(row["status"], row["reason"], row["robots"]) for row in run.ledger] == [
+        ("kept", "", "allowed"),
+        ("robots_disallowed", "disallow: /good/private", ""),
+        ("denied_by_list", "127.0.0.1/good/denied", ""),
+        ("robots_disallowed", "disallow: /good/private", "allowed"),  # its first hop was
+        ("denied_by_list", "127.0.0.1/good/denied", "allowed"),
+        ("robots_unreachable", "robots.txt answered 500, so nothing may be asked for", ""),
+        ("denied_by_list", "denied.example", ""),
+    ]
+
+
+def test_another_deny_list_makes_other_parts(tmp_path: Path) -> None:
+    path = tmp_path / "deny.txt"
+    path.write_text("denied.example\n")
+    config = DownloadConfig(deny_list=str(path))
+    files = (InputFile("rows-00000.parquet", 1, "0" * 64, "x"),)
+    inputs = {"rows": (Input("read/a", "root", (InputPart("all", files),)),)}
+
+    def fingerprint(config: DownloadConfig) -> str:
+        return part_fingerprint(DOWNLOAD, config, DOWNLOAD.plan_parts(config, inputs)[0])
+
+    first = fingerprint(config)
+    path.write_text("denied.example\nother.example\n")
+    (stale,) = DOWNLOAD.plan_parts(config, inputs)
+    assert len({first, fingerprint(config), fingerprint(DownloadConfig())}) == 3
+    path.write_text("changed while the job was running\n".replace(" ", "-"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_table(sample_table(make_samples(["http://a.example/"])), rows / "rows-00000.parquet")
+    (real,) = DOWNLOAD.plan_parts(config, {"rows": (artifact_input("read/test", {"all": rows}),)})
+    with pytest.raises(ConfigError, match="planned"):
+        run_stage_part(DOWNLOAD, config, replace(real, spec=stale.spec), tmp_path / "out")
+
+
+def test_stored_pictures_have_lost_their_gps_but_not_their_identity(tmp_path: Path, shared_dir: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    names = ["jpeg_exif_gps_typeerror.jpg", "landscape_exif_8.jpg", "webp_flower.webp"]
+    for name in names:
+        (media / name).write_bytes((shared_dir / "samples/tricky" / name).read_bytes())
+    base = "http://sample.invalid"
+    config: dict[str, Any] = {"url_base": {"from": base, "serve": str(media)}}
+    run = download(tmp_path, make_samples([f"{base}/{name}" for name in names]), **config)
+    assert len(run.kept) == 3
+    for name, sample in zip(names, run.kept, strict=True):
+        original = (media / name).read_bytes()
+        assert sample.media
+        assert sample.media.sha256 == hashlib.sha256(original).hexdigest()
+        assert sample.media.bytes == len(original)
+        stored = run.pack.read(sample.media.sha256)
+        assert run.pack.entry(sample.media.sha256).payload_sha256 == hashlib.sha256(stored).hexdigest()
+        assert len(stored) < len(original)
+        assert probe_image(stored)[1:] == (sample.media.width, sample.media.height)
+        assert open_image(stored).tobytes() == open_image(original).tobytes()
 
 
 def test_the_pack_is_a_plain_sorted_tar(hostile: Any) -> None:

@@ -79,6 +79,15 @@ def probe_image(data: bytes) -> tuple[str, int, int]:
     return (image_format, height, width) if _orientation(image) >= 5 else (image_format, width, height)
 
 
+def probe_orientation(data: bytes) -> int:
+    """EXIF (or XMP) orientation 1 to 8 of a picture, from its metadata alone; 1 where that is absent or broken.
+
+    Raises InvalidSample as `open_image` does, where even the header is no good.
+    """
+    image, _ = _open_header(data)
+    return _orientation(image)
+
+
 def sniff_format(data: bytes) -> str:
     """The picture format that the first bytes announce, "" if none of those allowed."""
     if data.startswith(b"\xff\xd8\xff"):

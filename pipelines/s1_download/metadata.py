@@ -1,0 +1,166 @@
+"""Pictures without what their makers did not mean to publish: GPS, names, serial numbers, thumbnails, edit histories.
+
+Nothing is decoded and no pixel changes: the file's segments are copied but for those that carry metadata. What pixels
+look like (colour profile, gamma, transparency, animation) stays, and so does the orientation, in an EXIF block that
+says nothing else. What lies behind the end of the picture, such as the clip of a "motion photo", goes too.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+
+from x2vlm.errors import InvalidSample
+
+EXIF_HEADER = b"Exif\0\0"
+# In entropy-coded data 0xFF 0x00 is a byte of data and D0 to D7 are restart marks.
+MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+MARKER_AFTER_DATA = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
+STANDALONE = {0x01, *range(0xD0, 0xD8)}
+KEPT_APPLICATION_DATA = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
+KEPT_PNG_CHUNKS = frozenset(b"tRNS gAMA cHRM sRGB iCCP cICP mDCV cLLI sBIT bKGD hIST sPLT pHYs acTL fcTL fdAT".split())
+KEPT_WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"))
+WEBP_EXIF_FLAG, WEBP_XMP_FLAG = 0x08, 0x04
+
+
+def strip_metadata(data: bytes, image_format: str, orientation: int) -> bytes:
+    """`data` (a "jpeg", "png", "webp" or "gif" that decodes) without metadata but for `orientation` (1 to 8).
+
+    Files without metadata come back as they are. Raises InvalidSample with rule metadata_unreadable where the file's
+    segments cannot be told apart, since then nobody knows what would be published.
+    """
+    strip: dict[str, Callable[[bytes, int], bytes]] = {
+        "jpeg": _strip_jpeg,
+        "png": _strip_png,
+        "webp": _strip_webp,
+        "gif": _strip_gif,
+    }
+    try:
+        return strip[image_format](data, orientation)
+    except (struct.error, IndexError) as error:
+        raise InvalidSample("metadata_unreadable", f"{image_format}: {error}") from None
+
+
+def _orientation_exif(orientation: int) -> bytes:
+    """A TIFF block with one entry: tag 0x0112, one SHORT."""
+    return struct.pack(">2sHI", b"MM", 42, 8) + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def _strip_jpeg(data: bytes, orientation: int) -> bytes:
+    kept = [data[:2]]
+    num_leading = 1  # SOI and JFIF, which must come first
+    position, has_pixels = 2, False
+    while mark := MARKER.search(data, position):
+        code, end = mark[1][0], mark.end()
+        if code == EOI:
+            kept.append(b"\xff\xd9")
+            break
+        if code in STANDALONE:
+            position = end
+            continue
+        (length,) = struct.unpack_from(">H", data, end) if end + 2 <= len(data) else (0,)
+        if length < 2 or end + length > len(data):
+            if not has_pixels:
+                raise InvalidSample("metadata_unreadable", f"jpeg: segment {code:#x} runs over the end")
+            break  # rubbish behind the last scan
+        position = end + length
+        segment = b"\xff" + data[end - 1 : position]
+        if _is_kept_in_jpeg(code, segment[4:]):
+            num_leading += code == 0xE0 and len(kept) == num_leading
+            kept.append(segment)
+        if code == SOS:
+            has_pixels = True
+            following = MARKER_AFTER_DATA.search(data, position)
+            stop = following.start() if following else len(data)
+            kept.append(data[position:stop])
+            position = stop
+    if orientation != 1:
+        body = EXIF_HEADER + _orientation_exif(orientation)
+        kept.insert(num_leading, struct.pack(">HH", 0xFFE1, 2 + len(body)) + body)
+    return b"".join(kept)
+
+
+def _is_kept_in_jpeg(code: int, body: bytes) -> bool:
+    if 0xE0 <= code <= 0xEF:
+        return code in KEPT_APPLICATION_DATA and body.startswith(KEPT_APPLICATION_DATA[code])
+    return code != COM
+
+
+def _strip_png(data: bytes, orientation: int) -> bytes:
+    kept, position = [data[:8]], 8
+    where_exif_goes = None
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunk = data[position : position + 12 + length]
+        position += 12 + length
+        if kind == b"IDAT" and where_exif_goes is None:
+            where_exif_goes = len(kept)
+        is_critical = kind[:1].isupper()
+        if is_critical or kind in KEPT_PNG_CHUNKS:
+            kept.append(chunk)
+        if kind == b"IEND":
+            break
+    if orientation != 1:
+        if where_exif_goes is None:
+            raise InvalidSample("metadata_unreadable", "png: no IDAT")
+        body = b"eXIf" + _orientation_exif(orientation)
+        kept.insert(where_exif_goes, struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+    return b"".join(kept)
+
+
+def _strip_webp(data: bytes, orientation: int) -> bytes:
+    (size,) = struct.unpack_from("<I", data, 4)
+    end, position = min(len(data), 8 + size), 12
+    kept: list[bytes] = []
+    is_extended = False
+    while position + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", data, position)
+        chunk = data[position : position + 8 + length]
+        chunk += b"\0" * (length % 2)
+        position += 8 + length + length % 2
+        if kind == b"VP8X":
+            is_extended = True
+            flags = chunk[8] & ~(WEBP_EXIF_FLAG | WEBP_XMP_FLAG) | (WEBP_EXIF_FLAG if orientation != 1 else 0)
+            chunk = chunk[:8] + bytes([flags]) + chunk[9:]
+        if kind in KEPT_WEBP_CHUNKS:
+            kept.append(chunk)
+    if orientation != 1:
+        if not is_extended:
+            raise InvalidSample("metadata_unreadable", "webp: turned, but its header knows no metadata")
+        body = _orientation_exif(orientation)
+        kept.append(struct.pack("<4sI", b"EXIF", len(body)) + body)
+    body = b"WEBP" + b"".join(kept)
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def _strip_gif(data: bytes, orientation: int) -> bytes:
+    """GIFs know no EXIF; comments and XMP go, whatever `orientation` says."""
+    position = 13 + _gif_table_bytes(data[10])
+    kept = [data[:position]]
+    while position < len(data):
+        start, block = position, data[position]
+        if block == 0x3B:
+            kept.append(b";")
+            break
+        if block == 0x2C:
+            position = _end_of_gif_blocks(data, position + 11 + _gif_table_bytes(data[position + 9]))
+            kept.append(data[start:position])
+        elif block == 0x21:
+            position = _end_of_gif_blocks(data, position + 2)
+            label, name = data[start + 1], data[start + 3 : start + 14]
+            if label == 0xF9 or (label == 0xFF and name in (b"NETSCAPE2.0", b"ANIMEXTS1.0")):
+                kept.append(data[start:position])
+        else:
+            position += 1  # decoders skip what is no block
+    return b"".join(kept)
+
+
+def _gif_table_bytes(flags: int) -> int:
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _end_of_gif_blocks(data: bytes, position: int) -> int:
+    while position < len(data) and data[position]:
+        position += 1 + data[position]
+    return position + 1
