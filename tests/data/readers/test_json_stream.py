@@ -146,8 +146,8 @@ def test_another_kind_of_file(tmp_path: Path, stream: Any, text: str, problem: s
     assert str(error.value) == f"card test_card: rows file b.json: {problem}"
 
 
-READ_ALL = """
-import resource, sys
+READ_ALL = r"""
+import re, sys
 from collections import Counter
 from pathlib import Path
 from x2vlm.data.readers import READERS, Source
@@ -158,7 +158,9 @@ files = dict(pair.split("=") for pair in sys.argv[2:])
 source = Source(card="big", name="big", split="train", files={role: Path(path) for role, path in files.items()})
 for item in READERS[sys.argv[1]](source, seen):
     kept += isinstance(item, Sample) and len(item.concepts) + len(item.captions)
-print(kept, sum(seen.values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Not ru_maxrss: that of a child starts at the size of the process that forked it, here a pytest full of libraries.
+peak_kib = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+print(kept, sum(seen.values()), peak_kib // 1024)
 """
 
 
