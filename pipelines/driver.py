@@ -27,6 +27,7 @@ from pipelines.flow.stage import Graph
 from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from pipelines.report import metrics_of, read_series, render_report, write_report
+from pipelines.s1_download.retry import parse_classes
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -92,12 +93,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False) -> Outcome:
+def run_experiment(
+    options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False, retries: Sequence[str] = ()
+) -> Outcome:
     """Run what is due of an experiment (all of it, or the nodes that match `targets`) and report.
 
+    Each of `retries` ("dns,timeout,5xx") is one more round of every download, after those the experiment has.
     With `--dry-run` nothing runs; the exit code is then 2 if something is due.
     """
     experiment = load_experiment(options.experiment, options.store)
+    rounds = (*experiment.retries, *(parse_classes(text) for text in retries))
+    experiment = experiment.model_copy(update={"retries": rounds})
     graph = build_graph(experiment)
     store = Store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
@@ -117,7 +123,11 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     manifests = {key: result.nodes[key].manifest for key in graph if key in result.nodes}
     report = _write_report(experiment, store, graph, manifests)
     rows = [_row(key, planned, manifest, result.nodes[key].action) for key, manifest in manifests.items()]
-    text = "\n".join([_table(rows), "", *_results(manifests), "", *_next_steps(experiment, store, report, options)])
+    steps = _next_steps(experiment, store, report, options)
+    if retries:
+        kept = json.dumps([list(classes) for classes in rounds])
+        steps.append(f"retries  to build on what was retried, write `retries: {kept}` into the experiment")
+    text = "\n".join([_table(rows), "", *_results(manifests), "", *steps])
     data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run, "report": str(report)}
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
     return Outcome(EXIT_OK, text, {**data, "metrics": metrics})
