@@ -1,6 +1,7 @@
 """Run some nodes of an experiment; what they read must be finished.
 
 python jobs/run_stage.py sample --only 'score/*' --force
+python jobs/run_stage.py sample --only 'download/*' --retry dns,timeout,5xx
 """
 
 import argparse
@@ -14,7 +15,12 @@ def main() -> int:
     driver.add_run_arguments(parser)
     parser.add_argument("--only", action="append", required=True, help="node key or glob; may be given several times")
     parser.add_argument("--force", action="store_true", help="run finished parts again")
-    text, code = driver.run_as_job(lambda options: driver.run_experiment(options, options.only, options.force), parser)
+    parser.add_argument(
+        "--retry", action="append", default=[], help="download again only what failed by dns, timeout, 5xx, ..."
+    )
+    text, code = driver.run_as_job(
+        lambda options: driver.run_experiment(options, options.only, options.force, options.retry), parser
+    )
     print(text)
     return code
 

@@ -29,6 +29,7 @@ from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from pipelines.report import metrics_of
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
+from pipelines.s1_download.retry import parse_classes
 from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
@@ -96,12 +97,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False) -> Outcome:
+def run_experiment(
+    options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False, retries: Sequence[str] = ()
+) -> Outcome:
     """Run what is due of an experiment (all of it, or the nodes that match `targets`) and report.
 
+    Each of `retries` ("dns,timeout,5xx") is one more round of every download, after those the experiment has.
     With `--dry-run` nothing runs; the exit code is then 2 if something is due.
     """
     experiment = load_experiment(options.experiment, options.store)
+    rounds = (*experiment.retries, *(parse_classes(text) for text in retries))
+    experiment = experiment.model_copy(update={"retries": rounds})
     graph = build_graph(experiment)
     store = _open_store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
@@ -123,7 +129,11 @@ def run_experiment(options: argparse.Namespace, targets: Sequence[str] = (), for
     series = training_series(store, manifests)
     report = save_report(experiment.name, store, manifests, series)
     rows = node_rows(planned, result)
-    paragraphs = [[node_table(rows)], loss_lines(series), result_lines(manifests), _next_steps(store, report, options)]
+    steps = _next_steps(store, report, options)
+    if retries:
+        kept = json.dumps([list(classes) for classes in rounds])
+        steps.append(f"retries  to build on what was retried, write `retries: {kept}` into the experiment")
+    paragraphs = [[node_table(rows)], loss_lines(series), result_lines(manifests), steps]
     text = "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
     data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run}

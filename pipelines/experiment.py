@@ -61,6 +61,8 @@ class Experiment(FrozenConfig):
     store: str = "runs/store"
     sources: dict[str, SourceConfig]
     download: DownloadConfig = DownloadConfig()
+    # Later rounds of every download, each the classes of failures it tries again: [[dns, timeout, 5xx]].
+    retries: tuple[tuple[str, ...], ...] = ()
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
     clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"

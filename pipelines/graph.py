@@ -1,11 +1,16 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
+from dataclasses import replace
+
+import pydantic
+
 from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, resolve, source_uri
 from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.download import DOWNLOAD
+from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, read_config
+from pipelines.s1_download.retry import parse_classes
 from pipelines.s2_filter import FILTER
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
@@ -25,7 +30,10 @@ def build_graph(experiment: Experiment) -> Graph:
     nodes: list[Node] = []
     for name, source in experiment.sources.items():
         nodes += _curation_nodes(experiment, name, source)
-    train = [name for name, source in experiment.sources.items() if source.role == "train"]
+    sources = [name for name, source in experiment.sources.items() if source.role == "train"]
+    # Retried rows come after all first rounds, so that a further round moves nothing that is there.
+    branches = {name: _branches(experiment, name) for name in sources}
+    train = sources + [branch for name in sources for branch in branches[name][1:]]
     nodes += _training_nodes(experiment, train)
     nodes += [
         Node(
@@ -36,8 +44,8 @@ def build_graph(experiment: Experiment) -> Graph:
             ),
             inputs={
                 "model": (f"pretrain/{experiment.name}",),
-                "rows": (f"filter/{task.source}",),
-                "media": (f"download/{task.source}",),
+                "rows": tuple(f"filter/{branch}" for branch in _branches(experiment, task.source)),
+                "media": tuple(f"download/{branch}" for branch in _branches(experiment, task.source)),
             },
             runtime=_runtime(experiment, "evaluate"),
         )
@@ -71,23 +79,56 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             inputs={"rows": (f"read/{name}",)},
             runtime=_runtime(experiment, "download"),
         ),
-        Node(
-            key=f"filter/{name}",
-            stage=FILTER,
-            config=experiment.filter,
-            inputs={"rows": (f"download/{name}",)},
-            runtime=_runtime(experiment, "filter"),
-        ),
     ]
-    if source.role == "train":
+    nodes += _retry_nodes(experiment, name, nodes[-1].config)
+    for branch in _branches(experiment, name):
+        nodes += _judging_nodes(experiment, branch, source.role == "train", may_be_empty=branch != name)
+    return nodes
+
+
+def _branches(experiment: Experiment, name: str) -> list[str]:
+    """The rounds in which a source is downloaded: the first, and what each later one adds to it."""
+    return [name, *(f"{name}.retry{number}" for number in range(1, len(experiment.retries) + 1))]
+
+
+def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) -> list[Node]:
+    """One download node for each later round, which reads all rounds before it."""
+    branches = _branches(experiment, name)
+    return [
+        Node(
+            key=f"download/{branches[number]}",
+            stage=RETRY,
+            config=config.model_copy(update={"retry": parse_classes(",".join(classes))}),
+            inputs={
+                "rows": (f"read/{name}",),
+                "earlier": tuple(f"download/{branch}" for branch in branches[:number]),
+            },
+            runtime=_runtime(experiment, "download"),
+        )
+        for number, classes in enumerate(experiment.retries, start=1)
+    ]
+
+
+def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may_be_empty: bool) -> list[Node]:
+    """filter, and score if it is trained on, of one round of a source."""
+    nodes = [
+        Node(
+            key=f"filter/{branch}",
+            stage=replace(FILTER, allow_zero_rows=may_be_empty),
+            config=experiment.filter,
+            inputs={"rows": (f"download/{branch}",)},
+            runtime=_runtime(experiment, "filter"),
+        )
+    ]
+    if is_trained_on:
         nodes.append(
             Node(
-                key=f"score/{name}",
-                stage=SCORE,
+                key=f"score/{branch}",
+                stage=replace(SCORE, allow_zero_rows=may_be_empty),
                 config=experiment.score,
                 inputs={
-                    "rows": (f"filter/{name}",),
-                    "media": (f"download/{name}",),
+                    "rows": (f"filter/{branch}",),
+                    "media": (f"download/{branch}",),
                     "model": _folder_files(experiment.clip_model, "clip_model"),
                 },
                 runtime=_runtime(experiment, "score"),

@@ -71,6 +71,7 @@ class HostileServer(socketserver.ThreadingTCPServer):
         super().__init__((address, 0), _Handler)
         self.requests: Counter[str] = Counter()
         self.user_agents: set[str] = set()
+        self.is_down = False  # /weekdays/* answers 503
         self.num_connections = 0
         self.robots: tuple[str, bytes] | None = None  # status line and body of /robots.txt; None: there is none
         self.released = threading.Event()
@@ -259,6 +260,7 @@ BEHAVIOURS: dict[str, Callable[[_Handler], None]] = {
     "good": _good,
     "late-good": lambda h: (h.server.released.wait(0.3), _good(h))[1],
     "png-as-jpeg": lambda h: h.answer(_png(), Content_Type="image/jpeg"),
+    "weekdays": lambda h: h.answer(b"", "503 Service Unavailable") if h.server.is_down else _good(h),
     "gone": lambda h: h.answer(b"", "410 Gone"),
     "busy": lambda h: h.answer(b"", "429 Too Many Requests", Retry_After="3600"),
     "recovers": _recovers,

@@ -7,6 +7,7 @@ import pydantic
 import pipelines
 from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
@@ -27,6 +28,7 @@ class DownloadConfig(FrozenConfig):
     reads_robots: bool = True  # robots.txt of every site but our own server
     # A file in the project: domains and URL prefixes, one a line. Its bytes count in fingerprints.
     deny_list: str | None = None
+    retry: tuple[str, ...] = ()  # of a later round: the classes of failures that it tries again
     max_redirects: int = pydantic.Field(default=5, ge=0)
     retries: int = pydantic.Field(default=1, ge=0, le=10)
     host_max_failures: int = pydantic.Field(default=10, ge=0)  # in a row, then a host is given up; 0: never
@@ -58,6 +60,11 @@ class DownloadConfig(FrozenConfig):
         for network in networks:
             ipaddress.ip_network(network)  # ValueError names the text
         return networks
+
+    @pydantic.field_validator("retry")
+    @classmethod
+    def _classes_are_known(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        return parse_classes(",".join(classes)) if classes else ()
 
     def policy(self, endpoints: tuple[tuple[str, int], ...] = ()) -> Policy:
         """What may be contacted; `endpoints` are our own servers."""

@@ -5,27 +5,34 @@ processes fetch and decode the rest (`child.py`, `worker.py`) and writes down wh
 captured: no later stage touches the network.
 """
 
+import logging
 import re
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
 from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
 from pipelines.s1_download.loopback import serve_folder
+from pipelines.s1_download.retry import balance, is_retried
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.packs import write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
+
+logger = logging.getLogger(__name__)
 
 ROWS_FILE = re.compile(r"rows-(\d+)\.parquet")
 
@@ -76,15 +83,40 @@ def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
     return parts
 
 
+def plan_retry(config: DownloadConfig, inputs: Inputs) -> list[Part]:
+    """One part per rows file of which an earlier round has dropped rows that are to be tried again.
+
+    Slot `earlier` holds every round before this one, in order. Each part reads its ledgers, so other failures make
+    another part.
+    """
+    parts = []
+    for part in plan_download(config, inputs):
+        same = [found for earlier in inputs["earlier"] for found in earlier.parts if found.name == part.name]
+        known = [(found.summary.get("retried", {}), found.summary.get("dropped")) for found in same]
+        left = (
+            None
+            if any(dropped is None for _, dropped in known)
+            else balance([(r, d) for r, d in known if d is not None])
+        )
+        if left is None or any(is_retried(rule, config.retry) for rule in left):
+            ledgers = tuple(Read("earlier", found.file("ledger.parquet")) for found in same)
+            parts.append(replace(part, reads=(*part.reads, *ledgers)))
+    return parts
+
+
 def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Fetch the media of one part's rows and write rows, drops, ledger and media pack."""
     samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
+    earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
+    samples, retried = _still_failing(samples, earlier, config.retry)
     denied, deny_list_sha256 = config.denied()
     if deny_list_sha256 != part.spec.get("deny_list", ""):
         raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
     with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
         items, item_of_row, refused = _plan_items(samples, url_map, denied)
+        began = time.monotonic()
         results = fetch_items(items, Path(scratch), config, config.policy(endpoints))
+        seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
         kept, drops = _decide(samples, verdicts)
@@ -96,16 +128,38 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
     write_table(_ledger(samples, verdicts), out.path / "ledger.parquet")
+    counts = _counts(samples, kept, drops)
+    num_bytes = sum(result.bytes for result in results.values())
+    summary = {**_summary(counts["rows"], num_bytes, seconds), **({"retried": retried} if config.retry else {})}
+    rates = " ".join(f"{name}={value:.4g}" for name, value in summary["metrics"].items())
+    reasons = " ".join(f"{rule}={number}" for rule, number in sorted(counts["rows"].dropped.items()))
+    logger.info("stage=download part=%s rows=%d seconds=%.1f %s %s", part.name, len(samples), seconds, rates, reasons)
     return PartResult(
-        counts=_counts(samples, kept, drops),
+        counts=counts,
         file_rows={
             "rows.parquet": len(kept),
             "drops.parquet": len(drops),
             "ledger.parquet": len(samples),
             "media.parquet": len(pack),
         },
-        summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack)},
+        summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack), **summary},
     )
+
+
+def _still_failing(
+    samples: Sequence[Sample], ledgers: Sequence[pa.Table], classes: Sequence[str]
+) -> tuple[list[Sample], dict[str, int]]:
+    """The samples that `ledgers`, one for each round so far, leave dropped by a rule of `classes`, and by which rule.
+
+    Without classes it is the first round, which takes them all.
+    """
+    if not classes:
+        return list(samples), {}
+    last: dict[str, str] = {}
+    for ledger in ledgers:
+        last |= dict(zip(ledger["key"].to_pylist(), ledger["status"].to_pylist(), strict=True))
+    failing = [sample for sample in samples if is_retried(last.get(sample.key, ""), classes)]
+    return failing, dict(sorted(Counter(last[sample.key] for sample in failing).items()))
 
 
 @contextmanager
@@ -200,6 +254,36 @@ def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[D
     }
 
 
+def _summary(rows: Count, num_bytes: int, seconds: float) -> dict[str, Any]:
+    """How it went: rules that dropped rows, and per second of fetching and decoding (waiting for hosts included)."""
+    return {
+        "dropped": dict(sorted(rows.dropped.items())),
+        "fetched_bytes": num_bytes,
+        "fetch_seconds": seconds,
+        "metrics": {
+            "rows_per_second": rows.num_in / max(seconds, 1e-9),
+            "bytes_per_second": num_bytes / max(seconds, 1e-9),
+            "success_rate": rows.num_out / max(rows.num_in, 1),
+        },
+    }
+
+
+def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Mapping[str, Any]:
+    """The parts' summaries added up. Parts run side by side: rates are per second of one part's work."""
+    rows = sum((part.counts["rows"] for part in parts), Count(0, 0))
+    total: dict[str, Any] = {
+        name: sum(part.summary[name] for part in parts)
+        for name in ("num_distinct_media", "media_bytes", "fetched_bytes", "fetch_seconds")
+        if all(name in part.summary for part in parts)  # adopted parts know less
+    }
+    retried: Counter[str] = Counter()
+    for part in parts:
+        retried.update(part.summary.get("retried", {}))
+    if config.retry:
+        total["retried"] = dict(sorted(retried.items()))
+    return {**total, **_summary(rows, total.get("fetched_bytes", 0), total.get("fetch_seconds", 0.0))}
+
+
 DOWNLOAD = Stage(
     name="download",
     version=2,
@@ -207,4 +291,8 @@ DOWNLOAD = Stage(
     slots=("rows",),
     plan_parts=plan_download,
     run_part=run_download,
+    finish=finish_download,
 )
+
+# A later round. That nothing of it succeeds is news, not an error.
+RETRY = replace(DOWNLOAD, slots=("rows", "earlier"), plan_parts=plan_retry, allow_zero_rows=True)

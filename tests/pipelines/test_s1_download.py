@@ -172,6 +172,11 @@ def test_totals_and_tables_agree(hostile: Any) -> None:
     kept = statuses.pop("kept")
     count = run.result.counts["rows"]
     assert (count.num_out, dict(count.dropped)) == (kept, dict(statuses))
+    summary = run.result.summary
+    assert summary["dropped"] == dict(statuses)
+    assert summary["metrics"]["success_rate"] == pytest.approx(kept / len(run.ledger))
+    assert summary["metrics"]["rows_per_second"] * summary["fetch_seconds"] == pytest.approx(len(run.ledger))
+    assert summary["metrics"]["bytes_per_second"] * summary["fetch_seconds"] == pytest.approx(summary["fetched_bytes"])
     drops = pq.read_table(run.path / "drops.parquet").to_pylist()
     assert Counter(drop["rule"] for drop in drops) == statuses
     assert run.result.counts["captions"].dropped == {"row_dropped": len(drops)}
