@@ -1,9 +1,11 @@
 """One real cluster and one real run of the shipped sample, shared by all end-to-end tests of a session."""
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -48,6 +50,28 @@ def run_job(script: str, *arguments: str, cwd: Path | None = None, **environment
         timeout=900,
     )
     return Job(done.returncode, done.stdout, done.stderr)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of all processes below `pid`."""
+    parents, lines = {}, {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (OSError, ValueError, IndexError):
+            continue
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for child, above in parents.items():
+            if above == parent and child not in found:
+                found[child] = lines[child]
+                waiting.append(child)
+    return found
 
 
 def free_port() -> int:
@@ -106,11 +130,11 @@ def cluster() -> Iterator[Cluster]:
         _wait_until_listening(dashboard, head, folder / "head.log")
         yield Cluster(environment)
     finally:
-        head.terminate()
-        try:
-            head.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            head.kill()
+        # At once and all of them: an orderly end takes Ray half a minute, and nothing of this cluster is to be kept.
+        for pid in [*descendants(head.pid), head.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.flow.store import Store
-from tests.e2e.conftest import ROOT, SampleRun
+from tests.e2e.conftest import ROOT, SampleRun, descendants
 
 pytestmark = pytest.mark.slow
 
@@ -39,28 +39,6 @@ WORK = {"s1": ("s1_download.worker",), "s4": ("ray::partition", "ray::pack"), "s
 def command(targets: list[str], store: Path) -> list[str]:
     only = [word for target in targets for word in ("--only", target)]
     return [sys.executable, "jobs/run_stage.py", "sample", "--store", str(store), "--json", *only]
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Command lines of all processes below `pid`."""
-    parents, lines = {}, {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            lines[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except (OSError, ValueError, IndexError):
-            continue
-    found: dict[int, str] = {}
-    waiting = [pid]
-    while waiting:
-        parent = waiting.pop()
-        for child, above in parents.items():
-            if above == parent and child not in found:
-                found[child] = lines[child]
-                waiting.append(child)
-    return found
 
 
 def workers(driver: int, phase: str) -> list[int]:
