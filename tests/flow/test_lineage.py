@@ -413,7 +413,7 @@ def silent_server() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("kind", ["closed", "500", "silent"])
+@pytest.mark.parametrize("kind", ["closed", "500", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_dead_mlflow_stops_nothing_and_is_told_later(
     kind: str, graph: Graph, store: Store, tracking_uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:

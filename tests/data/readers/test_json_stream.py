@@ -192,6 +192,7 @@ def write_instances(path: Path, num_bytes: int) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_coco_of_200_megabytes_needs_little_memory(project_root: Path, tmp_path: Path) -> None:
     number = write_instances(tmp_path / "i.json", 200_000_000)
     kept, seen, peak = peak_mib(project_root, "coco", instances=tmp_path / "i.json")
