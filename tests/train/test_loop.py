@@ -78,7 +78,7 @@ run(folder, shards, on_step=lambda step: step == int(last_step) and os.kill(os.g
 """
 
 
-@pytest.mark.parametrize("last_step", [1, 4])
+@pytest.mark.parametrize("last_step", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_killed_and_resumed_equals_undisturbed(straight, shards, tmp_path, project_root, last_step):
     """Step 1 dies before any checkpoint, step 4 between two; weights and numbers are equal bit for bit."""
     tars = [str(files.tar) for files in shards]
