@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,12 +29,14 @@ from pipelines.flow.stage import (
     Stage,
 )
 from x2vlm.config import FrozenConfig
-from x2vlm.data.clip_score import Clip, load_clip_files, load_clip_name, score_pairs
 from x2vlm.data.media import open_image
 from x2vlm.data.packs import INDEX_NAME, PACK_NAME, MediaPack
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
+
+if TYPE_CHECKING:  # clip_score imports torch: planning must not wait for it, so functions import it
+    from x2vlm.data.clip_score import Clip
 
 FOLDER = "folder"
 
@@ -127,7 +129,7 @@ def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[
 
 
 def score_samples(
-    clip: Clip, samples: Iterable[Sample], pack: MediaPack, batch_size: int
+    clip: "Clip", samples: Iterable[Sample], pack: MediaPack, batch_size: int
 ) -> Iterator[dict[str, object]]:
     """A row of SCORE_SCHEMA per sample, in order. At most `batch_size` images and one clip are decoded at a time."""
     rows: list[dict[str, object]] = []
@@ -149,8 +151,10 @@ def score_samples(
 
 
 def _score_rows(
-    clip: Clip, rows: list[dict[str, object]], pairs: list[tuple[list[Image.Image], str]], batch_size: int
+    clip: "Clip", rows: list[dict[str, object]], pairs: list[tuple[list[Image.Image], str]], batch_size: int
 ) -> Iterator[dict[str, object]]:
+    from x2vlm.data.clip_score import score_pairs
+
     for row, scores in zip(rows, score_pairs(clip, pairs, batch_size), strict=True):
         if not scores:
             yield row
@@ -187,7 +191,7 @@ def _samples(rows: Path) -> Iterator[Sample]:
             yield from samples_of(pa.Table.from_batches([batch]))
 
 
-def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> Clip:
+def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> "Clip":
     if config.model != FOLDER:
         return _named_clip(config.model, config.weights_sha256, config.device)
     files = [read.file for read in part.reads if read.slot == "model"]
@@ -197,12 +201,16 @@ def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> Clip:
 # One model per process: actors and reused workers load it once. Content hashes are in the key, so a changed file is
 # another model even under the same path.
 @lru_cache(maxsize=1)
-def _folder_clip(files: tuple[tuple[str, str, Path], ...], device: str) -> Clip:
+def _folder_clip(files: tuple[tuple[str, str, Path], ...], device: str) -> "Clip":
+    from x2vlm.data.clip_score import load_clip_files
+
     return load_clip_files({name: path for name, _, path in files}, device)
 
 
 @lru_cache(maxsize=1)
-def _named_clip(name: str, weights_sha256: str, device: str) -> Clip:
+def _named_clip(name: str, weights_sha256: str, device: str) -> "Clip":
+    from x2vlm.data.clip_score import load_clip_name
+
     return load_clip_name(name, weights_sha256, device)
 
 
