@@ -66,7 +66,8 @@ def _endless(handler: Handler) -> None:
 
 
 def _redirect_by_name(handler: Handler) -> None:
-    _redirect(handler, handler.server.locations[handler.argument], "301 Moved Permanently")
+    location = handler.server.locations.get(handler.argument.partition("?")[0])
+    not_found(handler) if location is None else _redirect(handler, location, "301 Moved Permanently")
 
 
 def _trickle(handler: Handler) -> None:
