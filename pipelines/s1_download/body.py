@@ -5,6 +5,7 @@ Content-Length for none; here what is not framed as RFC 9112 says is refused by 
 """
 
 import http.client
+import mmap
 import re
 import threading
 import zlib
@@ -17,7 +18,7 @@ from pipelines.s1_download.guard import Refusal
 CHUNK_BYTES = 64 << 10
 UNPACK_BYTES = 256 << 10  # at most so much comes out of a packed body before it is judged again
 RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
-ROOM_FREE_BYTES = 512 << 10  # a body below this needs no room: nine of ten pictures of the web
+ROOM_FREE_BYTES = 256 << 10  # a body below this needs no room, as most pictures of the web
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 MAX_CHUNK_LINE_BYTES = 4096
 
@@ -72,19 +73,44 @@ def read_body(response: http.client.HTTPResponse, limits: BodyLimits, take_room:
     pieces = _capped(_wire(response, announced), limits)
     if encoding not in ("", "identity"):
         pieces = _unpacked(pieces, encoding, limits)
-    body, has_room = bytearray(), False
-    for piece in pieces:
-        if not has_room and len(body) + len(piece) > ROOM_FREE_BYTES:
-            take_room(limits.max_bytes if announced is None or encoding else min(announced, limits.max_bytes))
-            has_room = True
-        body += piece
-        if len(body) > limits.max_bytes:
+    most = limits.max_bytes if announced is None or encoding else min(announced, limits.max_bytes)
+    small: list[bytes] = []
+    large: mmap.mmap | None = None
+    size = 0
+    try:
+        for piece in pieces:
             if limits.cuts_long_bodies:
-                return bytes(body[: limits.max_bytes])
-            raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
-    if not body:
-        raise Refusal("empty_body", "0 bytes", response.status)
-    return bytes(body)
+                piece = piece[: limits.max_bytes - size]
+            start, size = size, size + len(piece)
+            if size > limits.max_bytes:
+                raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
+            if large is None and size > ROOM_FREE_BYTES:
+                take_room(most)
+                large = _moved(small, most)
+            if large is None:
+                small.append(piece)
+            else:
+                large[start:size] = piece
+            if limits.cuts_long_bodies and size == limits.max_bytes:
+                break
+        if not size:
+            raise Refusal("empty_body", "0 bytes", response.status)
+        return b"".join(small) if large is None else large[:size]
+    finally:
+        if large is not None:
+            large.close()
+
+
+def _moved(small: list[bytes], num_bytes: int) -> mmap.mmap:
+    """Memory for `num_bytes` that begins with what is in `small`, which is emptied.
+
+    It takes what is written to it and goes back to the system at once. Neither is true of a bytearray that grows, nor
+    of a list of pieces: what a thread's arena has had to hold it keeps, 32 MiB in each of four.
+    """
+    large = mmap.mmap(-1, num_bytes)
+    large.write(b"".join(small))
+    small.clear()
+    return large
 
 
 def announced_length(response: http.client.HTTPResponse) -> int | None:

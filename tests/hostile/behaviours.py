@@ -21,6 +21,7 @@ from tests.hostile.payloads import (
     gif_bomb,
     jpeg,
     jpeg_giant,
+    photo,
     png_bomb,
     png_header_bomb,
     transparent_png,
@@ -182,6 +183,7 @@ def download_children() -> list[int]:
 BEHAVIOURS: dict[str, Behaviour] = {
     "robots.txt": _robots,
     "good": _good,
+    "photo": lambda h: h.answer(photo(int(h.argument) % 8)),
     "late-good": lambda h: (h.server.released.wait(0.3), _good(h))[1],
     "png-as-jpeg": lambda h: h.answer(transparent_png(), Content_Type="image/jpeg"),
     "weekdays": lambda h: h.answer(b"", "503 Service Unavailable") if h.server.is_down else _good(h),

@@ -19,6 +19,15 @@ def jpeg(width: int = 64, height: int = 48, colour: str = "teal") -> bytes:
 
 
 @functools.cache
+def photo(seed: int = 0, width: int = 1024, height: int = 768) -> bytes:
+    """A valid JPEG as large as photographs on the web are: about 150 kB."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@functools.cache
 def clip(num_frames: int = 25, rate: int = 10) -> bytes:
     """A small valid video whose frame k is grey, of brightness 4 k."""
     buffer = BytesIO()
