@@ -149,7 +149,7 @@ def _wire(response: http.client.HTTPResponse, announced: int | None) -> Iterator
 def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while True:
         line = response.fp.readline(MAX_CHUNK_LINE_BYTES)
-        if not line:
+        if not line.endswith(b"\n") and len(line) < MAX_CHUNK_LINE_BYTES:
             raise Refusal("truncated_body", "no last chunk came")
         match = CHUNK_SIZE.fullmatch(line)
         if match is None:
@@ -158,7 +158,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
             return  # trailers say nothing that counts, and the connection ends here
         yield from _exactly(response, size, "bytes of a chunk")
         if (end := response.fp.readline(3)) not in (b"\r\n", b"\n"):
-            raise Refusal("bad_response" if end else "truncated_body", f"a chunk ends with {end!r}")
+            raise Refusal("truncated_body" if b"\r\n".startswith(end) else "bad_response", f"a chunk ends with {end!r}")
 
 
 def _exactly(response: http.client.HTTPResponse, size: int, unit: str) -> Iterator[bytes]:
