@@ -8,6 +8,7 @@ kernel drops what anybody else sends. What does not answer the question is not a
 import socket
 import time
 from collections.abc import Sequence
+from typing import cast
 
 import dns.exception
 import dns.message
@@ -67,10 +68,10 @@ def _exchange(server: tuple[str, int], name: dns.name.Name, deadline: float) -> 
                 if answers:
                     break
                 raise
-            query = next((query for query in waiting if answer and query.is_response(answer)), None)
-            if query is not None and answer is not None:
-                waiting.remove(query)
-                answers.append(_whole(query, answer, server, deadline))
+            asked = next((query for query in waiting if answer and query.is_response(answer)), None)
+            if asked is not None and answer is not None:
+                waiting.remove(asked)
+                answers.append(_whole(asked, answer, server, deadline))
             elif time.monotonic() >= deadline:  # a flood of what is no answer must not keep us
                 break
     if not answers:
@@ -83,7 +84,8 @@ def _parse(wire: bytes) -> dns.message.Message | None:
     try:
         return dns.message.from_wire(wire, raise_on_truncation=True)
     except dns.message.Truncated as error:
-        return error.message()
+        partial: dns.message.Message = error.message()  # type: ignore[no-untyped-call]
+        return partial
     except (dns.exception.DNSException, ValueError):
         return None
 
@@ -112,7 +114,7 @@ def _addresses(answers: Sequence[dns.message.Message]) -> tuple[list[str], float
             failures.append(dns.rcode.to_text(answer.rcode()))
             continue
         try:
-            chain = answer.resolve_chaining()
+            chain = cast(dns.message.QueryMessage, answer).resolve_chaining()
         except dns.exception.DNSException as error:
             raise socket.gaierror(socket.EAI_NONAME, f"aliases without an end: {type(error).__name__}") from None
         if chain.answer is not None:

@@ -4,6 +4,7 @@ Packets are put together by hand, byte for byte, so that it can also say what no
 it shares no code with what it tests.
 """
 
+import errno
 import heapq
 import ipaddress
 import itertools
@@ -54,10 +55,7 @@ class NameServer:
         self.questions: Counter[tuple[str, int]] = Counter()
         self.senders: list[tuple[int, int]] = []  # (port, message id) of each question
         self.is_down = False  # every question is answered SERVFAIL
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        self._udp.bind(("127.0.0.1", 0))
-        self._tcp = socket.create_server(self._udp.getsockname())
+        self._udp, self._tcp = _sockets_on_one_port()
         self._wake, self._stop = socket.socketpair()
         self._random = random.Random(0)
 
@@ -125,6 +123,20 @@ class NameServer:
             question = _write_name("other.test") + struct.pack(">HH", kind, IN)
         header = struct.pack(">HHHHHH", identity, flags, 1, len(records), 0, 0)
         return header + question + b"".join(records)
+
+
+def _sockets_on_one_port() -> tuple[socket.socket, socket.socket]:
+    """A UDP socket and a listening TCP socket on the same free port of 127.0.0.1."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            return udp, socket.create_server(udp.getsockname())
+        except OSError as error:  # somebody else has the TCP port
+            udp.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
 
 
 def _records(kind: int, reply: Reply) -> list[bytes]:

@@ -313,10 +313,10 @@ def test_each_row_has_one_verdict_and_totals_add_up(hostile: Hostile) -> None:
 
 
 def test_a_name_is_asked_for_once_whatever_its_time_to_live_says(hostile: Hostile) -> None:
-    again = {"failing.test": 3, "failing-once.test": 2}  # and nothing else that was answered
-    unanswered = {"only-forged.test", "pointer-loop.test", "truncated-for-ever.test", "no-answer.test"}
-    asked = {name: count for name, count in hostile.questions.items() if name not in unanswered}
-    assert asked == {name: again.get(name, 1) for name in asked}
+    failing = {f"{name}.test" for name in ("failing", "only-forged", "pointer-loop", "truncated-for-ever", "no-answer")}
+    asked = {name: count for name, count in hostile.questions.items() if name not in failing}
+    assert asked == {name: 2 if name == "failing-once.test" else 1 for name in asked}
+    assert all(2 <= hostile.questions[name] <= 5 for name in failing)  # as often as there is time for
     assert hostile.questions["rebinds.test"] == 1
 
 
