@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.s1_download.child import child_environment
+from pipelines.s1_download.child import child_environment, fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.guard import Policy, Refusal, parse_target
+from pipelines.s1_download.job import Item
 from pipelines.s1_download.name_servers import ask_name_servers
 from pipelines.s1_download.name_store import NameStore, open_name_store
 from pipelines.s1_download.resolver import (
@@ -27,6 +29,7 @@ from pipelines.s1_download.resolver import (
     parse_name_server,
     resolve,
 )
+from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import AAAA, NXDOMAIN, REFUSED, SERVFAIL, A, NameServer, Reply, always, first, name_server
 
 LIE = Reply(("127.0.0.2",))
@@ -403,3 +406,39 @@ def test_no_host_is_lost_after_an_outage(tmp_path: Path) -> None:
         server.is_down = False
         assert resolver.addresses("another.test", 5.0) == ["192.0.2.1"]  # whoever notices
         assert run_list(server, resolver, hosts) == dict.fromkeys(hosts, "ok")
+
+
+def fetch(folder: Path, urls: list[str], port: int, server: NameServer, **values: Any) -> list[str]:
+    """What a part's children make of these videos."""
+    folder.mkdir()
+    config = DownloadConfig(
+        name_servers=(server.address,), allow_networks=("127.0.0.1/32",), allow_ports=(port,), reads_robots=False,
+        video_threads=1, retries=0, **values
+    )  # fmt: skip
+    items = [Item(index, "video", url) for index, url in enumerate(urls)]
+    results = fetch_items(items, folder, config, config.policy())
+    return [results[item.id].status for item in items]
+
+
+def test_children_and_parts_of_one_machine_share_what_they_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with hostile_server() as web, name_server(other=lambda name: always("127.0.0.1")) as server:
+        first_part = [f"http://a.test:{web.port}/clip", f"http://b.test:{web.port}/kill-once"]
+        assert fetch(tmp_path / "0", first_part, web.port, server) == ["kept", "not_a_video"]
+        assert web.requests["/kill-once"] == 2  # its first child died, and the second one knew the name
+        second_part = [f"http://b.test:{web.port}/clip/1", f"http://a.test:{web.port}/clip/2"]
+        assert fetch(tmp_path / "1", second_part, web.port, server) == ["kept", "kept"]
+        assert server.hosts_asked() == {"a.test": 1, "b.test": 1}
+
+
+def test_a_later_round_asks_again_for_what_did_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with hostile_server() as web, name_server() as server:
+        urls = [f"http://young.test:{web.port}/clip"]
+        assert fetch(tmp_path / "0", urls, web.port, server) == ["dns_failed"]
+        server.names["young.test"] = always("127.0.0.1")
+        assert fetch(tmp_path / "1", urls, web.port, server) == ["dns_failed"]  # as remembered
+        assert fetch(tmp_path / "2", urls, web.port, server, retry=("dns",)) == ["kept"]
+        assert server.hosts_asked() == {"young.test": 2}
