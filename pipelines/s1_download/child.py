@@ -36,6 +36,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "4",  # else up to 8 a core, of 64 MB of address space each: more than the headroom
 }
 logger = logging.getLogger(__name__)
 

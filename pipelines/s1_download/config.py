@@ -7,6 +7,7 @@ import pydantic
 import pipelines
 from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.resolver import parse_name_server
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
@@ -47,7 +48,10 @@ class DownloadConfig(FrozenConfig):
     max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)
     host_connections: int = pydantic.Field(default=8, gt=0, exclude=True)
     host_requests_per_second: float = pydantic.Field(default=20.0, ge=0, exclude=True)  # 0: no limit
-    threads: int = pydantic.Field(default=16, gt=0, exclude=True)
+    # Name servers to ask ("192.0.2.1", "[2001:db8::1]:5353"); none: what the system's resolver asks.
+    name_servers: tuple[str, ...] = pydantic.Field(default=(), exclude=True)
+    # They wait, they do not work: 64 that trickle 1 byte a second hold 64 for as long as the rate's grace lasts.
+    threads: int = pydantic.Field(default=64, gt=0, exclude=True)
     video_threads: int = pydantic.Field(default=2, gt=0, exclude=True)
     # What the child may map beyond what its imports need; 0 sets no limit.
     address_space_headroom_bytes: int = pydantic.Field(default=6 << 30, ge=0, exclude=True)
@@ -60,6 +64,13 @@ class DownloadConfig(FrozenConfig):
         for network in networks:
             ipaddress.ip_network(network)  # ValueError names the text
         return networks
+
+    @pydantic.field_validator("name_servers")
+    @classmethod
+    def _name_servers_are_addresses(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for server in servers:
+            parse_name_server(server)  # ValueError names the text
+        return servers
 
     @pydantic.field_validator("retry")
     @classmethod

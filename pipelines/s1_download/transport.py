@@ -14,13 +14,14 @@ import time
 import urllib.parse
 import urllib.request
 import urllib.response
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from typing import Any
 
+from pipelines.s1_download.body import CHUNK_BYTES, BodyLimits, Room, read_body
 from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import Policy, Refusal, Target, parse_target
 from pipelines.s1_download.hosts import Breaker, HostGate, wait_before_retry
@@ -28,10 +29,9 @@ from pipelines.s1_download.opt_out import opt_out_signal
 from pipelines.s1_download.resolver import Resolver, resolve
 from pipelines.s1_download.robots import MAX_ROBOTS_BYTES, RobotsCache
 
-CHUNK_BYTES = 64 << 10
-HEADER_ALLOWANCE_BYTES = 256 << 10  # wire bytes that may be headers and chunk marks
-RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
-SILENT_RULES = ("connect_failed", "deadline_exceeded")  # without a status: the host said nothing
+HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for marks of chunks
+# A host that ends so has cost seconds and given nothing. An error status costs little and counts as an answer.
+SILENT_RULES = ("connect_failed", "deadline_exceeded", "too_slow")
 
 NO_TALK_RULES = (
     "address_forbidden",
@@ -55,11 +55,15 @@ class Limits:
     min_bytes_per_second: float = 8192.0
     rate_grace_seconds: float = 5.0  # the rate counts from the first byte on, after this
     max_redirects: int = 5
-    cuts_long_bodies: bool = False  # what lies behind max_bytes is left unread, instead of refusing the whole
     retries: int = 1  # of what may pass: see hosts.BACK_OFF_SECONDS
     host_connections: int = 8
     host_requests_per_second: float = 20.0
     host_max_failures: int = 10  # in a row without an answer, then the host is given up; 0: never
+
+    @property
+    def body(self) -> BodyLimits:
+        """What holds for the body."""
+        return BodyLimits(self.max_bytes, self.max_ratio)
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,10 @@ def tls_context() -> ssl.SSLContext:
 class Fetcher:
     """Fetches URLs under one policy. Safe to share between threads; holds resolved names and each host's queue."""
 
-    def __init__(self, policy: Policy, limits: Limits, manners: Manners) -> None:
+    def __init__(self, policy: Policy, limits: Limits, manners: Manners, resolver: Resolver | None = None) -> None:
         self._policy, self._limits, self._manners = policy, limits, manners
-        self._resolver = Resolver()
+        self._resolver = resolver or Resolver()
+        self._room = Room(limits.max_bytes)
         self._gates: defaultdict[str, HostGate] = defaultdict(
             lambda: HostGate(limits.host_connections, limits.host_requests_per_second)
         )
@@ -127,11 +132,15 @@ class Fetcher:
     def _fetch_with_retries(self, outcome: Outcome) -> None:
         clock = Clock(self._limits)
         for attempt in range(self._limits.retries + 1):
+            began = time.monotonic()
             try:
-                return self._follow(outcome, clock, self._limits, self._manners.reads_robots)
+                return self._follow(outcome, clock, self._limits.body, self._manners.reads_robots)
             except Refusal as refusal:
                 wait = wait_before_retry(refusal.rule, outcome.headers, attempt)
                 if wait is None or attempt == self._limits.retries or wait >= clock.remaining():
+                    raise
+                # Within 5 s the kernel has knocked three times, at 0, 1 and 3 s.
+                if refusal.rule == "connect_failed" and time.monotonic() - began >= clock.connect_seconds:
                     raise
                 time.sleep(wait)
 
@@ -141,7 +150,7 @@ class Fetcher:
         Refusal if not even its host can be talked to: then the URL itself fails for that reason, not for its manners.
         """
         outcome = Outcome(url)
-        limits = replace(self._limits, max_bytes=MAX_ROBOTS_BYTES, cuts_long_bodies=True)
+        limits = BodyLimits(MAX_ROBOTS_BYTES, self._limits.max_ratio, cuts_long_bodies=True)
         try:
             self._follow(outcome, clock, limits, asks_robots=False)
         except Refusal as refusal:
@@ -152,7 +161,7 @@ class Fetcher:
             return refusal.http_status, b""
         return outcome.http_status, outcome.body or b""
 
-    def _follow(self, outcome: Outcome, clock: "Clock", limits: Limits, asks_robots: bool) -> None:
+    def _follow(self, outcome: Outcome, clock: "Clock", limits: BodyLimits, asks_robots: bool) -> None:
         url, previous = outcome.url, None
         for _ in range(self._limits.max_redirects + 1):
             target = parse_target(url)
@@ -165,10 +174,10 @@ class Fetcher:
             location = self._exchange(target, outcome, clock, limits)
             if location is None:
                 return
-            url, previous = urllib.parse.urljoin(target.url, location), target
+            url, previous = _joined(target, location), target
         raise Refusal("too_many_redirects", f"more than {self._limits.max_redirects}", outcome.http_status)
 
-    def _exchange(self, target: Target, outcome: Outcome, clock: "Clock", limits: Limits) -> str | None:
+    def _exchange(self, target: Target, outcome: Outcome, clock: "Clock", limits: BodyLimits) -> str | None:
         """Fill `outcome` from one request, or learn that its host is silent; the address of a redirect."""
         with self._lock:
             breaker = self._breakers[target.host, target.port]
@@ -178,18 +187,29 @@ class Fetcher:
             location = self._request(target, outcome, clock, limits)
         except BaseException as error:
             rule = error.rule if isinstance(error, Refusal) else ""
-            if outcome.http_status:
-                breaker.answered()
-            elif rule in SILENT_RULES:
+            if rule in SILENT_RULES:
                 breaker.failed()
+            elif outcome.http_status:
+                breaker.answered()
             else:
                 breaker.undecided()
             raise
         breaker.answered()
         return location
 
-    def _request(self, target: Target, outcome: Outcome, clock: "Clock", limits: Limits) -> str | None:
+    def _request(self, target: Target, outcome: Outcome, clock: "Clock", limits: BodyLimits) -> str | None:
         connection, watched = self._connect(target, clock, limits)
+        room = ExitStack()
+
+        def take_room(num_bytes: int) -> None:
+            began = time.monotonic()
+            try:
+                self._room.take(num_bytes, clock.remaining)
+            except Refusal:  # the host did nothing wrong
+                raise Refusal("out_of_memory", "no room for a large body before the deadline") from None
+            room.callback(self._room.give_back, num_bytes)
+            watched.pause(time.monotonic() - began)
+
         try:
             headers = {"User-Agent": self._manners.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
             connection.request("GET", target.path, headers={**headers, "Connection": "close"})
@@ -199,33 +219,33 @@ class Fetcher:
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
                 return str(location)
-            if not 200 <= response.status < 300:
+            if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
                 raise Refusal(f"http_{response.status}", str(response.reason)[:200], response.status)
+            watched.expect_body()
             if limits.cuts_long_bodies:  # robots.txt: what its own headers say of indexing it is no matter
-                outcome.body = read_body(response, limits)
+                outcome.body = read_body(response, limits, take_room)
                 return None
             manners = self._manners
             outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
             if outcome.opt_out:
                 raise Refusal("opted_out", outcome.opt_out, response.status)
-            outcome.body = read_body(response, limits)
+            outcome.body = read_body(response, limits, take_room)
             return None
         except Refusal:
             raise
-        except http.client.IncompleteRead as error:
-            raise Refusal("truncated_body", str(error)) from None
         except ConnectionError as error:  # before HTTPException: a hang-up without an answer is both
             raise Refusal("connection_reset", str(error)) from None
-        except (http.client.HTTPException, UnicodeError, ValueError, zlib.error) as error:
+        except (http.client.HTTPException, UnicodeError, ValueError) as error:
             raise Refusal("bad_response", f"{type(error).__name__}: {error}") from None
         except OSError as error:
             raise Refusal("connection_reset", str(error)) from None
         finally:
+            room.close()
             connection.close()
             watched.hang_up()
 
     def _connect(
-        self, target: Target, clock: "Clock", limits: Limits
+        self, target: Target, clock: "Clock", limits: BodyLimits
     ) -> tuple[http.client.HTTPConnection, "WatchedSocket"]:
         """A connection whose socket already leads to a judged address, and that socket."""
         addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
@@ -237,9 +257,17 @@ class Fetcher:
         else:
             connection = http.client.HTTPConnection(target.host, target.port)
         connection.auto_open = 0  # never opens a socket of its own
-        watched = WatchedSocket(raw, clock, limits)
+        watched = WatchedSocket(raw, clock, replace(self._limits, max_bytes=limits.max_bytes))
         connection.sock = watched
         return connection, watched
+
+
+def _joined(target: Target, location: str) -> str:
+    """The address a redirect leads to; Refusal url_malformed for what cannot even be joined."""
+    try:
+        return urllib.parse.urljoin(target.url, location)
+    except ValueError as error:
+        raise Refusal("url_malformed", f"redirect: {error}") from None
 
 
 def _open_socket(addresses: list[str], port: int, clock: "Clock") -> socket.socket:
@@ -288,6 +316,7 @@ class WatchedSocket(io.RawIOBase):
     def __init__(self, raw: socket.socket, clock: Clock, limits: Limits) -> None:
         self._raw, self._clock, self._limits = raw, clock, limits
         self._num_bytes = 0
+        self._max_bytes = HEADER_ALLOWANCE_BYTES
         self._first_byte_at: float | None = None
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -297,6 +326,15 @@ class WatchedSocket(io.RawIOBase):
     def sendall(self, data: Any) -> None:
         self._raw.settimeout(self._clock.remaining())
         self._raw.sendall(data)
+
+    def expect_body(self) -> None:
+        """From now on as many bytes may come as a body may have."""
+        self._max_bytes = self._limits.max_bytes + 2 * HEADER_ALLOWANCE_BYTES
+
+    def pause(self, seconds: float) -> None:
+        """Not count `seconds` in which we did not listen against the host's rate."""
+        if self._first_byte_at is not None:
+            self._first_byte_at += seconds
 
     def readable(self) -> bool:
         return True
@@ -310,8 +348,9 @@ class WatchedSocket(io.RawIOBase):
                 continue  # either limit that ended the wait raises by itself
             self._first_byte_at = self._first_byte_at or time.monotonic()
             self._num_bytes += count
-            if self._num_bytes > self._limits.max_bytes + HEADER_ALLOWANCE_BYTES:
-                raise Refusal("body_too_large", f"more than {self._limits.max_bytes} bytes")
+            if self._num_bytes > self._max_bytes:
+                rule = "bad_response" if self._max_bytes == HEADER_ALLOWANCE_BYTES else "body_too_large"
+                raise Refusal(rule, f"more than {self._max_bytes} bytes")
             return count
 
     def _seconds_until_too_slow(self) -> float:
@@ -329,50 +368,6 @@ class WatchedSocket(io.RawIOBase):
 
     def hang_up(self) -> None:
         self._raw.close()
-
-
-def read_body(response: http.client.HTTPResponse, limits: Limits) -> bytes:
-    """The whole body, unpacked; Refusal with rule body_too_large, compression_ratio, truncated_body or
-    encoding_unsupported."""
-    announced = response.length  # None for chunked bodies and those that end with the connection
-    if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
-        raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
-    unpack = _unpacker(response.headers.get("Content-Encoding", ""), limits)
-    body, num_wire_bytes = bytearray(), 0
-    while chunk := response.read(CHUNK_BYTES):
-        num_wire_bytes += len(chunk)
-        body += unpack(chunk, num_wire_bytes, len(body))
-        if max(num_wire_bytes, len(body)) > limits.max_bytes:
-            if limits.cuts_long_bodies:
-                return bytes(body[: limits.max_bytes])
-            raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
-    if announced is not None and num_wire_bytes < announced:
-        raise Refusal("truncated_body", f"{num_wire_bytes} of {announced} bytes came")
-    body += unpack(b"", num_wire_bytes, len(body))
-    if not body:
-        raise Refusal("empty_body", "0 bytes", response.status)
-    return bytes(body)
-
-
-def _unpacker(encoding: str, limits: Limits) -> Callable[[bytes, int, int], bytes]:
-    """A function (chunk, wire bytes so far, unpacked bytes so far) -> unpacked bytes; an empty chunk ends the body."""
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
-        return lambda chunk, num_wire_bytes, num_unpacked: chunk
-    if name not in ("gzip", "x-gzip", "deflate"):
-        raise Refusal("encoding_unsupported", name[:100])
-    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16 if "gzip" in name else zlib.MAX_WBITS)
-
-    def unpack(chunk: bytes, num_wire_bytes: int, num_unpacked: int) -> bytes:
-        if not chunk and not inflate.eof:
-            raise Refusal("truncated_body", "the compressed body breaks off")
-        data = inflate.decompress(chunk, limits.max_bytes - num_unpacked + 1)
-        total = num_unpacked + len(data)
-        if total > RATIO_FREE_BYTES and total > limits.max_ratio * num_wire_bytes:
-            raise Refusal("compression_ratio", f"{num_wire_bytes} bytes unpack to {total} or more")
-        return data
-
-    return unpack
 
 
 class GuardedHandler(urllib.request.BaseHandler):

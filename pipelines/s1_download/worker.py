@@ -34,6 +34,7 @@ from pipelines.s1_download.job import (
     read_journal,
 )
 from pipelines.s1_download.metadata import strip_metadata
+from pipelines.s1_download.resolver import open_resolver
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
 from x2vlm.data.media import open_image, probe_image, probe_orientation
 from x2vlm.data.video import frames_blob, sample_clip
@@ -69,7 +70,10 @@ class Worker:
     def __init__(self, folder: Path, config: DownloadConfig, policy: Policy) -> None:
         self._folder, self._config = folder, config
         self._journal = Journal(folder / JOURNAL_NAME)
-        self._fetchers = {kind: Fetcher(policy, config.limits(kind), config.manners()) for kind in ("image", "video")}
+        # A later round must ask again for names that the machine remembers not to exist.
+        resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
+        manners = config.manners()
+        self._fetchers = {kind: Fetcher(policy, config.limits(kind), manners, resolver) for kind in ("image", "video")}
 
     def fetch_images(self, items: Sequence[Item]) -> None:
         """Fetch each distinct URL once through img2dataset, decode it, and journal a result for every item."""

@@ -73,21 +73,30 @@ def test_no_host_is_lost_to_an_outage_that_passes() -> None:
     assert set((server.questions - before).values()) == {1}
 
 
-def test_a_failure_holds_for_seconds_and_an_unknown_name_for_longer() -> None:
+def test_a_failure_is_waited_out_and_an_unknown_name_is_remembered() -> None:
     server = NameServer()
-    resolver = server.resolver(retries=0, failure_seconds=5.0, no_such_name_seconds=100.0, min_seconds=1000.0)
+    memory = {"retries": 0, "failure_seconds": 5.0, "broken_seconds": 60.0, "no_such_name_seconds": 100.0}
+    resolver = server.resolver(min_seconds=1000.0, **memory)
     server.unknown = {"unknown.example"}
-    server.in_trouble = {"busy.example": 4.0}
+    server.in_trouble = {"busy.example": 12.0, "short.example": 3000.0}
 
-    def asked(host: str, at: float) -> int:
-        """How many questions `host` has cost when it is wanted at this time too."""
+    def asked(host: str, at: float, seconds: float = 10.0) -> tuple[int, float]:
+        """How many questions `host` has cost when it is wanted at this time too, and how long that took."""
         server.time = at
         with contextlib.suppress(Refusal):
-            resolver.addresses(host, 10.0)
-        return server.questions[host]
+            resolver.addresses(host, seconds)
+        return server.questions[host], round(server.time - at, 2)
 
-    assert [asked("busy.example", at) for at in (0.0, 1.0, 4.9, 5.1, 6.0, 900.0, 1006.0)] == [1, 1, 1, 2, 2, 2, 3]
-    assert [asked("unknown.example", at) for at in (2000.0, 2099.0, 2100.1)] == [1, 1, 2]
+    assert asked("busy.example", 0.0) == (1, 0.05)
+    assert asked("busy.example", 1.0) == (2, 4.1)  # at 5.05, when the failure is forgotten
+    assert asked("busy.example", 6.0, seconds=2.0) == (2, 0.0)  # whoever has less time than that goes without
+    assert asked("busy.example", 6.0) == (3, 4.15)  # at 10.1, the third time: the host counts as broken
+    assert asked("busy.example", 13.0) == (3, 0.0)
+    assert asked("busy.example", 70.1) == (3, 0.0)
+    assert asked("busy.example", 70.2) == (4, 0.05)
+    assert asked("busy.example", 1070.0) == (4, 0.0)
+    assert asked("busy.example", 1070.3) == (5, 0.05)
+    assert [asked("unknown.example", at)[0] for at in (2000.0, 2099.0, 2100.1)] == [1, 1, 2]
 
 
 def test_retries_end_with_the_callers_time() -> None:
@@ -96,7 +105,7 @@ def test_retries_end_with_the_callers_time() -> None:
     with pytest.raises(Refusal):
         server.resolver(retries=10).addresses("busy.example", 2.0)
     assert server.time <= 2.0
-    assert server.questions["busy.example"] == 3  # at 0, 0.55 and 1.6; the next would come too late
+    assert server.questions["busy.example"] == 4  # at 0, 0.3, 0.85 and 1.9; the next would come too late
 
 
 def test_threads_that_want_one_host_wait_for_one_answer() -> None:

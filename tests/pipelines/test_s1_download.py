@@ -100,7 +100,7 @@ EXPECTED = {
     "huge": "body_too_large",
     "endless": "body_too_large",
     "cut-chunk": "truncated_body",
-    "bad-chunk": "truncated_body",
+    "bad-chunk": "bad_response",
     "gzip-bomb": "compression_ratio",
     "gzip-cut": "truncated_body",
     "gzip-lie": "bad_response",
