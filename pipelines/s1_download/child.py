@@ -25,9 +25,6 @@ from x2vlm.errors import StageFailed
 # A child handles hostile bytes: it sees no credentials, no proxies and no netrc of ours.
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR")
 QUIET = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "WANDB_MODE": "disabled",
-    "WANDB_ERROR_REPORTING": "false",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",

@@ -289,7 +289,7 @@ def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Map
 
 DOWNLOAD = Stage(
     name="download",
-    version=2,
+    version=3,
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,

@@ -337,7 +337,13 @@ def read_body(response: http.client.HTTPResponse, limits: Limits) -> bytes:
     announced = response.length  # None for chunked bodies and those that end with the connection
     if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
         raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
-    unpack = _unpacker(response.headers.get("Content-Encoding", ""), limits)
+    encoding = response.headers.get("Content-Encoding", "")
+    if announced and announced <= limits.max_bytes and not encoding:
+        whole = response.read(announced)  # nearly every picture: into one piece of memory, without a copy
+        if len(whole) < announced:
+            raise Refusal("truncated_body", f"{len(whole)} of {announced} bytes came")
+        return whole
+    unpack = _unpacker(encoding, limits)
     body, num_wire_bytes = bytearray(), 0
     while chunk := response.read(CHUNK_BYTES):
         num_wire_bytes += len(chunk)
