@@ -18,12 +18,12 @@ EXIF_BYTES = 2_000  # what a camera writes without its thumbnail
 
 
 def real_photos() -> list[Path]:
-    """The photos that this machine has, in a fixed order: those of the shipped corpus, and larger ones if they lie by."""
+    """The photos that this machine has, in a fixed order: those of the shipped corpus, and larger ones if there are."""
     return [*sorted(SHIPPED.glob("*.jpg")), *sorted(LARGER.glob("*.jpg"))]
 
 
 def web_photos(paths: Sequence[Path]) -> list[bytes]:
-    """Each photo as a JPEG of at most 1200 pixels and about 116 KB, with EXIF: that of CC12M's and LAION's hosts.
+    """Each photo as a JPEG of at most 1200 pixels and about 116 KB, with EXIF.
 
     Small photos are enlarged: decoding costs what pixels and bytes cost, and both are those of a larger photo then.
     """
