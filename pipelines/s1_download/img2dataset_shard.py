@@ -24,7 +24,7 @@ Take = Callable[[str, bytes | None, str], None]
 
 
 def downloader_class() -> type:
-    """`img2dataset.downloader.Downloader`, at the cost of that file alone: 0.5 CPU seconds instead of 4.
+    """`img2dataset.downloader.Downloader`, at the cost of that file alone: 0.06 CPU seconds instead of 3.9.
 
     The package imports its command line first, and that a process pool, wandb, albumentations, OpenCV and pandas; with
     torch, ray or pyspark installed, those too. None of it runs in a download of ours: the package's own file is left

@@ -62,6 +62,12 @@ def test_payloads_out_of_one_file_are_those_in_files_of_their_own(tmp_path: Path
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_a_payload_that_breaks_off_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"half")
+    with pytest.raises(CorruptArtifact, match="spool: 3 bytes from 1"):
+        write_media_pack(tmp_path, [Payload("ab" * 32, "jpeg", tmp_path / "spool", 1, 9, "cd" * 32)])
+
+
 def test_a_changed_byte_is_found_and_an_absent_hash_is_a_key_error(tmp_path: Path) -> None:
     write_media_pack(tmp_path, write(tmp_path / "in", [b"first" * 100, b"second" * 100]))
     pack = MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet")

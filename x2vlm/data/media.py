@@ -173,7 +173,7 @@ def _decoded(image: Image.Image) -> Image.Image:
 def _skip_pixels(image: Image.Image, size: tuple[int, int]) -> None:
     """Have the JPEG decoder leave out what a picture of `size` does not need."""
     try:
-        image.draft(None, size)  # type: ignore[arg-type] # None: whatever mode it has
+        image.draft(None, size)  # whatever mode it has
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
 

@@ -63,14 +63,20 @@ def write_media_pack(folder: Path, payloads: Iterable[Payload]) -> list[PackEntr
     """What was written to `media.tar` and `media.parquet` in `folder`, sorted by sha256, each sha256 once.
 
     Equal payloads give equal bytes: owner 0, time 0, mode 0644, regular files. One payload is in memory at a time.
+    CorruptArtifact if a file ends before its payload does.
     """
     distinct = {payload.sha256: payload for payload in payloads}
     entries = []
-    with tarfile.open(folder / PACK_NAME, "w", format=tarfile.USTAR_FORMAT, copybufsize=1 << 20) as tar:
+    with tarfile.open(folder / PACK_NAME, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sha256, source in sorted(distinct.items()):
             with source.path.open("rb") as stream:
                 stream.seek(source.offset)
                 payload = stream.read(-1 if source.bytes is None else source.bytes)
+            if source.bytes not in (None, len(payload)):
+                raise CorruptArtifact(
+                    f"{source.path}: {len(payload)} bytes from {source.offset} on, but the payload of {sha256} has "
+                    f"{source.bytes}; does something else write there? Run the stage again"
+                )
             member = tarfile.TarInfo(f"{sha256}.{source.format}")
             member.size = len(payload)
             member.mode = 0o644
