@@ -39,8 +39,8 @@ FORBIDDEN_NETWORKS = tuple(
 )
 # Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
-# A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+# A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
 USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
 
