@@ -11,6 +11,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.store import OriginalBytes
 from pipelines.s2_filter import FILTER
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
@@ -75,7 +76,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         Node(
             key=f"download/{name}",
             stage=DOWNLOAD,
-            config=_download_config(experiment, card),
+            config=_download_config(experiment, card, source.role == "train"),
             inputs={"rows": (f"read/{name}",)},
             runtime=_runtime(experiment, "download"),
         ),
@@ -171,9 +172,16 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
     ]
 
 
-def _download_config(experiment: Experiment, card: Card) -> DownloadConfig:
-    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones."""
-    return experiment.download.model_copy(update={"url_base": card.url_base, "allow_networks": card.allow_networks})
+def _download_config(experiment: Experiment, card: Card, is_trained_on: bool) -> DownloadConfig:
+    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
+
+    Held-out pictures are stored as they came and decoded at once: tasks read them at sizes of their own, and have
+    nothing to put in the place of one that breaks.
+    """
+    update: dict[str, object] = {"url_base": card.url_base, "allow_networks": card.allow_networks}
+    if not is_trained_on:
+        update["store"] = OriginalBytes(check="decode")
+    return experiment.download.model_copy(update=update)
 
 
 def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

@@ -14,7 +14,6 @@ from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.job import (
     JOURNAL_NAME,
-    MEDIA_FOLDER,
     OUT_OF_MEMORY_STATUS,
     Item,
     Result,
@@ -30,9 +29,6 @@ PASSED_ON = (
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
 )
 QUIET = {
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "WANDB_MODE": "disabled",
-    "WANDB_ERROR_REPORTING": "false",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -54,13 +50,12 @@ class Run:
 
 
 def fetch_items(items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy) -> dict[int, Result]:
-    """A result for every item, whatever happens to the children that fetch them; payloads are in `folder`/media.
+    """A result for every item, whatever happens to the children that fetch them; payloads are in files in `folder`.
 
     If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
     was working on are divided until each runs alone; one that kills its child even then becomes `worker_died`. What is
     left when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
     """
-    (folder / MEDIA_FOLDER).mkdir()
     run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds)
     _fetch(run, list(items), retries=1)
     return run.results

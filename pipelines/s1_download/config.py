@@ -9,6 +9,7 @@ from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.resolver import parse_name_server
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.store import OriginalBytes, Store
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
@@ -42,7 +43,8 @@ class DownloadConfig(FrozenConfig):
     max_image_bytes: int = pydantic.Field(default=32 << 20, gt=0)
     max_video_bytes: int = pydantic.Field(default=256 << 20, gt=0)
     max_expansion_ratio: float = pydantic.Field(default=200.0, gt=1)
-    strip_metadata: bool = True  # GPS and all else but the orientation, from the pictures that are stored
+    store: Store = OriginalBytes()  # of pictures: their bytes, or {kind: reencoded, short_edge: 256}
+    strip_metadata: bool = True  # GPS and all else but the orientation, from original bytes
     frames_per_second: float = pydantic.Field(default=1.0, gt=0)
     max_frame_short_edge: int = pydantic.Field(default=256, gt=0)
     max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)

@@ -24,11 +24,11 @@ from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import Refusal, parse_target
-from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
+from pipelines.s1_download.job import Item, Result
 from pipelines.s1_download.loopback import serve_folder
 from pipelines.s1_download.retry import balance, is_retried
 from x2vlm.data.boxes import denormalise_boxes
-from x2vlm.data.packs import write_media_pack
+from x2vlm.data.packs import Payload, write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
 
@@ -120,10 +120,13 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
         kept, drops = _decide(samples, verdicts)
-        media = [verdict for verdict in verdicts if verdict.media is not None]
-        folder = Path(scratch) / MEDIA_FOLDER
         pack = write_media_pack(
-            out.path, ((m.media.sha256, m.media.format, folder / m.payload_name) for m in media if m.media)
+            out.path,
+            (
+                Payload(got.media.sha256, got.media.format, Path(at.path), at.offset, at.bytes, at.sha256)
+                for got in results.values()
+                if got.media and (at := got.stored)
+            ),
         )
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")

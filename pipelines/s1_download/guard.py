@@ -4,6 +4,7 @@ A URL comes from a stranger. Names are resolved once, every address they give is
 judged address, so a name that changes its answer (rebinding) changes nothing, nor does a host in decimal, octal or hex.
 """
 
+import functools
 import ipaddress
 import re
 import urllib.parse
@@ -38,6 +39,7 @@ FORBIDDEN_NETWORKS = tuple(
 )
 # Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
 USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
@@ -72,10 +74,11 @@ class Target:
     path: str  # with query
 
 
+@functools.lru_cache(maxsize=256)  # an address is taken apart at three places, one after the other
 def parse_target(url: str) -> Target:
     """`url` taken apart; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
     text = url.strip()
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if CONTROL_CHARACTER.search(text):
         raise Refusal("url_malformed", "control characters")
     try:
         parts = urllib.parse.urlsplit(text)
@@ -101,6 +104,7 @@ def parse_target(url: str) -> Target:
     return Target(f"{scheme}://{netloc}{path}", scheme, host, port or default_port, path)
 
 
+@functools.lru_cache(maxsize=4096)  # hosts have many pictures; only what is allowed is remembered
 def check_address(address: str, port: int, policy: Policy) -> None:
     """Refusal with rule address_forbidden or port_forbidden unless `address` may be contacted on `port`."""
     ip = ipaddress.ip_address(address.split("%", 1)[0])  # a scope id never makes an address public

@@ -63,7 +63,8 @@ class HostGate:
             now = time.monotonic()
             start = max(now, self._next_start)
             self._next_start = start + self._interval
-        time.sleep(start - now)
+        if start > now:
+            time.sleep(start - now)
 
     def __exit__(self, *exception: object) -> None:
         self._slots.release()

@@ -1,7 +1,7 @@
 """The child process of a download: fetches and decodes what strangers send, and may die of it.
 
 Run as `python -m pipelines.s1_download.worker FOLDER`. The folder holds `job.json`; results go to its journal as they
-come and payloads to the media folder beside it, so whatever was finished stays finished. Images go through img2dataset,
+come and payloads to a file beside it, so whatever was finished stays finished. Images go through img2dataset,
 under whose `urlopen` lies our transport; videos go through the same transport directly.
 """
 
@@ -19,30 +19,28 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.img2dataset_shard import downloader_class, run_shard
 from pipelines.s1_download.job import (
     JOURNAL_NAME,
-    MEDIA_FOLDER,
     OUT_OF_MEMORY_STATUS,
+    PAYLOADS_NAME,
     Item,
     Journal,
+    PayloadFile,
     Result,
     read_job,
     read_journal,
 )
-from pipelines.s1_download.metadata import strip_metadata
 from pipelines.s1_download.resolver import open_resolver
+from pipelines.s1_download.store import media_to_store
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
-from x2vlm.data.media import open_image, probe_image, probe_orientation
 from x2vlm.data.video import frames_blob, sample_clip
 from x2vlm.errors import InvalidSample, StageFailed
 from x2vlm.samples import Media
 
-# img2dataset's dependencies import these if they can: 8.5 s of CPU and 3.7 GB of address space, not 4 s and 0.9 GB.
-NEVER_NEEDED = ("torch", "ray", "pyspark")
 logger = logging.getLogger(__name__)
 
 
@@ -51,9 +49,7 @@ def run_job(folder: Path) -> None:
     config, policy, items = read_job(folder)
     images = [item for item in items if item.kind == "image"]
     if images:
-        for name in NEVER_NEEDED:
-            sys.modules[name] = None  # type: ignore[assignment] # makes its import fail, which all who try expect
-        import img2dataset.downloader  # noqa: F401 (what its imports map must not count against the limit)
+        downloader_class()  # what its imports map must not count against the limit
     limit_address_space(config.address_space_headroom_bytes)
     worker = Worker(folder, config, policy)
     if images:
@@ -70,13 +66,14 @@ class Worker:
     def __init__(self, folder: Path, config: DownloadConfig, policy: Policy) -> None:
         self._folder, self._config = folder, config
         self._journal = Journal(folder / JOURNAL_NAME)
+        self._payloads = PayloadFile(folder / PAYLOADS_NAME)
         # A later round must ask again for names that the machine remembers not to exist.
         resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
         manners = config.manners()
         self._fetchers = {kind: Fetcher(policy, config.limits(kind), manners, resolver) for kind in ("image", "video")}
 
     def fetch_images(self, items: Sequence[Item]) -> None:
-        """Fetch each distinct URL once through img2dataset, decode it, and journal a result for every item."""
+        """Fetch each distinct URL once through img2dataset, inspect it, and journal a result for every item."""
         items_of_url: defaultdict[str, list[Item]] = defaultdict(list)
         for item in items:
             items_of_url[item.url].append(item)
@@ -97,7 +94,7 @@ class Worker:
                 self._finish(item, outcome, body)
 
         urllib.request.install_opener(guarded_opener(fetch))
-        download_with_img2dataset(list(items_of_url), self._folder, self._config, take)
+        run_shard(list(items_of_url), self._folder, self._config, take)
 
     def fetch_videos(self, items: Sequence[Item]) -> None:
         """Fetch each distinct video once, decode its clips, and journal a result for every item."""
@@ -116,12 +113,12 @@ class Worker:
                 pass
 
     def _finish(self, item: Item, outcome: Outcome, body: bytes | None) -> None:
-        """Decode what came for `item`, store its payload and journal what became of it."""
-        status, reason, media = outcome.status, outcome.reason, None
+        """Inspect what came for `item`, store its payload and journal what became of it."""
+        status, reason, media, stored = outcome.status, outcome.reason, None, None
         if body is not None and status == "ok":
             try:
-                media, payload = self._inspect(item, body)
-                self._store(f"{media.sha256}.{media.format}", payload)
+                media, payload, payload_sha256 = self._inspect(item, body)
+                stored = self._payloads.store(payload, payload_sha256)
                 status = "kept"
             except InvalidSample as error:
                 status, reason = error.rule, error.message
@@ -138,18 +135,16 @@ class Worker:
                 fetched_at=datetime.now(UTC).replace(microsecond=0).isoformat(),
                 bytes=len(body or b""),
                 media=media,
+                stored=stored,
             )
         )
 
-    def _inspect(self, item: Item, body: bytes) -> tuple[Media, bytes]:
-        """What `body` is and what to store of it; InvalidSample if it does not decode to the end."""
-        digest = hashlib.sha256(body)
-        if item.kind == "image":
-            image_format, width, height = probe_image(body)
-            open_image(body)
-            media = Media("image", digest.hexdigest(), len(body), width, height, image_format)
-            return media, without_metadata(body, media) if self._config.strip_metadata else body
+    def _inspect(self, item: Item, body: bytes) -> tuple[Media, bytes, str]:
+        """What `body` is, what to store of it and the sha256 of that; InvalidSample if it is of no use."""
         config = self._config
+        if item.kind == "image":
+            return media_to_store(body, config.store, config.strip_metadata)
+        digest = hashlib.sha256(body)
         clip = sample_clip(
             body,
             config.frames_per_second,
@@ -163,80 +158,8 @@ class Worker:
             digest.update(f"#t={item.start_seconds},{item.end_seconds}".encode())
         sha256, size = digest.hexdigest(), len(body)
         media = Media("video", sha256, size, clip.width, clip.height, "frames", num_frames=len(clip.frames))
-        return media, frames_blob(clip)
-
-    def _store(self, name: str, payload: bytes) -> None:
-        """Payloads are named by content and appear whole or not at all."""
-        path = self._folder.parent / MEDIA_FOLDER / name
-        if not path.exists():
-            temporary = path.with_name(f".{name}.{os.getpid()}")
-            temporary.write_bytes(payload)
-            temporary.replace(path)
-
-
-def without_metadata(body: bytes, media: Media) -> bytes:
-    """`body` with its orientation as its only metadata; InvalidSample with rule metadata_unreadable if that fails."""
-    stripped = strip_metadata(body, media.format, probe_orientation(body))
-    if stripped != body and probe_image(stripped) != (media.format, media.width, media.height):
-        raise InvalidSample("metadata_unreadable", "without its metadata the picture would have another size")
-    return stripped
-
-
-def download_with_img2dataset(urls: Sequence[str], folder: Path, config: DownloadConfig, take: Any) -> None:
-    """Run `urls` through img2dataset's Downloader as one shard; `take(url, body or None, message)` gets every outcome.
-
-    Its thread pool, its X-Robots-Tag check and its calls of `urlopen` are used; its process pool, its re-encoding and
-    its file formats are not. It calls `take` from the calling thread.
-    """
-    import pyarrow as pa
-    from img2dataset.downloader import Downloader
-    from img2dataset.resizer import Resizer
-
-    errors: list[BaseException] = []
-
-    class Taker:
-        """img2dataset's idea of a writer."""
-
-        def __init__(self, *layout: object) -> None:
-            pass
-
-        def write(self, body: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-            try:
-                take(meta["url"], body, meta["error_message"] or "")
-            except BaseException as error:  # img2dataset would print it and go on
-                errors.append(error)
-                raise
-
-        def close(self) -> None:
-            pass
-
-    shard = folder / "urls.arrow"
-    table = pa.table({"url": pa.array(urls, pa.string())})
-    with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    downloader = Downloader(
-        sample_writer_class=Taker,
-        resizer=Resizer(0, "no", False, encode_format="jpg", disable_all_reencoding=True),
-        thread_count=config.threads,
-        save_caption=False,
-        extract_exif=False,
-        output_folder=str(folder),
-        column_list=["url"],
-        timeout=config.image_deadline_seconds,
-        number_sample_per_shard=max(2, len(urls)),
-        oom_shard_count=1,
-        compute_hash=None,
-        verify_hash_type=None,
-        encode_format="jpg",
-        retries=0,  # our transport retries what may pass, within one deadline
-        user_agent_token=config.user_agent_token,
-        disallowed_header_directives=list(config.opt_out_directives) or None,
-    )
-    finished, _ = downloader((0, str(shard)))
-    if errors:
-        raise errors[0]
-    if not finished:
-        raise StageFailed("img2dataset failed on a shard; its traceback is above")
+        payload = frames_blob(clip)
+        return media, payload, hashlib.sha256(payload).hexdigest()
 
 
 def limit_address_space(headroom_bytes: int) -> None:

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x2vlm.data.packs import MediaPack, write_media_pack
+from x2vlm.data.packs import MediaPack, Payload, write_media_pack
 from x2vlm.errors import CorruptArtifact
 
 
-def write(folder: Path, payloads: list[bytes]) -> list[tuple[str, str, Path]]:
+def write(folder: Path, payloads: list[bytes]) -> list[Payload]:
     folder.mkdir(parents=True, exist_ok=True)
     items = []
     for payload in payloads:
         digest = hashlib.sha256(payload).hexdigest()
         path = folder / f"{digest}.payload"
         path.write_bytes(payload)
-        items.append((digest, "jpeg", path))
+        items.append(Payload(digest, "jpeg", path))
     return items
 
 
@@ -43,6 +43,29 @@ def test_equal_payloads_in_any_order_give_equal_bytes(tmp_path: Path) -> None:
         write_media_pack(tmp_path / name, items)
     for file in ("media.tar", "media.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_payloads_out_of_one_file_are_those_in_files_of_their_own(tmp_path: Path) -> None:
+    payloads = [bytes([index]) * (index * 300) for index in range(9)]
+    (tmp_path / "b").mkdir()
+    spool, offset, ranges = tmp_path / "spool", 0, []
+    spool.write_bytes(b"".join(payloads) + b"half of one")
+    for payload in payloads:
+        digest = hashlib.sha256(payload).hexdigest()
+        ranges.append(Payload(digest, "jpeg", spool, offset, len(payload), digest))
+        offset += len(payload)
+    write_media_pack(tmp_path / "b", ranges)
+    write_media_pack(tmp_path / "b", ranges[::-1])
+    (tmp_path / "a").mkdir()
+    write_media_pack(tmp_path / "a", write(tmp_path / "a" / "in", payloads))
+    for file in ("media.tar", "media.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_payload_that_breaks_off_is_not_packed(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_bytes(b"half")
+    with pytest.raises(CorruptArtifact, match="spool: 3 bytes from 1"):
+        write_media_pack(tmp_path, [Payload("ab" * 32, "jpeg", tmp_path / "spool", 1, 9, "cd" * 32)])
 
 
 def test_a_changed_byte_is_found_and_an_absent_hash_is_a_key_error(tmp_path: Path) -> None:

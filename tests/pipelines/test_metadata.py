@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.s1_download.metadata import strip_metadata
 from tests.hostile_server import gif_bomb, jpeg
-from x2vlm.data.media import BROKEN_FILE_ERRORS, open_image, probe_image, probe_orientation
+from x2vlm.data.media import BROKEN_FILE_ERRORS, open_image, probe, probe_image
 from x2vlm.errors import InvalidSample
 
 SECRET = b"secret-place"
@@ -56,7 +56,7 @@ def picture(image_format: str, orientation: int | None) -> bytes:
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "gif"])
 def test_only_the_orientation_stays(image_format: str, orientation: int | None) -> None:
     data = picture(image_format, orientation)
-    found = probe_orientation(data)
+    found = probe(data).orientation
     assert found == (1 if image_format == "gif" else orientation or 1)
     assert SECRET in data
     stripped = strip_metadata(data, image_format, found)
@@ -85,7 +85,7 @@ def test_every_tricky_picture_that_decodes_keeps_its_pixels_and_loses_its_metada
             except InvalidSample:
                 continue
             image_format, *size = probe_image(data)
-            orientation = probe_orientation(data)
+            orientation = probe(data).orientation
             with Image.open(BytesIO(data)) as image:
                 num_with_exif += "exif" in image.info
                 with contextlib.suppress(*BROKEN_FILE_ERRORS):  # some are in there for being broken
@@ -93,7 +93,7 @@ def test_every_tricky_picture_that_decodes_keeps_its_pixels_and_loses_its_metada
             stripped = strip_metadata(data, image_format, orientation)
             assert np.array_equal(before, np.asarray(open_image(stripped))), path.name
             assert list(probe_image(stripped)) == [image_format, *size], path.name
-            assert probe_orientation(stripped) == orientation, path.name
+            assert probe(stripped).orientation == orientation, path.name
             with Image.open(BytesIO(stripped)) as image:
                 assert set(image.getexif()) <= {ORIENTATION}, path.name
             assert b"<x:xmpmeta" not in stripped, path.name

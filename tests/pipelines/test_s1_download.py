@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.experiment import load_experiment
 from pipelines.flow.fingerprint import canonical_json
 from pipelines.flow.stage import Input, InputFile, InputPart, PartResult, part_fingerprint
 from pipelines.s1_download.child import child_environment
@@ -144,6 +145,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Any:
             retries=1,
             threads=8,
             host_connections=50,
+            store={"kind": "original", "check": "decode"},
         )
         yield run, server, forbidden
 
@@ -392,7 +394,8 @@ def shipped(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Dow
         run_stage_part(READ, read_config(card), part, folder / name)
         samples += samples_of(pq.read_table(folder / name / "rows-00000.parquet"))
     (folder / "download").mkdir()
-    return download(folder / "download", samples, url_base=card.url_base, allow_networks=())
+    store = load_experiment("sample").download.store
+    return download(folder / "download", samples, url_base=card.url_base, allow_networks=(), store=store)
 
 
 def test_planted_rows_get_their_verdict_and_nothing_else_goes(shipped: Downloaded, project_root: Path) -> None:
@@ -474,8 +477,7 @@ def test_a_child_sees_no_secrets_and_no_proxies(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, "canary")
     environment = child_environment()
     assert "canary" not in environment.values()
-    assert environment["WANDB_MODE"] == "disabled"
-    assert environment["NO_ALBUMENTATIONS_UPDATE"] == "1"
+    assert environment["HF_HUB_OFFLINE"] == "1"
 
 
 def test_a_killed_driver_leaves_nobody_fetching(tmp_path: Path) -> None:

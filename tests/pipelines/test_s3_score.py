@@ -21,7 +21,7 @@ from pipelines.flow.stage import Input
 from pipelines.s3_score import SCORE, SCORE_SCHEMA, ScoreConfig, aggregate
 from tests.pipelines.parts import Run, as_part, as_source, run_stage
 from x2vlm.data.clip_score import frame_scores, load_clip_folder, load_clip_name, score_pairs
-from x2vlm.data.packs import write_media_pack
+from x2vlm.data.packs import Payload, write_media_pack
 from x2vlm.data.video import encode_frames, sample_clip
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.samples import Caption, Media, Sample, sample_key, sample_table, write_table
@@ -88,7 +88,7 @@ def score(
             path = folder / f"{sample.key}.bin"
             path.write_bytes(data)
             assert sample.media is not None
-            payloads.append((sample.media.sha256, sample.media.format, path))
+            payloads.append(Payload(sample.media.sha256, sample.media.format, path))
         write_media_pack(folder / f"media-{index}", payloads)
         rows.append(as_part(f"{index:05d}", folder / f"rows-{index}"))
         media.append(as_part(f"{index:05d}", folder / f"media-{index}"))
@@ -201,7 +201,7 @@ def test_another_model_is_another_part_but_another_media_pack_is_not(
         path = tmp_path / f"{sample.key}.bin"
         path.write_bytes(data)
         assert sample.media is not None
-        files.append((sample.media.sha256, sample.media.format, path))
+        files.append(Payload(sample.media.sha256, sample.media.format, path))
     write_media_pack(tmp_path / "pack", files)
     inputs = {
         "rows": (Input("filter/toy", "", (as_part("00000", tmp_path / "wider" / "rows-0"),)),),
@@ -242,7 +242,7 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     path = tmp_path / "payload"
     path.write_bytes(data)
     assert sample.media is not None
-    write_media_pack(tmp_path, [(sample.media.sha256, "jpeg", path)])
+    write_media_pack(tmp_path, [Payload(sample.media.sha256, "jpeg", path)])
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
         (row,) = s3_score.score_samples(clip, [sample], pack, 8)
     assert row == {"key": sample.key, "missing": "no_finite_score"}

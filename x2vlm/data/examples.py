@@ -14,7 +14,7 @@ from x2vlm.data.captions import mentions_a_side, pre_caption
 from x2vlm.data.config import ExampleConfig
 from x2vlm.data.frames import choose_frames
 from x2vlm.data.masking import MaskedText, mask_text
-from x2vlm.data.media import open_image
+from x2vlm.data.media import open_image, shrunk_size
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import (
     RegionRow,
@@ -151,13 +151,17 @@ def plan_regions(sample: Sample, epoch: int, recipe: Recipe) -> RegionPlan:
 
 
 def region_pixels(sample: Sample, payload: bytes, plan: RegionPlan, recipe: Recipe) -> Tensor:
-    """The picture (C, H, W) after `plan`; InvalidSample("size_changed") if it is not as large as its record says."""
+    """The picture (C, H, W) after `plan`, out of the original or of a smaller copy of it that was stored instead.
+
+    InvalidSample("size_changed") if it is neither as large as its record says nor that size shrunk.
+    """
     image = open_image(payload)
     assert sample.media is not None
-    if image.size != (sample.media.width, sample.media.height):
-        recorded = f"{sample.media.width}x{sample.media.height}"
-        raise InvalidSample("size_changed", f"{sample.key}: {image.width}x{image.height}, boxes are for {recorded}")
-    return apply_plan(image, plan.picture, recipe.image_res, recipe.config.augment.parity)
+    recorded = (sample.media.width, sample.media.height)
+    if image.size != shrunk_size(*recorded, min(image.size)):
+        found = f"{image.width}x{image.height}"
+        raise InvalidSample("size_changed", f"{sample.key}: {found}, boxes are for {recorded[0]}x{recorded[1]}")
+    return apply_plan(image, plan.picture, recipe.image_res, recipe.config.augment.parity, recorded)
 
 
 def _draw_flip(sample: Sample, row_texts: list[str], draws: Draws, recipe: Recipe) -> bool:

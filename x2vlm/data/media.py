@@ -6,6 +6,7 @@ file. Sizes are read from the header and checked before anything is decoded, so 
 
 import struct
 import zlib
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -49,6 +50,16 @@ TRANSPOSE_OF_ORIENTATION = {
 }
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a picture says of itself before anything is decoded. Width and height are of the upright picture."""
+
+    format: str  # "jpeg", "png", "webp" or "gif"
+    width: int
+    height: int
+    orientation: int  # EXIF (or XMP) orientation 1 to 8; 1 where that is absent or broken
+
+
 def open_image(data: bytes) -> Image.Image:
     """The picture in `data` as RGB, upright (EXIF orientation applied), transparency on white, first frame only.
 
@@ -58,34 +69,64 @@ def open_image(data: bytes) -> Image.Image:
     image, _ = _open_header(data)
     _check_pixels(image)
     orientation = _orientation(image)
-    try:
-        image.load()
-        _check_pixels(image)  # a GIF frame may be larger than its screen
-        picture = _as_rgb(image)
-    except BROKEN_FILE_ERRORS as error:
-        raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
-    transpose = TRANSPOSE_OF_ORIENTATION.get(orientation)
-    return picture if transpose is None else picture.transpose(transpose)
+    return _upright(_decoded(image), orientation)
 
 
-def probe_image(data: bytes) -> tuple[str, int, int]:
-    """Format ("jpeg", "png", "webp" or "gif"), width and height in upright pixels, from the header alone.
+def reencode_image(data: bytes, short_edge: int, quality: int, scaled_decode: bool = False) -> bytes:
+    """The upright picture in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, as it was.
 
-    Raises InvalidSample as `open_image` does; a file that is broken behind its header passes.
+    The shape is kept to the pixel that rounding allows (see `shrunk_size`); nothing but pixels is. Equal bytes give
+    equal bytes under one release of Pillow and libjpeg. Raises InvalidSample as `open_image` does.
+
+    Hamming with a gap of 1.5 costs 3.5 CPU ms for 1200 x 800 pixels, bicubic 8, and lies as near to bicubic (39 dB at
+    worst of 71 photos) as OpenCV's area filter does (38.5 dB). `scaled_decode` has libjpeg decode at a half, a quarter
+    or an eighth where that is still large enough: the whole then costs 4.2 instead of 6.3 CPU ms, but of 19 real photos
+    that it touched half were less than 35 dB from the full way, the worst 28.5 dB, so nobody gets it unasked.
     """
     image, image_format = _open_header(data)
     _check_pixels(image)
-    width, height = image.size
-    return (image_format, height, width) if _orientation(image) >= 5 else (image_format, width, height)
+    orientation = _orientation(image)
+    size = shrunk_size(*image.size, short_edge)
+    if scaled_decode and image_format == "jpeg":
+        _skip_pixels(image, size)
+        picture = _decoded(image)
+    else:
+        picture = _decoded(image)
+        size = shrunk_size(*picture.size, short_edge)  # a GIF frame may be larger than its screen
+    try:
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.HAMMING, reducing_gap=1.5)
+        picture.info = {}  # Pillow would save a comment found there
+        buffer = BytesIO()
+        _upright(picture, orientation).save(buffer, "JPEG", quality=quality)
+    except BROKEN_FILE_ERRORS as error:
+        raise InvalidSample("decode_failed", f"re-encoding: {type(error).__name__}: {error}") from None
+    return buffer.getvalue()
 
 
-def probe_orientation(data: bytes) -> int:
-    """EXIF (or XMP) orientation 1 to 8 of a picture, from its metadata alone; 1 where that is absent or broken.
+def shrunk_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
+    """Width and height in pixels, rounded, when the shorter is made `short_edge`; unchanged if that would enlarge."""
+    if min(width, height) <= short_edge:
+        return width, height
+    scale = short_edge / min(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
-    Raises InvalidSample as `open_image` does, where even the header is no good.
+
+def probe(data: bytes) -> Header:
+    """What the header of a picture says; a file that is broken behind its header passes.
+
+    Raises InvalidSample as `open_image` does.
     """
-    image, _ = _open_header(data)
-    return _orientation(image)
+    image, image_format = _open_header(data)
+    _check_pixels(image)
+    (width, height), orientation = image.size, _orientation(image)
+    return Header(image_format, *((height, width) if orientation >= 5 else (width, height)), orientation)
+
+
+def probe_image(data: bytes) -> tuple[str, int, int]:
+    """Format, width and height of `probe`."""
+    header = probe(data)
+    return header.format, header.width, header.height
 
 
 def sniff_format(data: bytes) -> str:
@@ -117,6 +158,29 @@ def _open_header(data: bytes) -> tuple[Image.Image, str]:
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
     return image, image_format
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """The opened `image` as RGB, decoded to its end, not yet upright; InvalidSample if it is broken or too large."""
+    try:
+        image.load()
+        _check_pixels(image)  # a GIF frame may be larger than its screen
+        return _as_rgb(image)
+    except BROKEN_FILE_ERRORS as error:
+        raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
+
+
+def _skip_pixels(image: Image.Image, size: tuple[int, int]) -> None:
+    """Have the JPEG decoder leave out what a picture of `size` does not need."""
+    try:
+        image.draft(None, size)  # whatever mode it has
+    except BROKEN_FILE_ERRORS as error:
+        raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    transpose = TRANSPOSE_OF_ORIENTATION.get(orientation)
+    return picture if transpose is None else picture.transpose(transpose)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -161,4 +225,4 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", rgba.size, "white")
         canvas.alpha_composite(rgba)
         return canvas.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy: 0.5 ms for a megapixel

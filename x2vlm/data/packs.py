@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,24 +48,42 @@ class PackEntry:
     payload_sha256: str
 
 
-def write_media_pack(folder: Path, payloads: Iterable[tuple[str, str, Path]]) -> list[PackEntry]:
+class Payload(NamedTuple):
+    """Bytes to pack: so many from `offset` on in a file, by default all. A hash that is known is not computed again."""
+
+    sha256: str  # of the original
+    format: str
+    path: Path
+    offset: int = 0
+    bytes: int | None = None
+    payload_sha256: str = ""
+
+
+def write_media_pack(folder: Path, payloads: Iterable[Payload]) -> list[PackEntry]:
     """What was written to `media.tar` and `media.parquet` in `folder`, sorted by sha256, each sha256 once.
 
-    `payloads` are (sha256 of the original, format, file that holds the payload). Equal payloads give equal bytes:
-    owner 0, time 0, mode 0644, regular files.
+    Equal payloads give equal bytes: owner 0, time 0, mode 0644, regular files. One payload is in memory at a time.
+    CorruptArtifact if a file ends before its payload does.
     """
-    distinct = {sha256: (media_format, path) for sha256, media_format, path in payloads}
+    distinct = {payload.sha256: payload for payload in payloads}
     entries = []
     with tarfile.open(folder / PACK_NAME, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sha256, (media_format, path) in sorted(distinct.items()):
-            payload = path.read_bytes()
-            member = tarfile.TarInfo(f"{sha256}.{media_format}")
+        for sha256, source in sorted(distinct.items()):
+            with source.path.open("rb") as stream:
+                stream.seek(source.offset)
+                payload = stream.read(-1 if source.bytes is None else source.bytes)
+            if source.bytes not in (None, len(payload)):
+                raise CorruptArtifact(
+                    f"{source.path}: {len(payload)} bytes from {source.offset} on, but the payload of {sha256} has "
+                    f"{source.bytes}; does something else write there? Run the stage again"
+                )
+            member = tarfile.TarInfo(f"{sha256}.{source.format}")
             member.size = len(payload)
             member.mode = 0o644
             offset = tar.offset + HEADER_BYTES
             tar.addfile(member, BytesIO(payload))
-            digest = hashlib.sha256(payload).hexdigest()
-            entries.append(PackEntry(sha256, media_format, member.name, offset, len(payload), digest))
+            digest = source.payload_sha256 or hashlib.sha256(payload).hexdigest()
+            entries.append(PackEntry(sha256, source.format, member.name, offset, len(payload), digest))
     rows = [entry.__dict__ for entry in entries]
     write_table(pa.Table.from_pylist(rows, schema=PACK_SCHEMA), folder / INDEX_NAME)
     return entries

@@ -92,10 +92,20 @@ def operation_at(name: str, strength: float, negative: bool = False) -> Operatio
 
 
 def apply_plan(
-    image: Image.Image, plan: PicturePlan, image_res: int, parity: Literal["reference"] | None = None
+    image: Image.Image,
+    plan: PicturePlan,
+    image_res: int,
+    parity: Literal["reference"] | None = None,
+    planned_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """`image` (RGB) as normalised float32 (C, H, W) with H = W = `image_res` after the steps of `plan`."""
-    picture = cut_and_resize(image, plan.crop, plan.flipped, image_res)
+    """`image` (RGB) as normalised float32 (C, H, W) with H = W = `image_res` after the steps of `plan`.
+
+    `planned_size` is the size that the plan's crop was made for, if `image` is a smaller copy of that picture.
+    """
+    if planned_size is None or planned_size == image.size:
+        picture = cut_and_resize(image, plan.crop, plan.flipped, image_res)
+    else:
+        picture = cut_smaller_copy(image, planned_size, plan.crop, plan.flipped, image_res)
     for operation in plan.operations:
         picture = apply_operation(picture, operation, parity)
     return normalised(picture)
@@ -107,6 +117,20 @@ def cut_and_resize(image: Image.Image, crop: Crop, flipped: bool, image_res: int
     if flipped:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return picture.resize((image_res, image_res), Image.Resampling.BICUBIC)
+
+
+def cut_smaller_copy(
+    image: Image.Image, planned_size: tuple[int, int], crop: Crop, flipped: bool, image_res: int
+) -> Image.Image:
+    """`cut_and_resize` with a crop that was made for a picture of `planned_size`, out of a smaller copy of it.
+
+    The crop begins and ends between pixels of the copy, so what it shows is the same and boxes in it hold.
+    """
+    scales = (image.width / planned_size[0], image.height / planned_size[1]) * 2
+    left, top, right, bottom = (edge * scale for edge, scale in zip(crop, scales, strict=True))
+    box = (left, top, min(right, image.width), min(bottom, image.height))  # rounding must not lead outside
+    picture = image.resize((image_res, image_res), Image.Resampling.BICUBIC, box=box)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture
 
 
 def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:

@@ -1,0 +1,50 @@
+"""A web server that costs its clients nothing but their own work. Run as a process of its own.
+
+`python -m tests.benchmarks.photo_server FOLDER NUM_ORIGINS` serves photo `number % len(photos)` of FOLDER with its
+number in a comment at `/<number>.jpg`, and no robots.txt, on so many ports of 127.0.0.1, each of which is an origin.
+It prints the ports as JSON and ends when its input does.
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from tests.benchmarks.photos import numbered
+
+
+class PhotoServer:
+    """Answers one GET per connection from memory."""
+
+    def __init__(self, folder: Path) -> None:
+        self._photos = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read a request, send what it asks for, close."""
+        try:
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1].decode()
+            status, body = self._find(path)
+            head = f"HTTP/1.1 {status}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{head}Server: photos\r\nConnection: close\r\n\r\n".encode() + body)
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            writer.close()
+
+    def _find(self, path: str) -> tuple[str, bytes]:
+        name = path.removeprefix("/").removesuffix(".jpg")
+        if not name.isdigit():
+            return "404 Not Found", b""
+        return "200 OK", numbered(self._photos[int(name) % len(self._photos)], int(name))
+
+
+async def main() -> None:
+    handler = PhotoServer(Path(sys.argv[1])).answer
+    servers = [await asyncio.start_server(handler, "127.0.0.1", 0, backlog=256) for _ in range(int(sys.argv[2]))]
+    print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,52 @@
+"""Photos of the size that web data sets are made of, each of its own bytes, out of a few real ones."""
+
+import struct
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from x2vlm.data.media import open_image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHIPPED = ROOT / "datasets/sample/media/photos"
+LARGER = ROOT.parent / "shared/samples/usgov_photos"  # 900 x 600, as downloaded; not part of the repository
+LONG_EDGE_PIXELS = 1200
+TARGET_BYTES = 116_000
+EXIF_BYTES = 2_000  # what a camera writes without its thumbnail
+
+
+def real_photos() -> list[Path]:
+    """The photos that this machine has, in a fixed order: those of the shipped corpus, and larger ones if there are."""
+    return [*sorted(SHIPPED.glob("*.jpg")), *sorted(LARGER.glob("*.jpg"))]
+
+
+def web_photos(paths: Sequence[Path]) -> list[bytes]:
+    """Each photo as a JPEG of at most 1200 pixels and about 116 KB, with EXIF.
+
+    Small photos are enlarged: decoding costs what pixels and bytes cost, and both are those of a larger photo then.
+    """
+    return [_web_photo(path) for path in paths if min(Image.open(path).size) >= 300]
+
+
+def _web_photo(path: Path) -> bytes:
+    image = open_image(path.read_bytes())
+    scale = LONG_EDGE_PIXELS / max(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    exif = Image.Exif()
+    exif[0x010E] = "x" * EXIF_BYTES  # ImageDescription
+    best = b""
+    for quality in (60, 70, 75, 80, 85, 90, 95):
+        buffer = BytesIO()
+        image.save(buffer, "JPEG", quality=quality, exif=exif)
+        if best and buffer.tell() > TARGET_BYTES:
+            break
+        best = buffer.getvalue()
+    return best
+
+
+def numbered(photo: bytes, number: int) -> bytes:
+    """`photo` with a comment that no other number has, so that no two are the same media. The pixels are equal."""
+    comment = f"photo {number:08d}".encode()
+    return photo[:2] + struct.pack(">HH", 0xFFFE, 2 + len(comment)) + comment + photo[2:]
