@@ -153,7 +153,6 @@ class _Tables:
             if len(self._drops) == 10_000:
                 self._write_drops()
             return
-        self._out.update(rows=1, concepts=len(item.concepts), captions=len(item.captions))
         self._samples.append(item)
         if len(self._samples) == self._rows_per_file:
             self._write_samples()
@@ -170,6 +169,9 @@ class _Tables:
         return Count(num_in, self._out[unit], dict(sorted(self._dropped[unit].items())))
 
     def _write_samples(self) -> None:
+        self._out["rows"] += len(self._samples)
+        self._out["concepts"] += sum(len(sample.concepts) for sample in self._samples)
+        self._out["captions"] += sum(len(sample.captions) for sample in self._samples)
         name = f"rows-{len(self.file_rows):05d}.parquet"
         write_table(sample_table(self._samples), self._folder / name)
         self.file_rows[name] = len(self._samples)

@@ -12,7 +12,7 @@ from typing import IO, Any
 from pipelines.world.clips import make_clip
 from pipelines.world.config import CLIP_SOURCES, EVALUATION, WorldConfig, source_of
 from pipelines.world.evaluation import emit_evaluation
-from pipelines.world.records import Record, WholeFile, truth_line
+from pipelines.world.records import Record, truth_line
 from pipelines.world.scene import Thing, make_scene
 from pipelines.world.shots import evaluation_kind, take_shot
 from pipelines.world.sources.coco import emit_coco
@@ -37,11 +37,10 @@ EMITTERS = {
     "howto100m": emit_howto100m,
     "yttemporal": emit_yttemporal,
 }
-Emitted = Record | WholeFile
 SCENES, FILES = "world/scenes", "world/files"
 
 
-def emit_scene(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, bytes]]:
+def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """Everything that scene number `index` adds: records, and media files by path below media/."""
     source = source_of(config, index)
     if source == EVALUATION:
@@ -77,7 +76,7 @@ def _thing(thing: Thing) -> dict[str, Any]:
 
 
 def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Path) -> int:
-    """Write scenes start..stop-1: media and small files below `out`, records below `folder`. The number of scenes.
+    """Write scenes start..stop-1: media below `out`, records below `folder`. The number of scenes.
 
     A chunk that is complete is left as it is; `folder` appears under its name only when everything is in it.
     """
@@ -94,11 +93,7 @@ def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Pa
             for path, data in media.items():
                 tables.add(_stored(out, f"media/{path}", data))
             for record in records:
-                if isinstance(record, Record):
-                    tables.add(record)
-                else:
-                    stored = _stored(out, record.path, record.text.encode())
-                    tables.add(Record(stored.table, stored.payload, record.truths))
+                tables.add(record)
     draft.rename(folder)
     return stop - start
 

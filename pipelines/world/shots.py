@@ -75,6 +75,12 @@ class Shot:
         return self.text_scene
 
     @property
+    def seen_clip(self) -> Clip:
+        """The clip that is seen."""
+        assert self.clip is not None
+        return self.clip
+
+    @property
     def told_clip(self) -> Clip:
         """The clip that a clip's text is about."""
         assert self.text_clip is not None

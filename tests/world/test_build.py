@@ -15,7 +15,7 @@ from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 
 FORTY = WorldConfig(scenes=40, media="none")
-CONTENT_OF_FORTY = "889ce8003dd4b7668b66e722c61e9d8b6d0830157ba6261aed8a97c10d5b9fda"
+CONTENT_OF_FORTY = "b22458785081f77e73fcbacb13b182d0442158639f0940b126b2d7be5b31c4f6"
 """What 40 scenes without media say. A change of it is a change of every world: the shapes, the texts or the draws."""
 
 

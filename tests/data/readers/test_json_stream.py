@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,75 @@ def test_sections_in_any_order_others_skipped(tmp_path: Path) -> None:
     # A caller may leave elements behind.
     names = [name for name, _ in stream_sections(source(rows=path), "rows", ("b", "a"), "remedy")]
     assert names == ["b", "a", "b"]
+
+
+OUTLINES = st.lists(st.lists(st.integers() | st.floats(allow_nan=False), max_size=6), max_size=3)
+RECORDS = st.fixed_dictionaries(
+    {"id": st.integers(), "text": st.text() | st.sampled_from(['"segmentation": [1', "segmentation", '\\": [[2]]'])},
+    optional={
+        "segmentation": OUTLINES | JSON,
+        "after": JSON,
+        "inner": st.fixed_dictionaries({"segmentation": OUTLINES}),
+    },
+)
+
+
+def without_outlines(value: Any) -> Any:
+    """The value with [] for every list of numbers, however deep, under the key that is not read."""
+    if isinstance(value, list):
+        return [without_outlines(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: [] if key == "segmentation" and isinstance(item, list) and holds_numbers(item) else without_outlines(item)
+        for key, item in value.items()
+    }
+
+
+def holds_numbers(value: list[Any]) -> bool:
+    return all(holds_numbers(one) if isinstance(one, list) else type(one) in (int, float) for one in value)
+
+
+@settings(max_examples=120, deadline=None)
+@given(records=st.lists(RECORDS, max_size=5), indent=st.none() | st.just(1), chunk_bytes=st.integers(1, 200))
+def test_outlines_that_nobody_reads_change_nothing_else(
+    folder: Path, records: list[Any], indent: int | None, chunk_bytes: int
+) -> None:
+    path = folder / "outlines.json"
+    path.write_text(json.dumps({"info": 1, "rows": records, "end": [1]}, indent=indent), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+        sections = stream_sections(source(rows=path), "rows", ("rows",), "remedy", unread="segmentation")
+        [found] = [list(elements or ()) for _, elements in sections]
+    assert without_outlines(found) == without_outlines(records)
+
+
+def test_an_outline_s_numbers_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "o.json"
+    path.write_text('{"rows": [{"segmentation": [[1.5, 2], []], "id": 1}, {"segmentation": {"counts": [3]}, "id": 2}]}')
+    [(_, elements)] = [
+        (name, list(elements or ()))
+        for name, elements in stream_sections(source(rows=path), "rows", ("rows",), "remedy", unread="segmentation")
+    ]
+    assert elements == [{"segmentation": [], "id": 1}, {"segmentation": {"counts": [3]}, "id": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"rows": [{"segmentation": [[1, 2}, "id": 1}]}', "Expecting ',' delimiter at byte 33"),
+        ('{"rows": [{"segmentation": [[1, 2]]], "id": 1}]}', "Expecting ',' delimiter at byte 35"),
+        ('{"rows": [{"segmentation": [[1, 2]], "id" 1}]}', "Expecting ':' delimiter at byte 42"),
+        ('{"rows": [{"segmentation": [[1, 2', "Expecting ',' delimiter at byte 33"),
+    ],
+)
+def test_broken_records_with_outlines_say_at_which_byte(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    sections = stream_sections(source(rows=path), "rows", ("rows",), "remedy", unread="segmentation")
+    with pytest.raises(SourceUnavailable) as error:
+        deque(map(deque, (elements or () for _, elements in sections)))
+    assert f"not valid JSON: {problem}. " in str(error.value)
 
 
 def test_half_characters_become_replacement_characters(tmp_path: Path) -> None:
