@@ -14,7 +14,7 @@ from pipelines.world.config import CLIP_SOURCES, EVALUATION, WorldConfig, source
 from pipelines.world.evaluation import emit_evaluation
 from pipelines.world.records import Record, truth_line
 from pipelines.world.scene import Thing, make_scene
-from pipelines.world.shots import evaluation_kind, take_shot
+from pipelines.world.shots import evaluation_kind, own_scene, take_shot
 from pipelines.world.sources.coco import emit_coco
 from pipelines.world.sources.detection import emit_objects365, emit_openimages
 from pipelines.world.sources.entities import emit_entities
@@ -53,7 +53,7 @@ def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str,
 
 
 def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
-    """What scene number `index` shows by itself, whatever its row points at."""
+    """What scene number `index` shows by itself at the size of its row, whatever picture its row points at."""
     source = source_of(config, index)
     kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
     facts: dict[str, Any] = {"scene": index, "source": source, "kind": kind}
@@ -63,7 +63,7 @@ def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
         things = [_thing(thing) for thing in clip.things]
         facts |= {"width": clip.width, "height": clip.height, "background": clip.background, "things": things}
         return facts | {"relations": [], "motion": clip.motion, "tracks": tracks}
-    scene = make_scene(config, index)
+    scene = make_scene(config, index) if source == EVALUATION else own_scene(config, index)
     facts |= {"width": scene.width, "height": scene.height, "background": scene.background}
     things = [_thing(thing) for thing in scene.things]
     relations = [asdict(relation) for relation in scene.relations]

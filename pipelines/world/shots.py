@@ -255,6 +255,11 @@ def _unusual_size(config: WorldConfig, kind: str, draws: Draws) -> tuple[int, in
     return None
 
 
+def own_scene(config: WorldConfig, index: int) -> Scene:
+    """What training image number `index` shows unless it repeats another one."""
+    return make_scene(config, index, _unusual_size(config, row_noise(config, index), Draws(config.seed, index, "shot")))
+
+
 def _origin(config: WorldConfig, index: int, kind: str, draws: Draws) -> int | None:
     """A clean training image, or a held-out one, that the row repeats; None if none is found."""
     for _ in range(ATTEMPTS):

@@ -15,7 +15,7 @@ from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 
 FORTY = WorldConfig(scenes=40, media="none")
-CONTENT_OF_FORTY = "b22458785081f77e73fcbacb13b182d0442158639f0940b126b2d7be5b31c4f6"
+CONTENT_OF_FORTY = "e93f13953647d5e61f33384ac285ceff8cba35bde1d78bc7a0ee8c0c29dd6db1"
 """What 40 scenes without media say. A change of it is a change of every world: the shapes, the texts or the draws."""
 
 
