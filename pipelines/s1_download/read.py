@@ -98,7 +98,9 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
             tables.add(kept)
     tables.close()
     counts = {unit: tables.count(unit, seen[unit]) for unit in UNITS if unit in ("rows", "concepts") or seen[unit]}
-    summary = {} if config.expected_rows is None else {"expected_rows": config.expected_rows, "seen_rows": seen["rows"]}
+    summary = {"seen_rows": seen["rows"], "kept_rows": counts["rows"].num_out}
+    if config.expected_rows is not None:
+        summary["expected_rows"] = config.expected_rows
     if config.expected_rows not in (None, seen["rows"]):
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)

@@ -143,13 +143,9 @@ def image_sample(
             captions.append(made)
         else:
             concepts.append(made)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+    yield source.sample(
+        row,
+        url,
         captions=tuple(captions),
         concepts=tuple(concepts),
         claimed_width=whole_number(image["width"]),
