@@ -17,7 +17,7 @@ from x2vlm.errors import ConfigError
 FORTY = WorldConfig(scenes=40, media="none")
 CONTENT_OF_FORTY = "e93f13953647d5e61f33384ac285ceff8cba35bde1d78bc7a0ee8c0c29dd6db1"
 CONTENT_OF_TWENTY_THOUSAND = "d74cb63981dcf86943f0bce0902004bbe0270df6a1b487cf1ac29b9735e62896"
-"""What 40 and 20,000 scenes without media say. A change of it is a change of every world: the shapes, the texts or the draws."""
+"""What 40 and 20,000 scenes without media say. A change is one of every world: the shapes, the texts or the draws."""
 
 
 def tree(out: Path) -> dict[str, str]:

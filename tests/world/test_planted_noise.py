@@ -205,8 +205,9 @@ SHAPES = (
     "circle|square|triangle|pentagon|hexagon|star|diamond|cross|heart|crescent|ring|arrow|semicircle"  # and plurals
 )
 NAMED = rf"\b({COLOURS}) ({SHAPES})(?:e?s)?\b"
+ENGLISH = rf"\b(an?|the|there|that|(?:{SHAPES})(?:e?s)?)\b"
 LANGUAGE_SIGNS: dict[str, Callable[[str], bool]] = {
-    "en": lambda text: bool(re.search(rf"\b(an?|the|there|that|{SHAPES})\b", text, re.I)) and text.isascii(),
+    "en": lambda text: bool(re.search(ENGLISH, text, re.I)) and text.isascii(),
     "de": lambda text: bool(re.search(r"\b(ein|eine|einem|einer) \w+(er|e|es|en) ", text)),
     "fr": lambda text: bool(re.search(r"\bune? \w", text)),
     "cs": lambda text: bool(re.search(r"\w+(ý|á|é|ým|ou|ého) \w+(ý|á|é|ým|ou|ého) \w", text)),
@@ -318,7 +319,6 @@ def test_twenty_thousand_scenes_are_what_their_truth_says(tmp_path: Path) -> Non
     repeats = {kind: number for kind, number in seen.items() if kind.startswith(("duplicate ", "test_leak "))}
     assert len(repeats) == 10
     assert min(repeats.values()) > 5
-    # Cropped and mirrored pictures are beyond a perceptual hash, but for a few by chance.
-    for variant in ("cropped", "flipped"):
-        total = repeats[f"duplicate {variant}"] + repeats[f"test_leak {variant}"]
-        assert seen[f"{variant}, seen by phash"] < 0.5 * total
+    # A mirrored picture is beyond a perceptual hash. A cropped one is not for certain: in 3,000 scenes ours saw 15 of 17
+    # within six bits, so `embedding` is what finds all of them, not the only thing that finds one.
+    assert seen["flipped, seen by phash"] < 0.1 * (repeats["duplicate flipped"] + repeats["test_leak flipped"])

@@ -143,7 +143,9 @@ def _entities(folder: Path) -> dict[str, Told]:
     with zipfile.ZipFile(folder / "annotations.zip") as archive:
         for row, told in rows.items():
             boxes = {}
-            for one in ElementTree.fromstring(archive.read(f"Annotations/{row}.xml")).iter("object"):
+            root = ElementTree.fromstring(archive.read(f"Annotations/{row}.xml"))
+            told.size = (int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0))
+            for one in root.iter("object"):
                 left, top, right, bottom = (
                     int(one.findtext(f"bndbox/{side}") or 0) for side in ("xmin", "ymin", "xmax", "ymax")
                 )
