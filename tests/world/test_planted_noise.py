@@ -319,6 +319,6 @@ def test_twenty_thousand_scenes_are_what_their_truth_says(tmp_path: Path) -> Non
     repeats = {kind: number for kind, number in seen.items() if kind.startswith(("duplicate ", "test_leak "))}
     assert len(repeats) == 10
     assert min(repeats.values()) > 5
-    # A mirrored picture is beyond a perceptual hash. A cropped one is not for certain: in 3,000 scenes ours saw 15 of 17
+    # A mirrored picture is beyond a perceptual hash. A cropped one may not be: in 3,000 scenes ours saw 15 of 17
     # within six bits, so `embedding` is what finds all of them, not the only thing that finds one.
     assert seen["flipped, seen by phash"] < 0.1 * (repeats["duplicate flipped"] + repeats["test_leak flipped"])
