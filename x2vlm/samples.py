@@ -6,8 +6,10 @@ concepts (also none: N = 0). Boxes are `xywh` in pixels of the original image wi
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -210,28 +212,67 @@ DROP_SCHEMA = pa.schema(
 
 def sample_table(samples: Iterable[Sample]) -> pa.Table:
     """Samples as a table of SAMPLE_SCHEMA, in the order given."""
-    return pa.Table.from_pylist([_row(sample) for sample in samples], schema=SAMPLE_SCHEMA)
+    rows = list(samples)
+    # Column by column: `pa.Table.from_pylist` of `dataclasses.asdict` took eight times as long.
+    nested = {
+        "captions": _lists([row.captions for row in rows], SAMPLE_SCHEMA.field("captions").type, _columns),
+        "concepts": _lists([row.concepts for row in rows], SAMPLE_SCHEMA.field("concepts").type, _concept_columns),
+        "media": _structs([row.media for row in rows], MEDIA_TYPE),
+        "fetch": _structs([row.fetch for row in rows], FETCH_TYPE),
+    }
+    arrays = [
+        nested[field.name] if field.name in nested else pa.array(map(attrgetter(field.name), rows), field.type)
+        for field in SAMPLE_SCHEMA
+    ]
+    return pa.table(arrays, schema=SAMPLE_SCHEMA)
 
 
 def drop_table(drops: Iterable[Drop]) -> pa.Table:
     """Drops as a table of DROP_SCHEMA, in the order given."""
-    return pa.Table.from_pylist([vars(drop) for drop in drops], schema=DROP_SCHEMA)
+    rows = list(drops)
+    arrays = [pa.array(map(attrgetter(field.name), rows), field.type) for field in DROP_SCHEMA]
+    return pa.table(arrays, schema=DROP_SCHEMA)
+
+
+def _lists(
+    lists: list[tuple[Any, ...]], kind: pa.ListType, columns: Callable[[list[Any], pa.StructType], list[pa.Array]]
+) -> pa.Array:
+    """Tuples of dataclasses as a list array of structs."""
+    flat = list(chain.from_iterable(lists))
+    offsets = pa.array([0, *accumulate(map(len, lists))], pa.int32())
+    values = pa.StructArray.from_arrays(columns(flat, kind.value_type), fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(offsets, values, kind)
+
+
+def _columns(values: list[Any], kind: pa.StructType) -> list[pa.Array]:
+    return [pa.array(map(attrgetter(field.name), values), field.type) for field in kind]
+
+
+def _concept_columns(concepts: list[Concept], kind: pa.StructType) -> list[pa.Array]:
+    boxes = pa.StructArray.from_arrays(
+        _columns([concept.box for concept in concepts], kind.field("box").type), fields=list(kind.field("box").type)
+    )
+    return [
+        boxes if field.name == "box" else pa.array(map(attrgetter(field.name), concepts), field.type) for field in kind
+    ]
+
+
+def _structs(values: list[Any], kind: pa.StructType) -> pa.Array:
+    """Dataclasses as structs, None as null."""
+    missing = [value is None for value in values]
+    if all(missing):
+        return pa.nulls(len(values), kind)
+    names = [field.name for field in kind]
+    columns = [
+        pa.array([None if value is None else getattr(value, name) for value in values], kind.field(name).type)
+        for name in names
+    ]
+    return pa.StructArray.from_arrays(columns, fields=list(kind), mask=pa.array(missing))
 
 
 def samples_of(table: pa.Table) -> list[Sample]:
     """The rows of a table of SAMPLE_SCHEMA as samples."""
     return [_sample(row) for row in table.to_pylist()]
-
-
-def _row(sample: Sample) -> dict[str, Any]:
-    """What asdict() gives, without its copies of everything: a tenth of the time."""
-    return {
-        **vars(sample),
-        "captions": [vars(caption) for caption in sample.captions],
-        "concepts": [{**vars(concept), "box": vars(concept.box)} for concept in sample.concepts],
-        "media": None if sample.media is None else vars(sample.media),
-        "fetch": None if sample.fetch is None else vars(sample.fetch),
-    }
 
 
 def _sample(row: Mapping[str, Any]) -> Sample:

@@ -98,7 +98,9 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
             tables.add(kept)
     tables.close()
     counts = {unit: tables.count(unit, seen[unit]) for unit in UNITS if unit in ("rows", "concepts") or seen[unit]}
-    summary = {} if config.expected_rows is None else {"expected_rows": config.expected_rows, "seen_rows": seen["rows"]}
+    summary = {"seen_rows": seen["rows"], "kept_rows": counts["rows"].num_out}
+    if config.expected_rows is not None:
+        summary["expected_rows"] = config.expected_rows
     if config.expected_rows not in (None, seen["rows"]):
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
@@ -153,7 +155,6 @@ class _Tables:
             if len(self._drops) == 10_000:
                 self._write_drops()
             return
-        self._out.update(rows=1, concepts=len(item.concepts), captions=len(item.captions))
         self._samples.append(item)
         if len(self._samples) == self._rows_per_file:
             self._write_samples()
@@ -170,6 +171,9 @@ class _Tables:
         return Count(num_in, self._out[unit], dict(sorted(self._dropped[unit].items())))
 
     def _write_samples(self) -> None:
+        self._out["rows"] += len(self._samples)
+        self._out["concepts"] += sum(len(sample.concepts) for sample in self._samples)
+        self._out["captions"] += sum(len(sample.captions) for sample in self._samples)
         name = f"rows-{len(self.file_rows):05d}.parquet"
         write_table(sample_table(self._samples), self._folder / name)
         self.file_rows[name] = len(self._samples)

@@ -14,12 +14,17 @@ corpus for tests at scale and for benchmarks.
                               which stage must drop it ("kept" if none; see records.Truth)
     truth_scenes.parquet      what every scene shows: things, exact boxes of what is visible, relations, tracks
     cards/<source>.yaml       cards; in an experiment below the project: `card: ../runs/world/cards/coco`
+                              (pipelines/experiments/world.yaml names all of them)
     world.json                config, counts, and the sha256 of every file; written last
 
 What files say is the same on every machine: geometry, colours and texts come from whole numbers and from sha256. The
 bytes of JPEG, MP4, Parquet and gzip files are the same wherever the locked Pillow, PyAV, PyArrow and zlib run; the
 checksum `content_sha256` leaves media and compression out. With media `none`, checksums of media in upstream files are
 empty and CC12M's list of them has no line.
+
+A row of the truth is a row as the source's reader forms it: a clip of a narrated video, an image of RefCOCO. Two kinds
+of noise come by themselves: speech that begins in the last second of a video (`late_speech`), and phrases of RefCOCO
+and Flickr30k Entities that say again what another one says (`near_duplicate_region`).
 
 Rules that are not the paper's defaults are expected too, so that they can be tested: `language` needs a detector,
 `deduplicate` and `decontaminate` name the weakest method that can find a repeated picture (sha256, phash, embedding),

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import shutil
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -92,7 +93,7 @@ def build_world(
     counts, planted = _write_truth(chunks, out)
     write_parquet(chunks.payloads(SCENES), SCENE_SCHEMA, out / "truth_scenes.parquet")
     paths = sorted([*(file.path for file in files), "truth.parquet", "truth_scenes.parquet"])
-    content = content_sha256(out, [*paths, *(e["path"] for e in chunks.payloads(FILES) if _is_text(e["path"]))])
+    content = content_sha256(out, paths)
     write_cards(config, out, files, project_root)
     facts = {"config": config.model_dump(mode="json"), "counts": counts, "planted": planted, "content_sha256": content}
     _write_world(out, facts, paths, chunks)
@@ -162,10 +163,6 @@ def _sorted(counters: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
     return {source: dict(sorted(counters[source].items())) for source in sorted(counters)}
 
 
-def _is_text(path: str) -> bool:
-    return not path.startswith("media/")
-
-
 def content_sha256(out: Path, paths: list[str]) -> str:
     """One checksum of annotations, evaluation files and truth: of what they say, not of how it is compressed."""
     total = hashlib.sha256()
@@ -176,6 +173,10 @@ def content_sha256(out: Path, paths: list[str]) -> str:
             with pq.ParquetFile(file) as table:
                 for batch in table.iter_batches(batch_size=1000):
                     digest.update("\n".join(map(to_json, batch.to_pylist())).encode() + b"\n")
+        elif file.suffix == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                for name in archive.namelist():
+                    digest.update(f"{name}\n".encode() + archive.read(name))
         else:
             with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -12,9 +12,9 @@ from typing import IO, Any
 from pipelines.world.clips import make_clip
 from pipelines.world.config import CLIP_SOURCES, EVALUATION, WorldConfig, source_of
 from pipelines.world.evaluation import emit_evaluation
-from pipelines.world.records import Record, WholeFile, truth_line
+from pipelines.world.records import Record, truth_line
 from pipelines.world.scene import Thing, make_scene
-from pipelines.world.shots import evaluation_kind, take_shot
+from pipelines.world.shots import evaluation_kind, own_scene, take_shot
 from pipelines.world.sources.coco import emit_coco
 from pipelines.world.sources.detection import emit_objects365, emit_openimages
 from pipelines.world.sources.entities import emit_entities
@@ -37,11 +37,10 @@ EMITTERS = {
     "howto100m": emit_howto100m,
     "yttemporal": emit_yttemporal,
 }
-Emitted = Record | WholeFile
 SCENES, FILES = "world/scenes", "world/files"
 
 
-def emit_scene(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, bytes]]:
+def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """Everything that scene number `index` adds: records, and media files by path below media/."""
     source = source_of(config, index)
     if source == EVALUATION:
@@ -54,7 +53,7 @@ def emit_scene(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str
 
 
 def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
-    """What scene number `index` shows by itself, whatever its row points at."""
+    """What scene number `index` shows by itself at the size of its row, whatever picture its row points at."""
     source = source_of(config, index)
     kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
     facts: dict[str, Any] = {"scene": index, "source": source, "kind": kind}
@@ -64,7 +63,7 @@ def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
         things = [_thing(thing) for thing in clip.things]
         facts |= {"width": clip.width, "height": clip.height, "background": clip.background, "things": things}
         return facts | {"relations": [], "motion": clip.motion, "tracks": tracks}
-    scene = make_scene(config, index)
+    scene = make_scene(config, index) if source == EVALUATION else own_scene(config, index)
     facts |= {"width": scene.width, "height": scene.height, "background": scene.background}
     things = [_thing(thing) for thing in scene.things]
     relations = [asdict(relation) for relation in scene.relations]
@@ -77,7 +76,7 @@ def _thing(thing: Thing) -> dict[str, Any]:
 
 
 def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Path) -> int:
-    """Write scenes start..stop-1: media and small files below `out`, records below `folder`. The number of scenes.
+    """Write scenes start..stop-1: media below `out`, records below `folder`. The number of scenes.
 
     A chunk that is complete is left as it is; `folder` appears under its name only when everything is in it.
     """
@@ -94,11 +93,7 @@ def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Pa
             for path, data in media.items():
                 tables.add(_stored(out, f"media/{path}", data))
             for record in records:
-                if isinstance(record, Record):
-                    tables.add(record)
-                else:
-                    stored = _stored(out, record.path, record.text.encode())
-                    tables.add(Record(stored.table, stored.payload, record.truths))
+                tables.add(record)
     draft.rename(folder)
     return stop - start
 

@@ -20,7 +20,7 @@ from typing import Any
 from pipelines.world.clips import Clip, encode_clip, make_clip
 from pipelines.world.config import EVALUATION, EVALUATION_EVERY, WorldConfig, is_held_out
 from pipelines.world.languages import LANGUAGES, describe
-from pipelines.world.records import Record, Truth, WholeFile, csv_line
+from pipelines.world.records import Record, Truth, csv_line
 from pipelines.world.scene import Scene, Thing, compose, make_scene
 from pipelines.world.shots import (
     EVALUATION_ROUND,
@@ -60,10 +60,9 @@ ATTRIBUTES = [
         ]
     )
 ]
-Emitted = Record | WholeFile
 
 
-def emit_evaluation(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, bytes]]:
+def emit_evaluation(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """Records of one held-out scene, and the media files (by path below media/) that they need."""
     match evaluation_kind(index):
         case "image":
@@ -85,7 +84,7 @@ def _truth(index: int, task: str, key: str) -> Truth:
     return Truth(EVALUATION, key, "row", index, detail=task)
 
 
-def _image(config: WorldConfig, shot: Shot) -> Iterator[Emitted]:
+def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     draws = Draws(config.seed, shot.index, EVALUATION)
     split = "val" if draws.chance(0.5) else "test"
     texts = captions(shot.picture, draws, 5)
@@ -208,7 +207,7 @@ def _ovad(shot: Shot, draws: Draws) -> Iterator[Record]:
         yield Record("ovad/annotations", annotation)
 
 
-def _multilingual(config: WorldConfig, shot: Shot) -> Iterator[Emitted]:
+def _multilingual(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     draws = Draws(config.seed, shot.index, EVALUATION)
     name = shot.url.rsplit("/", 1)[1]
     yield Record("multi30k/images", name, (_truth(shot.index, "multilingual", name),))
@@ -235,7 +234,7 @@ def _describe(scene: Scene, language: str, draws: Draws) -> str:
     return captions(scene, draws, 1)[0] if language == "en" else describe(scene, language, draws)
 
 
-def _clip(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, bytes]]:
+def _clip(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """A clip of MSRVTT's test split: one sentence for retrieval, questions for QA."""
     draws = Draws(config.seed, index, EVALUATION)
     clip = make_clip(config, index)
@@ -244,7 +243,7 @@ def _clip(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, byt
     sentence = describe_clip(clip, draws)
     entry = {"category": 0, "url": f"http://world.invalid/clips/{video}.mp4", "video_id": video}
     entry |= {"start time": 0.0, "end time": float(clip.seconds), "split": "test", "id": index}
-    records: list[Emitted] = [
+    records: list[Record] = [
         Record(
             "msrvtt/test", csv_line((f"ret{number}", f"msr{index}", video, sentence)), (_truth(index, "msrvtt", video),)
         ),
@@ -269,7 +268,7 @@ def _clip_questions(clip: Clip) -> Iterator[tuple[str, str]]:
     yield f"what does the {mover.colour} {mover.shape} do to the {other.colour} {other.shape}?", verbs[clip.motion]
 
 
-def _pair(config: WorldConfig, index: int) -> tuple[list[Emitted], dict[str, bytes]]:
+def _pair(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """Two images and two captions with the same words in another order, which only the right binding tells apart."""
     draws = Draws(config.seed, index, EVALUATION)
     size = (config.image_size * 3 // 2, config.image_size)

@@ -19,6 +19,7 @@ from pipelines.world.formats import (
     json_object,
     parquet,
     text_lines,
+    zip_archive,
 )
 from pipelines.world.languages import LANGUAGES
 from pipelines.world.records import csv_line
@@ -140,6 +141,7 @@ TRAINING = (
         "train-annotations-human-imagelabels-boxable.csv",
         text_lines("openimages/labels", LABEL_HEADER),
     ),
+    Upstream("flickr_entities", "annotations.zip", zip_archive("flickr_entities/entities"), "entities"),
     Upstream("flickr_entities", "results_20130124.token", text_lines("flickr_entities/tokens"), "tokens"),
     Upstream("flickr_entities", "image_urls.tsv", text_lines("flickr_entities/urls"), "urls"),
     Upstream(
@@ -154,12 +156,14 @@ TRAINING = (
         text_lines("howto100m/videos", "video_id,category_1,category_2,rank,task_id"),
         "videos",
     ),
+    Upstream("howto100m", "video_urls.tsv", text_lines("howto100m/urls"), "urls"),
     Upstream("howto100m", "task_ids.csv", fixed_lines([f"{task}\tMove shapes, lesson {task}" for task in range(23)])),
     Upstream("howto100m", "raw_caption.json", json_dict("howto100m/raw_captions"), "raw_captions"),
     Upstream("howto100m", "caption.json", json_dict("howto100m/captions")),
-    Upstream("refcoco", "refs(unc).json", json_list("refcoco/refs"), "refs"),
+    Upstream("refcoco", "refs.json", json_list("refcoco/refs"), "refs"),
     Upstream("refcoco", "instances.json", _coco("refcoco/images", annotations="refcoco/instances"), "instances"),
     Upstream("gqa", "train_sceneGraphs.json", json_dict("gqa/scene_graphs"), "scene_graphs"),
+    Upstream("gqa", "image_urls.tsv", text_lines("gqa/urls"), "urls"),
     Upstream("gqa", "train_balanced_questions.json", json_dict("gqa/questions")),
 )
 VQA = {
@@ -203,12 +207,15 @@ HELD_OUT = (
     *((f"wit/test_{language}.jsonl", json_lines(f"wit/{language}")) for language in ("en", *LANGUAGES)),
     *((f"xflickrco/test_{language}.jsonl", json_lines(f"xflickrco/{language}")) for language in ("en", *LANGUAGES)),
 )
+YTTEMPORAL_URLS = Upstream("yttemporal", "video_urls.tsv", text_lines("yttemporal_urls"), "urls")
 SHARD = "yttemporal180m_{shard}of100.jsonl.gz"
 
 
 def upstream_files(config: WorldConfig, chunks: Chunks) -> Iterator[Upstream]:
     """Every file of the sources that the world has, and of all evaluation tasks."""
     yield from (file for file in TRAINING if file.source in config.sources)
+    if "yttemporal" in config.sources:
+        yield YTTEMPORAL_URLS
     # One upstream file in a hundred parts; parts without a video are left out.
     for table in chunks.tables():
         if table.startswith("yttemporal/"):

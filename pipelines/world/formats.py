@@ -2,6 +2,7 @@
 
 import gzip
 import itertools
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -109,6 +110,21 @@ def _lines(lines_of: Callable[[Chunks], Iterator[str]], header: str) -> Writer:
                     packed.writelines(encoded)
             else:
                 file.writelines(encoded)
+
+    return write
+
+
+def zip_archive(table: str) -> Writer:
+    """A ZIP archive of a table's payloads, which are [name, text]."""
+
+    def write(chunks: Chunks, path: Path) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in chunks.payloads(table):
+                member = zipfile.ZipInfo(
+                    name, (1980, 1, 1, 0, 0, 0)
+                )  # no time of now, so that equal texts give equal bytes
+                member.compress_type = zipfile.ZIP_DEFLATED
+                archive.writestr(member, text)
 
     return write
 

@@ -226,7 +226,7 @@ RELATION_WORDS: dict[str, dict[str, str]] = {
         "in_front_of": "前面",
         "behind": "后面",
         "near": "旁边",
-        "far_from": "远处",
+        "far_from": "很远",
     },
     "ja": {
         "left_of": "左",
@@ -236,7 +236,7 @@ RELATION_WORDS: dict[str, dict[str, str]] = {
         "in_front_of": "手前",
         "behind": "後ろ",
         "near": "近く",
-        "far_from": "遠く",
+        "far_from": "遠く離れたところ",
     },
 }
 
@@ -296,8 +296,12 @@ def relate(subject: Thing, relation: str, target: Thing, language: str) -> str:
             return f"{one} {words}{_french(target)}"
         case "cs":
             return f"{one} {words.removeprefix('+')} {_czech_case(target, instrumental=words.startswith('+'))}"
+        case "zh" if relation == "far_from":
+            return f"{one}离{name_thing(target, language)}很远"
         case "zh":
             return f"{one}在{name_thing(target, language)}的{words}"
+    if relation == "far_from":
+        return f"{name_thing(target, language)}から遠く離れたところに{one}があります"
     return f"{name_thing(target, language)}の{words}に{one}があります"
 
 

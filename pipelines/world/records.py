@@ -46,15 +46,6 @@ class Record:
     truths: tuple[Truth, ...] = ()
 
 
-@dataclass(frozen=True)
-class WholeFile:
-    """A small upstream file that holds one image's annotations, at `path` below the world's folder."""
-
-    path: str
-    text: str
-    truths: tuple[Truth, ...] = ()
-
-
 def truth_line(truths: Iterable[Truth]) -> list[dict[str, Any]]:
     return [asdict(truth) for truth in truths]
 

@@ -75,6 +75,12 @@ class Shot:
         return self.text_scene
 
     @property
+    def seen_clip(self) -> Clip:
+        """The clip that is seen."""
+        assert self.clip is not None
+        return self.clip
+
+    @property
     def told_clip(self) -> Clip:
         """The clip that a clip's text is about."""
         assert self.text_clip is not None
@@ -247,6 +253,11 @@ def _unusual_size(config: WorldConfig, kind: str, draws: Draws) -> tuple[int, in
         long = config.image_size * draws.integer(305, 400) // 100 + 1
         return (long, config.image_size) if draws.chance(0.5) else (config.image_size, long)
     return None
+
+
+def own_scene(config: WorldConfig, index: int) -> Scene:
+    """What training image number `index` shows unless it repeats another one."""
+    return make_scene(config, index, _unusual_size(config, row_noise(config, index), Draws(config.seed, index, "shot")))
 
 
 def _origin(config: WorldConfig, index: int, kind: str, draws: Draws) -> int | None:

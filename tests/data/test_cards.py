@@ -37,6 +37,23 @@ def test_every_card_in_the_repository_loads(project_root: Path, folder: str) -> 
     assert readers == set(READERS) if folder == "pretrain" else readers <= set(READERS)
 
 
+def test_every_pretraining_card_says_how_many_rows_there_are_and_on_which_terms(project_root: Path) -> None:
+    for path in sorted((project_root / "datasets" / "pretrain").glob("*.yaml")):
+        card = load_card(path)
+        expected = [file.expected_rows for file in card.files.values() if file.expected_rows is not None]
+        assert bool(expected) != ("none is expected" in " ".join(card.notes.split())), card.id
+        assert len(expected) <= 1, f"{card.id}: the read stage compares their sum with the rows of all files together"
+        assert card.licence_notes, card.id
+        assert card.homepage, card.id
+        assert card.grains, card.id
+        assert (
+            card.licence
+            or "unverified" in card.licence_notes
+            or "belong to" in card.licence_notes
+            or (card.availability in ("gated", "withdrawn"))
+        ), card.id
+
+
 def test_sample_cards_name_files_and_media_that_are_shipped(project_root: Path) -> None:
     for path in sorted((project_root / "datasets" / "sample").glob("*.yaml")):
         card = load_card(path)

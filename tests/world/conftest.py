@@ -59,7 +59,7 @@ def noisy_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def plain_world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """400 scenes with the default noise, annotations only."""
-    config = WorldConfig(seed=5, scenes=400, media="none")
+    """1,000 scenes with the default noise, annotations only."""
+    config = WorldConfig(seed=5, scenes=1000, media="none")
     out = tmp_path_factory.mktemp("plain") / "world"
     return load(config, out, build_world(config, out))

@@ -15,8 +15,9 @@ from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 
 FORTY = WorldConfig(scenes=40, media="none")
-CONTENT_OF_FORTY = "889ce8003dd4b7668b66e722c61e9d8b6d0830157ba6261aed8a97c10d5b9fda"
-"""What 40 scenes without media say. A change of it is a change of every world: the shapes, the texts or the draws."""
+CONTENT_OF_FORTY = "e93f13953647d5e61f33384ac285ceff8cba35bde1d78bc7a0ee8c0c29dd6db1"
+CONTENT_OF_TWENTY_THOUSAND = "d74cb63981dcf86943f0bce0902004bbe0270df6a1b487cf1ac29b9735e62896"
+"""What 40 and 20,000 scenes without media say. A change is one of every world: the shapes, the texts or the draws."""
 
 
 def tree(out: Path) -> dict[str, str]:
@@ -122,8 +123,16 @@ def test_the_command_reports_and_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_thousand_scenes_of_annotations(tmp_path: Path) -> None:
+def test_twenty_thousand_scenes_of_annotations_say_what_they_said_on_the_first_machine(tmp_path: Path) -> None:
     config = WorldConfig(scenes=20_000, media="none")
     built = build_world(config, tmp_path / "world", workers=2)
     assert built.scenes_made == 20_000
+    assert built.content_sha256 == CONTENT_OF_TWENTY_THOUSAND
     assert sum(counts["row"] for source, counts in built.counts.items() if source not in ("refcoco", "gqa")) > 20_000
+
+
+@pytest.mark.slow
+def test_workers_change_no_byte_of_two_thousand_scenes_with_media(tmp_path: Path) -> None:
+    config = WorldConfig(scenes=2_000)
+    one = tree_of(config, tmp_path / "one", workers=1, chunk_scenes=250)
+    assert tree_of(config, tmp_path / "two", workers=2, chunk_scenes=250) == one

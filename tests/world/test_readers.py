@@ -1,6 +1,5 @@
 """Every file that one of our readers takes reads with exactly the counts and drops that the truth says."""
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,77 +7,105 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.flow.stage import Part, Read
+from pipelines.flow.stage import Count, Part, Read
+from pipelines.s1_download.read import READ, read_config
 from pipelines.s2_filter import FILTER, FilterConfig
-from tests.flow_helpers import artifact_input, run_stage_part
+from pipelines.world.build import build_world
+from pipelines.world.clips import clip_size
+from pipelines.world.config import SOURCES, WorldConfig
+from tests.flow_helpers import artifact_input, read_rows, run_stage_part, upstream_input
 from tests.world.conftest import World
 from x2vlm.data.boxes import denormalise_boxes
-from x2vlm.data.cards import Card, file_paths, load_card
-from x2vlm.data.readers import READERS, Source
-from x2vlm.samples import Drop, Media, Sample, sample_table, write_table
+from x2vlm.data.cards import file_paths, load_card
+from x2vlm.samples import Drop, Media, Sample, sample_table, samples_of, write_table
 
-READABLE = ("coco", "visual_genome", "cc3m", "laion_en", "laion_multi", "openimages", "webvid")
-Fate = tuple[str, str, str, str]  # row key, item, stage, rule
-
-
-def read(world: World, name: str, project_root: Path) -> tuple[list[Sample], list[Drop], Counter[str]]:
-    card = load_card(world.out / "cards" / f"{name}.yaml")
-    source = source_of_card(card, project_root)
-    seen: Counter[str] = Counter()
-    assert card.reader is not None
-    entries = list(READERS[card.reader](source, seen))
-    samples = [entry for entry in entries if isinstance(entry, Sample)]
-    return samples, [entry for entry in entries if isinstance(entry, Drop)], seen
+HELD_OUT = "coco_heldout"
+Reading = tuple[list[Sample], list[Drop], dict[str, Count]]
 
 
-def source_of_card(card: Card, project_root: Path) -> Source:
-    files = {role: Path(path) for role, path in file_paths(card, project_root).items()}
-    return Source(card.id, card.id, card.split, files, card.licence, card.language)
+@pytest.fixture(scope="module")
+def readings(noisy_world: World, project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reading]:
+    """What the read stage makes of every card of the world."""
+    folder = tmp_path_factory.mktemp("readings")
+    return {name: read(noisy_world.out, name, project_root, folder / name) for name in (*SOURCES, HELD_OUT)}
 
 
-@pytest.mark.parametrize("name", READABLE)
-def test_rows_concepts_and_captions_are_as_many_as_the_truth_has(
-    noisy_world: World, name: str, project_root: Path
+def read(world: Path, name: str, project_root: Path, out: Path) -> Reading:
+    """Samples, drops and counts of the read stage for a card of the world."""
+    path = world / "cards" / f"{name}.yaml"
+    card = load_card(path)
+    files = tuple(upstream_input(Path(file), name) for file in file_paths(card, project_root).values())
+    config = read_config(card)
+    [part] = READ.plan_parts(config, {"card": (upstream_input(path, name),), "files": files})
+    result = run_stage_part(READ, config, part, out)
+    samples = [sample for file in sorted(out.glob("rows-*")) for sample in samples_of(pq.read_table(file))]
+    return samples, [Drop(**row) for row in read_rows(out, "drops.parquet")], dict(result.counts)
+
+
+def check_reading(out: Path, name: str, reading: Reading) -> None:
+    """Rows, concepts and captions are as many and the same as the truth has, and so is everything that is dropped."""
+    samples, drops, counts = reading
+    truths = pq.read_table(out / "truth.parquet", filters=[("source", "=", name)]).to_pylist()
+    truth = {unit: [row for row in truths if row["unit"] == unit] for unit in ("row", "concept", "caption")}
+    assert counts["rows"].num_in == len(truth["row"])
+    assert counts["concepts"].num_in == len(truth["concept"])
+    for count in counts.values():
+        assert count.num_in == count.num_out + sum(count.dropped.values())
+    kept = {unit: [row for row in rows if row["expected_stage"] != "read"] for unit, rows in truth.items()}
+    assert sorted(sample.source_row for sample in samples) == sorted(row["row_key"] for row in kept["row"])
+    found = [(s.source_row, c.annotation_id.removeprefix("norm:")) for s in samples for c in s.concepts]
+    assert sorted(found) == sorted((row["row_key"], row["item"]) for row in kept["concept"])
+    found = [(sample.source_row, str(position)) for sample in samples for position in range(len(sample.captions))]
+    assert sorted(found) == sorted((row["row_key"], row["item"]) for row in kept["caption"])
+    dropped = sorted((drop.source_row, drop.unit, drop.item, drop.rule) for drop in drops)
+    assert dropped == sorted(
+        (row["row_key"], unit, row["item"], row["expected_rule"])
+        for unit, rows in truth.items()
+        for row in rows
+        if row["expected_stage"] == "read"
+    )
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_row_concept_and_caption_gets_the_verdict_of_the_truth(
+    noisy_world: World, readings: dict[str, Reading], name: str
 ) -> None:
-    samples, drops, seen = read(noisy_world, name, project_root)
-    rows = noisy_world.of(name, "row")
-    assert seen["rows"] == len(rows) == len(samples) + sum(drop.unit == "row" for drop in drops)
-    assert {sample.source_row for sample in samples} | {drop.source_row for drop in drops} == {
-        row["row_key"] for row in rows
-    }
-    concepts = noisy_world.of(name, "concept")
-    assert seen["concepts"] == len(concepts)
-    kept = sorted(
-        (sample.source_row, concept.annotation_id.removeprefix("norm:"))
-        for sample in samples
-        for concept in sample.concepts
-    )
-    assert kept == sorted((row["row_key"], row["item"]) for row in concepts if row["expected_stage"] != "read")
-    captions = [row for row in noisy_world.of(name, "caption") if row["expected_stage"] != "read"]
-    assert sum(len(sample.captions) for sample in samples) == len(captions)
+    check_reading(noisy_world.out, name, readings[name])
 
 
-@pytest.mark.parametrize("name", READABLE)
-def test_what_the_reader_drops_is_what_was_planted_for_it(noisy_world: World, name: str, project_root: Path) -> None:
-    _, drops, _ = read(noisy_world, name, project_root)
-    found = sorted((drop.source_row, drop.unit, drop.item, drop.rule) for drop in drops)
-    planted = sorted(
-        (row["row_key"], row["unit"], row["item"], row["expected_rule"])
-        for row in noisy_world.truth
-        if row["source"] == name and row["expected_stage"] == "read" and row["unit"] != "media"
-    )
-    assert found == planted
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_thousand_scenes_read_as_the_truth_says(
+    plain_world: World, name: str, project_root: Path, tmp_path: Path
+) -> None:
+    reading = read(plain_world.out, name, project_root, tmp_path / "read")
+    check_reading(plain_world.out, name, reading)
+    assert len(reading[0]) >= 10
 
 
-def test_captions_speak_the_language_that_the_row_says(noisy_world: World, project_root: Path) -> None:
-    samples, _, _ = read(noisy_world, "laion_multi", project_root)
+@pytest.fixture(scope="module")
+def large_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("large") / "world"
+    build_world(WorldConfig(seed=11, scenes=50_000, media="none"), out, workers=2)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_fifty_thousand_scenes_read_as_the_truth_says(
+    large_world: Path, name: str, project_root: Path, tmp_path: Path
+) -> None:
+    check_reading(large_world, name, read(large_world, name, project_root, tmp_path / "read"))
+
+
+def test_captions_speak_the_language_that_the_row_says(noisy_world: World, readings: dict[str, Reading]) -> None:
+    samples, _, _ = readings["laion_multi"]
     details = {row["row_key"]: row["detail"] for row in noisy_world.of("laion_multi", "caption")}
     assert {sample.source_row: f"language {sample.captions[0].language}" for sample in samples} == details
 
 
-@pytest.mark.parametrize("name", READABLE)
-def test_links_are_dead_where_the_truth_says_so(noisy_world: World, name: str, project_root: Path) -> None:
-    samples, _, _ = read(noisy_world, name, project_root)
+@pytest.mark.parametrize("name", SOURCES)
+def test_links_are_dead_where_the_truth_says_so(noisy_world: World, readings: dict[str, Reading], name: str) -> None:
+    samples, _, _ = readings[name]
     rules = {row["row_key"]: row["expected_rule"] for row in noisy_world.of(name, "row")}
     for sample in samples:
         there = media_path(noisy_world, sample).is_file()
@@ -89,11 +116,11 @@ def media_path(world: World, sample: Sample) -> Path:
     return world.out / "media" / sample.url.removeprefix("http://world.invalid/")
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", SOURCES)
 def test_the_filter_drops_what_was_planted_for_it_and_nothing_else(
-    noisy_world: World, name: str, project_root: Path, tmp_path: Path
+    noisy_world: World, readings: dict[str, Reading], name: str, tmp_path: Path
 ) -> None:
-    samples, _, _ = read(noisy_world, name, project_root)
+    samples, _, _ = readings[name]
     fetched = [with_media(noisy_world, sample) for sample in samples if media_path(noisy_world, sample).is_file()]
     rows = tmp_path / "rows" / "00000"
     rows.mkdir(parents=True)
@@ -121,7 +148,7 @@ def test_the_filter_drops_what_was_planted_for_it_and_nothing_else(
 def with_media(world: World, sample: Sample) -> Sample:
     path = media_path(world, sample)
     if sample.kind == "video":
-        size = (208, 160)
+        size = clip_size(world.config)
     else:
         with Image.open(path) as image:
             size = image.size
@@ -131,9 +158,9 @@ def with_media(world: World, sample: Sample) -> Sample:
     return denormalise_boxes(replace(sample, media=media), *size)
 
 
-@pytest.mark.parametrize("name", ["coco", "visual_genome", "openimages"])
-def test_boxes_read_are_the_boxes_of_the_scenes(noisy_world: World, name: str, project_root: Path) -> None:
-    samples, _, _ = read(noisy_world, name, project_root)
+@pytest.mark.parametrize("name", ["coco", "visual_genome", "openimages", "objects365", "gqa"])
+def test_boxes_read_are_the_boxes_of_the_scenes(noisy_world: World, readings: dict[str, Reading], name: str) -> None:
+    samples, _, _ = readings[name]
     scenes = {row["row_key"]: row["scene"] for row in noisy_world.of(name, "row") if row["planted"] in ("", "rotated")}
     compared = 0
     for sample in samples:
@@ -145,11 +172,11 @@ def test_boxes_read_are_the_boxes_of_the_scenes(noisy_world: World, name: str, p
             for thing in scene["things"]:
                 assert thing["box"] in boxes
                 compared += 1
-    assert compared > 10
+    assert compared >= 6
 
 
-def test_heldout_card_reads_the_held_out_images(noisy_world: World, project_root: Path) -> None:
-    samples, drops, _ = read(noisy_world, "coco_heldout", project_root)
+def test_heldout_card_reads_the_held_out_images(noisy_world: World, readings: dict[str, Reading]) -> None:
+    samples, drops, _ = readings[HELD_OUT]
     assert {drop.rule for drop in drops} <= {"unknown_image"}
     assert samples
     assert all(sample.split == "test" and sample.concepts for sample in samples)

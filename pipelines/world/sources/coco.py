@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.world.config import WorldConfig
-from pipelines.world.records import Record
+from pipelines.world.records import Record, Truth
 from pipelines.world.scene import Scene, Thing, bounds
 from pipelines.world.shapes import SUBPIXELS
 from pipelines.world.shots import HOST, Shot, stranger
@@ -131,11 +131,23 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 def _refs(shot: Shot) -> Iterator[Record]:
     """Refs of every thing that words without position can tell apart, as RefCOCO+ has them."""
-    yield Record("refcoco/images", image_record(shot))
+    row, refs = str(shot.image_id), ref_records(shot, "train")
+    if not refs:
+        return  # upstream's instances are of images with refs
+    yield Record("refcoco/images", image_record(shot), tuple(shot.row(row, "refcoco")[:1]))
     for annotation in object_records(shot.image_id, shot.picture):
         yield Record("refcoco/instances", annotation)
-    for ref in ref_records(shot, "train"):
-        yield Record("refcoco/refs", ref, tuple(shot.row(str(ref["ref_id"]), "refcoco")[:1]))
+    for ref in refs:
+        yield Record("refcoco/refs", ref, tuple(_sentence_truth(shot, row, sentence) for sentence in ref["sentences"]))
+
+
+def _sentence_truth(shot: Shot, row: str, sentence: dict[str, Any]) -> Truth:
+    """Of "red star" and "the red star" about one thing the second says nothing new."""
+    item = str(sentence["sent_id"])
+    if sentence["sent"].startswith("the "):
+        expected = ("filter", "region_text_overlap")
+        return shot.item(row, "concept", item, "near_duplicate_region", "with an article", expected, "refcoco")
+    return shot.item(row, "concept", item, source="refcoco")
 
 
 def ref_records(shot: Shot, split: str) -> list[dict[str, Any]]:

@@ -163,6 +163,7 @@ def _gqa(shot: Shot, number: int, questions: list[dict[str, Any]]) -> Iterator[R
     truths = shot.row(str(number), "gqa")[:1]
     truths += [shot.item(str(number), "concept", item, source="gqa") for item in objects]
     yield Record("gqa/scene_graphs", [str(number), graph], tuple(truths))
+    yield Record("gqa/urls", f"{number}.jpg\t{shot.url}")
     for question in questions:
         answer = question["answer"].lower().rstrip(".")
         shape = question["question"].rsplit(" ", 1)[1].rstrip("?")

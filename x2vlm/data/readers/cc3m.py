@@ -57,20 +57,11 @@ def _row(source: Source, row: str, line: bytes, url_first: bool) -> Sample | Dro
     return web_pair(source, row, url, text)
 
 
-def web_pair(source: Source, row: str, url: str, text: str) -> Sample | Drop:
-    """The sample of an image on the web with its text, or a drop where one of them is empty."""
+def web_pair(source: Source, row: str, url: str, text: str, kind: str = "image") -> Sample | Drop:
+    """The sample of an image or clip on the web with its text, or a drop where one of them is empty."""
     url, text = url.strip(), clean_text(text)
     if not url:
         return source.drop(row, "missing_url")
     if not text:
         return source.drop(row, "empty_caption")
-    return Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
-        captions=(Caption(text, source.language, "alt"),),
-        licence=source.licence,
-    )
+    return source.sample(row, url, kind, captions=(Caption(text, source.language, "alt"),))

@@ -62,7 +62,7 @@ def spool(source: Source, role: str, unit: str, join: Join, short: ShortLists, s
     expected = LISTS["captions" if role == "captions" else "instances"]
     remedy = f"Expected a COCO {role} file with {', '.join(expected)}"
     missing = set(expected)
-    for name, records in stream_sections(source, role, (*expected, "licenses"), remedy):
+    for name, records in stream_sections(source, role, (*expected, "licenses"), remedy, unread="segmentation"):
         if records is None:
             continue
         missing.discard(name)
@@ -143,13 +143,9 @@ def image_sample(
             captions.append(made)
         else:
             concepts.append(made)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+    yield source.sample(
+        row,
+        url,
         captions=tuple(captions),
         concepts=tuple(concepts),
         claimed_width=whole_number(image["width"]),

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from x2vlm.data.boxes import union
 from x2vlm.data.readers.locations import Locations
-from x2vlm.data.readers.source import Source, box_of, whole_number
+from x2vlm.data.readers.source import Fault, Source, box_of, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Box, Caption, Concept, Drop, Grain, Sample
 
@@ -98,7 +98,8 @@ def _sample(
     except (ValueError, ElementTree.ParseError) as error:
         yield source.drop(row, "malformed_row", str(error))
         return
-    captions, concepts = [], []
+    captions: list[Caption] = []
+    concepts: list[Concept] = []
     plain = [PHRASE.sub(lambda phrase: phrase["text"], sentence) for sentence in sentences]
     for position, text in enumerate(plain if tokens is None else tokens.get(row, [])):
         seen["captions"] += 1
@@ -107,26 +108,13 @@ def _sample(
         else:
             yield source.drop_item(row, "caption", str(position), "empty_caption")
     for position, sentence in enumerate(sentences):
-        for number, phrase in enumerate(PHRASE.finditer(sentence)):
-            seen["concepts"] += 1
-            item = f"{phrase['entity']}@{position}.{number}"
-            concept = _concept(item, phrase, boxes)
-            if isinstance(concept, Concept):
-                concepts.append(concept)
-            else:
-                yield source.drop_item(row, "concept", item, concept)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
-        captions=tuple(captions),
-        concepts=tuple(concepts),
-        claimed_width=width,
-        claimed_height=height,
-        licence=source.licence,
+        phrases = list(PHRASE.finditer(sentence))
+        seen["concepts"] += len(phrases)
+        items = [f"{phrase['entity']}@{position}.{number}" for number, phrase in enumerate(phrases)]
+        made = ((item, _concept(item, phrase, boxes)) for item, phrase in zip(items, phrases, strict=True))
+        yield from source.keep_concepts(row, made, concepts)
+    yield source.sample(
+        row, url, captions=tuple(captions), concepts=tuple(concepts), claimed_width=width, claimed_height=height
     )
 
 
@@ -150,13 +138,13 @@ def _boxes(text: bytes | None) -> tuple[dict[str, list[Box]], int | None, int | 
     return boxes, whole_number(root.findtext("size/width")), whole_number(root.findtext("size/height"))
 
 
-def _concept(item: str, phrase: re.Match[str], boxes: dict[str, list[Box]]) -> Concept | str:
-    """A phrase as a region, or the rule that it breaks."""
+def _concept(item: str, phrase: re.Match[str], boxes: dict[str, list[Box]]) -> Concept | Fault:
+    """A phrase as a region, or what is wrong with it."""
     if "notvisual" in phrase["kinds"].split("/"):
-        return "not_visual"
+        return "not_visual", ""
     text = clean_text(phrase["text"])
     if not text:
-        return "empty_text"
+        return "empty_text", ""
     if not (found := boxes.get(phrase["entity"])):
-        return "no_box"
+        return "no_box", ""
     return Concept(Grain.REGION, text, reduce(union, found), (), item)

@@ -14,7 +14,7 @@ from typing import Any
 from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.json_stream import stream_dict
 from x2vlm.data.readers.locations import Locations
-from x2vlm.data.readers.source import Source, box_of, whole_number
+from x2vlm.data.readers.source import Fault, Source, box_of, distinct_texts, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Concept, Drop, Grain, Sample
 
@@ -40,8 +40,7 @@ def read_gqa(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
                 yield from _sample(source, image_id, url, graph, objects)
             else:
                 yield source.drop(image_id, "duplicate_row", f"image {image_id} is listed twice")
-                for annotation_id in objects:
-                    yield source.drop_item(image_id, "concept", annotation_id, "row_dropped")
+                yield from source.drop_concepts(image_id, objects)
     if not good:
         source.fail("scene_graphs", "no image in it has objects", REMEDY)
 
@@ -49,29 +48,20 @@ def read_gqa(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
 def _sample(
     source: Source, row: str, url: str, graph: dict[str, Any], objects: dict[str, Any]
 ) -> Iterator[Sample | Drop]:
-    concepts = []
-    for annotation_id, record in objects.items():
-        concept = _concept(annotation_id, record)
-        if isinstance(concept, Concept):
-            concepts.append(concept)
-        else:
-            yield source.drop_item(row, "concept", annotation_id, *concept)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+    concepts: list[Concept] = []
+    made = ((annotation_id, _concept(annotation_id, record)) for annotation_id, record in objects.items())
+    yield from source.keep_concepts(row, made, concepts)
+    yield source.sample(
+        row,
+        url,
         concepts=tuple(concepts),
         claimed_width=whole_number(graph.get("width")),
         claimed_height=whole_number(graph.get("height")),
-        licence=source.licence,
     )
 
 
-def _concept(annotation_id: str, record: Any) -> Concept | tuple[str, str]:
-    """An object of a graph as a concept, or (rule, reason)."""
+def _concept(annotation_id: str, record: Any) -> Concept | Fault:
+    """An object of a graph as a concept, or what is wrong with it."""
     if not isinstance(record, dict):
         return "malformed_record", "not an object"
     name = clean_text(str(record.get("name") or ""))
@@ -80,6 +70,4 @@ def _concept(annotation_id: str, record: Any) -> Concept | tuple[str, str]:
     box = box_of(record.get(side) for side in ("x", "y", "w", "h"))
     if box is None:
         return "malformed_box", f"not four numbers: {[record.get(side) for side in ('x', 'y', 'w', 'h')]}"
-    attributes = record.get("attributes")
-    texts = (clean_text(str(text)) for text in (attributes if isinstance(attributes, list) else ()))
-    return Concept(Grain.OBJECT, name, box, tuple(dict.fromkeys(filter(None, texts))), annotation_id)
+    return Concept(Grain.OBJECT, name, box, distinct_texts(record.get("attributes")), annotation_id)

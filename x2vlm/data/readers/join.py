@@ -17,6 +17,7 @@ Record = Mapping[str, Any]
 Item = tuple[str, Record]  # what it is (a role or a unit), and the record
 
 CACHE_MIB = 64
+BATCH_ITEMS = 1000  # inserted at once
 
 
 class Join(AbstractContextManager["Join"]):
@@ -34,6 +35,7 @@ class Join(AbstractContextManager["Join"]):
         self._db.execute("CREATE TABLE listed (list TEXT, id TEXT, PRIMARY KEY (list, id)) WITHOUT ROWID")
         self._db.execute("BEGIN")
         self._indexed = False
+        self._new_items: list[tuple[str, str, str]] = []
 
     def __exit__(self, *error: object) -> None:
         self._db.close()
@@ -56,21 +58,29 @@ class Join(AbstractContextManager["Join"]):
 
     def add_item(self, row_id: str, what: str, record: Record) -> None:
         """Add something that points at a row, whether or not the row is there yet."""
-        values = (row_id, what, json.dumps(record))
-        self._db.execute("INSERT INTO items (id, what, record) VALUES (?, ?, ?)", values)
+        self._new_items.append((row_id, what, json.dumps(record)))
+        if len(self._new_items) == BATCH_ITEMS:
+            self._insert_items()
+
+    def _insert_items(self) -> None:
+        self._db.executemany("INSERT INTO items (id, what, record) VALUES (?, ?, ?)", self._new_items)
+        self._new_items = []
 
     def strays(self) -> Iterator[tuple[str, str, Record]]:
         """(row id, what, record) of the items whose row never came."""
+        self._insert_items()
         query = "SELECT id, what, record FROM items WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.id = items.id)"
         for row_id, what, record in self._db.execute(f"{query} ORDER BY position"):
             yield row_id, what, json.loads(record)
 
     def rows(self) -> Iterator[tuple[str, Record, list[Item]]]:
         """(id, record, items) of every row."""
+        self._insert_items()
         if not self._indexed:
             self._db.execute("CREATE INDEX items_by_row ON items (id, position)")
             self._indexed = True
         find = "SELECT what, record FROM items WHERE id = ? ORDER BY position"
         for row_id, record in self._db.execute("SELECT id, record FROM rows ORDER BY position"):
-            items = [(what, json.loads(item)) for what, item in self._db.execute(find, (row_id,))]
-            yield row_id, json.loads(record), items
+            found = self._db.execute(find, (row_id,)).fetchall()
+            records = json.loads(f"[{','.join(item for _, item in found)}]")  # one call for all: half the time
+            yield row_id, json.loads(record), [(what, item) for (what, _), item in zip(found, records, strict=True)]

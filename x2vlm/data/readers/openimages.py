@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from x2vlm.data.boxes import NORMALISED, union
-from x2vlm.data.readers.source import Source, box_of, read_csv
+from x2vlm.data.readers.source import Fault, Source, box_of, read_csv
 from x2vlm.data.texts import MADE_OF, clean_text
 from x2vlm.samples import Box, Concept, Drop, Grain, Sample
 
@@ -171,34 +171,24 @@ def _sample(
     if not url or rotated:
         rule, reason = ("rotation_unclear", f"Rotation {values['Rotation']}") if url else ("missing_url", "")
         yield source.drop(row, rule, reason)
-        for table in tables:
-            for record in table.of(row):
-                yield source.drop_item(row, "concept", record["id"], "row_dropped")
+        yield from source.drop_concepts(row, (record["id"] for table in tables for record in table.of(row)))
         return
-    concepts = []
+    concepts: list[Concept] = []
     for table in tables:
         make = _object if table.role == "boxes" else _relation
-        for record in table.of(row):
-            concept = make(record, names)
-            if isinstance(concept, Concept):
-                concepts.append(concept)
-            else:
-                yield source.drop_item(row, "concept", record["id"], *concept)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+        made = ((record["id"], make(record, names)) for record in table.of(row))
+        yield from source.keep_concepts(row, made, concepts)
+    yield source.sample(
+        row,
+        url,
         concepts=tuple(concepts),
-        licence=values["License"].strip() or source.licence,
+        licence=values["License"].strip(),
         author=clean_text(values["Author"]),
     )
 
 
-def _object(record: Mapping[str, str], names: Names) -> Concept | tuple[str, str]:
-    """A box row as a concept, or (rule, reason)."""
+def _object(record: Mapping[str, str], names: Names) -> Concept | Fault:
+    """A box row as a concept, or what is wrong with it."""
     if record["IsGroupOf"] == "1":
         return "group_of", "one box around more than five instances"
     if record["IsDepiction"] == "1":
@@ -212,8 +202,8 @@ def _object(record: Mapping[str, str], names: Names) -> Concept | tuple[str, str
     return Concept(Grain.OBJECT, name, box, (), NORMALISED + record["id"])
 
 
-def _relation(record: Mapping[str, str], names: Names) -> Concept | tuple[str, str]:
-    """A relation row as a concept, or (rule, reason)."""
+def _relation(record: Mapping[str, str], names: Names) -> Concept | Fault:
+    """A relation row as a concept, or what is wrong with it."""
     subject, other = names.get(record["LabelName1"]), names.get(record["LabelName2"])
     if not subject or not other:
         return "unknown_label", f"no name for {record['LabelName2'] if subject else record['LabelName1']}"

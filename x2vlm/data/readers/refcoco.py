@@ -12,7 +12,7 @@ from typing import Any
 from x2vlm.data.readers.coco import ShortLists, spool
 from x2vlm.data.readers.join import Item, Join
 from x2vlm.data.readers.json_stream import stream_list
-from x2vlm.data.readers.source import Source, box_of, whole_number
+from x2vlm.data.readers.source import Fault, Source, box_of, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.samples import Box, Concept, Drop, Grain, Sample
 
@@ -81,27 +81,16 @@ def _sample(source: Source, row: str, image: Record, items: list[Item]) -> Itera
     url = _url(image)
     if not url:
         yield source.drop(row, "missing_url", "neither coco_url nor a file_name of train2014")
-        for record in sentences:
-            yield source.drop_item(row, "concept", record["id"], "row_dropped")
+        yield from source.drop_concepts(row, (record["id"] for record in sentences))
         return
-    concepts = []
-    for record in sentences:
-        concept = _concept(record, boxes)
-        if isinstance(concept, Concept):
-            concepts.append(concept)
-        else:
-            yield source.drop_item(row, "concept", record["id"], *concept)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+    concepts: list[Concept] = []
+    yield from source.keep_concepts(row, ((record["id"], _concept(record, boxes)) for record in sentences), concepts)
+    yield source.sample(
+        row,
+        url,
         concepts=tuple(concepts),
         claimed_width=whole_number(image["width"]),
         claimed_height=whole_number(image["height"]),
-        licence=source.licence,
     )
 
 
@@ -112,8 +101,8 @@ def _url(image: Record) -> str:
     return TRAIN2014 + name if name.startswith("COCO_train2014_") else ""
 
 
-def _concept(record: Record, boxes: Mapping[str, Record]) -> Concept | tuple[str, str]:
-    """A sentence as a region, or (rule, reason)."""
+def _concept(record: Record, boxes: Mapping[str, Record]) -> Concept | Fault:
+    """A sentence as a region, or what is wrong with it."""
     text = clean_text(str(record["text"] or ""))
     if not text:
         return "empty_text", ""

@@ -3,14 +3,16 @@
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Box, Drop, sample_key
+from x2vlm.samples import Box, Concept, Drop, Sample, sample_key
 
+Fault = tuple[str, str]  # why an annotation is no good: rule, reason
 STAGE = "read"  # the stage that drops made by readers are counted under
 
 
@@ -44,6 +46,19 @@ class Source:
         """The key of the sample that this source's row becomes."""
         return sample_key(self.name, source_row)
 
+    def sample(self, source_row: str, url: str, kind: str = "image", licence: str = "", **values: Any) -> Sample:
+        """The sample of a row: `values` are Sample's other fields, a licence that is not named is the card's."""
+        return Sample(
+            key=self.key(source_row),
+            source=self.name,
+            source_row=source_row,
+            split=self.split,
+            kind=kind,
+            url=url,
+            licence=licence or self.licence,
+            **values,
+        )
+
     def drop(self, source_row: str, rule: str, reason: str = "", value: float | None = None) -> Drop:
         """A whole row taken out."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, value=value, reason=reason)
@@ -51,6 +66,24 @@ class Source:
     def drop_item(self, source_row: str, unit: str, item: str, rule: str, reason: str = "") -> Drop:
         """A concept or caption of a row taken out; `item` is its annotation id."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, unit=unit, item=item, reason=reason)
+
+    def keep_concepts(
+        self, source_row: str, made: Iterable[tuple[str, Concept | Fault]], kept: list[Concept]
+    ) -> Iterator[Drop]:
+        """Drops for the annotations of a row that came to nothing; what became a concept is appended to `kept`.
+
+        `made`: annotation id and what was made of it.
+        """
+        for item, one in made:
+            if isinstance(one, Concept):
+                kept.append(one)
+            else:
+                yield self.drop_item(source_row, "concept", item, *one)
+
+    def drop_concepts(self, source_row: str, items: Iterable[str]) -> Iterator[Drop]:
+        """Drops for the concepts of a row that is dropped itself."""
+        for item in items:
+            yield self.drop_item(source_row, "concept", item, "row_dropped")
 
     def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
         """Raise SourceUnavailable: the file as a whole is not what the card promises."""
@@ -90,6 +123,12 @@ def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[t
             source.fail(role, f"line {lines.line_num}: not valid CSV: {error}", "Download it again")
         except UnicodeDecodeError as error:
             source.fail(role, f"after line {lines.line_num}: not UTF-8: {error}", "Download it again")
+
+
+def distinct_texts(values: Any) -> tuple[str, ...]:
+    """A list of attributes as clean texts, each once and none empty; () for anything that is no list."""
+    texts = (clean_text(str(value)) for value in (values if isinstance(values, list) else ()))
+    return tuple(dict.fromkeys(filter(None, texts)))
 
 
 def whole_number(value: Any) -> int | None:

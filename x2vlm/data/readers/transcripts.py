@@ -52,15 +52,6 @@ def clip(source: Source, video_id: str, url: str, index: int, text: Any, start: 
     first, last = seconds(start), seconds(end)
     if first is None or last is None or not 0 <= first < last:
         return source.drop(row, "malformed_span", f"from {start!r} to {end!r} is no span of seconds")
-    return Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="video",
-        url=url,
-        captions=(Caption(words, source.language, "asr"),),
-        start_seconds=first,
-        end_seconds=last,
-        licence=source.licence,
+    return source.sample(
+        row, url, "video", captions=(Caption(words, source.language, "asr"),), start_seconds=first, end_seconds=last
     )

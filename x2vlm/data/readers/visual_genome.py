@@ -14,7 +14,7 @@ from typing import Any
 from x2vlm.data.boxes import union
 from x2vlm.data.readers.join import Item, Join
 from x2vlm.data.readers.json_stream import stream_list
-from x2vlm.data.readers.source import Source, box_of, whole_number
+from x2vlm.data.readers.source import Fault, Source, box_of, distinct_texts, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Drop, Grain, Sample
@@ -100,37 +100,26 @@ def _sample(source: Source, row: str, image: Record, items: list[Item]) -> Itera
     url = str(image.get("url") or "").strip()
     if not url:
         yield source.drop(row, "missing_url")
-        for role, record in items:
-            yield source.drop_item(row, "concept", _annotation_id(role, record), "row_dropped")
+        yield from source.drop_concepts(row, (_annotation_id(role, record) for role, record in items))
         return
-    concepts = []
+    concepts: list[Concept] = []
     known = {_annotation_id(role, record) for role, record in items if role == "attributes"}
-    for role, record in items:
-        if role == "objects" and _annotation_id(role, record) in known:
-            reason = "attributes.json has this object too"
-            yield source.drop_item(row, "concept", _annotation_id(role, record), "duplicate_annotation", reason)
-            continue
-        concept = _concept(source, row, role, record)
-        if isinstance(concept, Drop):
-            yield concept
-        else:
-            concepts.append(concept)
-    yield Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="image",
-        url=url,
+    made = ((_annotation_id(role, record), _concept(role, record, known)) for role, record in items)
+    yield from source.keep_concepts(row, made, concepts)
+    yield source.sample(
+        row,
+        url,
         concepts=tuple(concepts),
         claimed_width=whole_number(image.get("width")),
         claimed_height=whole_number(image.get("height")),
-        licence=source.licence,
     )
 
 
-def _concept(source: Source, row: str, role: str, record: Record) -> Concept | Drop:
+def _concept(role: str, record: Record, known: set[str]) -> Concept | Fault:
+    """An annotation as a concept, or what is wrong with it; `known` are the ids of attributes.json."""
     annotation_id = _annotation_id(role, record)
+    if role == "objects" and annotation_id in known:
+        return "duplicate_annotation", "attributes.json has this object too"
     if role == "regions":
         text, box = clean_text(str(record.get("phrase") or "")), _box(record)
     elif role == "relationships":
@@ -138,14 +127,13 @@ def _concept(source: Source, row: str, role: str, record: Record) -> Concept | D
     else:
         text, box = _name(record), _box(record)
     if not text:
-        return source.drop_item(row, "concept", annotation_id, "empty_text")
+        return "empty_text", ""
     if box is None:
-        return source.drop_item(row, "concept", annotation_id, "malformed_box", f"not four numbers: {dict(record)}")
+        return "malformed_box", f"not four numbers: {dict(record)}"
     if role in ("regions", "relationships"):
         return Concept(Grain.REGION, text, box, (), annotation_id)
-    attributes = record.get("attributes") if role == "attributes" else ()
-    texts = (clean_text(str(attribute)) for attribute in (attributes if isinstance(attributes, list) else ()))
-    return Concept(Grain.OBJECT, text, box, tuple(dict.fromkeys(filter(None, texts))), annotation_id)
+    attributes = distinct_texts(record.get("attributes")) if role == "attributes" else ()
+    return Concept(Grain.OBJECT, text, box, attributes, annotation_id)
 
 
 def _relation(record: Record) -> tuple[str, Box | None]:

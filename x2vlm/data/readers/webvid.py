@@ -7,9 +7,9 @@ no start or end: a clip is its file.
 from collections import Counter
 from collections.abc import Iterator
 
+from x2vlm.data.readers.cc3m import web_pair
 from x2vlm.data.readers.source import Source, read_csv
-from x2vlm.data.texts import clean_text
-from x2vlm.samples import Caption, Drop, Sample
+from x2vlm.samples import Drop, Sample
 
 
 def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
@@ -30,21 +30,4 @@ def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
             yield source.drop(video_id, "duplicate_row", f"line {line} repeats videoid {video_id}")
         else:
             known.add(video_id)
-            yield _row(source, video_id, values["contentUrl"].strip(), clean_text(values["name"]))
-
-
-def _row(source: Source, row: str, url: str, text: str) -> Sample | Drop:
-    if not url:
-        return source.drop(row, "missing_url")
-    if not text:
-        return source.drop(row, "empty_caption")
-    return Sample(
-        key=source.key(row),
-        source=source.name,
-        source_row=row,
-        split=source.split,
-        kind="video",
-        url=url,
-        captions=(Caption(text, source.language, "alt"),),
-        licence=source.licence,
-    )
+            yield web_pair(source, video_id, values["contentUrl"], values["name"], "video")
