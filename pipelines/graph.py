@@ -8,10 +8,11 @@ from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, resolv
 from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
-from pipelines.s2_filter import FILTER
+from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
@@ -81,8 +82,17 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         ),
     ]
     nodes += _retry_nodes(experiment, name, nodes[-1].config)
+    nodes.append(
+        Node(
+            key=f"domains/{name}",
+            stage=DOMAINS,
+            config=experiment.domains,
+            inputs={"downloads": tuple(f"download/{branch}" for branch in _branches(experiment, name))},
+            runtime=_runtime(experiment, "domains"),
+        )
+    )
     for branch in _branches(experiment, name):
-        nodes += _judging_nodes(experiment, branch, source.role == "train", may_be_empty=branch != name)
+        nodes += _judging_nodes(experiment, name, branch, source.role == "train")
     return nodes
 
 
@@ -109,14 +119,16 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
     ]
 
 
-def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may_be_empty: bool) -> list[Node]:
-    """filter, and score if it is trained on, of one round of a source."""
+def _judging_nodes(experiment: Experiment, name: str, branch: str, is_trained_on: bool) -> list[Node]:
+    """filter, and score if it is trained on, of one round of a source. Only a later round may come out empty."""
+    may_be_empty = branch != name
+    drops_domains = experiment.domains.flagged_domains == "drop"
     nodes = [
         Node(
             key=f"filter/{branch}",
-            stage=replace(FILTER, allow_zero_rows=may_be_empty),
+            stage=replace(FILTER_DOMAINS if drops_domains else FILTER, allow_zero_rows=may_be_empty),
             config=experiment.filter,
-            inputs={"rows": (f"download/{branch}",)},
+            inputs={"rows": (f"download/{branch}",)} | ({"flagged": (f"domains/{name}",)} if drops_domains else {}),
             runtime=_runtime(experiment, "filter"),
         )
     ]

@@ -1,18 +1,21 @@
 """Decisions of the download stage."""
 
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
 import pipelines
 from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.placeholders import read_placeholders
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
 from x2vlm.data.video import ClipLimits
 
+HashMismatch = Literal["keep", "drop"]
 PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 
@@ -28,6 +31,10 @@ class DownloadConfig(FrozenConfig):
     reads_robots: bool = True  # robots.txt of every site but our own server
     # A file in the project: domains and URL prefixes, one a line. Its bytes count in fingerprints.
     deny_list: str | None = None
+    # "drop" takes out rows whose bytes are not those the source published a hash of; "keep" only writes them down.
+    hash_mismatch: HashMismatch = "keep"
+    # A file in the project: sha256 of pictures that stand for none, one a line. Its bytes count in fingerprints.
+    placeholders: str | None = None
     retry: tuple[str, ...] = ()  # of a later round: the classes of failures that it tries again
     max_redirects: int = pydantic.Field(default=5, ge=0)
     retries: int = pydantic.Field(default=1, ge=0, le=10)
@@ -96,6 +103,10 @@ class DownloadConfig(FrozenConfig):
     def denied(self) -> tuple[DenyList, str]:
         """What is never fetched, and the sha256 of the list's file ("" without one)."""
         return (DenyList(), "") if self.deny_list is None else read_deny_list(PROJECT_ROOT / self.deny_list)
+
+    def known_placeholders(self) -> tuple[frozenset[str], str]:
+        """sha256 of pictures that stand for none, and the sha256 of the list's file ("" without one)."""
+        return (frozenset(), "") if self.placeholders is None else read_placeholders(PROJECT_ROOT / self.placeholders)
 
     def clip_limits(self) -> ClipLimits:
         """What a clip may cost to decode."""

@@ -9,7 +9,7 @@ import logging
 import re
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,10 +23,13 @@ from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, Pa
 from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.deny_list import DenyList
+from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
 from pipelines.s1_download.loopback import serve_folder
 from pipelines.s1_download.retry import balance, is_retried
+from pipelines.s1_download.rights import licence_counts
+from pipelines.s1_download.verify import hash_check, judge_all, wanted_hashes
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.packs import write_media_pack
 from x2vlm.errors import ConfigError
@@ -49,6 +52,11 @@ LEDGER_SCHEMA = pa.schema(
         ("content_type", pa.string()),
         ("opt_out", pa.string()),
         ("robots", pa.string()),  # "allowed", "no_file", or "" where robots.txt was not read
+        ("sha256", pa.string()),  # of the whole picture as fetched, kept or not; "" where none came
+        ("published_hash", pa.string()),
+        ("hash_check", pa.string()),  # "match", "mismatch", "unpublished", or "" where nothing came to compare
+        ("licence", pa.string()),
+        ("author", pa.string()),
     ]
 )
 
@@ -68,10 +76,12 @@ class UrlMap:
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
-    """One part per rows file, named by its digits. Another deny list makes other parts."""
+    """One part per rows file, named by its digits. Other lists of denied sites or of placeholders make other parts."""
     parts = []
     _, deny_list_sha256 = config.denied()
-    spec = {"deny_list": deny_list_sha256} if deny_list_sha256 else {}
+    _, placeholders_sha256 = config.known_placeholders()
+    lists = {"deny_list": deny_list_sha256, "placeholders": placeholders_sha256}
+    spec = {name: sha256 for name, sha256 in lists.items() if sha256}
     for artifact in inputs["rows"]:
         for input_part in artifact.parts:
             for file in input_part.files:
@@ -110,8 +120,11 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
     samples, retried = _still_failing(samples, earlier, config.retry)
     denied, deny_list_sha256 = config.denied()
+    placeholders, placeholders_sha256 = config.known_placeholders()
     if deny_list_sha256 != part.spec.get("deny_list", ""):
         raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
+    if placeholders_sha256 != part.spec.get("placeholders", ""):
+        raise ConfigError(f"{config.placeholders}: the list is not the one that was planned with; run the job again")
     with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
         items, item_of_row, refused = _plan_items(samples, url_map, denied)
         began = time.monotonic()
@@ -119,6 +132,9 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
+        checks = [hash_check(sample.published_hash, v) for sample, v in zip(samples, verdicts, strict=True)]
+        domains = domain_table(samples, verdicts, checks)
+        verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
         kept, drops = _decide(samples, verdicts)
         media = [verdict for verdict in verdicts if verdict.media is not None]
         folder = Path(scratch) / MEDIA_FOLDER
@@ -127,10 +143,13 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         )
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
-    write_table(_ledger(samples, verdicts), out.path / "ledger.parquet")
+    write_table(_ledger(samples, verdicts, checks), out.path / "ledger.parquet")
+    write_table(domains, out.path / DOMAINS_FILE)
     counts = _counts(samples, kept, drops)
     num_bytes = sum(result.bytes for result in results.values())
     summary = {**_summary(counts["rows"], num_bytes, seconds), **({"retried": retried} if config.retry else {})}
+    summary |= {"hash_checks": dict(sorted(Counter(check or "nothing_came" for check in checks).items()))}
+    summary |= {"licences": licence_counts(Counter(sample.licence for sample in kept))}
     rates = " ".join(f"{name}={value:.4g}" for name, value in summary["metrics"].items())
     reasons = " ".join(f"{rule}={number}" for rule, number in sorted(counts["rows"].dropped.items()))
     logger.info("stage=download part=%s rows=%d seconds=%.1f %s %s", part.name, len(samples), seconds, rates, reasons)
@@ -141,6 +160,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
             "drops.parquet": len(drops),
             "ledger.parquet": len(samples),
             "media.parquet": len(pack),
+            DOMAINS_FILE: len(domains),
         },
         summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack), **summary},
     )
@@ -183,6 +203,7 @@ def _plan_items(
     items: dict[tuple[object, ...], Item] = {}
     item_of_row: dict[int, int] = {}
     refused: dict[int, Result] = {}
+    published: defaultdict[int, set[str]] = defaultdict(set)
     for row, sample in enumerate(samples):
         try:
             if sample.kind not in ("image", "video"):
@@ -197,7 +218,9 @@ def _plan_items(
         identity = (sample.kind, url, sample.start_seconds, sample.end_seconds)
         item = items.setdefault(identity, Item(len(items), sample.kind, url, sample.start_seconds, sample.end_seconds))
         item_of_row[row] = item.id
-    return list(items.values()), item_of_row, refused
+        published[item.id].add(sample.published_hash)
+    planned = [replace(item, hashes=wanted_hashes(published[item.id])) for item in items.values()]
+    return planned, item_of_row, refused
 
 
 def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list[Sample], list[Drop]]:
@@ -220,7 +243,7 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     return replace(sample, media=verdict.media, fetch=fetch)
 
 
-def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
+def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result], checks: Sequence[str]) -> pa.Table:
     """What became of every row's URL, in upstream order."""
     rows = [
         {
@@ -235,8 +258,13 @@ def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
             "content_type": verdict.content_type,
             "opt_out": verdict.opt_out,
             "robots": verdict.robots,
+            "sha256": verdict.hashes.get("sha256", ""),
+            "published_hash": sample.published_hash,
+            "hash_check": check,
+            "licence": sample.licence,
+            "author": sample.author,
         }
-        for sample, verdict in zip(samples, verdicts, strict=True)
+        for sample, verdict, check in zip(samples, verdicts, checks, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
 
@@ -276,17 +304,20 @@ def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Map
         for name in ("num_distinct_media", "media_bytes", "fetched_bytes", "fetch_seconds")
         if all(name in part.summary for part in parts)  # adopted parts know less
     }
-    retried: Counter[str] = Counter()
+    added = {name: Counter[str]() for name in ("hash_checks", "licences", "retried")}
     for part in parts:
-        retried.update(part.summary.get("retried", {}))
+        for name, counts in added.items():
+            counts.update(part.summary.get(name, {}))
+    total["hash_checks"] = dict(sorted(added["hash_checks"].items()))
+    total["licences"] = licence_counts(added["licences"])
     if config.retry:
-        total["retried"] = dict(sorted(retried.items()))
+        total["retried"] = dict(sorted(added["retried"].items()))
     return {**total, **_summary(rows, total.get("fetched_bytes", 0), total.get("fetch_seconds", 0.0))}
 
 
 DOWNLOAD = Stage(
     name="download",
-    version=2,
+    version=3,
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,

@@ -99,6 +99,8 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
     tables.close()
     counts = {unit: tables.count(unit, seen[unit]) for unit in UNITS if unit in ("rows", "concepts") or seen[unit]}
     summary = {} if config.expected_rows is None else {"expected_rows": config.expected_rows, "seen_rows": seen["rows"]}
+    if tables.num_hashes:
+        summary["published_hashes"] = tables.num_hashes
     if config.expected_rows not in (None, seen["rows"]):
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
@@ -145,6 +147,7 @@ class _Tables:
         self._dropped: dict[str, Counter[str]] = {unit: Counter() for unit in UNITS}
         self._drop_file = pq.ParquetWriter(folder / "drops.parquet", DROP_SCHEMA, compression="zstd")
         self._num_drops = 0
+        self.num_hashes = 0  # rows that say what their bytes should be
 
     def add(self, item: Sample | Drop) -> None:
         if isinstance(item, Drop):
@@ -154,6 +157,7 @@ class _Tables:
                 self._write_drops()
             return
         self._out.update(rows=1, concepts=len(item.concepts), captions=len(item.captions))
+        self.num_hashes += bool(item.published_hash)
         self._samples.append(item)
         if len(self._samples) == self._rows_per_file:
             self._write_samples()
@@ -182,5 +186,5 @@ class _Tables:
 
 
 READ = Stage(
-    name="read", version=1, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
+    name="read", version=2, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
 )

@@ -35,6 +35,7 @@ from pipelines.s1_download.job import (
 )
 from pipelines.s1_download.metadata import strip_metadata
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
+from pipelines.s1_download.verify import body_hashes
 from x2vlm.data.media import open_image, probe_image, probe_orientation
 from x2vlm.data.video import frames_blob, sample_clip
 from x2vlm.errors import InvalidSample, StageFailed
@@ -133,6 +134,7 @@ class Worker:
                 robots=outcome.robots,
                 fetched_at=datetime.now(UTC).replace(microsecond=0).isoformat(),
                 bytes=len(body or b""),
+                hashes=body_hashes(item, body, media) if body else {},
                 media=media,
             )
         )
