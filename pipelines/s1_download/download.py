@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.flow.live import Counters
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
 from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
@@ -26,6 +27,7 @@ from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
+from pipelines.s1_download.live import JournalTail
 from pipelines.s1_download.loopback import serve_folder
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
@@ -128,7 +130,16 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
         items, item_of_row, refused = _plan_items(samples, url_map, denied)
         began = time.monotonic()
-        results = fetch_items(items, Path(scratch), config, config.policy(endpoints))
+        tail = JournalTail(Counter(item_of_row.values()), Counter(refusal.status for refusal in refused.values()))
+
+        def watch(journal: Path) -> None:
+            def count() -> Counters:
+                tail.read(journal)
+                return tail.counters()
+
+            out.report(count)
+
+        results = fetch_items(items, Path(scratch), config, config.policy(endpoints), watch)
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
