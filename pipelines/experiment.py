@@ -30,6 +30,10 @@ class SourceConfig(FrozenConfig):
 
     card: str  # below datasets/, without .yaml: "sample/coco"
     data_root: str | None = None
+    # A folder or bucket with this source's media: then nothing is asked of the web. Its files are called `media_name`,
+    # by default the card's `local_name`; fields as in `s1_download.routes.LocalMedia`.
+    media_root: str | None = None
+    media_name: str | None = None
     role: Literal["train", "held_out"] = "train"
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 

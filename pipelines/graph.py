@@ -12,6 +12,7 @@ from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.routes import LocalMedia
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
@@ -76,7 +77,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         Node(
             key=f"download/{name}",
             stage=DOWNLOAD,
-            config=_download_config(experiment, card),
+            config=_download_config(experiment, name, source, card),
             inputs={"rows": (f"read/{name}",)},
             runtime=_runtime(experiment, "download"),
         ),
@@ -183,9 +184,19 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
     ]
 
 
-def _download_config(experiment: Experiment, card: Card) -> DownloadConfig:
-    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones."""
-    return experiment.download.model_copy(update={"url_base": card.url_base, "allow_networks": card.allow_networks})
+def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
+    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
+
+    Where the user holds the media, that copy is the only way to them.
+    """
+    facts = {"url_base": card.url_base, "allow_networks": card.allow_networks, "yt_dlp_domains": card.yt_dlp_domains}
+    if source.media_root is None:
+        return experiment.download.model_copy(update=facts)
+    where = f"{experiment.name}: sources.{name}"
+    if (file_name := source.media_name or card.local_name) is None:
+        raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
+    local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)
+    return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
 
 
 def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

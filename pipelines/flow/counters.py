@@ -37,7 +37,7 @@ class NodeCounters:
     def look(self, now: float) -> tuple[dict[str, float], dict[str, float]]:
         """Totals, and rows and bytes per second since the last look (none at the first)."""
         totals = self.totals()
-        rates = {}
+        rates: dict[str, float] = {}
         if self.looked_at is not None and now > self.looked_at:
             for name in ("rows", "bytes"):
                 if name in totals:

@@ -10,9 +10,9 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import MEDIA_FOLDER, Item, Result
 from pipelines.s1_download.live import JournalTail
-from pipelines.s1_download.loopback import serve_folder
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
+from pipelines.s1_download.routes import Endpoints, Route, open_route
 from pipelines.s1_download.verify import hash_check, judge_all, wanted_hashes
+from pipelines.s1_download.yt_dlp import check_command
 from x2vlm.data.boxes import denormalise_boxes
+from x2vlm.data.domains import registered_domain
 from x2vlm.data.packs import write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
@@ -61,20 +63,6 @@ LEDGER_SCHEMA = pa.schema(
         ("author", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class UrlMap:
-    """Maps addresses below `public` to the server that stands in for it, and back, so that no port leaks into rows."""
-
-    public: str = ""
-    local: str = ""
-
-    def to_wire(self, url: str) -> str:
-        return self.local + url[len(self.public) :] if self.public and url.startswith(self.public) else url
-
-    def to_public(self, url: str) -> str:
-        return self.public + url[len(self.local) :] if self.local and url.startswith(self.local) else url
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
@@ -121,14 +109,15 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
     earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
     samples, retried = _still_failing(samples, earlier, config.retry)
+    check_command(config, f"download, part {part.name}")
     denied, deny_list_sha256 = config.denied()
     placeholders, placeholders_sha256 = config.known_placeholders()
     if deny_list_sha256 != part.spec.get("deny_list", ""):
         raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
     if placeholders_sha256 != part.spec.get("placeholders", ""):
         raise ConfigError(f"{config.placeholders}: the list is not the one that was planned with; run the job again")
-    with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
-        items, item_of_row, refused = _plan_items(samples, url_map, denied)
+    with _route(config) as (route, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
+        items, item_of_row, refused = _plan_items(samples, route, denied, config)
         began = time.monotonic()
         tail = JournalTail(Counter(item_of_row.values()), Counter(refusal.status for refusal in refused.values()))
 
@@ -142,7 +131,10 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         results = fetch_items(items, Path(scratch), config, config.policy(endpoints), watch)
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
-        verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
+        verdicts = [
+            replace(verdict, final_url=route.to_public(verdict.final_url, sample))
+            for sample, verdict in zip(samples, verdicts, strict=True)
+        ]
         checks = [hash_check(sample.published_hash, v) for sample, v in zip(samples, verdicts, strict=True)]
         domains = domain_table(samples, verdicts, checks)
         verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
@@ -193,19 +185,8 @@ def _still_failing(
     return failing, dict(sorted(Counter(last[sample.key] for sample in failing).items()))
 
 
-@contextmanager
-def _own_server(config: DownloadConfig) -> Iterator[tuple[UrlMap, tuple[tuple[str, int], ...]]]:
-    """The map of URLs, and the endpoints of our own that may be contacted while the block runs."""
-    if config.url_base is None:
-        yield UrlMap(), ()
-        return
-    with serve_folder(PROJECT_ROOT / config.url_base.serve) as (address, port):
-        base = config.url_base.from_.rstrip("/")
-        yield UrlMap(f"{base}/", f"http://{address}:{port}/"), ((address, port),)
-
-
 def _plan_items(
-    samples: Sequence[Sample], url_map: UrlMap, denied: DenyList
+    samples: Sequence[Sample], route: Route, denied: DenyList, config: DownloadConfig
 ) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
     """Distinct things to fetch, the item of each row, and the rows refused by their URL alone.
 
@@ -221,8 +202,9 @@ def _plan_items(
                 raise Refusal("unknown_kind", f"{sample.kind!r}; image and video are fetched")
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")
-            url = parse_target(url_map.to_wire(sample.url.strip())).url
+            url = parse_target(route.to_wire(sample)).url
             denied.check(parse_target(sample.url.strip()))
+            _require_yt_dlp_allowed(sample, url, route, config)
         except Refusal as refusal:
             refused[row] = Result(-1, refusal.rule, refusal.reason)
             continue
@@ -232,6 +214,18 @@ def _plan_items(
         published[item.id].add(sample.published_hash)
     planned = [replace(item, hashes=wanted_hashes(published[item.id])) for item in items.values()]
     return planned, item_of_row, refused
+
+
+def _route(config: DownloadConfig) -> AbstractContextManager[tuple[Route, Endpoints]]:
+    return open_route(config.url_base, config.local_media, PROJECT_ROOT)
+
+
+def _require_yt_dlp_allowed(sample: Sample, url: str, route: Route, config: DownloadConfig) -> None:
+    """Refusal with rule needs_yt_dlp for a video behind a page, unless the experiment allows yt-dlp."""
+    if sample.kind != "video" or route.is_own(url) or config.allow_yt_dlp:
+        return
+    if (domain := registered_domain(url)) in config.yt_dlp_domains:
+        raise Refusal("needs_yt_dlp", f"{domain}: see `terms` of the card; `download.allow_yt_dlp` is false")
 
 
 def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list[Sample], list[Drop]]:

@@ -36,6 +36,8 @@ from pipelines.s1_download.job import (
 from pipelines.s1_download.metadata import strip_metadata
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
 from pipelines.s1_download.verify import body_hashes
+from pipelines.s1_download.yt_dlp import YtDlp, check_command
+from x2vlm.data.domains import registered_domain
 from x2vlm.data.media import open_image, probe_image, probe_orientation
 from x2vlm.data.video import frames_blob, sample_clip
 from x2vlm.errors import InvalidSample, StageFailed
@@ -71,6 +73,8 @@ class Worker:
         self._folder, self._config = folder, config
         self._journal = Journal(folder / JOURNAL_NAME)
         self._fetchers = {kind: Fetcher(policy, config.limits(kind), config.manners()) for kind in ("image", "video")}
+        command = check_command(config, "download")
+        self._yt_dlp = YtDlp(command, config, policy) if command else None
 
     def fetch_images(self, items: Sequence[Item]) -> None:
         """Fetch each distinct URL once through img2dataset, decode it, and journal a result for every item."""
@@ -104,13 +108,19 @@ class Worker:
 
         def fetch(url: str) -> None:
             self._journal.started([item.id for item in items_of_url[url]])
-            outcome = self._fetchers["video"].fetch(url)
+            outcome = self._fetch_video(url)
             for item in items_of_url[url]:
                 self._finish(item, outcome, outcome.body)
 
         with ThreadPoolExecutor(self._config.video_threads) as pool:
             for _ in pool.map(fetch, items_of_url):
                 pass
+
+    def _fetch_video(self, url: str) -> Outcome:
+        """Directly, or through yt-dlp where the page holds the video."""
+        if self._yt_dlp is not None and registered_domain(url) in self._config.yt_dlp_domains:
+            return self._yt_dlp.fetch(url)
+        return self._fetchers["video"].fetch(url)
 
     def _finish(self, item: Item, outcome: Outcome, body: bytes | None) -> None:
         """Decode what came for `item`, store its payload and journal what became of it."""
