@@ -55,9 +55,9 @@ class Board:
 
     def close(self) -> None:
         """End the actor."""
-        if self.actor is not None:
+        if self.actor is not None and ray.is_initialized():
             ray.kill(self.actor)
-            self.actor = None
+        self.actor = None
 
 
 class RayReport:

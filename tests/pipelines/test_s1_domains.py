@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from pipelines.flow.stage import Input, InputPart, PartResult
+from pipelines.experiment import Experiment
+from pipelines.flow.stage import Input, InputPart, PartResult, part_fingerprint
+from pipelines.graph import build_graph
 from pipelines.report import render_report
 from pipelines.s1_download.domains import DOMAINS, PART_SCHEMA, DomainsConfig, domain_table, lower_tail
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
@@ -21,6 +23,7 @@ from pipelines.s1_download.job import Result
 from pipelines.s2_filter import FILTER_DOMAINS, FilterConfig
 from tests.flow_helpers import artifact_input, read_rows, run_stage_part
 from tests.hostile_server import hostile_server, jpeg
+from x2vlm.config import parse_config
 from x2vlm.samples import Caption, Sample, sample_key, sample_table, write_table
 
 
@@ -211,3 +214,38 @@ def test_parts_without_a_table_say_nothing(tmp_path: Path) -> None:
     (part,) = DOMAINS.plan_parts(DomainsConfig(), {"downloads": (adopted,)})
     assert run_stage_part(DOMAINS, DomainsConfig(), part, tmp_path / "out").counts["rows"].num_in == 0
     assert pq.read_table(tmp_path / "out" / "flagged.parquet").num_rows == 0
+
+
+def test_an_unchanged_list_of_flagged_domains_leaves_the_filter_alone(tmp_path: Path) -> None:
+    """Other counts make another domains.parquet, but the filter reads the names only."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_table(sample_table([]), rows / "rows.parquet")
+    fingerprints, tables = set(), set()
+    for number, bought in enumerate([(0, 30), (1, 40)]):
+        (tmp_path / str(number)).mkdir()
+        _, out = judge(tmp_path / str(number), [{"fine.com": (900, 100), "bought.com": bought}])
+        tables.add((out / "domains.parquet").read_bytes())
+        inputs = {
+            "rows": (artifact_input("download/a", {"00000": rows}),),
+            "flagged": (artifact_input("domains/a", {"all": out}),),
+        }
+        (part,) = FILTER_DOMAINS.plan_parts(FilterConfig(), inputs)
+        fingerprints.add(part_fingerprint(FILTER_DOMAINS, FilterConfig(), part))
+    assert (len(tables), len(fingerprints)) == (2, 1)
+
+
+@pytest.mark.parametrize("decision", ["report", "drop"])
+def test_the_graph_has_a_domains_node_and_the_filter_reads_it_only_to_drop(decision: str) -> None:
+    values = {
+        "name": "x",
+        "sources": {"a": {"card": "pretrain/cc12m", "data_root": "/data"}},
+        "retries": [["dns"]],
+        "domains": {"flagged_domains": decision},
+        "partition": {"num_shards": 1},
+        "vocabulary": "vocab.txt",
+    }
+    graph = build_graph(parse_config(Experiment, values, "test"))
+    assert graph["domains/a"].inputs == {"downloads": ("download/a", "download/a.retry1")}
+    for branch in ("a", "a.retry1"):
+        assert graph[f"filter/{branch}"].inputs.get("flagged") == (("domains/a",) if decision == "drop" else None)

@@ -18,14 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
+from pipelines.driver import _check_sources
 from pipelines.experiment import Experiment
+from pipelines.flow.planner import Plan, plan
+from pipelines.flow.stage import Graph, Node, PartSummary, SourceFile
+from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.deny_list import DenyList
-from pipelines.s1_download.download import DOWNLOAD
+from pipelines.s1_download.download import DOWNLOAD, finish_download
 from pipelines.s1_download.guard import Policy
 from pipelines.s1_download.guarded_proxy import guarded_proxy
-from pipelines.s1_download.read import READ, read_config
+from pipelines.s1_download.read import READ, ReadConfig, read_config
 from pipelines.s1_download.resolver import Resolver
 from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.yt_dlp import arguments, check_command, find_command
@@ -155,6 +159,16 @@ def openimages(folder: Path, project_root: Path) -> tuple[Card, list[Sample]]:
     return card, read_card(folder, card, texts)
 
 
+def coco(folder: Path, project_root: Path) -> list[Sample]:
+    card = load_card(project_root / "datasets" / "pretrain" / "coco.yaml")
+    url = "http://images.cocodataset.org/train2017/9.jpg"
+    images = [{"id": 9, "license": 3, "coco_url": url, "width": 64, "height": 48, "file_name": "9.jpg"}]
+    licenses = [{"id": 3, "url": "http://creativecommons.org/licenses/by-nc-nd/2.0/", "name": "BY-NC-ND"}]
+    captions = {"images": images, "licenses": licenses, "annotations": [{"id": 1, "image_id": 9, "caption": "a bowl"}]}
+    instances = {"images": images, "licenses": licenses, "annotations": [], "categories": []}
+    return read_card(folder, card, {"captions": json.dumps(captions), "instances": json.dumps(instances)})
+
+
 def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(
     tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,13 +182,15 @@ def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(
         client = boto3.client("s3")
         client.create_bucket(Bucket="copy")
         client.put_object(Bucket="copy", Key="oi/train/b2.jpg", Body=jpeg())
-        card, samples = openimages(tmp_path, project_root)
+        client.put_object(Bucket="copy", Key="oi/train/9.jpg", Body=jpeg())
+        card, samples = openimages(tmp_path / "openimages", project_root)
+        samples += coco(tmp_path / "coco", project_root)
         ledger, kept, result = download(
             tmp_path, samples, local_media={"root": "s3://copy/oi/train", "name": card.local_name}
         )
     finally:
         server.stop()
-    assert [row["status"] for row in ledger] == ["http_404", "kept"]
+    assert [row["status"] for row in ledger] == ["http_404", "kept", "kept"]
     assert kept[0].media is not None
     assert kept[0].media.sha256 == hashlib.sha256(jpeg()).hexdigest()
     assert kept[0].fetch is not None
@@ -183,9 +199,13 @@ def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(
     assert [(row["licence"], row["author"]) for row in ledger] == [
         ("https://creativecommons.org/licenses/by/2.0/", "Ada"),
         (card.licence, 'Bo "B" Lund'),
+        ("http://creativecommons.org/licenses/by-nc-nd/2.0/", ""),
     ]
-    assert (kept[0].licence, kept[0].author) == (card.licence, 'Bo "B" Lund')
-    assert result.summary["licences"] == {card.licence: 1}
+    assert [(sample.licence, sample.author) for sample in kept] == [(r["licence"], r["author"]) for r in ledger[1:]]
+    assert result.summary["licences"] == {card.licence: 1, "http://creativecommons.org/licenses/by-nc-nd/2.0/": 1}
+    total = finish_download(DownloadConfig(), [PartSummary("a", result.counts, result.summary)] * 2)
+    assert total["licences"] == {name: 2 for name in result.summary["licences"]}
+    assert total["hash_checks"] == {"unpublished": 6}
 
 
 def experiment(**source: Any) -> Experiment:
@@ -348,11 +368,26 @@ def test_the_real_program_takes_our_options(tmp_path: Path) -> None:
     assert len(kept) == 2
 
 
-def test_a_missing_program_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    config = DownloadConfig(yt_dlp_domains=("youtube.com",), allow_yt_dlp=True)
+def test_a_missing_program_is_told_with_its_remedy_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pipelines.s1_download.yt_dlp.find_command", lambda: None)
+    (tmp_path / "clips.csv").write_text("videoid,contentUrl,name\n1,https://www.youtube.com/watch?v=1,a test\n")
+    read = ReadConfig(reader="webvid", source="a", card="a", files={"rows": "clips.csv"})
+    files = {slot: (SourceFile(str(tmp_path / "clips.csv"), "a"),) for slot in ("card", "files")}
+
+    def planned(**values: Any) -> tuple[Graph, Plan]:
+        config = DownloadConfig(yt_dlp_domains=("youtube.com",), **values)
+        graph = Graph([Node("read/a", READ, read, files), Node("download/a", DOWNLOAD, config, {"rows": ("read/a",)})])
+        return graph, plan(graph, Store(tmp_path / "store"), "x")
+
     with pytest.raises(SourceUnavailable, match=r"download/a: .*youtube.com.*pip install 'x2vlm\[video\]'"):
-        check_command(config, "download/a")
+        _check_sources(*planned(allow_yt_dlp=True))
+    _check_sources(*planned())
+
+
+def test_the_program_is_found_on_path(program: Path, tmp_path: Path) -> None:
+    assert find_command() == [str(tmp_path / "bin" / "yt-dlp")]
     assert check_command(DownloadConfig(yt_dlp_domains=("youtube.com",)), "download/a") == []
 
 
