@@ -28,8 +28,10 @@ from pipelines.flow.stage import Graph, SourceFile
 from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from pipelines.report import metrics_of
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.yt_dlp import check_command
 from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
@@ -162,8 +164,11 @@ def _forced(graph: Graph, targets: Sequence[str]) -> list[str]:
 
 
 def _check_sources(graph: Graph, planned: Plan) -> None:
-    """Look into the upstream files of sources that are to be read: what is wrong with them is better known now."""
+    """Look into the upstream files of sources that are to be read, and for the tools of downloads that are due: what is
+    wrong with them is better known now."""
     for node in planned.selected:
+        if isinstance(download := graph[node.key].config, DownloadConfig) and node.action is not Action.REUSE:
+            check_command(download, node.key)
         if graph[node.key].stage is READ and node.action is not Action.REUSE:
             config = graph[node.key].config
             assert isinstance(config, ReadConfig)

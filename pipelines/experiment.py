@@ -12,6 +12,7 @@ import pydantic
 from pipelines.flow.blobs import PROJECT_ROOT, PROJECT_SCHEME
 from pipelines.flow.stage import Runtime
 from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig
 from pipelines.s3_score import ScoreConfig
 from pipelines.s4_materialize.pack import PackConfig
@@ -29,6 +30,10 @@ class SourceConfig(FrozenConfig):
 
     card: str  # below datasets/, without .yaml: "sample/coco"
     data_root: str | None = None
+    # A folder or bucket with this source's media: then nothing is asked of the web. Its files are called `media_name`,
+    # by default the card's `local_name`; fields as in `s1_download.routes.LocalMedia`.
+    media_root: str | None = None
+    media_name: str | None = None
     role: Literal["train", "held_out"] = "train"
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
@@ -63,6 +68,7 @@ class Experiment(FrozenConfig):
     download: DownloadConfig = DownloadConfig()
     # Later rounds of every download, each the classes of failures it tries again: [[dns, timeout, 5xx]].
     retries: tuple[tuple[str, ...], ...] = ()
+    domains: DomainsConfig = DomainsConfig()
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
     clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"

@@ -8,11 +8,13 @@ from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, resolv
 from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.store import OriginalBytes
-from pipelines.s2_filter import FILTER
+from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
@@ -76,14 +78,23 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         Node(
             key=f"download/{name}",
             stage=DOWNLOAD,
-            config=_download_config(experiment, card, source.role == "train"),
+            config=_download_config(experiment, name, source, card),
             inputs={"rows": (f"read/{name}",)},
             runtime=_runtime(experiment, "download"),
         ),
     ]
     nodes += _retry_nodes(experiment, name, nodes[-1].config)
+    nodes.append(
+        Node(
+            key=f"domains/{name}",
+            stage=DOMAINS,
+            config=experiment.domains,
+            inputs={"downloads": tuple(f"download/{branch}" for branch in _branches(experiment, name))},
+            runtime=_runtime(experiment, "domains"),
+        )
+    )
     for branch in _branches(experiment, name):
-        nodes += _judging_nodes(experiment, branch, source.role == "train", may_be_empty=branch != name)
+        nodes += _judging_nodes(experiment, name, branch, source.role == "train")
     return nodes
 
 
@@ -110,14 +121,16 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
     ]
 
 
-def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may_be_empty: bool) -> list[Node]:
-    """filter, and score if it is trained on, of one round of a source."""
+def _judging_nodes(experiment: Experiment, name: str, branch: str, is_trained_on: bool) -> list[Node]:
+    """filter, and score if it is trained on, of one round of a source. Only a later round may come out empty."""
+    may_be_empty = branch != name
+    drops_domains = experiment.domains.flagged_domains == "drop"
     nodes = [
         Node(
             key=f"filter/{branch}",
-            stage=replace(FILTER, allow_zero_rows=may_be_empty),
+            stage=replace(FILTER_DOMAINS if drops_domains else FILTER, allow_zero_rows=may_be_empty),
             config=experiment.filter,
-            inputs={"rows": (f"download/{branch}",)},
+            inputs={"rows": (f"download/{branch}",)} | ({"flagged": (f"domains/{name}",)} if drops_domains else {}),
             runtime=_runtime(experiment, "filter"),
         )
     ]
@@ -172,16 +185,26 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
     ]
 
 
-def _download_config(experiment: Experiment, card: Card, is_trained_on: bool) -> DownloadConfig:
+def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
     """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
 
-    Held-out pictures are stored as they came and decoded at once: tasks read them at sizes of their own, and have
-    nothing to put in the place of one that breaks.
+    Where the user holds the media, that copy is the only way to them. Held-out pictures are stored as they came and
+    decoded at once: tasks read them at sizes of their own, and have nothing to put in the place of one that breaks.
     """
-    update: dict[str, object] = {"url_base": card.url_base, "allow_networks": card.allow_networks}
-    if not is_trained_on:
-        update["store"] = OriginalBytes(check="decode")
-    return experiment.download.model_copy(update=update)
+    facts: dict[str, object] = {
+        "url_base": card.url_base,
+        "allow_networks": card.allow_networks,
+        "yt_dlp_domains": card.yt_dlp_domains,
+    }
+    if source.role != "train":
+        facts["store"] = OriginalBytes(check="decode")
+    if source.media_root is None:
+        return experiment.download.model_copy(update=facts)
+    where = f"{experiment.name}: sources.{name}"
+    if (file_name := source.media_name or card.local_name) is None:
+        raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
+    local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)
+    return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
 
 
 def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

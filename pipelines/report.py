@@ -40,6 +40,7 @@ def render_report(
         _node_table(manifests),
         "<h2>Why rows, concepts and captions were dropped</h2>",
         _drop_table(manifests),
+        *_domain_section(manifests),
         "<h2>Training</h2>",
         _charts(series),
         "<h2>Where to look next</h2>",
@@ -109,8 +110,45 @@ def _drop_table(manifests: Mapping[str, Manifest]) -> str:
     return _table(["node", "unit", "reason", "number"], rows) if rows else "<p>Nothing was dropped.</p>"
 
 
+def _domain_section(manifests: Mapping[str, Manifest]) -> list[str]:
+    """Domains that send other bytes than were published, and bytes that stand for many pictures; [] without any."""
+    flagged, repeated = [], []
+    for key, manifest in manifests.items():
+        for row in manifest.summary.get("flagged", []) if manifest.stage == "domains" else []:
+            checked = row["match"] + row["mismatch"]
+            numbers = [f"{row['match']} of {checked}", f"{row['others_match_rate']:.1%}", f"{row['p_value']:.1e}"]
+            flagged.append(_row([key, row["domain"]], numbers))
+        for row in manifest.summary.get("repeated", []) if manifest.stage == "domains" else []:
+            repeated.append(_row([key, row["domain"], row["sha256"]], [str(row["num_urls"])]))
+    sections = []
+    if flagged:
+        sections.append("<h2>Domains whose files are not those the source has hashes of</h2>")
+        sections.append(_table(["node", "domain", "match", "match elsewhere", "p"], flagged))
+    if repeated:
+        sections.append("<h2>Files that many addresses of one domain answer with</h2>")
+        sections.append(_table(["node", "domain", "sha256", "addresses"], repeated))
+    return sections
+
+
+def _row(texts: Sequence[str], numbers: Sequence[str]) -> str:
+    cells = [f"<td>{html.escape(text)}</td>" for text in texts]
+    cells += [f'<td class="number">{html.escape(number)}</td>' for number in numbers]
+    return f"<tr>{''.join(cells)}</tr>"
+
+
 def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    numbers = {"parts", "rows in", "rows out", "dropped", "number", "value"}
+    numbers = {
+        "parts",
+        "rows in",
+        "rows out",
+        "dropped",
+        "number",
+        "value",
+        "match",
+        "match elsewhere",
+        "p",
+        "addresses",
+    }
     cells = "".join(f'<th class="{"number" if name in numbers else ""}">{name}</th>' for name in head)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 

@@ -52,12 +52,18 @@ class FilterConfig(FrozenConfig):
 
 
 def plan_filter(config: FilterConfig, inputs: Inputs) -> list[Part]:
-    """One part per input part, of the same name (with the artifact's number before it where there are several)."""
+    """One part per input part, of the same name (with the artifact's number before it where there are several).
+
+    Where there is a slot `flagged`, every part also reads the list of flagged domains.
+    """
     artifacts = inputs["rows"]
+    flagged = tuple(
+        Read("flagged", part.file("flagged.parquet")) for a in inputs.get("flagged", ()) for part in a.parts
+    )
     return [
         Part(
             part.name if len(artifacts) == 1 else f"{number:03d}-{part.name}",
-            (Read("rows", part.file("rows.parquet")),),
+            (Read("rows", part.file("rows.parquet")), *flagged),
         )
         for number, artifact in enumerate(artifacts)
         for part in artifact.parts
@@ -70,6 +76,9 @@ def filter_part(config: FilterConfig, inputs: PartReader, part: Part, out: PartW
         rows = pq.read_table(file)
     samples = samples_of(rows)
     verdicts = row_verdicts(rows, config)
+    if len(part.reads) > 1:
+        lists = [pq.read_table(inputs.local_path(read.file))["domain"].to_pylist() for read in part.reads[1:]]
+        verdicts.insert(0, filters.domain_not_flagged(rows, {domain for names in lists for domain in names}))
     report = _Report()
     kept = []
     for position, sample in enumerate(samples):
@@ -214,7 +223,7 @@ def _drop_row(sample: Sample, verdict: filters.Verdict, position: int) -> Iterat
         sample,
         verdict.rule_of(position),
         None if np.isnan(value) else float(value),
-        verdict.threshold,
+        None if np.isnan(verdict.threshold) else verdict.threshold,
         verdict.reason_of(position),
     )
     for concept in sample.concepts:
@@ -243,9 +252,12 @@ def _totals(what: str, before: list[Sample], after: list[Sample]) -> tuple[int, 
 
 FILTER = Stage(
     name="filter",
-    version=1,
+    version=2,
     config_type=FilterConfig,
     slots=("rows",),
     plan_parts=plan_filter,
     run_part=filter_part,
 )
+
+# Takes out the rows of flagged domains too.
+FILTER_DOMAINS = replace(FILTER, slots=("rows", "flagged"))

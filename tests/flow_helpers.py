@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 import pydantic
 
+from pipelines.flow.live import Report, say_nothing
 from pipelines.flow.stage import Input, InputFile, InputPart, Part, PartResult, Stage
 
 
@@ -60,6 +61,10 @@ class LocalWriter:
     @property
     def state_uri(self) -> str:
         return (self.path.parent / f"{self.path.name}.state").as_uri()
+
+    @property
+    def report(self) -> Report:
+        return say_nothing
 
 
 def run_stage_part(stage: Stage, config: pydantic.BaseModel, part: Part, folder: Path) -> PartResult:

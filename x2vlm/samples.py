@@ -110,6 +110,7 @@ class Sample:
     end_seconds: float | None = None
     licence: str = ""
     author: str = ""
+    published_hash: str = ""  # of the media, by the source: "md5:<hex>", "sha256:<hex>" or "" (`readers.hashes`)
     media: Media | None = None
     fetch: Fetch | None = None
 
@@ -172,6 +173,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
         ("licence", pa.string()),
         ("author", pa.string()),
+        ("published_hash", pa.string()),
         ("media", MEDIA_TYPE),
         ("fetch", FETCH_TYPE),
     ]

@@ -59,6 +59,15 @@ class NodeStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartProgress(Event):
+    """What a running part has done so far (see `live.Report`). Some get lost; they change nothing."""
+
+    node: str
+    part: str
+    counters: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PartDone(Event):
     node: str
     part: str

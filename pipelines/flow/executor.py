@@ -23,11 +23,13 @@ from pipelines.flow.events import (
     NodeStarted,
     OnEvent,
     PartDone,
+    PartProgress,
     RunFinished,
     RunStarted,
 )
 from pipelines.flow.finishing import make_manifest
 from pipelines.flow.lease import TTL_SECONDS, Lease, acquire
+from pipelines.flow.live import Counters
 from pipelines.flow.part_task import PartOutcome, try_part
 from pipelines.flow.planner import Finished, InputCache, NodeWork, Plan, PlannedNode, fingerprint_sources, work_of
 from pipelines.flow.runner import Runner
@@ -147,6 +149,8 @@ class _Run:
     def work(self) -> None:
         """Go on until nothing is left that can run."""
         fingerprint_sources(self.graph, self.waiting, self.sources)
+        if self.on_event is not ignore:
+            self.runner.listen(self._on_progress)
         for node in self.waiting.values():
             self.on_event(
                 NodePlanned(
@@ -222,12 +226,17 @@ class _Run:
                 part, fp = active.queue.popleft()
                 arguments = (self.store, node.stage, node.config, part, active.restore.get(fp), active.planned.forced)
                 try:
-                    handle = self.runner.submit(node, try_part, *arguments)
+                    report = self.runner.reporter(node, part.name)
+                    handle = self.runner.submit(node, try_part, *arguments, report)
                 except X2VLMError as error:  # the runner has no place for it
                     self._fail(node.key, part.name, str(error), cause=error)
                     break
                 self.handles[handle] = (node.key, part, fp)
                 active.in_flight += 1
+
+    def _on_progress(self, key: str, part: str, counters: Counters) -> None:
+        if key in self.active:
+            self.on_event(PartProgress(node=key, part=part, counters=counters))
 
     def _collect(self, handle: Hashable) -> None:
         key, part, fingerprint = self.handles.pop(handle)

@@ -11,6 +11,7 @@ import pydantic
 
 from pipelines.flow.artifact import CountRecord, PartRecord, ReadRecord
 from pipelines.flow.commit import remedy_for
+from pipelines.flow.live import Report, say_nothing
 from pipelines.flow.reading import StoreReader
 from pipelines.flow.stage import Part, PartResult, Stage, part_fingerprint
 from pipelines.flow.store import Store
@@ -29,11 +30,17 @@ class PartOutcome:
 
 
 def try_part(
-    store: Store, stage: Stage, config: pydantic.BaseModel, part: Part, restore: PartRecord | None, forced: bool
+    store: Store,
+    stage: Stage,
+    config: pydantic.BaseModel,
+    part: Part,
+    restore: PartRecord | None,
+    forced: bool,
+    report: Report = say_nothing,
 ) -> PartOutcome:
     """`run_one_part`, with errors as values. KeyboardInterrupt and the like still end the process."""
     try:
-        return PartOutcome(run_one_part(store, stage, config, part, restore, forced))
+        return PartOutcome(run_one_part(store, stage, config, part, restore, forced, report))
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         if isinstance(error, OSError) and (remedy := remedy_for(error)) is not None:
@@ -49,6 +56,7 @@ def run_one_part(
     part: Part,
     restore: PartRecord | None = None,
     forced: bool = False,
+    report: Report = say_nothing,
 ) -> PartRecord:
     """The committed record of a part: made now, or found if somebody else was faster and it is not `forced`.
 
@@ -59,7 +67,7 @@ def run_one_part(
     fingerprint = part_fingerprint(stage, config, part)
     if not forced and (existing := store.read_part(stage.name, fingerprint)) is not None:
         return existing
-    writer = store.begin_part(stage.name, fingerprint)
+    writer = store.begin_part(stage.name, fingerprint, report)
     started = time.monotonic()
     try:
         reader = StoreReader(store, writer.inputs_path, part.name)

@@ -2,10 +2,13 @@
 
 import logging
 import sys
+import time
+from collections import defaultdict
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from pipelines.flow.counters import NodeCounters, bar_words, log_line
 from pipelines.flow.events import (
     Action,
     Event,
@@ -14,18 +17,26 @@ from pipelines.flow.events import (
     NodeFinished,
     NodeStarted,
     PartDone,
+    PartProgress,
     RunFinished,
     RunStarted,
 )
 
 log = logging.getLogger(__name__)
 
+SECONDS_BETWEEN_LINES = 10.0  # of one node in a log
+
 
 class Progress:
-    """Shows events: one bar per running node if `stream` is a terminal, and a log line per node in any case."""
+    """Shows events: one bar per running node if `stream` is a terminal, log lines in any case.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    What running parts report is behind the bar; in a log it is a line per node, at most every `seconds_between_lines`.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self._stream = stream or sys.stderr
+        self._seconds = seconds_between_lines
+        self._counters: defaultdict[str, NodeCounters] = defaultdict(NodeCounters)
         self._bars: dict[str, tqdm[Any]] = {}
 
     def __call__(self, event: Event) -> None:
@@ -39,7 +50,11 @@ class Progress:
                 )
                 if self._stream.isatty():
                     self._bars[event.node] = self._open(event)
+            case PartProgress():
+                self._counters[event.node].report(event.part, event.counters)
+                self._show_counters(event.node)
             case PartDone():
+                self._counters[event.node].finish(event.part, event.record)
                 if bar := self._bars.get(event.node):
                     bar.update()
             case NodeFinished():
@@ -61,7 +76,18 @@ class Progress:
         total, done = event.num_parts, event.num_done
         return tqdm(total=total, initial=done, desc=event.node, unit="part", file=self._stream, leave=False)
 
+    def _show_counters(self, node: str) -> None:
+        counters, now, bar = self._counters[node], time.monotonic(), self._bars.get(node)
+        if counters.looked_at is not None and now < counters.looked_at + (1.0 if bar else self._seconds):
+            return
+        totals, rates = counters.look(now)
+        if bar:
+            bar.set_postfix_str(bar_words(totals, rates))
+        else:
+            log.info("event=node_progress node=%s %s", node, log_line(totals, rates))
+
     def _close(self, node: str) -> None:
+        self._counters.pop(node, None)
         if bar := self._bars.pop(node, None):
             bar.close()
 
@@ -78,6 +104,10 @@ class Progress:
             event.manifest.root[:12],
             event.seconds,
         )
+        if event.produced and rows:  # every row in is kept or dropped by a rule: the numbers add up
+            reasons = sorted(rows.dropped.items(), key=lambda item: (-item[1], item[0]))
+            funnel = " ".join(f"{rule}={number}" for rule, number in [("kept", rows.num_out), *reasons])
+            log.info("event=node_funnel node=%s rows_in=%d %s", event.node, rows.num_in, funnel)
 
 
 def _first_line(text: str) -> str:

@@ -6,6 +6,7 @@ would raise again, and what is worth retrying the stages retry themselves).
 
 import logging
 import os
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, cast
 import ray
 
 import pipelines
+from pipelines.flow.live import Listener, Report, say_nothing
+from pipelines.flow.ray_board import Board, RayReport
 from pipelines.flow.stage import Node
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -29,6 +32,7 @@ WORKER_ENV = {
 }
 DRIVER_THREADS = 4
 START_ATTEMPTS = 3
+POLL_SECONDS = 1.0  # between looks at what running parts report
 
 
 class RayRunner:
@@ -46,6 +50,8 @@ class RayRunner:
         self._threads = ThreadPoolExecutor(DRIVER_THREADS, thread_name_prefix="driver-part")
         self._call = ray.remote(_call)
         self._references: dict[Future[Any], Any] = {}  # kept, or Ray would drop the task's result
+        self._board: Board | None = None
+        self._polled_at = 0.0
 
     def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
         """A handle on `function(*args)`, run where `node.runtime` says."""
@@ -69,7 +75,27 @@ class RayRunner:
 
     def wait(self, handles: Sequence[Hashable]) -> Sequence[Hashable]:
         """Those of `handles` that are done; blocks until there is one."""
-        return list(wait(cast(Sequence[Future[Any]], handles), return_when=FIRST_COMPLETED).done)
+        futures = cast(Sequence[Future[Any]], handles)
+        while True:
+            seconds = None if self._board is None else POLL_SECONDS
+            done = wait(futures, seconds, return_when=FIRST_COMPLETED).done
+            if self._board is not None and time.monotonic() >= self._polled_at + POLL_SECONDS:
+                self._polled_at = time.monotonic()
+                self._board.poll()
+            if done:
+                return list(done)
+
+    def listen(self, listener: Listener) -> None:
+        """Start the board that carries reports of parts to `listener`; it takes no CPU of the cluster's count."""
+        if self._board is not None:
+            self._board.close()
+        self._board = Board(listener)
+
+    def reporter(self, node: Node, part: str) -> Report:
+        """What a part reports with, on any machine of the cluster."""
+        if self._board is None or self._board.actor is None:
+            return say_nothing
+        return RayReport(self._board.actor, node.key, part)
 
     def result(self, handle: Hashable) -> Any:
         """What the function returned. StageFailed if its worker died more often than `max_retries` allows."""
@@ -91,6 +117,8 @@ class RayRunner:
         for reference in self._references.values():
             ray.cancel(reference, force=True)
         self._references.clear()
+        if self._board is not None:
+            self._board.close()
         if self._started:
             ray.shutdown()
 

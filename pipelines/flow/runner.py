@@ -2,8 +2,10 @@
 
 import random
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipelines.flow.live import Counters, Listener, Report, say_nothing
 from pipelines.flow.stage import Node
 
 
@@ -16,7 +18,27 @@ class Runner(Protocol):
 
     def result(self, handle: Hashable) -> Any: ...
 
+    def listen(self, listener: Listener) -> None:
+        """Hand what parts report to `listener`, from the thread that waits. Without a listener nothing is counted."""
+        ...
+
+    def reporter(self, node: Node, part: str) -> Report:
+        """What to give a part so that it can report; goes with it to wherever it runs."""
+        ...
+
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class DirectReport:
+    """Reports of one part, to a listener in the same process."""
+
+    listener: Listener
+    node: str
+    part: str
+
+    def __call__(self, count: Callable[[], Counters]) -> None:
+        self.listener(self.node, self.part, count())
 
 
 class InlineRunner:
@@ -30,6 +52,7 @@ class InlineRunner:
         self._waiting: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._results: dict[int, Any] = {}
         self._num_submitted = 0
+        self._listener: Listener | None = None
 
     def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
         self._num_submitted += 1
@@ -46,6 +69,12 @@ class InlineRunner:
     def result(self, handle: Hashable) -> Any:
         assert isinstance(handle, int)
         return self._results.pop(handle)
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def reporter(self, node: Node, part: str) -> Report:
+        return say_nothing if self._listener is None else DirectReport(self._listener, node.key, part)
 
     def close(self) -> None:
         self._waiting.clear()

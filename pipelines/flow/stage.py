@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Protocol
 import pydantic
 
 from pipelines.flow.fingerprint import sha256_of
+from pipelines.flow.live import Report
 from x2vlm.errors import ConfigError, StageFailed
 
 Json = Any  # anything `canonical_json` accepts
@@ -130,6 +131,11 @@ class PartWriter(Protocol):
     @property
     def state_uri(self) -> str:
         """A folder of the store that survives a crash of this part and is keyed by its fingerprint (checkpoints)."""
+        ...
+
+    @property
+    def report(self) -> Report:
+        """Says how far the part is, for whoever watches; call it with a function that counts, about once a second."""
         ...
 
 

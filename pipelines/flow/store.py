@@ -23,6 +23,7 @@ from pipelines.flow import commit
 from pipelines.flow.artifact import FileRecord, Manifest, PartRecord, Ref, as_input, seal, unseal
 from pipelines.flow.blobs import Blobs
 from pipelines.flow.identity import Identity, this_process
+from pipelines.flow.live import Report, say_nothing
 from pipelines.flow.stage import Input, Node
 from x2vlm.errors import ConfigError, CorruptArtifact
 
@@ -48,6 +49,7 @@ class ScratchWriter:
     stage: str
     fingerprint: str
     folder: Path
+    report: Report = say_nothing
 
     @property
     def path(self) -> Path:
@@ -97,7 +99,7 @@ class Store:
         """The folder of a part, relative to the store."""
         return f"parts/{_safe(stage)}/{fingerprint[:2]}/{_safe(fingerprint)}"
 
-    def begin_part(self, stage: str, fingerprint: str) -> ScratchWriter:
+    def begin_part(self, stage: str, fingerprint: str, report: Report = say_nothing) -> ScratchWriter:
         """A writer with an empty folder. Local stores keep it below `tmp/`, so that the commit is one rename."""
         attempt = f"{this_process().token}-{uuid.uuid4().hex[:12]}"
         root = self.local_root
@@ -105,7 +107,7 @@ class Store:
         with commit.explained(f"scratch folder {folder}"):
             (folder / "out").mkdir(parents=True)
             (folder / "inputs").mkdir()
-        return ScratchWriter(self, stage, fingerprint, folder)
+        return ScratchWriter(self, stage, fingerprint, folder, report)
 
     def commit_part(
         self,

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,8 @@ QUIET = {
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "4",  # else up to 8 a core, of 64 MB of address space each: more than the headroom
 }
+LOOK_SECONDS = 1.0  # between looks at a running child's journal
+Watch = Callable[[Path], None]  # is told now and then where the journal of the running child is
 logger = logging.getLogger(__name__)
 
 
@@ -45,18 +47,25 @@ class Run:
     config: DownloadConfig
     policy: Policy
     deadline: float  # of time.monotonic()
+    watch: Watch
     num_children: int = 0
     results: dict[int, Result] = field(default_factory=dict)
 
 
-def fetch_items(items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy) -> dict[int, Result]:
+def look_away(journal: Path) -> None:
+    """Watches nothing."""
+
+
+def fetch_items(
+    items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy, watch: Watch = look_away
+) -> dict[int, Result]:
     """A result for every item, whatever happens to the children that fetch them; payloads are in files in `folder`.
 
     If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
     was working on are divided until each runs alone; one that kills its child even then becomes `worker_died`. What is
     left when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
     """
-    run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds)
+    run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds, watch)
     _fetch(run, list(items), retries=1)
     return run.results
 
@@ -110,9 +119,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
             cwd=folder,
         )
         try:
-            status: int | None = child.wait(timeout=max(0.0, run.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            status = None
+            status = _wait(child, run, folder / JOURNAL_NAME)
         finally:
             child.kill()
             child.wait()
@@ -124,6 +131,16 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
         return in_flight, "out of memory" if status > 0 else signal.Signals(-status).name
     tail = (folder / "output").read_text(errors="replace")[-3000:]
     raise StageFailed(f"the download process ended with status {status}; its last words:\n{tail}")
+
+
+def _wait(child: subprocess.Popen[bytes], run: Run, journal: Path) -> int | None:
+    """The child's exit status, None if the part's deadline comes first; whoever watches looks once in a while."""
+    while (left := run.deadline - time.monotonic()) > 0:
+        try:
+            return child.wait(timeout=min(LOOK_SECONDS, left))
+        except subprocess.TimeoutExpired:
+            run.watch(journal)
+    return child.poll()
 
 
 def child_environment() -> dict[str, str]:

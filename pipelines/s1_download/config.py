@@ -1,20 +1,24 @@
 """Decisions of the download stage."""
 
 from pathlib import Path
+from typing import Literal
 
 import pydantic
 
 import pipelines
 from pipelines.s1_download.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.guard import Policy
+from pipelines.s1_download.placeholders import read_placeholders
 from pipelines.s1_download.resolver import parse_name_server
 from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.store import OriginalBytes, Store
 from pipelines.s1_download.transport import Limits, Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
 from x2vlm.data.video import ClipLimits
 
+HashMismatch = Literal["keep", "drop"]
 PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 
@@ -22,6 +26,7 @@ class DownloadConfig(FrozenConfig):
     """How media are fetched. Fields marked as excluded are speed and placement and never change a fingerprint."""
 
     url_base: UrlBase | None = None
+    local_media: LocalMedia | None = None  # the user's own copy: then nothing is asked of the web
     allow_networks: tuple[str, ...] = ()  # beyond public addresses, for example a mirror in ("10.1.0.0/16",)
     allow_ports: tuple[int, ...] = (80, 443)
     user_agent: str = "x2vlm-download/1.0 (research data set builder; honours robots.txt and X-Robots-Tag)"
@@ -30,6 +35,13 @@ class DownloadConfig(FrozenConfig):
     reads_robots: bool = True  # robots.txt of every site but our own server
     # A file in the project: domains and URL prefixes, one a line. Its bytes count in fingerprints.
     deny_list: str | None = None
+    yt_dlp_domains: tuple[str, ...] = ()  # of the card: their pages hold videos
+    allow_yt_dlp: bool = False  # whoever says true has read the card's `terms` and may have these videos
+    yt_dlp_max_height: int = pydantic.Field(default=360, gt=0)
+    # "drop" takes out rows whose bytes are not those the source published a hash of; "keep" only writes them down.
+    hash_mismatch: HashMismatch = "keep"
+    # A file in the project: sha256 of pictures that stand for none, one a line. Its bytes count in fingerprints.
+    placeholders: str | None = None
     retry: tuple[str, ...] = ()  # of a later round: the classes of failures that it tries again
     max_redirects: int = pydantic.Field(default=5, ge=0)
     retries: int = pydantic.Field(default=1, ge=0, le=10)
@@ -50,6 +62,8 @@ class DownloadConfig(FrozenConfig):
     max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)
     host_connections: int = pydantic.Field(default=8, gt=0, exclude=True)
     host_requests_per_second: float = pydantic.Field(default=20.0, ge=0, exclude=True)  # 0: no limit
+    yt_dlp_bytes_per_second: float = pydantic.Field(default=2 << 20, gt=0, exclude=True)
+    yt_dlp_videos_per_second: float = pydantic.Field(default=0.5, ge=0, exclude=True)  # 0: no limit
     # Name servers to ask ("192.0.2.1", "[2001:db8::1]:5353"); none: what the system's resolver asks.
     name_servers: tuple[str, ...] = pydantic.Field(default=(), exclude=True)
     # They wait, they do not work: 64 that trickle 1 byte a second hold 64 for as long as the rate's grace lasts.
@@ -79,6 +93,11 @@ class DownloadConfig(FrozenConfig):
     def _classes_are_known(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         return parse_classes(",".join(classes)) if classes else ()
 
+    @property
+    def has_own_server(self) -> bool:
+        """Whether media come from a folder or bucket of the user's, through a server of our own."""
+        return self.url_base is not None or self.local_media is not None
+
     def policy(self, endpoints: tuple[tuple[str, int], ...] = ()) -> Policy:
         """What may be contacted; `endpoints` are our own servers."""
         return Policy(self.allow_networks, self.allow_ports, endpoints)
@@ -97,18 +116,22 @@ class DownloadConfig(FrozenConfig):
             retries=self.retries,
             host_max_failures=self.host_max_failures,
             host_connections=self.host_connections,
-            host_requests_per_second=0.0 if self.url_base else self.host_requests_per_second,
+            host_requests_per_second=0.0 if self.has_own_server else self.host_requests_per_second,
         )
 
     def manners(self) -> Manners:
         """Who we say we are and what a site may forbid us. Our own server needs no asking."""
-        reads_robots = self.reads_robots and self.url_base is None
+        reads_robots = self.reads_robots and not self.has_own_server
         denied, _ = self.denied()
         return manners(self.user_agent, self.user_agent_token, self.opt_out_directives, reads_robots, denied)
 
     def denied(self) -> tuple[DenyList, str]:
         """What is never fetched, and the sha256 of the list's file ("" without one)."""
         return (DenyList(), "") if self.deny_list is None else read_deny_list(PROJECT_ROOT / self.deny_list)
+
+    def known_placeholders(self) -> tuple[frozenset[str], str]:
+        """sha256 of pictures that stand for none, and the sha256 of the list's file ("" without one)."""
+        return (frozenset(), "") if self.placeholders is None else read_placeholders(PROJECT_ROOT / self.placeholders)
 
     def clip_limits(self) -> ClipLimits:
         """What a clip may cost to decode."""

@@ -9,25 +9,32 @@ import logging
 import re
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.flow.live import Counters
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
 from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
 from pipelines.s1_download.deny_list import DenyList
+from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.job import Item, Result
-from pipelines.s1_download.loopback import serve_folder
+from pipelines.s1_download.live import JournalTail
 from pipelines.s1_download.retry import balance, is_retried
+from pipelines.s1_download.rights import licence_counts
+from pipelines.s1_download.routes import Endpoints, Route, open_route
+from pipelines.s1_download.verify import hash_check, judge_all, wanted_hashes
+from pipelines.s1_download.yt_dlp import check_command
 from x2vlm.data.boxes import denormalise_boxes
+from x2vlm.data.domains import registered_domain
 from x2vlm.data.packs import Payload, write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
@@ -49,29 +56,22 @@ LEDGER_SCHEMA = pa.schema(
         ("content_type", pa.string()),
         ("opt_out", pa.string()),
         ("robots", pa.string()),  # "allowed", "no_file", or "" where robots.txt was not read
+        ("sha256", pa.string()),  # of the whole picture as fetched, kept or not; "" where none came
+        ("published_hash", pa.string()),
+        ("hash_check", pa.string()),  # "match", "mismatch", "unpublished", or "" where nothing came to compare
+        ("licence", pa.string()),
+        ("author", pa.string()),
     ]
 )
 
 
-@dataclass(frozen=True)
-class UrlMap:
-    """Maps addresses below `public` to the server that stands in for it, and back, so that no port leaks into rows."""
-
-    public: str = ""
-    local: str = ""
-
-    def to_wire(self, url: str) -> str:
-        return self.local + url[len(self.public) :] if self.public and url.startswith(self.public) else url
-
-    def to_public(self, url: str) -> str:
-        return self.public + url[len(self.local) :] if self.local and url.startswith(self.local) else url
-
-
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
-    """One part per rows file, named by its digits. Another deny list makes other parts."""
+    """One part per rows file, named by its digits. Other lists of denied sites or of placeholders make other parts."""
     parts = []
     _, deny_list_sha256 = config.denied()
-    spec = {"deny_list": deny_list_sha256} if deny_list_sha256 else {}
+    _, placeholders_sha256 = config.known_placeholders()
+    lists = {"deny_list": deny_list_sha256, "placeholders": placeholders_sha256}
+    spec = {name: sha256 for name, sha256 in lists.items() if sha256}
     for artifact in inputs["rows"]:
         for input_part in artifact.parts:
             for file in input_part.files:
@@ -109,31 +109,53 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
     earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
     samples, retried = _still_failing(samples, earlier, config.retry)
+    check_command(config, f"download, part {part.name}")
     denied, deny_list_sha256 = config.denied()
+    placeholders, placeholders_sha256 = config.known_placeholders()
     if deny_list_sha256 != part.spec.get("deny_list", ""):
         raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
-    with _own_server(config) as (url_map, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
-        items, item_of_row, refused = _plan_items(samples, url_map, denied)
+    if placeholders_sha256 != part.spec.get("placeholders", ""):
+        raise ConfigError(f"{config.placeholders}: the list is not the one that was planned with; run the job again")
+    with _route(config) as (route, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
+        items, item_of_row, refused = _plan_items(samples, route, denied, config)
         began = time.monotonic()
-        results = fetch_items(items, Path(scratch), config, config.policy(endpoints))
+        tail = JournalTail(Counter(item_of_row.values()), Counter(refusal.status for refusal in refused.values()))
+
+        def watch(journal: Path) -> None:
+            def count() -> Counters:
+                tail.read(journal)
+                return tail.counters()
+
+            out.report(count)
+
+        results = fetch_items(items, Path(scratch), config, config.policy(endpoints), watch)
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
-        verdicts = [replace(verdict, final_url=url_map.to_public(verdict.final_url)) for verdict in verdicts]
+        verdicts = [
+            replace(verdict, final_url=route.to_public(verdict.final_url, sample))
+            for sample, verdict in zip(samples, verdicts, strict=True)
+        ]
+        checks = [hash_check(sample.published_hash, v) for sample, v in zip(samples, verdicts, strict=True)]
+        domains = domain_table(samples, verdicts, checks)
+        verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
         kept, drops = _decide(samples, verdicts)
         pack = write_media_pack(
             out.path,
             (
                 Payload(got.media.sha256, got.media.format, Path(at.path), at.offset, at.bytes, at.sha256)
-                for got in results.values()
+                for got in verdicts
                 if got.media and (at := got.stored)
             ),
         )
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
-    write_table(_ledger(samples, verdicts), out.path / "ledger.parquet")
+    write_table(_ledger(samples, verdicts, checks), out.path / "ledger.parquet")
+    write_table(domains, out.path / DOMAINS_FILE)
     counts = _counts(samples, kept, drops)
     num_bytes = sum(result.bytes for result in results.values())
     summary = {**_summary(counts["rows"], num_bytes, seconds), **({"retried": retried} if config.retry else {})}
+    summary |= {"hash_checks": dict(sorted(Counter(check or "nothing_came" for check in checks).items()))}
+    summary |= {"licences": licence_counts(Counter(sample.licence for sample in kept))}
     rates = " ".join(f"{name}={value:.4g}" for name, value in summary["metrics"].items())
     reasons = " ".join(f"{rule}={number}" for rule, number in sorted(counts["rows"].dropped.items()))
     logger.info("stage=download part=%s rows=%d seconds=%.1f %s %s", part.name, len(samples), seconds, rates, reasons)
@@ -144,6 +166,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
             "drops.parquet": len(drops),
             "ledger.parquet": len(samples),
             "media.parquet": len(pack),
+            DOMAINS_FILE: len(domains),
         },
         summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack), **summary},
     )
@@ -165,19 +188,8 @@ def _still_failing(
     return failing, dict(sorted(Counter(last[sample.key] for sample in failing).items()))
 
 
-@contextmanager
-def _own_server(config: DownloadConfig) -> Iterator[tuple[UrlMap, tuple[tuple[str, int], ...]]]:
-    """The map of URLs, and the endpoints of our own that may be contacted while the block runs."""
-    if config.url_base is None:
-        yield UrlMap(), ()
-        return
-    with serve_folder(PROJECT_ROOT / config.url_base.serve) as (address, port):
-        base = config.url_base.from_.rstrip("/")
-        yield UrlMap(f"{base}/", f"http://{address}:{port}/"), ((address, port),)
-
-
 def _plan_items(
-    samples: Sequence[Sample], url_map: UrlMap, denied: DenyList
+    samples: Sequence[Sample], route: Route, denied: DenyList, config: DownloadConfig
 ) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
     """Distinct things to fetch, the item of each row, and the rows refused by their URL alone.
 
@@ -186,21 +198,37 @@ def _plan_items(
     items: dict[tuple[object, ...], Item] = {}
     item_of_row: dict[int, int] = {}
     refused: dict[int, Result] = {}
+    published: defaultdict[int, set[str]] = defaultdict(set)
     for row, sample in enumerate(samples):
         try:
             if sample.kind not in ("image", "video"):
                 raise Refusal("unknown_kind", f"{sample.kind!r}; image and video are fetched")
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")
-            url = parse_target(url_map.to_wire(sample.url.strip())).url
+            url = parse_target(route.to_wire(sample)).url
             denied.check(parse_target(sample.url.strip()))
+            _require_yt_dlp_allowed(sample, url, route, config)
         except Refusal as refusal:
             refused[row] = Result(-1, refusal.rule, refusal.reason)
             continue
         identity = (sample.kind, url, sample.start_seconds, sample.end_seconds)
         item = items.setdefault(identity, Item(len(items), sample.kind, url, sample.start_seconds, sample.end_seconds))
         item_of_row[row] = item.id
-    return list(items.values()), item_of_row, refused
+        published[item.id].add(sample.published_hash)
+    planned = [replace(item, hashes=wanted_hashes(published[item.id])) for item in items.values()]
+    return planned, item_of_row, refused
+
+
+def _route(config: DownloadConfig) -> AbstractContextManager[tuple[Route, Endpoints]]:
+    return open_route(config.url_base, config.local_media, PROJECT_ROOT)
+
+
+def _require_yt_dlp_allowed(sample: Sample, url: str, route: Route, config: DownloadConfig) -> None:
+    """Refusal with rule needs_yt_dlp for a video behind a page, unless the experiment allows yt-dlp."""
+    if sample.kind != "video" or route.is_own(url) or config.allow_yt_dlp:
+        return
+    if (domain := registered_domain(url)) in config.yt_dlp_domains:
+        raise Refusal("needs_yt_dlp", f"{domain}: see `terms` of the card; `download.allow_yt_dlp` is false")
 
 
 def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list[Sample], list[Drop]]:
@@ -223,7 +251,7 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     return replace(sample, media=verdict.media, fetch=fetch)
 
 
-def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
+def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result], checks: Sequence[str]) -> pa.Table:
     """What became of every row's URL, in upstream order."""
     rows = [
         {
@@ -238,8 +266,13 @@ def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result]) -> pa.Table:
             "content_type": verdict.content_type,
             "opt_out": verdict.opt_out,
             "robots": verdict.robots,
+            "sha256": verdict.hashes.get("sha256", ""),
+            "published_hash": sample.published_hash,
+            "hash_check": check,
+            "licence": sample.licence,
+            "author": sample.author,
         }
-        for sample, verdict in zip(samples, verdicts, strict=True)
+        for sample, verdict, check in zip(samples, verdicts, checks, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
 
@@ -279,11 +312,14 @@ def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Map
         for name in ("num_distinct_media", "media_bytes", "fetched_bytes", "fetch_seconds")
         if all(name in part.summary for part in parts)  # adopted parts know less
     }
-    retried: Counter[str] = Counter()
+    added = {name: Counter[str]() for name in ("hash_checks", "licences", "retried")}
     for part in parts:
-        retried.update(part.summary.get("retried", {}))
+        for name, counts in added.items():
+            counts.update(part.summary.get(name, {}))
+    total["hash_checks"] = dict(sorted(added["hash_checks"].items()))
+    total["licences"] = licence_counts(added["licences"])
     if config.retry:
-        total["retried"] = dict(sorted(retried.items()))
+        total["retried"] = dict(sorted(added["retried"].items()))
     return {**total, **_summary(rows, total.get("fetched_bytes", 0), total.get("fetch_seconds", 0.0))}
 
 

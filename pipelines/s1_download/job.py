@@ -4,7 +4,7 @@ import json
 import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Item:
     url: str
     start_seconds: float | None = None
     end_seconds: float | None = None
+    hashes: tuple[str, ...] = ()  # algorithms in which its rows publish what the bytes should be
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Result:
     robots: str = ""
     fetched_at: str = ""
     bytes: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the bytes as fetched: algorithm -> hex
     media: Media | None = None
     stored: Stored | None = None
 
@@ -72,7 +74,11 @@ def read_job(folder: Path) -> tuple[DownloadConfig, Policy, list[Item]]:
         tuple(job["policy"]["allowed_ports"]),
         tuple((address, port) for address, port in job["policy"]["allowed_endpoints"]),
     )
-    return DownloadConfig.model_validate(job["config"]), policy, [Item(**values) for values in job["items"]]
+    return DownloadConfig.model_validate(job["config"]), policy, [_item(values) for values in job["items"]]
+
+
+def _item(values: Mapping[str, Any]) -> Item:
+    return Item(**{**values, "hashes": tuple(values["hashes"])})
 
 
 class Journal:

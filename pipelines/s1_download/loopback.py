@@ -1,12 +1,15 @@
-"""A web server for a folder, on this machine only: how a corpus that lies on disk is fetched like any other."""
+"""A web server for a folder or bucket, on this machine only: how media that one holds are fetched like any other."""
 
+import errno
 import http.server
 import threading
 import urllib.parse
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+import fsspec
 
 from x2vlm.errors import SourceUnavailable
 
@@ -34,8 +37,43 @@ def serve_folder(folder: Path) -> Iterator[tuple[str, int]]:
     """
     if not folder.is_dir():
         raise SourceUnavailable(f"{folder}: no such folder, but the card serves its media from there; check `serve`")
+    folder = folder.resolve()
+
+    def read(relative: str) -> bytes:
+        path = (folder / relative).resolve()
+        if not path.is_relative_to(folder) or not path.is_file():
+            raise FileNotFoundError(relative)
+        return path.read_bytes()
+
+    with _serve(read) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def serve_bucket(uri: str) -> Iterator[tuple[str, int]]:
+    """As `serve_folder`, for the objects below an fsspec URI. Credentials are those of this process's environment.
+
+    An object that is not there answers 404, a store that cannot be read 503: that may pass, and a later round retries
+    it. SourceUnavailable if the URI's protocol is unknown here.
+    """
+    try:
+        system, root = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise SourceUnavailable(f"{uri}: {error}; check `serve` or `media_root`") from None
+
+    with _serve(lambda relative: bytes(system.cat_file(f"{str(root).rstrip('/')}/{relative}"))) as endpoint:
+        yield endpoint
+
+
+def serve(root: str) -> AbstractContextManager[tuple[str, int]]:
+    """The (address, port) at which a folder's or a bucket's files can be fetched until the block ends."""
+    return serve_bucket(root) if "://" in root else serve_folder(Path(root))
+
+
+@contextmanager
+def _serve(read: Callable[[str], bytes]) -> Iterator[tuple[str, int]]:
     server = _Server(("127.0.0.1", 0), _Handler)
-    server.folder = folder.resolve()
+    server.read = read
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
@@ -49,7 +87,7 @@ def serve_folder(folder: Path) -> Iterator[tuple[str, int]]:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
-    folder: Path
+    read: Callable[[str], bytes]  # by path below the root; FileNotFoundError if there is no such file
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -60,27 +98,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
-            path = self._file()
-            payload = path.read_bytes()
-        except OSError:  # absent, unreadable, a name too long to be one
+            path = self._path()
+            payload = self.server.read(path)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             self.send_error(404)
             return
+        except OSError as error:  # a name too long to be one, or a store that does not answer
+            self.send_error(404 if error.errno == errno.ENAMETOOLONG else 503)
+            return
         self.send_response(200)
-        self.send_header("Content-Type", CONTENT_TYPES.get(path.suffix.lower(), "application/octet-stream"))
+        self.send_header(
+            "Content-Type", CONTENT_TYPES.get(PurePosixPath(path).suffix.lower(), "application/octet-stream")
+        )
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
 
-    def _file(self) -> Path:
-        """The regular file that the request means; FileNotFoundError if there is none inside the folder."""
+    def _path(self) -> str:
+        """The path that the request means; FileNotFoundError if it could lead out of what is served."""
         name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
-        relative = name.lstrip("/")
         if "\0" in name or name.endswith("/") or ".." in name.split("/"):
             raise FileNotFoundError(name)
-        path = (self.server.folder / relative).resolve()
-        if not path.is_relative_to(self.server.folder) or not path.is_file():
-            raise FileNotFoundError(name)
-        return path
+        return name.lstrip("/")
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the ledger says what was fetched."""

@@ -101,6 +101,8 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
     summary = {"seen_rows": seen["rows"], "kept_rows": counts["rows"].num_out}
     if config.expected_rows is not None:
         summary["expected_rows"] = config.expected_rows
+    if tables.num_hashes:
+        summary["published_hashes"] = tables.num_hashes
     if config.expected_rows not in (None, seen["rows"]):
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
@@ -147,6 +149,7 @@ class _Tables:
         self._dropped: dict[str, Counter[str]] = {unit: Counter() for unit in UNITS}
         self._drop_file = pq.ParquetWriter(folder / "drops.parquet", DROP_SCHEMA, compression="zstd")
         self._num_drops = 0
+        self.num_hashes = 0  # rows that say what their bytes should be
 
     def add(self, item: Sample | Drop) -> None:
         if isinstance(item, Drop):
@@ -155,6 +158,7 @@ class _Tables:
             if len(self._drops) == 10_000:
                 self._write_drops()
             return
+        self.num_hashes += bool(item.published_hash)
         self._samples.append(item)
         if len(self._samples) == self._rows_per_file:
             self._write_samples()
@@ -186,5 +190,5 @@ class _Tables:
 
 
 READ = Stage(
-    name="read", version=1, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
+    name="read", version=2, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
 )

@@ -37,6 +37,9 @@ from pipelines.s1_download.job import (
 from pipelines.s1_download.resolver import open_resolver
 from pipelines.s1_download.store import media_to_store
 from pipelines.s1_download.transport import Fetcher, Outcome, guarded_opener
+from pipelines.s1_download.verify import body_hashes
+from pipelines.s1_download.yt_dlp import YtDlp, check_command
+from x2vlm.data.domains import registered_domain
 from x2vlm.data.video import frames_blob, sample_clip
 from x2vlm.errors import InvalidSample, StageFailed
 from x2vlm.samples import Media
@@ -71,6 +74,8 @@ class Worker:
         resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
         manners = config.manners()
         self._fetchers = {kind: Fetcher(policy, config.limits(kind), manners, resolver) for kind in ("image", "video")}
+        command = check_command(config, "download")
+        self._yt_dlp = YtDlp(command, config, policy) if command else None
 
     def fetch_images(self, items: Sequence[Item]) -> None:
         """Fetch each distinct URL once through img2dataset, inspect it, and journal a result for every item."""
@@ -104,13 +109,19 @@ class Worker:
 
         def fetch(url: str) -> None:
             self._journal.started([item.id for item in items_of_url[url]])
-            outcome = self._fetchers["video"].fetch(url)
+            outcome = self._fetch_video(url)
             for item in items_of_url[url]:
                 self._finish(item, outcome, outcome.body)
 
         with ThreadPoolExecutor(self._config.video_threads) as pool:
             for _ in pool.map(fetch, items_of_url):
                 pass
+
+    def _fetch_video(self, url: str) -> Outcome:
+        """Directly, or through yt-dlp where the page holds the video."""
+        if self._yt_dlp is not None and registered_domain(url) in self._config.yt_dlp_domains:
+            return self._yt_dlp.fetch(url)
+        return self._fetchers["video"].fetch(url)
 
     def _finish(self, item: Item, outcome: Outcome, body: bytes | None) -> None:
         """Inspect what came for `item`, store its payload and journal what became of it."""
@@ -134,6 +145,7 @@ class Worker:
                 robots=outcome.robots,
                 fetched_at=datetime.now(UTC).replace(microsecond=0).isoformat(),
                 bytes=len(body or b""),
+                hashes=body_hashes(item, body, media) if body else {},
                 media=media,
                 stored=stored,
             )

@@ -101,7 +101,7 @@ def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[s
 
 PACK = Stage(
     name="pack",
-    version=1,
+    version=2,
     config_type=PackConfig,
     slots=("buckets", "media"),
     plan_parts=plan_pack,

@@ -97,7 +97,7 @@ TRAINING = (
     Upstream("sbu", "sbu-captions-all.json", json_columns("sbu/rows", ("image_urls", "captions", "user_ids")), "rows"),
     Upstream("cc3m", "Train_GCC-training.tsv", text_lines("cc3m/rows"), "rows"),
     Upstream("cc12m", "cc12m.tsv", text_lines("cc12m/rows"), "rows"),
-    Upstream("cc12m", "cc_hashes/cc12m.tsv.gz", text_lines("cc12m/hashes")),
+    Upstream("cc12m", "cc_hashes/cc12m.tsv.gz", text_lines("cc12m/hashes"), "hashes"),
     Upstream("laion_en", "part-00000.parquet", parquet("laion_en/rows", pa.schema(LAION)), "rows"),
     Upstream("laion_multi", "part-00000.parquet", parquet("laion_multi/rows", pa.schema(LAION_MULTI)), "rows"),
     Upstream(

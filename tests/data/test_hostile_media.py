@@ -6,8 +6,9 @@ import pytest
 
 from pipelines.s1_download.child import fetch_items
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.job import MEDIA_FOLDER, Item
+from pipelines.s1_download.job import Item
 from pipelines.s1_download.loopback import serve_folder
+from pipelines.s1_download.store import OriginalBytes
 from tests.hostile.payloads import clip, jpeg, jpeg_giant, png_bomb, webp_giant
 from x2vlm.data.media import open_image
 from x2vlm.data.video import decode_frames, sample_clip
@@ -76,7 +77,8 @@ def test_one_child_of_the_stage_takes_them_all(samples: list[Path], tmp_path: Pa
         base = f"http://{address}:{port}"
         items = [Item(index, "image", f"{base}/{name}") for index, name in enumerate(images)]
         items += [Item(len(images) + index, "video", f"{base}/{name}") for index, name in enumerate(videos)]
-        config = DownloadConfig(host_requests_per_second=0.0, reads_robots=False, threads=4)
+        store = OriginalBytes(check="decode")
+        config = DownloadConfig(store=store, host_requests_per_second=0.0, reads_robots=False, threads=4)
         results = fetch_items(items, scratch, config, config.policy(((address, port),)))
     assert [path.name for path in scratch.glob("child-*")] == ["child-0"]  # none died
     for item, name in zip(items, images + videos, strict=True):
@@ -84,7 +86,10 @@ def test_one_child_of_the_stage_takes_them_all(samples: list[Path], tmp_path: Pa
         verdict = image_verdict(data) if item.kind == "image" else video_verdict(data)
         assert result.status in ({"kept", "metadata_unreadable"} if verdict == "ok" else {verdict}), name
         if result.status == "kept":
-            payload = (scratch / MEDIA_FOLDER / result.payload_name).read_bytes()
+            assert result.stored is not None
+            with Path(result.stored.path).open("rb") as stream:
+                stream.seek(result.stored.offset)
+                payload = stream.read(result.stored.bytes)
             assert decode_frames(payload) if item.kind == "video" else open_image(payload)
     kept = {name for item, name in zip(items, images + videos, strict=True) if results[item.id].status == "kept"}
     assert {"~good.jpg", "~good.mp4"} <= kept

@@ -1,5 +1,6 @@
 """The same graph on a real Ray: equal roots, and a worker that dies is replaced."""
 
+import logging
 import os
 import signal
 import threading
@@ -8,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
+from pipelines.flow.events import Event, PartProgress
 from pipelines.flow.ray_runner import RayRunner, local_worker_env
 from pipelines.flow.runner import InlineRunner
-from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter, Runtime
+from pipelines.flow.stage import Count, Graph, Part, PartReader, PartResult, PartWriter, Runtime
 from pipelines.flow.store import Store
 from tests.flow import toy
 from tests.flow.helpers import committed_tree, roots, run_all
+from tests.flow.live_parts import BOMB, WAIT, Gate
 from x2vlm.errors import StageFailed
 
 
@@ -108,8 +112,6 @@ def test_what_a_local_ray_has_no_room_for_is_refused(tmp_path: Path, ray_runner:
 
 
 def test_a_ray_that_is_there_is_used_and_left_running(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
-    import ray
-
     with RayRunner() as guest:
         run_all(toy.toy_graph(tmp_path), local_store, runner=guest)
     assert ray.is_initialized()
@@ -118,3 +120,62 @@ def test_a_ray_that_is_there_is_used_and_left_running(tmp_path: Path, ray_runner
 def test_workers_find_the_project_without_an_installation(project_root: Path):
     environment = local_worker_env({"PYTHONPATH": f"/a{os.pathsep}{project_root}"})
     assert environment["PYTHONPATH"] == f"{project_root}{os.pathsep}/a"
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with Gate() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield server
+        server.opened.set()
+        server.shutdown()
+
+
+def waiting_graph(tmp_path: Path, gate: Gate, names: tuple[str, ...]) -> Graph:
+    """Nodes of one part each, which wait for the gate."""
+    for name in names:
+        toy.write_source(tmp_path, name, [f"127.0.0.1:{gate.server_address[1]}"])
+    return toy.toy_graph(tmp_path, list(names), filter_stage=WAIT)
+
+
+def test_on_ray_counters_arrive_while_the_part_runs(
+    tmp_path: Path, local_store: Store, ray_runner: RayRunner, gate: Gate
+) -> None:
+    order: list[str] = []
+
+    def on_event(event: Event) -> None:
+        order.append(f"{type(event).__name__} {getattr(event, 'node', '')}")
+        if isinstance(event, PartProgress):
+            assert event.counters == {"rows": 2, "kept": 1}
+            gate.opened.set()  # nothing else opens it, so the part cannot have ended before
+
+    run_all(waiting_graph(tmp_path, gate, ("a",)), local_store, on_event=on_event, runner=ray_runner)
+    assert order.index("PartProgress filter/a") < order.index("PartDone filter/a")
+
+
+def test_a_lost_board_costs_the_view_and_nothing_else(
+    tmp_path: Path, local_store: Store, ray_runner: RayRunner, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first report ends the actor while the parts still run; they and all later ones finish unseen."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, PartProgress) and not gate.opened.is_set():
+            assert ray_runner._board is not None
+            ray.kill(ray_runner._board.actor)
+            gate.opened.set()
+
+    graph = waiting_graph(tmp_path, gate, ("a", "b"))
+    with caplog.at_level(logging.WARNING):
+        result = run_all(graph, local_store, on_event=on_event, runner=ray_runner)
+    assert gate.opened.is_set()
+    assert set(result.nodes) == set(graph)
+    toy.write_source(tmp_path, "c", [f"127.0.0.1:{gate.server_address[1]}"])
+    assert (
+        "filter/c" in run_all(toy.toy_graph(tmp_path, ["c"], filter_stage=WAIT), local_store, runner=ray_runner).nodes
+    )
+
+
+def test_without_a_listener_there_is_no_board(tmp_path: Path, local_store: Store) -> None:
+    with RayRunner() as guest:  # joins the Ray of this process
+        run_all(toy.toy_graph(tmp_path, filter_stage=BOMB), local_store, runner=guest)
+        assert guest._board is None

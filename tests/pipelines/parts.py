@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import pydantic
 
+from pipelines.flow.live import Report, say_nothing
 from pipelines.flow.stage import (
     Count,
     Input,
@@ -46,6 +47,7 @@ class Writer:
 
     path: Path
     state_uri: str = ""
+    report: Report = say_nothing
 
 
 @dataclass

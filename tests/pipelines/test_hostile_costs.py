@@ -18,7 +18,7 @@ from pipelines.s1_download.body import Room
 from pipelines.s1_download.child import child_environment
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.guard import Refusal
-from pipelines.s1_download.job import JOURNAL_NAME, MEDIA_FOLDER, Item, read_journal, write_job
+from pipelines.s1_download.job import JOURNAL_NAME, Item, read_journal, write_job
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import Behaviour, always, name_server
 from tests.hostile.payloads import photo
@@ -55,8 +55,7 @@ def peak_bytes(folder: Path, urls: Sequence[str], port: int) -> tuple[int, Count
     config = DownloadConfig(allow_networks=("127.0.0.1/32",), allow_ports=(port,), host_connections=1000,
                             host_requests_per_second=0.0, host_max_failures=0, image_deadline_seconds=120.0,
                             min_bytes_per_second=0.0, retries=0)  # fmt: skip
-    (folder / MEDIA_FOLDER).mkdir(parents=True)
-    (folder / "child-0").mkdir()
+    (folder / "child-0").mkdir(parents=True)
     write_job(folder / "child-0", config, config.policy(), [Item(i, "image", url) for i, url in enumerate(urls)])
     command = [sys.executable, "-c", RUN_JOB, str(folder / "child-0")]
     environment = child_environment() | {"TMPDIR": str(folder)}

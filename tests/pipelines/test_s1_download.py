@@ -168,6 +168,15 @@ def test_nothing_forbidden_is_contacted_and_what_needs_no_network_is_refused_by_
     assert verdicts["http://user:pw@127.0.0.1/"] == "userinfo_forbidden"
 
 
+def test_the_ledger_names_the_signal_of_every_row_that_was_opted_out(hostile: Any) -> None:
+    run, server, _ = hostile
+    signals = {row["url"]: row["opt_out"] for row in run.ledger}
+    assert signals[f"{server.base}/noai"] == "x-robots-tag: noai"
+    assert signals[f"{server.base}/tdm"] == "tdm-reservation: 1"
+    assert {row["status"] for row in run.ledger if row["opt_out"]} == {"opted_out"}
+    assert all(row["opt_out"] for row in run.ledger if row["status"] == "opted_out")
+
+
 def test_totals_and_tables_agree(hostile: Any) -> None:
     run, _, _ = hostile
     statuses = Counter(row["status"] for row in run.ledger)

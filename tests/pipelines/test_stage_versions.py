@@ -5,6 +5,7 @@ import pytest
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.stage import InputFile, Part, Read, Stage, part_fingerprint
 from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.domains import DOMAINS, DomainsConfig
 from pipelines.s1_download.download import DOWNLOAD
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s2_filter import FILTER, FilterConfig
@@ -20,6 +21,7 @@ from x2vlm.config import FrozenConfig
 CASES: list[tuple[Stage, FrozenConfig]] = [
     (READ, ReadConfig(reader="cc3m", source="toy", card="toy", files={"pairs": "toy.tsv"})),
     (DOWNLOAD, DownloadConfig()),
+    (DOMAINS, DomainsConfig()),
     (FILTER, FilterConfig()),
     (SCORE, ScoreConfig()),
     (PARTITION, PartitionConfig(num_shards=4)),

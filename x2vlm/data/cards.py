@@ -7,7 +7,7 @@ import difflib
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import pydantic
 
@@ -16,6 +16,7 @@ from x2vlm.data.readers import READERS
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Grain
 
+LOCAL_NAME_FIELDS = frozenset(["row", "id", "file", "folder"])  # see `Card.local_name`
 Availability = Literal["shipped", "open", "link_rot", "gated", "withdrawn"]
 
 
@@ -62,9 +63,24 @@ class Card(FrozenConfig):
     root: str = ""  # folder of the files below the project root; "" where the user keeps them (see `file_paths`)
     files: dict[str, CardFile]
     url_base: UrlBase | None = None
+    # How official copies name their files, for users who hold one: "{id}.mp4". Fields: {row} the row's key, {id} the
+    # same up to "#" (the video of a clip), {file} and {folder} the last two segments of the URL's path.
+    local_name: str | None = None
+    # Domains whose pages hold a video instead of being one. Fetched through yt-dlp if the experiment allows it, else
+    # counted as dropped; `terms` says what who allows it must have agreed with.
+    yt_dlp_domains: tuple[str, ...] = ()
+    terms: str = ""
     allow_networks: tuple[str, ...] = ()  # private networks that this source's URLs may point to
     known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
     notes: str = ""
+
+    @pydantic.model_validator(mode="after")
+    def _terms_are_stated(self) -> Self:
+        if self.yt_dlp_domains and not self.terms:
+            raise ValueError(
+                "a card with `yt_dlp_domains` must state the `terms` under which their videos may be fetched"
+            )
+        return self
 
     @pydantic.field_validator("reader")
     @classmethod

@@ -1,10 +1,13 @@
 """Rules about whole rows (X2-VLM A.1), each over all rows of a table at once. A rule says what is kept, never acts."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from x2vlm.data.domains import registered_domain
 
 WORD = r"\S*[\pL\pN]\S*"  # a run without white space that holds a letter or a digit
 
@@ -27,6 +30,8 @@ class Verdict:
         """For people: why a row is not kept."""
         if self.unknown[row]:
             return f"{self.rule} needs the width and height of the image"
+        if np.isnan(self.threshold):
+            return ""
         return f"{self.value[row]:g} against {self.threshold:g}"
 
 
@@ -68,6 +73,13 @@ def min_video_words(rows: pa.Table, words: int = 2) -> Verdict:
     return Verdict(
         "min_video_words", ~video | (longest >= words), np.where(video, longest, np.nan), float(words), never
     )
+
+
+def domain_not_flagged(rows: pa.Table, flagged: Collection[str]) -> Verdict:
+    """Keeps rows whose URL is on none of the domains that the `domains` stage has flagged. There is no number to it."""
+    keep = np.array([registered_domain(url) not in flagged for url in rows["url"].to_pylist()], dtype=bool)
+    never = np.zeros(rows.num_rows, dtype=bool)
+    return Verdict("flagged_domain", keep, np.full(rows.num_rows, np.nan), float("nan"), never)
 
 
 def num_words(texts: pa.Array) -> pa.Array:

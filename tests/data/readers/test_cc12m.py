@@ -1,5 +1,7 @@
 """CC12M: URL before caption, and files that are not it. No real row was at hand when this was written."""
 
+import gzip
+import logging
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,38 @@ def test_a_cc3m_file_is_refused(shared_dir: Path) -> None:
 def test_another_file(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SourceUnavailable, match=message):
         read("cc12m", source(rows=write(tmp_path, text)))
+
+
+HASH_LINES = [
+    "http://x/1.jpg\t" + "AB" * 32 + "\t" + "cd" * 16,
+    "http://x/2.jpg\t\t" + "cd" * 16,
+    "http://x/3.jpg\tnot hex\t",
+    "http://x/1.jpg\t" + "00" * 32 + "\t" + "00" * 16,  # again: the first line counts
+    "http://other\t" + "11" * 32 + "\t" + "11" * 16,
+]
+
+
+@pytest.mark.parametrize("name", ["hashes.tsv", "hashes.tsv.gz"])
+def test_the_published_hashes_are_joined_by_url(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    rows = write(tmp_path, "".join(f"http://x/{number}.jpg\ttext\n" for number in (4, 3, 2, 1)))
+    data = "\n".join(HASH_LINES).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with caplog.at_level(logging.INFO):
+        samples, drops = read("cc12m", source(rows=rows, hashes=tmp_path / name))
+    assert [sample.published_hash for sample in samples] == ["", "", "md5:" + "cd" * 16, "sha256:" + "ab" * 32]
+    assert drops == []
+    assert "lines=5 lines_without_hash=1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"http://x\ta caption\n", "none of its first 1 lines is a URL, a SHA256 and an MD5"),
+        (gzip.compress("\n".join(HASH_LINES).encode())[:-20], "hashes file h: not readable after line"),
+    ],
+)
+def test_a_list_of_hashes_that_is_none_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "h").write_bytes(data)
+    rows = write(tmp_path, "http://x/1.jpg\ttext\n")
+    with pytest.raises(SourceUnavailable, match=message):
+        read("cc12m", source(rows=rows, hashes=tmp_path / "h"))

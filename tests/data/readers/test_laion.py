@@ -125,7 +125,8 @@ def test_no_file_at_all() -> None:
     [
         {"SAMPLE_ID": [7], "LICENSE": ["?"], "NSFW": ["UNLIKELY"], "similarity": [0.3]},
         {"LANGUAGE": ["en"], "NSFW": [None], "similarity": [0.3], "punsafe": [0.001], "pwatermark": [0.4]},
-        {"md5": ["d41d8cd98f00b204e9800998ecf8427e"], "hash": [-5], "punsafe": [float("nan")]},
+        {"md5": [None], "hash": [-5], "punsafe": [float("nan")]},
+        {"hash": ["d41d8cd98f00b204e9800998ecf8427e"], "md5": pa.array([5], pa.int64())},
         {"__index_level_0__": [3], "sha256hash": ["e3b0c442"]},
     ],
 )
@@ -133,3 +134,14 @@ def test_columns_without_a_place_change_nothing(tmp_path: Path, extra: dict[str,
     plain = parquet(tmp_path, "plain.parquet", URL=["http://x"], TEXT=["a dog"])
     joined = parquet(tmp_path, "joined.parquet", URL=["http://x"], TEXT=["a dog"], **extra)
     assert read("laion", source(rows=joined)) == read("laion", source(rows=plain))
+
+
+def test_hashes_of_the_pictures_are_read_in_every_spelling(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {
+        "MD5": ["D41D8CD98F00B204E9800998ECF8427E", "d41d8cd98f00b204e9800998ecf8427e", "no hash", None],
+        "sha256hash": ["", "ab" * 32, "ab" * 31, None],
+    }
+    path = parquet(tmp_path, URL=["http://x"] * 4, TEXT=["a dog"] * 4, **columns)
+    samples, _ = read("laion", source(rows=path))
+    md5 = "md5:d41d8cd98f00b204e9800998ecf8427e"
+    assert [sample.published_hash for sample in samples] == [md5, "sha256:" + "ab" * 32, "", ""]

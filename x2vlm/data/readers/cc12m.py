@@ -1,13 +1,15 @@
 """Conceptual 12M: one sample per line of a TSV without a header, URL first, then caption - the reverse of CC3M.
 
-Role: `rows`. Names of people read `<PERSON>` and stay so here. The published hash list (cc12m.tsv.gz) is not read: a
-row has no place for what its bytes should be.
+Roles: `rows`, and optionally `hashes`, the published list of what the bytes behind each URL were
+(`x2vlm.data.readers.hashes`). Names of people read `<PERSON>` and stay so here.
 """
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from x2vlm.data.readers.cc3m import read_pairs
+from x2vlm.data.readers.hashes import HashList
 from x2vlm.data.readers.source import Source
 from x2vlm.samples import Drop, Sample
 
@@ -17,4 +19,6 @@ def read_cc12m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
 
     SourceUnavailable if none of the first lines has a URL and a caption, for example because the file is CC3M's.
     """
-    return read_pairs(source, seen, url_first=True, name="CC12M", other="CC3M")
+    with HashList(source) as hashes:
+        for row in read_pairs(source, seen, url_first=True, name="CC12M", other="CC3M"):
+            yield replace(row, published_hash=hashes.of(row.url)) if isinstance(row, Sample) else row

@@ -2,8 +2,9 @@
 
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
-(so the row number is the row key). A row has a place for neither the scores that some releases join (similarity,
-punsafe, pwatermark, NSFW) nor the hashes (md5, hash): those columns are not read.
+(so the row number is the row key). Hashes of the pictures are read from `md5` (-md5 releases) or `sha256hash`; a column
+that is just called `hash` is not, because no document says of what it is one. A row has no place for the scores that
+some releases join (similarity, punsafe, pwatermark, NSFW): those columns are not read.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from x2vlm.data.readers.hashes import published_hash
 from x2vlm.data.readers.source import Source, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
@@ -25,6 +27,8 @@ COLUMNS = {  # what we read: names it goes by in lower case
     "height": ("height", "original_height"),
     "licence": ("license",),
     "language": ("language",),
+    "sha256": ("sha256hash", "sha256"),
+    "md5": ("md5",),
 }
 REQUIRED = ("url", "text")
 
@@ -97,4 +101,5 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
         claimed_width=whole_number(values.get("width")),
         claimed_height=whole_number(values.get("height")),
         licence=source.licence if licence in ("", "?") else licence,
+        published_hash=published_hash("sha256", values.get("sha256")) or published_hash("md5", values.get("md5")),
     )

@@ -10,6 +10,7 @@ The files say nothing about image sizes, so boxes stay normalised to [0, 1] and 
 zero-based data row of the file.
 """
 
+import base64
 import csv
 import re
 from collections import Counter
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from x2vlm.data.boxes import NORMALISED, union
+from x2vlm.data.readers.hashes import published_hash
 from x2vlm.data.readers.source import Fault, Source, box_of, read_csv
 from x2vlm.data.texts import MADE_OF, clean_text
 from x2vlm.samples import Box, Concept, Drop, Grain, Sample
@@ -184,7 +186,16 @@ def _sample(
         concepts=tuple(concepts),
         licence=values["License"].strip(),
         author=clean_text(values["Author"]),
+        published_hash=_original_md5(values.get("OriginalMD5", "")),
     )
+
+
+def _original_md5(text: str) -> str:
+    """OriginalMD5, which is base64, as a published hash. It is of what OriginalURL gives, not of a thumbnail."""
+    try:
+        return published_hash("md5", base64.b64decode(text.strip(), validate=True).hex())
+    except ValueError:  # binascii.Error is one; text beyond ASCII is another
+        return ""
 
 
 def _object(record: Mapping[str, str], names: Names) -> Concept | Fault:
