@@ -150,6 +150,18 @@ def audit_target(options: argparse.Namespace) -> Outcome:
     return Outcome(report.exit_code, report.text(), report.to_json())
 
 
+def export_experiment(options: argparse.Namespace) -> Outcome:
+    """Write the experiment's shards as X-VLM JSON lines below `options.out`."""
+    from pipelines.export import export_shards  # decodes pictures: no other job needs that
+
+    experiment = load_experiment(options.experiment, options.store)
+    summary = export_shards(_open_store(experiment.store_uri), experiment.name, Path(options.out))
+    lines = [f"{summary['samples']} samples of {experiment.name} in {options.out}"]
+    lines += [f"{kind:<11} {number} lines" for kind, number in summary["lines"].items()]
+    lines += [f"left out    {number} {rule}" for rule, number in summary["left_out"].items()]
+    return Outcome(EXIT_OK, "\n".join(lines), summary)
+
+
 def _open_store(uri: str) -> Store:
     store = Store(uri)
     if store.local_root is not None and store.local_root.exists() and not store.local_root.is_dir():
