@@ -54,7 +54,10 @@ def _regions(row: dict[str, Any], accepted: Accepted, rng: random.Random) -> Non
     assert row["elems"], "no element"
     for element in row["elems"]:
         x, y, w, h = (int(number) for number in element["bb"])
-        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= width and y + h <= height, f"box {element['bb']}"
+        assert min(x, y) >= 0, f"box {element['bb']}"
+        assert min(w, h) > 0, f"box {element['bb']}"
+        assert x + w <= width, f"box {element['bb']}"
+        assert y + h <= height, f"box {element['bb']}"
         text = _any_of(element["caption"], rng)
         if "attributes" in element:
             text = f"{_any_of(element['attributes'], rng)} {text}"

@@ -136,6 +136,8 @@ def test_whole_pixels_never_leave_the_stored_picture(
     cut = whole_pixels(box, stored[0] / original[0], stored[1] / original[1], *stored)
     if cut is not None:
         left, top, w, h = cut
-        assert left >= 0 and top >= 0 and w >= 1 and h >= 1
-        assert left + w <= stored[0] and top + h <= stored[1]
+        assert min(left, top) >= 0
+        assert min(w, h) >= 1
+        assert left + w <= stored[0]
+        assert top + h <= stored[1]
         assert np.allclose([left, top], [x * stored[0] / original[0], y * stored[1] / original[1]], atol=1.0001)

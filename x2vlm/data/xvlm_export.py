@@ -6,9 +6,10 @@ Three kinds of line, as those loaders take them from three lists of files (capti
     {"binary": base64, "elems": [{"bb": [x, y, w, h], "caption": text, "attributes": [texts]}], "caption": ...}
     {"video_frames": [base64, ...], "text": text or [texts]}
 
-Each line also carries `key`, `source` and `url`, which those loaders do not look at. They do not apply EXIF orientation,
-drop a whole line for one box of no size, and raise on a caption without words: pictures are therefore stored upright,
-boxes are cut to whole pixels of the stored picture here, and what would make them refuse a line is left out and counted.
+Each line also carries `key`, `source` and `url`, which those loaders do not look at. They do not apply EXIF
+orientation, drop a whole line for one box of no size, and raise on a caption without words: pictures are therefore
+stored upright, boxes are cut to whole pixels of the stored picture here, and what would make them refuse a line is left
+out and counted.
 """
 
 import base64

@@ -1,0 +1,192 @@
+"""What happened to a row at every stage: the verdict, the values that were compared, and the thresholds."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipelines.flow.artifact import Manifest
+from pipelines.flow.audit_sample import Trace, trace_sample
+from pipelines.flow.audit_store import Stored
+from pipelines.flow.blobs import local_path_of
+from pipelines.flow.store import Store
+from pipelines.why.row_index import open_index
+from x2vlm.errors import ConfigError
+from x2vlm.samples import sample_key
+
+KEY = re.compile(r"[0-9a-f]{32}")
+READ_STAGE = "read"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one node said about a row."""
+
+    node: str
+    verdict: str  # kept, dropped, fetched, scored, packed, trained
+    place: str  # part, file and row
+    facts: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.node:28} {self.verdict:8} {describe(self.facts)}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """The life of one row, and how it ended."""
+
+    key: str
+    source: str
+    source_row: str
+    url: str
+    steps: tuple[Step, ...]
+    not_reached: tuple[str, ...] = field(default=())  # nodes that would have come next
+
+    def lines(self) -> Iterator[str]:
+        """The story for people."""
+        yield f"{self.source} row {self.source_row}, key {self.key}" + (f", {self.url}" if self.url else "")
+        yield from (f"  {step}" for step in self.steps)
+        if self.not_reached:
+            yield f"  never reached: {', '.join(self.not_reached)}"
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [{"node": s.node, "verdict": s.verdict, "place": s.place, "facts": dict(s.facts)} for s in self.steps]
+        names = {"key": self.key, "source": self.source, "source_row": self.source_row, "url": self.url}
+        return {**names, "steps": steps, "not_reached": list(self.not_reached)}
+
+
+def tell_stories(store: Store, experiment: str, query: str) -> list[Story]:
+    """What happened to every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
+
+    ConfigError if the experiment has read nothing yet, or if no row is called that.
+    """
+    manifests = manifests_in_order(store, experiment)
+    reads = [stored for stored in manifests if stored.manifest.stage == READ_STAGE]
+    if not reads:
+        raise ConfigError(
+            f"{store.uri} holds no rows of {experiment}; run `jobs/run_stage.py {experiment} --only 'read/*'`"
+        )
+    stories = []
+    for key in _keys_of(store, reads, query):
+        origins = {sha256 for stored in reads for sha256 in open_index(store, stored.manifest).files_with("key", key)}
+        traces = trace_sample(store, manifests, key, origins)
+        if traces:
+            stories.append(_story(key, traces, manifests))
+    if not stories:
+        sources = ", ".join(sorted({stored.manifest.config["source"] for stored in reads}))
+        raise ConfigError(
+            f"no row of {experiment} is called {query!r}. Give a key (32 hex digits), an address as it stands in the "
+            f"annotation file, or <source>:<row>; sources: {sources}"
+        )
+    return stories
+
+
+def manifests_in_order(store: Store, experiment: str) -> list[Stored]:
+    """The artifacts that `experiment` names, producers before consumers."""
+    found = {}
+    for ref in store.refs_of_experiment(experiment):
+        if (read := store.read_manifest(ref.manifest_path)) is not None:
+            found[ref.node] = Stored(read[0], ref.manifest_path, read[1])
+    ordered: dict[str, Stored] = {}
+
+    def place(node: str) -> None:
+        if node in found and node not in ordered:
+            for source in found[node].manifest.inputs:
+                place(source.node)
+            ordered[node] = found[node]
+
+    for node in found:
+        place(node)
+    return list(ordered.values())
+
+
+def _keys_of(store: Store, reads: Sequence[Stored], query: str) -> list[str]:
+    """The keys that the query may mean, most certain first."""
+    if KEY.fullmatch(query):
+        return [query]
+    if "://" in query:
+        return _keys_of_url(store, reads, query)
+    source, _, row = query.partition(":")
+    names = list(dict.fromkeys(str(stored.manifest.config["source"]) for stored in reads))
+    keys = [sample_key(source, row)] if source in names and row else []
+    return keys + [sample_key(name, query) for name in names]
+
+
+def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
+    keys: list[str] = []
+    for stored in reads:
+        wanted = set(open_index(store, stored.manifest).files_with("url", url))
+        for part in stored.manifest.parts:
+            for file in part.record.files:
+                if file.sha256 in wanted:
+                    path = local_path_of(store.file_uri(part.record, file))
+                    source = path if path is not None else store.blobs.fs.open(store.file_uri(part.record, file))
+                    keys += pq.read_table(source, columns=["key"], filters=[("url", "=", url)])["key"].to_pylist()
+    return list(dict.fromkeys(keys))
+
+
+def _story(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> Story:
+    first = traces[0].values
+    url = next((trace.values["url"] for trace in traces if trace.values.get("url")), "")
+    steps = tuple(step for trace in traces for step in _steps(trace))
+    told = {trace.node for trace in traces}
+    return Story(
+        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, traces, told)
+    )
+
+
+def _steps(trace: Trace) -> Iterator[Step]:
+    place = f"part {trace.part}, {trace.file} row {trace.row}"
+    yield Step(trace.node, trace.verdict, place, facts_of(trace))
+
+
+def _not_reached(manifests: Sequence[Stored], traces: Sequence[Trace], told: set[str]) -> tuple[str, ...]:
+    """Nodes below those that wrote about the row, in its own branch of the graph, that say nothing of it."""
+    reachable = set(told)
+    missing = []
+    for stored in manifests:
+        manifest: Manifest = stored.manifest
+        if manifest.node not in told and any(source.node in reachable for source in manifest.inputs):
+            reachable.add(manifest.node)
+            missing.append(manifest.node)
+    return tuple(missing)
+
+
+def facts_of(trace: Trace) -> dict[str, Any]:
+    """What is worth telling of a table row: all of a verdict, and of a sample what can change on the way."""
+    values = trace.values
+    if "rule" in values:
+        names = ("rule", "unit", "item", "value", "threshold", "reason")
+        return {name: values[name] for name in names if values.get(name) not in (None, "")}
+    facts: dict[str, Any] = {}
+    if "captions" in values:
+        facts |= {"captions": len(values["captions"] or ()), "concepts": len(values["concepts"] or ())}
+        if media := values.get("media"):
+            facts["size"] = f"{media['width']}x{media['height']}"
+            facts["format"] = media["format"]
+        if values.get("payload_offset") is not None:
+            facts |= {"shard": trace.shard, "offset": values["payload_offset"]}
+        if values.get("clip_score") is not None:
+            facts["clip_score"] = round(values["clip_score"], 4)
+        return facts
+    skipped = {"key", "source", "source_row", "url", "reason"}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in values.items()
+        if name not in skipped and value not in (None, "", [], {})
+    }
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Facts as one line; a drop reads `rule: value against threshold (reason)`."""
+    if "rule" not in facts:
+        return " ".join(f"{name}={value}" for name, value in facts.items())
+    unit = "" if facts.get("unit", "row") == "row" else f"{facts['unit']} {facts.get('item', '')}: "
+    numbers = ""
+    if "value" in facts:
+        numbers = f" {facts['value']:g}"
+        numbers += f" against {facts['threshold']:g}" if "threshold" in facts else ""
+    reason = f" ({facts['reason']})" if facts.get("reason") else ""
+    return f"{unit}{facts['rule']}{numbers}{reason}"
