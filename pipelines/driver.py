@@ -31,6 +31,7 @@ from pipelines.report import metrics_of
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
 from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
+from pipelines.why.trace import tell_stories
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,14 @@ def export_experiment(options: argparse.Namespace) -> Outcome:
     lines += [f"{kind:<11} {number} lines" for kind, number in summary["lines"].items()]
     lines += [f"left out    {number} {rule}" for rule, number in summary["left_out"].items()]
     return Outcome(EXIT_OK, "\n".join(lines), summary)
+
+
+def explain_row(options: argparse.Namespace) -> Outcome:
+    """What happened at every stage to the rows that `options.row` names."""
+    experiment = load_experiment(options.experiment, options.store)
+    stories = tell_stories(_open_store(experiment.store_uri), experiment.name, options.row)
+    text = "\n\n".join("\n".join(story.lines()) for story in stories)
+    return Outcome(EXIT_OK, text, {"rows": [story.to_json() for story in stories]})
 
 
 def _open_store(uri: str) -> Store:
