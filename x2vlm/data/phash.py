@@ -142,4 +142,8 @@ def _thumbnail(picture: Image.Image) -> bytes:
 
 def _pixel_sha256(frames: Sequence[Image.Image]) -> str:
     digests = [hashlib.sha256(f"{one.width} x {one.height}\n".encode() + one.tobytes()) for one in frames]
-    return digests[0].hexdigest() if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+    return (
+        digests[0].hexdigest()
+        if len(digests) == 1
+        else hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+    )
