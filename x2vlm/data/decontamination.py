@@ -24,7 +24,7 @@ released, so which test sets it knew is our reading: all that are given.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -61,7 +61,7 @@ class Training:
 
     rows: pa.Table
     ids: pa.Table
-    clusters: pa.Table = CLUSTER_SCHEMA.empty_table()  # of `duplicates.find_duplicates`
+    clusters: pa.Table = field(default_factory=CLUSTER_SCHEMA.empty_table)  # of `duplicates.find_duplicates`
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _mates(members: pa.Table, newest: Sequence[str]) -> Iterator[tuple[str, str]
     """(key, via) of those that share a group with one of `newest`."""
     hot = members.filter(pc.is_in(members["key"], value_set=pa.array(newest, pa.string())))
     via = hot.group_by("group").aggregate([("key", "min")])
-    for mate in members.join(via, "group", "inner", use_threads=False).to_pylist():
+    for mate in members.join(via, "group", join_type="inner", use_threads=False).to_pylist():
         yield mate["key"], mate["key_min"]
 
 
