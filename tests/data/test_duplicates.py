@@ -104,7 +104,12 @@ def test_clips_match_frame_by_frame() -> None:
     near = row("b", 1, kind="video", phash=hashes[1] ^ 1, frame_phashes=[hashes[0] ^ 7, hashes[1] ^ 1, hashes[2]])
     other_end = row("c", 1, kind="video", phash=hashes[1], frame_phashes=[*hashes[:2], hashes[2] ^ (2**40 - 1)])
     shorter = row("d", 1, kind="video", phash=hashes[1], frame_phashes=hashes[:2])
-    assert set(clusters([one, near, other_end, shorter])) == {"a", "b"}
+    fades = row("e", 1, kind="video", phash=hashes[1], frame_phashes=[*hashes[:2], None])
+    assert set(clusters([one, near, other_end, shorter, fades])) == {"a", "b"}
+    dark = [
+        one | {"key": key, "pixel_sha256": key, "sha256": key, "frame_phashes": [None, hashes[1], None]} for key in "fg"
+    ]
+    assert set(clusters(dark)) == {"f", "g"}
 
 
 def test_rows_without_media_or_pixels() -> None:

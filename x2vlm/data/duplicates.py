@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from x2vlm.config import FrozenConfig
-from x2vlm.data.hamming import near_pairs
-from x2vlm.data.phash import FINGERPRINT_FIELDS, thumbnail_correlation, thumbnail_matrix
+from x2vlm.data.matches import EmbeddingMatches, HashMatches
+from x2vlm.data.phash import FINGERPRINT_FIELDS
 from x2vlm.errors import CorruptArtifact
 
 ROW_FIELDS: list[pa.Field] = [
@@ -140,13 +140,13 @@ def _stars(
     num_pictures = pictures.table.num_rows
     keeper_P, distance_P = np.full(num_pictures, -1, np.int64), np.zeros(num_pictures)
     method_P = np.full(num_pictures, "", object)
-    searches: list[_Hashes | _Embeddings] = []
+    searches: list[HashMatches | EmbeddingMatches] = []
     for kind in ("image", "video"):
         own = np.flatnonzero(pc.equal(pictures.table["kind"], kind).to_numpy(zero_copy_only=False))
         if config.radius is not None:
-            searches.append(_Hashes(pictures.table, own, config.radius, config.min_correlation))
+            searches.append(HashMatches(pictures.table, own, config.radius, config.min_correlation))
         if config.min_cosine is not None:
-            searches.append(_Embeddings(pictures.table, own, config.min_cosine))
+            searches.append(EmbeddingMatches(pictures.table, own, config.min_cosine))
     has_neighbours = np.zeros(num_pictures, dtype=bool)
     for search in searches:
         has_neighbours[search.with_candidates()] = True
@@ -160,105 +160,6 @@ def _stars(
     alone = keeper_P < 0
     keeper_P[alone] = np.flatnonzero(alone)
     return keeper_P, method_P, distance_P
-
-
-class _Hashes:
-    """Pictures of one kind by perceptual hash. Flat ones are left out."""
-
-    method = "phash"
-
-    def __init__(self, table: pa.Table, own: NDArray[np.int64], radius: int, min_correlation: float) -> None:
-        usable = pc.and_kleene(pc.is_valid(table["phash"]), pc.invert(table["phash_flat"]))
-        own = own[pc.fill_null(usable, False).to_numpy(zero_copy_only=False)[own]]
-        hash_N = table["phash"].take(pa.array(own)).to_numpy().astype(np.uint64)
-        self._radius, self._min_correlation = radius, min_correlation
-        self._values, value_of_N = np.unique(hash_N, return_inverse=True)
-        order = np.argsort(value_of_N, kind="stable")
-        self._pictures, self._starts = own[order], np.searchsorted(value_of_N[order], np.arange(len(self._values) + 1))
-        pairs = near_pairs(self._values, radius)
-        self._near = _Adjacency(pairs.left, pairs.right, pairs.distance.astype(np.float64), len(self._values))
-        self._value_of = dict(
-            zip(own[self._busy()[value_of_N]].tolist(), value_of_N[self._busy()[value_of_N]], strict=True)
-        )
-        self._row_of = {picture: number for number, picture in enumerate(sorted(self._value_of))}
-        busy = table.take(pa.array(sorted(self._value_of), pa.int64()))
-        self._thumbnails = thumbnail_matrix(busy["thumbnail"])
-        self._frames = [np.array(one, np.uint64) for one in busy["frame_phashes"].to_pylist()]
-
-    def _busy(self) -> NDArray[np.bool_]:
-        """Per hash value, whether several pictures have it or one near it."""
-        return (np.diff(self._starts) > 1) | self._near.has_any()
-
-    def with_candidates(self) -> list[int]:
-        return list(self._value_of)
-
-    def matches(self, picture: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The free pictures that match `picture`, and in how many bits they differ."""
-        if picture not in self._value_of:
-            return np.empty(0, np.int64), np.empty(0)
-        value = int(self._value_of[picture])
-        near, bits = self._near.of(value)
-        groups = [self._pictures[self._starts[one] : self._starts[one + 1]] for one in (value, *near)]
-        sizes = [len(group) for group in groups]
-        others, distance = np.concatenate(groups), np.repeat(np.array([0.0, *bits]), sizes)
-        free = is_free[others]
-        others, distance = others[free], distance[free]
-        own, rows = self._row_of[picture], np.array([self._row_of[int(one)] for one in others], np.int64)
-        left = np.broadcast_to(self._thumbnails[own], (len(rows), self._thumbnails.shape[1]))
-        good = thumbnail_correlation(left, self._thumbnails[rows]) >= self._min_correlation
-        good &= np.array([self._same_frames(own, row) for row in rows], dtype=bool)
-        return others[good], distance[good]
-
-    def _same_frames(self, left: int, right: int) -> bool:
-        """True where two pictures have as many frames, on average within the radius; single pictures always do."""
-        a, b = self._frames[left], self._frames[right]
-        return len(a) == len(b) and (len(a) == 1 or float(np.bitwise_count(a ^ b).mean()) <= self._radius)
-
-
-class _Embeddings:
-    """Pictures of one kind by their embedding."""
-
-    method = "embedding"
-
-    def __init__(self, table: pa.Table, own: NDArray[np.int64], min_cosine: float) -> None:
-        from x2vlm.data.neighbours import near_neighbours  # the only search that needs torch
-
-        valid = pc.is_valid(table["embedding"]).to_numpy(zero_copy_only=False)
-        own = own[valid[own]]
-        column = table["embedding"].take(pa.array(own)).combine_chunks()
-        embedding_ND = (
-            pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(len(own), -1) if len(own) else None
-        )
-        pairs = near_neighbours(np.empty((0, 1), np.float32) if embedding_ND is None else embedding_ND, min_cosine)
-        left, right = own[pairs.left], own[pairs.right]
-        self._near = _Adjacency(left, right, 1.0 - pairs.cosine.astype(np.float64), table.num_rows)
-
-    def with_candidates(self) -> list[int]:
-        return np.flatnonzero(self._near.has_any()).tolist()
-
-    def matches(self, picture: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The free pictures that match `picture`, and 1 - cosine."""
-        others, distance = self._near.of(picture)
-        free = is_free[others]
-        return others[free], distance[free]
-
-
-class _Adjacency:
-    """Neighbours of each of `size` numbers, from pairs."""
-
-    def __init__(self, left: NDArray[Any], right: NDArray[Any], distance: NDArray[np.float64], size: int) -> None:
-        ends = np.concatenate([left, right]).astype(np.int64)
-        order = np.argsort(ends, kind="stable")
-        self._others = np.concatenate([right, left]).astype(np.int64)[order]
-        self._distance = np.concatenate([distance, distance])[order]
-        self._starts = np.searchsorted(ends[order], np.arange(size + 1))
-
-    def of(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        span = slice(self._starts[number], self._starts[number + 1])
-        return self._others[span], self._distance[span]
-
-    def has_any(self) -> NDArray[np.bool_]:
-        return np.asarray(np.diff(self._starts) > 0)
 
 
 def _cluster_table(

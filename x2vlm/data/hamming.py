@@ -5,14 +5,14 @@ A = B - R of them. One table a choice: hashes are sorted with the chosen blocks 
 fronts are compared (Manku et al., Detecting near-duplicates for web crawling, WWW 2007). A pair belongs to the first
 table that finds it, so tables share no pair and can be searched by different workers.
 
-A table costs a sort and N^2 / 2^(64 A / B) comparisons of random hashes; B grows with N, so that a row meets few others.
-Memory is a small multiple of the hashes, whatever the number of tables.
+A table costs a sort and N^2 / 2^(64 A / B) comparisons of random hashes; B grows with N, so that a row meets few
+others. Memory is a small multiple of the hashes, whatever the number of tables.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ def tables(radius: int, num_hashes: int) -> list[Table]:
     while agree * BITS // (agree + radius) < wanted and math.comb(agree + 1 + radius, radius) <= MAX_TABLES:
         agree += 1
     edges = [BITS * number // (agree + radius) for number in range(agree + radius + 1)]
-    blocks = [(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    blocks = [(low, high - low) for low, high in pairwise(edges)]
     return [_table(blocks, choice) for choice in combinations(range(len(blocks)), agree)]
 
 

@@ -55,7 +55,7 @@ class Fingerprint:
     phash: int  # 64 bits; of a clip that of its representative frame
     phash_flat: bool  # the hash means nothing
     thumbnail: bytes  # 8 x 8 RGB, row by row; of a clip that of its representative frame
-    frame_phashes: tuple[int, ...]  # of all frames; one for a picture
+    frame_phashes: tuple[int | None, ...]  # of all frames, None for flat ones; one for a picture
 
 
 def fingerprint(frames: Sequence[Image.Image]) -> Fingerprint:
@@ -73,8 +73,10 @@ def fingerprint(frames: Sequence[Image.Image]) -> Fingerprint:
     flat = [_is_flat(grey) for grey in greys]
     middle = (len(frames) - 1) / 2
     chosen = min(range(len(frames)), key=lambda number: (flat[number], abs(number - middle)))
-    hashes = tuple(_bits(_low_frequencies(grey)) for grey in greys)
-    return Fingerprint(_pixel_sha256(frames), hashes[chosen], flat[chosen], _thumbnail(frames[chosen]), hashes)
+    hashes = [_bits(_low_frequencies(grey)) for grey in greys]
+    # A flat frame's hash is noise, and black frames, which most clips have, all share theirs.
+    telling = tuple(None if is_flat else value for value, is_flat in zip(hashes, flat, strict=True))
+    return Fingerprint(_pixel_sha256(frames), hashes[chosen], flat[chosen], _thumbnail(frames[chosen]), telling)
 
 
 def variant(picture: Image.Image, name: str) -> Image.Image:
@@ -110,7 +112,7 @@ def thumbnail_correlation(left_NP: NDArray[Any], right_NP: NDArray[Any]) -> NDAr
 
 
 def thumbnail_matrix(column: pa.Array | pa.ChunkedArray) -> NDArray[np.uint8]:
-    """A column of thumbnails as bytes of shape (rows, THUMBNAIL_BYTES), without a copy of each; nulls are not allowed."""
+    """A column of thumbnails as bytes of shape (rows, THUMBNAIL_BYTES), not copied; ValueError if one is null."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.null_count:
         raise ValueError(f"{array.null_count} of {len(array)} thumbnails are missing; leave out rows without pixels")
