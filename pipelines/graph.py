@@ -13,12 +13,16 @@ from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s2_filter import FILTER
 from pipelines.s3_score import SCORE
+from pipelines.s4_materialize.decontaminate import DECONTAMINATE
+from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
+from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
+from x2vlm.data.phash import VARIANTS
 from x2vlm.errors import ConfigError
 
 
@@ -34,7 +38,8 @@ def build_graph(experiment: Experiment) -> Graph:
     # Retried rows come after all first rounds, so that a further round moves nothing that is there.
     branches = {name: _branches(experiment, name) for name in sources}
     train = sources + [branch for name in sources for branch in branches[name][1:]]
-    nodes += _training_nodes(experiment, train)
+    deciding = _deciding_nodes(experiment, train)
+    nodes += [*deciding, *_training_nodes(experiment, train, tuple(node.key for node in deciding))]
     nodes += [
         Node(
             key=f"evaluate/{name}",
@@ -82,7 +87,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
     ]
     nodes += _retry_nodes(experiment, name, nodes[-1].config)
     for branch in _branches(experiment, name):
-        nodes += _judging_nodes(experiment, branch, source.role == "train", may_be_empty=branch != name)
+        nodes += _judging_nodes(experiment, branch, source.role, may_be_empty=branch != name)
     return nodes
 
 
@@ -109,8 +114,8 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
     ]
 
 
-def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may_be_empty: bool) -> list[Node]:
-    """filter, and score if it is trained on, of one round of a source."""
+def _judging_nodes(experiment: Experiment, branch: str, role: str, may_be_empty: bool) -> list[Node]:
+    """filter and score of one round of a source. What is held out is scored to find it among what is trained on."""
     nodes = [
         Node(
             key=f"filter/{branch}",
@@ -120,12 +125,13 @@ def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may
             runtime=_runtime(experiment, "filter"),
         )
     ]
-    if is_trained_on:
+    if role == "train" or experiment.decontaminate is not None:
+        variants = VARIANTS if role == "held_out" else ()
         nodes.append(
             Node(
                 key=f"score/{branch}",
                 stage=replace(SCORE, allow_zero_rows=may_be_empty),
-                config=experiment.score,
+                config=experiment.score.model_copy(update={"variants": variants}),
                 inputs={
                     "rows": (f"filter/{branch}",),
                     "media": (f"download/{branch}",),
@@ -137,7 +143,65 @@ def _judging_nodes(experiment: Experiment, branch: str, is_trained_on: bool, may
     return nodes
 
 
-def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
+def _deciding_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
+    """decontaminate and deduplicate, where the experiment has them: they look at all training sources at once."""
+    name, nodes = experiment.name, []
+    rows, scores = tuple(f"filter/{branch}" for branch in train), tuple(f"score/{branch}" for branch in train)
+    decisions: tuple[str, ...] = ()
+    if experiment.decontaminate is not None:
+        tests = [
+            branch
+            for source, config in experiment.sources.items()
+            if config.role == "held_out"
+            for branch in _branches(experiment, source)
+        ]
+        readers = {"readers": _readers(experiment, train), "test_readers": _readers(experiment, tests)}
+        nodes.append(
+            Node(
+                key=f"decontaminate/{name}",
+                stage=DECONTAMINATE,
+                config=experiment.decontaminate.model_copy(update=readers),
+                inputs={
+                    "rows": rows,
+                    "scores": scores,
+                    "test_rows": tuple(f"filter/{branch}" for branch in tests),
+                    "test_scores": tuple(f"score/{branch}" for branch in tests),
+                    "tests": tuple(
+                        SourceFile(source_uri(file.path), file.name) for file in experiment.decontaminate.tests
+                    ),
+                    "links": tuple(
+                        SourceFile(source_uri(file.path), file.format) for file in experiment.decontaminate.links
+                    ),
+                },
+                runtime=_runtime(experiment, "decontaminate"),
+            )
+        )
+        decisions = (f"decontaminate/{name}",)
+    if experiment.deduplicate is not None:
+        names = ScoreThresholds.model_fields
+        thresholds = ScoreThresholds(**{field: getattr(experiment.partition, field) for field in names})
+        nodes.append(
+            Node(
+                key=f"deduplicate/{name}",
+                stage=DEDUPLICATE,
+                config=experiment.deduplicate.model_copy(update={"thresholds": thresholds}),
+                inputs={"rows": rows, "scores": scores, "decisions": decisions},
+                runtime=_runtime(experiment, "deduplicate"),
+            )
+        )
+    return nodes
+
+
+def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
+    """The reader of the source of each branch."""
+    found = []
+    for branch in branches:
+        source = experiment.sources[branch.partition(".retry")[0]]
+        found.append(load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader or "")
+    return tuple(found)
+
+
+def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[str, ...]) -> list[Node]:
     """From all training sources together to one model."""
     name = experiment.name
     return [
@@ -148,6 +212,7 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
             inputs={
                 "rows": tuple(f"filter/{source}" for source in train),
                 "scores": tuple(f"score/{source}" for source in train),
+                "decisions": decisions,
             },
             runtime=_runtime(experiment, "partition"),
         ),

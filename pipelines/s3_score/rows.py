@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.s3_score.config import ScoreConfig
 from x2vlm.data.clip_score import Clip, embed_pixels, embed_texts
 from x2vlm.data.media import open_image
 from x2vlm.data.packs import MediaPack
-from x2vlm.data.phash import Fingerprint, fingerprint
+from x2vlm.data.phash import Fingerprint, fingerprint, variant
 from x2vlm.data.texts import concept_text
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import CorruptArtifact, InvalidSample
@@ -35,6 +36,7 @@ class Prepared:
     text: str = ""
     pixels_FCHW: Tensor | None = None
     fingerprint: Fingerprint | None = None
+    variants: tuple[tuple[str, Fingerprint], ...] = ()
     concepts: tuple[Concept, ...] = ()
     regions_RCHW: Tensor | None = None
 
@@ -53,6 +55,7 @@ class Scored:
     picture_D: np.ndarray | None = None  # float32, of unit length; of a clip the mean over its frames
     text_D: np.ndarray | None = None
     fingerprint: Fingerprint | None = None
+    variants: tuple[tuple[str, Fingerprint], ...] = ()  # (name of the variant, its fingerprint)
     region_scores: tuple[tuple[str, float], ...] = ()  # (annotation id, cosine)
 
 
@@ -77,38 +80,34 @@ def score_rows(
     clip: Clip,
     samples: Iterable[Sample],
     pack: MediaPack,
-    batch_size: int = 64,
-    decode_threads: int = 2,
-    regions: bool = False,
+    config: ScoreConfig,
     pace: Pace | None = None,
 ) -> Iterator[Scored]:
     """What was measured of each sample, in order. About three batches of pictures, and one clip, are in memory."""
-    pace = pace or Pace()
+    pace, size = pace or Pace(), config.batch_size
     batch: list[Prepared] = []
-    for prepared in _prepare_ahead(clip, samples, pack, batch_size, decode_threads, regions):
+    for prepared in _prepare_ahead(clip, samples, pack, config):
         batch.append(prepared)
-        if len(batch) >= batch_size or sum(row.num_pictures for row in batch) >= batch_size:
-            yield from _score_batch(clip, batch, batch_size, pace)
+        if len(batch) >= size or sum(row.num_pictures for row in batch) >= size:
+            yield from _score_batch(clip, batch, size, pace)
             batch = []
-    yield from _score_batch(clip, batch, batch_size, pace)
+    yield from _score_batch(clip, batch, size, pace)
 
 
-def _prepare_ahead(
-    clip: Clip, samples: Iterable[Sample], pack: MediaPack, batch_size: int, decode_threads: int, regions: bool
-) -> Iterator[Prepared]:
+def _prepare_ahead(clip: Clip, samples: Iterable[Sample], pack: MediaPack, config: ScoreConfig) -> Iterator[Prepared]:
     """Rows in order, prepared by threads while the caller is busy; at most two batches of pictures wait."""
     waiting: deque[tuple[int, Future[Prepared]]] = deque()
     num_waiting = 0
-    with ThreadPoolExecutor(decode_threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
         try:
             for sample in samples:
                 pictures = sample.media.num_frames if sample.media else 0
-                pictures += len(sample.concepts) if regions else 0
-                while waiting and num_waiting + pictures > 2 * batch_size:
+                pictures += len(sample.concepts) if config.regions else 0
+                while waiting and num_waiting + pictures > 2 * config.batch_size:
                     size, future = waiting.popleft()
                     num_waiting -= size
                     yield future.result()
-                waiting.append((pictures, pool.submit(prepare, clip, sample, pack, regions)))
+                waiting.append((pictures, pool.submit(prepare, clip, sample, pack, config)))
                 num_waiting += pictures
             for _, future in waiting:
                 yield future.result()
@@ -117,23 +116,29 @@ def _prepare_ahead(
                 future.cancel()
 
 
-def prepare(clip: Clip, sample: Sample, pack: MediaPack, regions: bool = False) -> Prepared:
+def prepare(clip: Clip, sample: Sample, pack: MediaPack, config: ScoreConfig) -> Prepared:
     """`sample` decoded, fingerprinted and resized to what the model takes; a picture that is broken is named."""
     try:
         frames = load_frames(sample, pack)
     except InvalidSample as error:
         return Prepared(sample.key, error.rule)
     text = sample.captions[0].text if sample.captions else ""
-    concepts, crops = _cut_out(sample, frames[0]) if regions and sample.kind == "image" else ((), [])
+    concepts, crops = _cut_out(sample, frames[0]) if config.regions and sample.kind == "image" else ((), [])
     return Prepared(
         sample.key,
         missing="" if sample.captions else "no_caption",
         text=text,
         pixels_FCHW=torch.stack([clip.preprocess(frame) for frame in frames]),
         fingerprint=fingerprint(frames),
+        variants=_variants(sample, frames[0], config),
         concepts=tuple(concepts),
         regions_RCHW=torch.stack([clip.preprocess(crop) for crop in crops]) if crops else None,
     )
+
+
+def _variants(sample: Sample, picture: Image.Image, config: ScoreConfig) -> tuple[tuple[str, Fingerprint], ...]:
+    names = config.variants if sample.kind == "image" else ()
+    return tuple((name, fingerprint([variant(picture, name)])) for name in names)
 
 
 def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:
@@ -205,7 +210,7 @@ def _scored(
     scores = () if text_D is None else tuple(float(frame_D @ text_D) for frame_D in frame_FD)
     mean_D = torch.nn.functional.normalize(torch.stack(list(frame_FD)).mean(dim=0), dim=-1) if frame_FD else None
     if not all(map(math.isfinite, scores)) or (mean_D is not None and not bool(mean_D.isfinite().all())):
-        return Scored(row.key, "no_finite_score", fingerprint=row.fingerprint)
+        return Scored(row.key, "no_finite_score", fingerprint=row.fingerprint, variants=row.variants)
     return Scored(
         row.key,
         row.missing,
@@ -213,5 +218,6 @@ def _scored(
         picture_D=None if mean_D is None else mean_D.numpy(),
         text_D=None if text_D is None else text_D.numpy(),
         fingerprint=row.fingerprint,
+        variants=row.variants,
         region_scores=regions,
     )

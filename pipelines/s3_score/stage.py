@@ -5,6 +5,7 @@
 | scores.parquet | the CLIP score of every row: cosine of its picture or frames with its first caption |
 | embeddings.parquet | picture and text embedding of unit length as float16: side data for duplicates and search |
 | fingerprints.parquet | hashes of the decoded pixels (`x2vlm.data.phash`) |
+| variants.parquet | with `variants`: the fingerprints of mirrored or cropped pictures |
 | regions.parquet | with `regions`: the score of every concept's text against its box |
 
 A row's text is its first caption, for images and clips alike: upstream order puts the original text first, and one pass
@@ -62,6 +63,7 @@ SCORE_SCHEMA = pa.schema(
     ]
 )
 FINGERPRINT_SCHEMA = pa.schema([pa.field("key", pa.string()), *FINGERPRINT_FIELDS])
+VARIANT_SCHEMA = pa.schema([("key", pa.string()), ("variant", pa.string()), *FINGERPRINT_FIELDS])
 REGION_SCHEMA = pa.schema([("key", pa.string()), ("annotation_id", pa.string()), ("clip_score", pa.float32())])
 
 
@@ -99,10 +101,10 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
 
     clip = _clip_of(config, inputs, part)
     tar_path, index_path = (inputs.local_path(read.file) for read in part.lookups)
-    pace, tables = Pace(), _Tables(out.path, config.regions)
+    pace, tables = Pace(), _Tables(out.path, config)
     with MediaPack(tar_path, index_path) as pack:
         samples = _samples(inputs.local_path(part.reads[0].file))
-        for scored in score_rows(clip, samples, pack, config.batch_size, config.decode_threads, config.regions, pace):
+        for scored in score_rows(clip, samples, pack, config, pace):
             tables.add(scored)
     tables.close()
     log.info(
@@ -121,11 +123,11 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
 class _Tables:
     """The output tables, written as they fill up."""
 
-    def __init__(self, folder: Path, regions: bool) -> None:
+    def __init__(self, folder: Path, config: ScoreConfig) -> None:
         self.num_rows = 0
         self.file_rows: dict[str, int] = {}
         self.missing: dict[str, int] = {}
-        self._folder, self._regions = folder, regions
+        self._folder, self._config = folder, config
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._vectors: dict[str, list[np.ndarray | None]] = {"picture": [], "text": []}
 
@@ -140,14 +142,18 @@ class _Tables:
         self._keep("fingerprints", {"key": scored.key, **fingerprint})
         self._vectors["picture"].append(scored.picture_D)
         self._vectors["text"].append(scored.text_D)
+        for name, print_ in scored.variants:
+            self._keep("variants", {"key": scored.key, "variant": name, **asdict(print_)})
         for annotation_id, score in scored.region_scores:
             self._keep("regions", {"key": scored.key, "annotation_id": annotation_id, "clip_score": score})
 
     def close(self) -> None:
         """Write all tables."""
         schemas = {"scores": SCORE_SCHEMA, "fingerprints": FINGERPRINT_SCHEMA}
-        if self._regions:
+        if self._config.regions:
             schemas["regions"] = REGION_SCHEMA
+        if self._config.variants:
+            schemas["variants"] = VARIANT_SCHEMA
         tables = {name: pa.Table.from_pylist(self._rows.get(name, []), schema=schemas[name]) for name in schemas}
         columns = [tables["scores"]["key"], *(_vectors(self._vectors[name]) for name in ("picture", "text"))]
         tables["embeddings"] = pa.Table.from_arrays(columns, schema=EMBEDDING_SCHEMA)

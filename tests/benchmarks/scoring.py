@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import open_clip
 import torch
 
+from pipelines.s3_score.config import ScoreConfig
 from pipelines.s3_score.rows import Pace, prepare, score_rows
 from x2vlm.data.clip_score import Clip, embed_pixels, embed_texts
 from x2vlm.data.media import probe_image
@@ -53,11 +54,12 @@ def measure(clip: Clip, samples: list[Sample], pack: MediaPack, batch_size: int,
     """Pictures per second and the share of the time in which the model worked; 0 threads decode in between."""
     pace = Pace()
     if threads:
-        for _ in score_rows(clip, samples, pack, batch_size, threads, pace=pace):
+        config = ScoreConfig(batch_size=batch_size, decode_threads=threads)
+        for _ in score_rows(clip, samples, pack, config, pace):
             pass
         return len(samples) / pace.seconds, pace.model_busy
     for start in range(0, len(samples), batch_size):
-        rows = [prepare(clip, sample, pack) for sample in samples[start : start + batch_size]]
+        rows = [prepare(clip, sample, pack, ScoreConfig()) for sample in samples[start : start + batch_size]]
         began = time.monotonic()
         embed_pixels(clip, torch.cat([row.pixels_FCHW for row in rows if row.pixels_FCHW is not None]), batch_size)
         embed_texts(clip, [row.text for row in rows], batch_size)

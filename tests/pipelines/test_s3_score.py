@@ -249,7 +249,7 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     assert sample.media is not None
     write_media_pack(tmp_path, [(sample.media.sha256, "jpeg", path)])
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
-        (row,) = score_rows(clip, [sample], pack, 8)
+        (row,) = score_rows(clip, [sample], pack, CPU)
     assert (row.key, row.missing, row.frame_scores) == (sample.key, "no_finite_score", ())
     assert row.picture_D is None
 
@@ -427,7 +427,7 @@ def test_no_more_is_decoded_ahead_than_two_batches(project_root: Path, tmp_path:
             yield sample
 
     with MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
-        found = score_rows(clip, source(), pack, batch_size=10, decode_threads=3)
+        found = score_rows(clip, source(), pack, ScoreConfig(batch_size=10, decode_threads=3))
         for number, row in enumerate(found):
             assert row.key == samples[number].key
             assert taken <= number + 1 + 3 * 10 + 1
