@@ -18,6 +18,7 @@ from x2vlm.samples import sample_key
 
 KEY = re.compile(r"[0-9a-f]{32}")
 READ_STAGE = "read"
+MAX_ITEMS = 12  # of a list that is told
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,13 @@ def facts_of(trace: Trace) -> dict[str, Any]:
     return {
         name: round(value, 4) if isinstance(value, float) else value
         for name, value in values.items()
-        if name not in skipped and value not in (None, "", [], {})
+        if name not in skipped and value not in (None, "", [], {}) and not _is_bulk(value)
     }
+
+
+def _is_bulk(value: Any) -> bool:
+    """Embeddings and thumbnails: of no use to a reader."""
+    return isinstance(value, bytes) or (isinstance(value, list) and len(value) > MAX_ITEMS)
 
 
 def describe(facts: Mapping[str, Any]) -> str:
