@@ -1,0 +1,97 @@
+"""Rules about boxes (X2-VLM A.1), each over all boxes of a table at once.
+
+Boxes are `xywh` in pixels of the oriented original, and every box knows the size of its image. Sums and products are
+taken in the order in which they are written and compared without a quotient, so that equality is exact for whole numbers
+below 2^53.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from x2vlm.data.columns import numbers
+
+SmallBoxRule = Literal["area", "any_side"]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes with the sizes of their images, float64 arrays of equal length; NaN where unknown."""
+
+    x: np.ndarray
+    y: np.ndarray
+    w: np.ndarray
+    h: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+
+    @property
+    def area(self) -> np.ndarray:
+        return self.w * self.h
+
+
+def boxes_of(values: pa.StructArray, width: np.ndarray, height: np.ndarray) -> Boxes:
+    """The boxes in a struct column of x, y, w and h; a null box is NaN throughout."""
+    x, y, w, h = (np.array(numbers(field)) for field in values.flatten())
+    return Boxes(x, y, w, h, width, height)
+
+
+def box_column(boxes: Boxes, kind: pa.StructType) -> pa.StructArray:
+    """The boxes as a struct column of type `kind`."""
+    sides = {"x": boxes.x, "y": boxes.y, "w": boxes.w, "h": boxes.h}
+    return pa.StructArray.from_arrays([pa.array(sides[field.name]) for field in kind], fields=list(kind))
+
+
+def size_unknown(boxes: Boxes) -> np.ndarray:
+    """True where the image's size is not known, so that the box cannot be judged."""
+    return ~((boxes.width > 0) & (boxes.height > 0))
+
+
+def pixels_outside(boxes: Boxes) -> np.ndarray:
+    """By how many pixels each box reaches over the image's border at its worst side; 0 inside, infinite for NaN."""
+    over = np.maximum.reduce(
+        [-boxes.x, -boxes.y, boxes.x + boxes.w - boxes.width, boxes.y + boxes.h - boxes.height, np.zeros(len(boxes.x))]
+    )
+    return np.where(np.isnan(over), np.inf, over)
+
+
+def box_invalid(boxes: Boxes, tolerance_pixels: float = 0.5) -> np.ndarray:
+    """True for boxes without extent, or that reach over the border by more than the tolerance (equality keeps).
+
+    The paper removes such boxes, so we never clip them.
+    """
+    return ~((boxes.w > 0) & (boxes.h > 0) & (pixels_outside(boxes) <= tolerance_pixels))
+
+
+def snap_to_border(boxes: Boxes) -> Boxes:
+    """Boxes that are valid within the tolerance, moved inside the image; boxes inside come back unchanged.
+
+    Upstream floats pass the border by rounding (COCO boxes that touch it), and later stages rely on boxes being inside.
+    A box that was only in the margin comes back without extent.
+    """
+    over = pixels_outside(boxes) > 0
+    x, y = np.maximum(0.0, boxes.x), np.maximum(0.0, boxes.y)
+    # x + (width - x) rounds to width exactly, as width is whole: the sums stay inside in floating point too.
+    w = np.minimum(boxes.x + boxes.w, boxes.width) - x
+    h = np.minimum(boxes.y + boxes.h, boxes.height) - y
+    moved = (np.where(over, new, old) for new, old in ((x, boxes.x), (y, boxes.y), (w, boxes.w), (h, boxes.h)))
+    return Boxes(*moved, boxes.width, boxes.height)
+
+
+def resized_area(boxes: Boxes, image_res: int) -> np.ndarray:
+    """Each box's area in pixels after its image was resized to a square of side `image_res`."""
+    return boxes.w * boxes.h * image_res * image_res / (boxes.width * boxes.height)
+
+
+def box_too_small(boxes: Boxes, image_res: int = 224, patch_size: int = 16, rule: SmallBoxRule = "area") -> np.ndarray:
+    """True where the box is smaller than a patch once the image is resized to `image_res` (equality keeps).
+
+    `area` is our reading of the paper: the box covers less area than a patch; `any_side`: some side is shorter than
+    one.
+    """
+    if rule == "any_side":
+        across, down = boxes.w * image_res < patch_size * boxes.width, boxes.h * image_res < patch_size * boxes.height
+        return across | down
+    return boxes.w * boxes.h * image_res * image_res < patch_size * patch_size * boxes.width * boxes.height
