@@ -1,4 +1,4 @@
-"""What rules took out, as a table of DROP_SCHEMA: built column by column, in the order in which a reader would tell it."""
+"""What rules took out, as a table of DROP_SCHEMA: built column by column, in the order in which it is best read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -88,7 +88,7 @@ def _summary(findings: Findings) -> dict[str, Json]:
 
 
 def _warn_of_idle_rules(part: str, findings: Findings, num_rows: int) -> None:
-    """A rule about source scores on a source that brings none does nothing: say so, as it was switched on on purpose."""
+    """A rule about source scores does nothing on a source that brings none: say so, as someone switched it on."""
     for rule in ("min_similarity", "max_punsafe", "max_pwatermark", "nsfw"):
         if num_rows and findings.rules["row"].get(rule, {}).get("judged") == 0:
             logger.warning("stage=filter part=%s rule=%s judged=0 reason=source_brings_no_scores", part, rule)

@@ -25,9 +25,9 @@ ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(
 class Findings:
     """What a part collects: drops, and numbers for its summary.
 
-    `rules` says for each unit and rule how many it had something to say about and how many of those it would not keep,
-    whatever other rules say of them (captions and concepts: of rows that stay). `boxes` counts both readings of "smaller
-    than a patch" and boxes moved inside; `region_texts` both readings of "overlap".
+    `rules` says for each row and caption rule how many it had something to say about and how many of those it would not
+    keep, whatever other rules say of them (captions: of rows that stay). `boxes` counts both readings of "smaller than
+    a patch" and boxes moved inside; `region_texts` both readings of "overlap".
     """
 
     dropped: list[Dropped] = field(default_factory=list)

@@ -1,8 +1,7 @@
 """Rules about boxes (X2-VLM A.1), each over all boxes of a table at once.
 
-Boxes are `xywh` in pixels of the oriented original, and every box knows the size of its image. Sums and products are
-taken in the order in which they are written and compared without a quotient, so that equality is exact for whole numbers
-below 2^53.
+Boxes are `xywh` in pixels of the oriented original, and every box knows the size of its image. Products are compared
+instead of quotients, so that equality is exact for whole numbers as long as the products stay below 2^53.
 """
 
 from dataclasses import dataclass
@@ -51,9 +50,9 @@ def size_unknown(boxes: Boxes) -> np.ndarray:
 
 def pixels_outside(boxes: Boxes) -> np.ndarray:
     """By how many pixels each box reaches over the image's border at its worst side; 0 inside, infinite for NaN."""
-    over = np.maximum.reduce(
-        [-boxes.x, -boxes.y, boxes.x + boxes.w - boxes.width, boxes.y + boxes.h - boxes.height, np.zeros(len(boxes.x))]
-    )
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which counts as outside
+        right, bottom = boxes.x + boxes.w - boxes.width, boxes.y + boxes.h - boxes.height
+    over = np.maximum.reduce([-boxes.x, -boxes.y, right, bottom, np.zeros(len(boxes.x))])
     return np.where(np.isnan(over), np.inf, over)
 
 
@@ -74,8 +73,9 @@ def snap_to_border(boxes: Boxes) -> Boxes:
     over = pixels_outside(boxes) > 0
     x, y = np.maximum(0.0, boxes.x), np.maximum(0.0, boxes.y)
     # x + (width - x) rounds to width exactly, as width is whole: the sums stay inside in floating point too.
-    w = np.minimum(boxes.x + boxes.w, boxes.width) - x
-    h = np.minimum(boxes.y + boxes.h, boxes.height) - y
+    with np.errstate(invalid="ignore"):
+        w = np.minimum(boxes.x + boxes.w, boxes.width) - x
+        h = np.minimum(boxes.y + boxes.h, boxes.height) - y
     moved = (np.where(over, new, old) for new, old in ((x, boxes.x), (y, boxes.y), (w, boxes.w), (h, boxes.h)))
     return Boxes(*moved, boxes.width, boxes.height)
 
