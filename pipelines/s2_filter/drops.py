@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 from x2vlm.data.filters import Verdict
 from x2vlm.samples import DROP_SCHEMA
 
-Texts = pa.Array | str  # one for each, or the same for all
-
 
 @dataclass(frozen=True)
 class Dropped:
@@ -22,10 +20,10 @@ class Dropped:
     step: int  # what is judged first is told first
     row: np.ndarray  # number of each one's row in the part
     position: np.ndarray | None = None  # in its row; None for rows
-    item: Texts = ""
+    item: pa.Array | str = ""
     value: np.ndarray | None = None
     threshold: float | None = None
-    reason: Texts = ""
+    reason: pa.Array | str = ""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -71,7 +69,7 @@ def of_verdict(
     step: int,
     row: np.ndarray,
     position: np.ndarray | None = None,
-    item: Texts = "",
+    item: pa.Array | str = "",
 ) -> list[Dropped]:
     """The drops of what `verdict` takes out, where `goes` is true; what it cannot judge under a rule of its own.
 
@@ -101,7 +99,7 @@ def of_verdict(
     return found
 
 
-def join_texts(*parts: Texts | np.ndarray) -> pa.Array:
+def join_texts(*parts: pa.Array | str | np.ndarray) -> pa.Array:
     """Texts and numbers of every entry behind each other, numbers in their shortest form up to four decimals."""
     written = [
         pc.round(pa.array(part), ndigits=4).cast(pa.string()) if isinstance(part, np.ndarray) else part
@@ -110,7 +108,7 @@ def join_texts(*parts: Texts | np.ndarray) -> pa.Array:
     return pc.binary_join_element_wise(*written, "", null_handling="replace", null_replacement="nothing")
 
 
-def _reasons(verdict: Verdict, chosen: np.ndarray) -> Texts:
+def _reasons(verdict: Verdict, chosen: np.ndarray) -> pa.Array | str:
     """For people: what was compared."""
     if verdict.labels is not None:
         return join_texts("'", verdict.labels.filter(pa.array(chosen)), f"' {verdict.reason}".rstrip())
@@ -119,7 +117,7 @@ def _reasons(verdict: Verdict, chosen: np.ndarray) -> Texts:
     return join_texts(verdict.value[chosen], f" against {verdict.threshold:g}")
 
 
-def _texts(texts: Texts, count: int) -> pa.Array:
+def _texts(texts: pa.Array | str, count: int) -> pa.Array:
     return _repeat(texts, count) if isinstance(texts, str) else pc.fill_null(texts.cast(pa.string()), "")
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pipelines.s2_filter.config import FilterConfig
 from pipelines.s2_filter.drops import Dropped, drops_table, join_texts, of_verdict
 from x2vlm.data import box_rules, caption_rules, filters
-from x2vlm.data.columns import Items, SampleColumns
+from x2vlm.data.columns import Items, SampleColumns, flags
 from x2vlm.data.concept_texts import concept_texts
 from x2vlm.data.filters import Verdict
 from x2vlm.data.languages import DETECTOR, MODEL_SHA256
@@ -205,14 +205,14 @@ def _judge_boxes(
         area = box_rules.resized_area(inside, config.image_res)[chosen]
         _drop_concepts(concepts, chosen, findings, "box_too_small", BOXES, area, float(config.patch_size**2), what)
     passes = valid & ~chosen
-    return _with_boxes(concepts, inside, moved.any()).select(passes), _select(inside, passes)
+    return _with_boxes(concepts, inside, bool(moved.any())).select(passes), _select(inside, passes)
 
 
 def _judge_texts(concepts: Items, boxes: box_rules.Boxes, config: FilterConfig, findings: Findings) -> Items:
     """Concepts without the regions whose text nearly repeats another region's; labels of objects may repeat."""
     threshold = config.region_text_overlap
     assert threshold is not None
-    is_region = pc.equal(concepts.values.field("grain"), str(Grain.REGION)).to_numpy(zero_copy_only=False)
+    is_region = flags(pc.equal(concepts.values.field("grain"), str(Grain.REGION)))
     regions = np.flatnonzero(is_region)
     if not len(regions):
         return concepts

@@ -20,14 +20,14 @@ def synthetic_rows(count: int, seed: int = 1, boxes_per_row: int = 0, first: int
     """
     draws = np.random.default_rng([seed, first])
     sizes = draws.integers(150, 1600, (2, count)).astype(np.int32)
-    number = np.arange(first, first + count)
+    row = pa.array(np.arange(first, first + count)).cast(pa.string())
     columns: dict[str, pa.Array] = {
-        "key": pa.array(np.char.mod("%032x", number)),
+        "key": _hex_digits(draws, count, 32),
         "source": _same("laion", count),
-        "source_row": pa.array(number).cast(pa.string()),
+        "source_row": row,
         "split": _same("train", count),
         "kind": _same("image", count),
-        "url": pa.array(np.char.mod("https://images.example.org/photos/%d.jpg", number)),
+        "url": pc.binary_join_element_wise("https://images.example.org/photos/", row, ".jpg", ""),
         "captions": _captions(draws, count),
         "concepts": _concepts(draws, sizes, count, boxes_per_row),
         "claimed_width": pa.array(sizes[0]),
@@ -37,7 +37,7 @@ def synthetic_rows(count: int, seed: int = 1, boxes_per_row: int = 0, first: int
         "media": _struct(
             SAMPLE_SCHEMA.field("media").type,
             kind=_same("image", count),
-            sha256=pa.array(np.char.mod("%064x", number * 2654435761)),
+            sha256=_hex_digits(draws, count, 64),
             bytes=pa.array(draws.integers(20_000, 200_000, count)),
             width=pa.array(sizes[0]),
             height=pa.array(sizes[1]),
@@ -84,6 +84,13 @@ def _texts(draws: np.random.Generator, count: int, most: int) -> pa.Array:
     offsets = np.r_[0, np.cumsum(lengths)].astype(np.int32)
     words = pa.array(WORDS).take(pa.array(draws.integers(0, len(WORDS), offsets[-1])))
     return pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), words), " ")
+
+
+def _hex_digits(draws: np.random.Generator, count: int, chars: int) -> pa.Array:
+    """Random texts of hex digits, which compress as badly as real keys and checksums do."""
+    data = np.frombuffer(b"0123456789abcdef", np.uint8)[draws.integers(0, 16, count * chars, np.uint8)]
+    offsets = np.arange(count + 1, dtype=np.int32) * chars
+    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def _same(text: str, count: int) -> pa.Array:

@@ -9,9 +9,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from x2vlm.data.columns import numbers
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 SmallBoxRule = Literal["area", "any_side"]
 
 
@@ -19,19 +22,19 @@ SmallBoxRule = Literal["area", "any_side"]
 class Boxes:
     """Boxes with the sizes of their images, float64 arrays of equal length; NaN where unknown."""
 
-    x: np.ndarray
-    y: np.ndarray
-    w: np.ndarray
-    h: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
+    x: Floats
+    y: Floats
+    w: Floats
+    h: Floats
+    width: Floats
+    height: Floats
 
     @property
-    def area(self) -> np.ndarray:
+    def area(self) -> Floats:
         return self.w * self.h
 
 
-def boxes_of(values: pa.StructArray, width: np.ndarray, height: np.ndarray) -> Boxes:
+def boxes_of(values: pa.StructArray, width: Floats, height: Floats) -> Boxes:
     """The boxes in a struct column of x, y, w and h; a null box is NaN throughout."""
     x, y, w, h = (np.array(numbers(field)) for field in values.flatten())
     return Boxes(x, y, w, h, width, height)
@@ -43,12 +46,12 @@ def box_column(boxes: Boxes, kind: pa.StructType) -> pa.StructArray:
     return pa.StructArray.from_arrays([pa.array(sides[field.name]) for field in kind], fields=list(kind))
 
 
-def size_unknown(boxes: Boxes) -> np.ndarray:
+def size_unknown(boxes: Boxes) -> Bools:
     """True where the image's size is not known, so that the box cannot be judged."""
     return ~((boxes.width > 0) & (boxes.height > 0))
 
 
-def pixels_outside(boxes: Boxes) -> np.ndarray:
+def pixels_outside(boxes: Boxes) -> Floats:
     """By how many pixels each box reaches over the image's border at its worst side; 0 inside, infinite for NaN."""
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which counts as outside
         right, bottom = boxes.x + boxes.w - boxes.width, boxes.y + boxes.h - boxes.height
@@ -56,7 +59,7 @@ def pixels_outside(boxes: Boxes) -> np.ndarray:
     return np.where(np.isnan(over), np.inf, over)
 
 
-def box_invalid(boxes: Boxes, tolerance_pixels: float = 0.5) -> np.ndarray:
+def box_invalid(boxes: Boxes, tolerance_pixels: float = 0.5) -> Bools:
     """True for boxes without extent, or that reach over the border by more than the tolerance (equality keeps).
 
     The paper removes such boxes, so we never clip them.
@@ -76,16 +79,22 @@ def snap_to_border(boxes: Boxes) -> Boxes:
     with np.errstate(invalid="ignore"):
         w = np.minimum(boxes.x + boxes.w, boxes.width) - x
         h = np.minimum(boxes.y + boxes.h, boxes.height) - y
-    moved = (np.where(over, new, old) for new, old in ((x, boxes.x), (y, boxes.y), (w, boxes.w), (h, boxes.h)))
-    return Boxes(*moved, boxes.width, boxes.height)
+    return Boxes(
+        np.where(over, x, boxes.x),
+        np.where(over, y, boxes.y),
+        np.where(over, w, boxes.w),
+        np.where(over, h, boxes.h),
+        boxes.width,
+        boxes.height,
+    )
 
 
-def resized_area(boxes: Boxes, image_res: int) -> np.ndarray:
+def resized_area(boxes: Boxes, image_res: int) -> Floats:
     """Each box's area in pixels after its image was resized to a square of side `image_res`."""
     return boxes.w * boxes.h * image_res * image_res / (boxes.width * boxes.height)
 
 
-def box_too_small(boxes: Boxes, image_res: int = 224, patch_size: int = 16, rule: SmallBoxRule = "area") -> np.ndarray:
+def box_too_small(boxes: Boxes, image_res: int = 224, patch_size: int = 16, rule: SmallBoxRule = "area") -> Bools:
     """True where the box is smaller than a patch once the image is resized to `image_res` (equality keeps).
 
     `area` is our reading of the paper: the box covers less area than a patch; `any_side`: some side is shorter than

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2vlm.data.columns import num_words, numbers
+from x2vlm.data.columns import flags, num_words, numbers
 from x2vlm.data.filters import Verdict
 from x2vlm.data.languages import DETECTOR, detect_languages
 
@@ -18,8 +18,8 @@ URL = r"(?i)\bhttps?://|\bwww\.\S"
 
 
 def not_empty(texts: pa.Array) -> Verdict:
-    """Keeps texts with a character that is no white space; null has none."""
-    keep = _mask(pc.match_substring_regex(texts, r"\S"))
+    """Keeps texts with a character that is no white space (of any script); null has none."""
+    keep = flags(pc.invert(pc.or_(pc.utf8_is_space(texts), pc.equal(pc.binary_length(texts), 0))))
     return _about_all("empty_caption", keep, None, None, reason="no text")
 
 
@@ -30,7 +30,7 @@ def language_in(texts: pa.Array, claimed: pa.Array, languages: Sequence[str], by
     detector's probability for what it found.
     """
     named, value = detect_languages(texts) if by_detector else (claimed, None)
-    keep = _mask(pc.is_in(named, pa.array(list(languages), pa.string())))
+    keep = flags(pc.is_in(named, pa.array(list(languages), pa.string())))
     return _about_all("language", keep, value, None, f"by {DETECTOR if by_detector else 'its source'}", named)
 
 
@@ -66,7 +66,7 @@ def max_repeated_chars(texts: pa.Array, most: int) -> Verdict:
 
 def no_url(texts: pa.Array) -> Verdict:
     """Keeps texts without a web address: http:// or https://, or a word that begins with www."""
-    return _about_all("url_in_caption", ~_mask(pc.match_substring_regex(texts, URL)), None, None, reason="has a URL")
+    return _about_all("url_in_caption", ~flags(pc.match_substring_regex(texts, URL)), None, None, reason="has a URL")
 
 
 def longest_run(texts: pa.Array) -> np.ndarray:
@@ -111,7 +111,3 @@ def _about_all(
 ) -> Verdict:
     value = np.full(len(keep), np.nan) if value is None else value
     return Verdict(rule, keep, value, threshold, np.ones(len(keep), dtype=bool), reason=reason, labels=labels)
-
-
-def _mask(values: pa.Array) -> np.ndarray:
-    return pc.fill_null(values, False).to_numpy(zero_copy_only=False)

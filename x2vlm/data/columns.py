@@ -53,7 +53,7 @@ class SampleColumns:
     @cached_property
     def is_video(self) -> np.ndarray:
         """bool; a row of unknown kind counts as an image, for which the rules are stricter."""
-        return pc.fill_null(pc.equal(self.rows["kind"], "video"), False).to_numpy(zero_copy_only=False)
+        return flags(pc.equal(one_array(self.rows["kind"]), "video"))
 
     @cached_property
     def size(self) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ class SampleColumns:
     @cached_property
     def has_source_scores(self) -> np.ndarray:
         """True where the source brings scores at all, whether or not it knows this or that one."""
-        return one_array(self.rows["source_scores"]).is_valid().to_numpy(zero_copy_only=False)
+        return flags(one_array(self.rows["source_scores"]).is_valid())
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -103,9 +103,17 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
 
 def numbers(values: pa.Array) -> np.ndarray:
     """float64, NaN for null."""
-    return pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    found: np.ndarray = pc.fill_null(values.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)
+    return found
+
+
+def flags(values: pa.Array) -> np.ndarray:
+    """bool, False for null."""
+    found: np.ndarray = pc.fill_null(values, False).to_numpy(zero_copy_only=False)
+    return found
 
 
 def num_words(texts: pa.Array) -> np.ndarray:
     """The number of words of every text; 0 for null. A word is a run without white space with a letter or digit."""
-    return pc.fill_null(pc.count_substring_regex(texts, WORD), 0).to_numpy(zero_copy_only=False)
+    found: np.ndarray = pc.fill_null(pc.count_substring_regex(texts, WORD), 0).to_numpy(zero_copy_only=False)
+    return found

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from x2vlm.data.columns import flags
 from x2vlm.data.texts import MADE_OF
 
 
@@ -14,7 +15,7 @@ def concept_texts(concepts: pa.StructArray) -> pa.Array:
     if not counts.any():
         return labels
     attributes, owner = lists.flatten(), np.repeat(np.arange(len(labels)), counts)
-    after = pc.fill_null(pc.starts_with(attributes, MADE_OF), False).to_numpy(zero_copy_only=False)
+    after = flags(pc.starts_with(attributes, MADE_OF))
     words = pa.concat_arrays([attributes, labels])
     # Attributes before the label have place 0, labels 1, materials 2; a stable sort keeps the order within each.
     concept, place = np.r_[owner, np.arange(len(labels))], np.r_[np.where(after, 2, 0), np.ones(len(labels), int)]

@@ -11,7 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2vlm.data.columns import SampleColumns, num_words, numbers
+from x2vlm.data.columns import SampleColumns, flags, num_words, numbers, one_array
+
+KEY_CHARS = 32  # of `x2vlm.samples.sample_key`
+CHECKSUM_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 1], dtype=np.uint64)  # odd
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def not_nsfw(columns: SampleColumns, words: Sequence[str]) -> Verdict:
     Sources without scores are not judged. A source with scores that has no word for the row: the row goes.
     """
     labels, applies = pc.utf8_upper(columns.source_score("nsfw")), columns.has_source_scores
-    known = pc.fill_null(pc.not_equal(labels, ""), False).to_numpy(zero_copy_only=False)
-    named = pc.is_in(labels, pa.array([word.upper() for word in words], pa.string())).to_numpy(zero_copy_only=False)
+    known = flags(pc.not_equal(labels, ""))
+    named = flags(pc.is_in(labels, pa.array([word.upper() for word in words], pa.string())))
     nothing = np.full(len(columns), np.nan)
     keep = ~applies | (known & ~named)
     reason = "the source brings scores but no NSFW word for this row"
@@ -112,15 +115,26 @@ def not_nsfw(columns: SampleColumns, words: Sequence[str]) -> Verdict:
 
 def unique_key(columns: SampleColumns) -> Verdict:
     """Keeps the first row of every key: shards name their members by it."""
-    keys = columns.rows["key"].combine_chunks()
+    keys = one_array(columns.rows["key"])
     keep = np.ones(len(columns), dtype=bool)
-    if pc.count_distinct(keys, mode="all").as_py() < len(keys):  # costs a third of finding out which
+    if _may_repeat(keys):
         codes = keys.dictionary_encode(null_encoding="encode").indices.to_numpy()
         keep[:] = False
         keep[np.unique(codes, return_index=True)[1]] = True
     reason = "an earlier row of this part has the same key"
     nothing = np.full(len(columns), np.nan)
     return Verdict("duplicate_key", keep, nothing, None, np.ones(len(columns), dtype=bool), reason=reason)
+
+
+def _may_repeat(keys: pa.StringArray) -> bool:
+    """False where all keys are certainly different: a checksum of each, sorted, costs half of a hash table of texts."""
+    offsets = np.frombuffer(keys.buffers()[1], dtype=np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    if keys.null_count or not len(keys) or np.any(np.diff(offsets) != KEY_CHARS):
+        return len(keys) > 1
+    data = memoryview(keys.buffers()[2])[offsets[0] : offsets[-1]]
+    words = np.frombuffer(data, dtype=np.uint64).reshape(len(keys), KEY_CHARS // 8)
+    checksums = np.sort((words * CHECKSUM_FACTORS).sum(axis=1, dtype=np.uint64))
+    return bool(np.any(checksums[1:] == checksums[:-1]))
 
 
 def rule_values(rows: pa.Table) -> pa.Table:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from x2vlm.data.columns import flags
 from x2vlm.data.texts import compared_words
 
 OverlapMeasure = Literal["smaller", "jaccard"]
@@ -108,7 +109,7 @@ def _words(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     lists = _word_lists(encoded.dictionary)
     codes = encoded.indices.to_numpy(zero_copy_only=False)
     flat = lists.flatten()
-    is_word = pc.not_equal(flat, "").to_numpy(zero_copy_only=False)  # a text without words splits into one empty one
+    is_word = flags(pc.not_equal(flat, ""))  # a text without words splits into one empty one
     of_list = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).to_numpy(zero_copy_only=False))
     lengths = np.bincount(of_list[is_word], minlength=len(lists))
     words = flat.filter(pa.array(is_word)).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -131,7 +132,8 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.n
     """starts[c], starts[c] + 1, ... starts[c] + lengths[c] - 1 for every c in `chosen`, behind each other."""
     counts = lengths[chosen]
     begins = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) + np.repeat(starts[chosen] - begins, counts)
+    inside: np.ndarray = np.arange(counts.sum()) + np.repeat(starts[chosen] - begins, counts)
+    return inside
 
 
 def _shared_words(
