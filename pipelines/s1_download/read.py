@@ -182,5 +182,5 @@ class _Tables:
 
 
 READ = Stage(
-    name="read", version=1, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
+    name="read", version=2, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
 )

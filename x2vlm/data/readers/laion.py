@@ -2,8 +2,8 @@
 
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
-(so the row number is the row key). A row has a place for neither the scores that some releases join (similarity,
-punsafe, pwatermark, NSFW) nor the hashes (md5, hash): those columns are not read.
+(so the row number is the row key). The scores that releases bring or join (similarity, punsafe, pwatermark, NSFW) go
+with the row for rules that an experiment switches on; a release without any of them gives rows without scores.
 """
 
 from collections import Counter
@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from x2vlm.data.readers.source import Source, whole_number
+from x2vlm.data.readers.source import Source, finite_number, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Caption, Drop, Sample
+from x2vlm.samples import Caption, Drop, Sample, SourceScores
 
 COLUMNS = {  # what we read: names it goes by in lower case
     "url": ("url",),
@@ -25,7 +25,12 @@ COLUMNS = {  # what we read: names it goes by in lower case
     "height": ("height", "original_height"),
     "licence": ("license",),
     "language": ("language",),
+    "similarity": ("similarity",),
+    "punsafe": ("punsafe",),
+    "pwatermark": ("pwatermark",),
+    "nsfw": ("nsfw",),
 }
+SCORES = ("similarity", "punsafe", "pwatermark")
 REQUIRED = ("url", "text")
 
 
@@ -97,4 +102,15 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
         claimed_width=whole_number(values.get("width")),
         claimed_height=whole_number(values.get("height")),
         licence=source.licence if licence in ("", "?") else licence,
+        source_scores=_source_scores(values),
+    )
+
+
+def _source_scores(values: Mapping[str, Any]) -> SourceScores | None:
+    """The scores in the row's columns, None for what is missing or no number; None at all where no column is there."""
+    if not any(name in values for name in (*SCORES, "nsfw")):
+        return None
+    nsfw = values.get("nsfw")
+    return SourceScores(
+        **{name: finite_number(values.get(name)) for name in SCORES}, nsfw=None if nsfw is None else str(nsfw)
     )
