@@ -252,7 +252,7 @@ def test_strict_takes_the_picture_out_of_all_sources(spreading: tuple[Training, 
 
 def test_report_and_paper_spread_nothing(spreading: tuple[Training, Evaluation]) -> None:
     assert [(one["key"], one["action"]) for one in leaks(*spreading, policy="report")] == [("a", "report")]
-    assert [(one["key"], one["action"]) for one in leaks(*spreading, policy="paper")] == [("a", "report")]
+    assert [(one["key"], one["action"]) for one in leaks(*spreading, policy="paper")] == [("a", "drop")]
 
 
 def test_paper_drops_from_coco_and_visual_genome_by_id_only() -> None:

@@ -18,7 +18,7 @@ from x2vlm.data.phash import (
     format_phash,
     thumbnail_correlation,
     thumbnail_matrix,
-    variant,
+    variants,
 )
 
 PHOTOS = Path(__file__).parents[2] / "datasets/sample/media/photos"
@@ -82,16 +82,17 @@ def test_a_mirror_image_is_found_by_its_variant_only() -> None:
         picture = open_image(path.read_bytes())
         mirrored = jpeg(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 90)
         assert bits(fingerprint([picture]), fingerprint([mirrored])) > 6, path.name
-        assert bits(fingerprint([variant(picture, "mirrored")]), fingerprint([mirrored])) <= 6, path.name
+        assert bits(fingerprint([dict(variants(picture))["mirrored"]]), fingerprint([mirrored])) <= 6, path.name
 
 
-def test_the_cropped_variant_leaves_out_a_twentieth_of_each_side() -> None:
+def test_cropped_variants_leave_out_a_twentieth_of_each_side_in_five_places() -> None:
     picture = Image.fromarray(np.arange(80 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(80, 120, 3))
-    cropped = variant(picture, "cropped")
-    assert cropped.size == (114, 76)
-    assert cropped.tobytes() == picture.crop((3, 2, 117, 78)).tobytes()
-    with pytest.raises(ValueError, match="mirrored, cropped"):
-        variant(picture, "rotated")
+    found = list(variants(picture))
+    assert [name for name, _ in found] == ["mirrored", *["cropped"] * 5]
+    windows = [(0, 0), (6, 0), (0, 4), (6, 4), (3, 2)]
+    for (_, cropped), (left, top) in zip(found[1:], windows, strict=True):
+        assert cropped.size == (114, 76)
+        assert cropped.tobytes() == picture.crop((left, top, left + 114, top + 76)).tobytes()
 
 
 @pytest.mark.parametrize(("contrast", "flat"), [(0, True), (3.9, True), (4.1, False), (60, False)])

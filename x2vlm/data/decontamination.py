@@ -6,7 +6,7 @@
 | sha256, pixels | bytes or pixels are those of a test picture | 1 |
 | phash | hashes within `radius` bits and thumbnails alike | share of equal bits |
 | phash | of a clip: half of the test clip's frames have a near one in it | share of those frames |
-| phash_mirrored, phash_cropped | as phash, with the test picture mirrored or cropped by 5 % | share of equal bits |
+| phash_mirrored, phash_cropped | as phash, with the test picture mirrored or cropped by 5 % (`variants`) | equal bits |
 | embedding | cosine of at least `min_cosine` with a test picture's | cosine |
 
 A test picture is compared in all ways, and a row is reported once per test picture and method. Nothing here looks at

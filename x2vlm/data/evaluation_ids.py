@@ -178,7 +178,8 @@ def _table(eval_set: str, found: Found) -> pa.Table:
 def _rows(
     eval_set: str, split: str, eval_id: str, ids: Iterable[Id], span: tuple[float | None, float | None]
 ) -> Iterator[dict[str, Any]]:
-    for kind, value in list(ids) or [(None, None)]:
+    known: list[Id] | list[tuple[None, None]] = list(ids) or [(None, None)]
+    for kind, value in known:
         values = (eval_set, split, eval_id, kind, value, *span)
         yield dict(zip(EVALUATION_ID_SCHEMA.names, values, strict=True))
 

@@ -21,7 +21,7 @@ TRAIN_SCHEMA = pa.schema(
 )
 EVALUATION_SCHEMA = pa.schema(
     [pa.field(name, pa.string()) for name in ("eval_set", "split", "eval_id", "kind")]
-    + [pa.field("variant", pa.string()), pa.field("sha256", pa.string())]  # variant: "" or one of phash.VARIANTS
+    + [pa.field("variant", pa.string()), pa.field("sha256", pa.string())]  # variant: "" or one of phash.variants
     + FINGERPRINT_FIELDS
 )
 LEAK_SCHEMA = pa.schema(
