@@ -32,6 +32,7 @@ from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
 from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from pipelines.why.trace import tell_stories
+from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -164,9 +165,15 @@ def export_experiment(options: argparse.Namespace) -> Outcome:
 
 
 def explain_row(options: argparse.Namespace) -> Outcome:
-    """What happened at every stage to the rows that `options.row` names."""
+    """What happened at every stage to the rows that `options.row` names, or what `options.what_if` would change."""
     experiment = load_experiment(options.experiment, options.store)
-    stories = tell_stories(_open_store(experiment.store_uri), experiment.name, options.row)
+    store = _open_store(experiment.store_uri)
+    if bool(options.row) == bool(options.what_if):
+        raise ConfigError("name a row (a key, an address, <source>:<row>), or give --what-if <field>=<value>")
+    if options.what_if:
+        answer = what_if(store, experiment, parse_changes(options.what_if))
+        return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
+    stories = tell_stories(store, experiment.name, options.row)
     text = "\n\n".join("\n".join(story.lines()) for story in stories)
     return Outcome(EXIT_OK, text, {"rows": [story.to_json() for story in stories]})
 

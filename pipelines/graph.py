@@ -22,7 +22,6 @@ from pipelines.s5_pretrain import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
-from x2vlm.data.phash import VARIANTS
 from x2vlm.errors import ConfigError
 
 
@@ -126,12 +125,11 @@ def _judging_nodes(experiment: Experiment, branch: str, role: str, may_be_empty:
         )
     ]
     if role == "train" or experiment.decontaminate is not None:
-        variants = VARIANTS if role == "held_out" else ()
         nodes.append(
             Node(
                 key=f"score/{branch}",
                 stage=replace(SCORE, allow_zero_rows=may_be_empty),
-                config=experiment.score.model_copy(update={"variants": variants}),
+                config=experiment.score.model_copy(update={"variants": role == "held_out"}),
                 inputs={
                     "rows": (f"filter/{branch}",),
                     "media": (f"download/{branch}",),

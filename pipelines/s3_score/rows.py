@@ -20,7 +20,7 @@ from pipelines.s3_score.config import ScoreConfig
 from x2vlm.data.clip_score import Clip, embed_pixels, embed_texts
 from x2vlm.data.media import open_image
 from x2vlm.data.packs import MediaPack
-from x2vlm.data.phash import Fingerprint, fingerprint, variant
+from x2vlm.data.phash import Fingerprint, fingerprint, variants
 from x2vlm.data.texts import concept_text
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import CorruptArtifact, InvalidSample
@@ -137,8 +137,9 @@ def prepare(clip: Clip, sample: Sample, pack: MediaPack, config: ScoreConfig) ->
 
 
 def _variants(sample: Sample, picture: Image.Image, config: ScoreConfig) -> tuple[tuple[str, Fingerprint], ...]:
-    names = config.variants if sample.kind == "image" else ()
-    return tuple((name, fingerprint([variant(picture, name)])) for name in names)
+    if not config.variants or sample.kind != "image":
+        return ()
+    return tuple((name, fingerprint([changed])) for name, changed in variants(picture))
 
 
 def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:

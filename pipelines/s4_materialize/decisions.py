@@ -14,16 +14,18 @@ import pyarrow as pa
 
 from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, Read
 from x2vlm.errors import ConfigError
-from x2vlm.samples import CAPTION_TYPE, write_table
+from x2vlm.samples import CAPTION_TYPE, CONCEPT_TYPE, write_table
 
 DECISION_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("rule", pa.string()),  # why the row goes; "" where it stays and only gets captions
+        ("rule", pa.string()),  # why the row goes; "" where it stays and only gets texts
         ("value", pa.float64()),
         ("threshold", pa.float64()),
         ("reason", pa.string()),
-        ("captions", pa.list_(CAPTION_TYPE)),  # of rows that go for its sake
+        # What the row gets from rows that go for its sake.
+        ("captions", pa.list_(CAPTION_TYPE)),
+        ("concepts", pa.list_(CONCEPT_TYPE)),
     ]
 )
 

@@ -150,7 +150,6 @@ def _decisions(leaks: pa.Table) -> pa.Table:
             "value": leak["score"],
             "threshold": None,
             "reason": reason,
-            "captions": [],
         }
     return pa.Table.from_pylist(list(made.values()), schema=DECISION_SCHEMA)
 

@@ -3,7 +3,8 @@
 Rows that leave for another reason are not looked at: a row never gives way to one that goes itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,18 @@ from pipelines.s4_materialize.evidence import EMBEDDINGS, FINGERPRINTS, SCORES, 
 from pipelines.s4_materialize.thresholds import ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
 from x2vlm.data.duplicates import DuplicateConfig, count_duplicates, find_duplicates
-from x2vlm.samples import write_table
+from x2vlm.data.merging import merge_captions, merge_concepts
+from x2vlm.samples import Sample, samples_of, write_table
 
 CLUSTERS = "clusters.parquet"
 
 
 class DeduplicateConfig(FrozenConfig):
-    """What counts as a duplicate, and whether the row that stays takes over what others said about its picture."""
+    """What counts as a duplicate, and what the row that stays takes over from those that go (`x2vlm.data.merging`)."""
 
     rule: DuplicateConfig = DuplicateConfig()
     merge_captions: bool = False
+    merge_concepts: bool = False  # of pictures with the same pixels only
     thresholds: ScoreThresholds = ScoreThresholds()  # of the experiment's partition
 
 
@@ -50,8 +53,8 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
         evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads))))
     rows = pa.concat_tables(evidence)
     clusters = find_duplicates(rows, config.rule)
-    captions = _merged_captions(inputs, part, clusters) if config.merge_captions else {}
-    file_rows = write_decisions(out.path, owners, _decisions(clusters, config.rule, captions))
+    additions = list(_additions(config, inputs, part, clusters))
+    file_rows = write_decisions(out.path, owners, _decisions(clusters, config.rule, additions))
     write_table(clusters, out.path / CLUSTERS)
     num_rows = sum(len(keys) for _, keys in owners)
     return PartResult(
@@ -81,7 +84,7 @@ def stays(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads
     return keep
 
 
-def _decisions(clusters: pa.Table, rule: DuplicateConfig, captions: Mapping[str, list[dict[str, str]]]) -> pa.Table:
+def _decisions(clusters: pa.Table, rule: DuplicateConfig, additions: Sequence[dict[str, Any]]) -> pa.Table:
     limits = {"phash": rule.radius, "embedding": None if rule.min_cosine is None else 1 - rule.min_cosine}
     made: list[dict[str, Any]] = [
         {
@@ -90,30 +93,39 @@ def _decisions(clusters: pa.Table, rule: DuplicateConfig, captions: Mapping[str,
             "value": row["distance"],
             "threshold": float(limits.get(row["method"]) or 0.0),
             "reason": f"shows what {row['keeper']} shows, by {row['method']}",
-            "captions": [],
         }
         for row in clusters.to_pylist()
         if row["action"] == "drop"
     ]
-    made += [{"key": key, "rule": "", "captions": texts} for key, texts in captions.items() if texts]
-    return pa.Table.from_pylist(made, schema=DECISION_SCHEMA)
+    return pa.Table.from_pylist([*made, *additions], schema=DECISION_SCHEMA)
 
 
-def _merged_captions(inputs: PartReader, part: Part, clusters: pa.Table) -> dict[str, list[dict[str, str]]]:
-    """For every row that stays, what the rows that go for it say and it does not, in the order of their keys."""
-    keeper_of = {row["key"]: row["keeper"] for row in clusters.to_pylist() if row["action"] in ("drop", "keep")}
-    said: dict[str, list[dict[str, str]]] = {}
+def _additions(
+    config: DeduplicateConfig, inputs: PartReader, part: Part, clusters: pa.Table
+) -> Iterator[dict[str, Any]]:
+    """A decision for every row that takes over something: the captions and concepts that it gets behind its own."""
+    going: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
+    for row in clusters.to_pylist():
+        if row["action"] == "drop":
+            going.setdefault(row["keeper"], {})[row["key"]] = row["method"]
+    if not going or not (config.merge_captions or config.merge_concepts):
+        return
+    wanted = pa.array(sorted({*going, *(key for keys in going.values() for key in keys)}), pa.string())
+    samples: dict[str, Sample] = {}
     for _, reads in split_reads(part):
-        table = pq.read_table(inputs.local_path(reads[0].file), columns=["key", "captions"])
-        table = table.filter(pc.is_in(table["key"], value_set=pa.array(list(keeper_of), pa.string())))
-        said |= {row["key"]: row["captions"] or [] for row in table.to_pylist()}
-    merged: dict[str, list[dict[str, str]]] = {}
-    for key in sorted(keeper_of):
-        keeper = keeper_of[key]
-        known = {text["text"] for text in (*said[keeper], *merged.get(keeper, ()))}
-        fresh = {text["text"]: text for text in said[key] if key != keeper and text["text"] not in known}
-        merged.setdefault(keeper, []).extend(fresh.values())
-    return merged
+        rows = pq.read_table(inputs.local_path(reads[0].file), filters=pc.field("key").isin(wanted))
+        samples |= {sample.key: sample for sample in samples_of(rows)}
+    for key in sorted(going):
+        keeper, others = samples[key], [(samples[other], method) for other, method in going[key].items()]
+        added: dict[str, Any] = {}
+        if config.merge_captions:
+            merged = merge_captions(keeper, [sample for sample, _ in others])
+            added["captions"] = [asdict(one) for one in merged.captions[len(keeper.captions) :]]
+        if config.merge_concepts:
+            merged = merge_concepts(keeper, others)
+            added["concepts"] = [asdict(one) for one in merged.concepts[len(keeper.concepts) :]]
+        if any(added.values()):
+            yield {"key": key, "rule": "", **added}
 
 
 def finish_deduplicate(config: DeduplicateConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:

@@ -21,6 +21,9 @@ from x2vlm.data.shards import SCORED_SCHEMA
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
+ADDED = ("captions", "concepts")
+Additions = dict[str, dict[str, list[dict[str, Any]]]]  # key -> what the row gets, by unit
+
 
 class PartitionConfig(ScoreThresholds):
     """Which rows stay, and how they become shards."""
@@ -51,10 +54,10 @@ def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out:
     """Bucket files of one filter part and its drops."""
     rows = _scored_rows(inputs, part.reads[0], part.reads[1], SCORE_COLUMNS[config.score])
     keep, drops = score_drops(config, rows)
-    merged: dict[str, list[dict[str, str]]] = {}
+    additions: Additions = {}
     for read in part.reads[2:]:
-        keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, merged)
-    rows = add_captions(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), merged)
+        keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
+    rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
     kept = rows.filter(pa.array(keep, pa.bool_()))
     file_rows = {"drops.parquet": len(drops)}
     for shard, bucket in split_by_shard(kept, config.seed, config.num_shards):
@@ -62,7 +65,8 @@ def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out:
         file_rows[bucket_name(shard)] = bucket.num_rows
     write_table(drop_table(drops), out.path / "drops.parquet")
     counts = count_units(rows, kept, count_rules(drops, "row"))
-    summary = {"grains": count_grains(kept), "merged_captions": sum(map(len, merged.values()))}
+    added = {unit: sum(len(items[unit]) for items in additions.values()) for unit in ADDED}
+    summary = {"grains": count_grains(kept), "added": added}
     return PartResult(counts, file_rows, summary)
 
 
@@ -71,17 +75,17 @@ def apply_decisions(
     rows: pa.Table,
     keep: np.ndarray,
     drops: Sequence[Drop],
-    merged: dict[str, list[dict[str, str]]],
+    additions: Additions,
 ) -> tuple[np.ndarray, list[Drop]]:
-    """`keep` and `drops` with what `decisions` take out of what is left; captions that rows get go into `merged`."""
+    """`keep` and `drops` with what `decisions` take out of what is left; what rows get goes into `additions`."""
     place = {key: number for number, key in enumerate(rows["key"].to_pylist())}
     keep, drops = keep.copy(), list(drops)
     for decision in decisions.to_pylist():
         row = place.get(decision["key"])
         if row is None or not keep[row]:
             continue
-        if decision["captions"]:
-            merged.setdefault(decision["key"], []).extend(decision["captions"])
+        if any(decision[unit] for unit in ADDED):
+            additions[decision["key"]] = {unit: decision[unit] or [] for unit in ADDED}
         if decision["rule"]:
             keep[row] = False
             names = {name: rows[name][row].as_py() for name in ("key", "source", "source_row")}
@@ -90,14 +94,14 @@ def apply_decisions(
     return keep, drops
 
 
-def add_captions(rows: pa.Table, merged: dict[str, list[dict[str, Any]]]) -> pa.Table:
-    """`rows` with the captions of `merged` behind their own, by key."""
-    if not merged:
-        return rows
-    pairs = zip(rows["key"].to_pylist(), rows["captions"].to_pylist(), strict=True)
-    captions = [[*(own or ()), *merged.get(key, ())] for key, own in pairs]
-    column = rows.schema.get_field_index("captions")
-    return rows.set_column(column, rows.schema.field(column), pa.array(captions, rows.schema.field(column).type))
+def add_items(rows: pa.Table, additions: Additions) -> pa.Table:
+    """`rows` with the captions and concepts of `additions` behind their own, by key."""
+    for unit in ADDED if additions else ():
+        pairs = zip(rows["key"].to_pylist(), rows[unit].to_pylist(), strict=True)
+        items = [[*(own or ()), *additions.get(key, {}).get(unit, ())] for key, own in pairs]
+        place = rows.schema.get_field_index(unit)
+        rows = rows.set_column(place, rows.schema.field(place), pa.array(items, rows.schema.field(place).type))
+    return rows
 
 
 def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple[int, pa.Table]]:

@@ -5,16 +5,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.artifact import Manifest
 from pipelines.flow.audit_sample import Trace, trace_sample
 from pipelines.flow.audit_store import Stored
 from pipelines.flow.blobs import local_path_of
 from pipelines.flow.store import Store
+from pipelines.s2_filter import FILTER, FilterConfig
+from pipelines.s2_filter.judge import row_verdicts
+from pipelines.s4_materialize import PARTITION, PartitionConfig
 from pipelines.why.row_index import open_index
+from x2vlm.data.columns import SampleColumns
 from x2vlm.errors import ConfigError
-from x2vlm.samples import sample_key
+from x2vlm.samples import SAMPLE_SCHEMA, sample_key
 
 KEY = re.compile(r"[0-9a-f]{32}")
 READ_STAGE = "read"
@@ -131,28 +136,48 @@ def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
 def _story(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> Story:
     first = traces[0].values
     url = next((trace.values["url"] for trace in traces if trace.values.get("url")), "")
-    steps = tuple(step for trace in traces for step in _steps(trace))
+    configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
+    all_steps = (_step(trace, traces[:number], configs[trace.node]) for number, trace in enumerate(traces))
+    steps = tuple(step for step in all_steps if step.facts)
     told = {trace.node for trace in traces}
-    return Story(
-        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, traces, told)
-    )
+    return Story(key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told))
 
 
-def _steps(trace: Trace) -> Iterator[Step]:
+def _step(trace: Trace, before: Sequence[Trace], config: Mapping[str, Any]) -> Step:
     place = f"part {trace.part}, {trace.file} row {trace.row}"
-    yield Step(trace.node, trace.verdict, place, facts_of(trace))
+    facts = facts_of(trace)
+    stage = trace.node.partition("/")[0]
+    if trace.verdict == "kept" and stage == FILTER.name and before:
+        judged = next((one for one in reversed(before) if "captions" in one.values), None)
+        facts |= {} if judged is None else passed_rules(judged.values, FilterConfig.model_validate(config))
+    if trace.verdict == "kept" and stage == PARTITION.name and "clip_score" in facts:
+        thresholds = PartitionConfig.model_validate(config)
+        is_clip = trace.values["kind"] == "video"
+        limit = thresholds.min_clip_score if is_clip else thresholds.image_min_clip_score
+        facts["clip_score"] = f"{facts['clip_score']}" + ("" if limit is None else f" against {limit:g}")
+    return Step(trace.node, trace.verdict, place, facts)
 
 
-def _not_reached(manifests: Sequence[Stored], traces: Sequence[Trace], told: set[str]) -> tuple[str, ...]:
-    """Nodes below those that wrote about the row, in its own branch of the graph, that say nothing of it."""
+def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]:
+    """What each rule about rows compared for a row that it kept: {"min_short_edge": "480 against 224"}."""
+    columns = SampleColumns(pa.Table.from_pylist([dict(row)], schema=SAMPLE_SCHEMA))
+    return {
+        verdict.rule: f"{verdict.value[0]:g} against {verdict.threshold:g}"
+        for verdict in row_verdicts(columns, config)
+        if verdict.threshold is not None and verdict.applies[0] and np.isfinite(verdict.value[0])
+    }
+
+
+def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]:
+    """Nodes below those that wrote about the row that say nothing of it and come after all that do. (What lies between
+    had nothing to say: a search for duplicates, for example.)"""
+    order = [stored.manifest.node for stored in manifests]
+    last = max(order.index(node) for node in told)
     reachable = set(told)
-    missing = []
     for stored in manifests:
-        manifest: Manifest = stored.manifest
-        if manifest.node not in told and any(source.node in reachable for source in manifest.inputs):
-            reachable.add(manifest.node)
-            missing.append(manifest.node)
-    return tuple(missing)
+        if any(source.node in reachable for source in stored.manifest.inputs):
+            reachable.add(stored.manifest.node)
+    return tuple(node for node in order[last + 1 :] if node in reachable)
 
 
 def facts_of(trace: Trace) -> dict[str, Any]:
