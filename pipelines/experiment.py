@@ -18,7 +18,7 @@ from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
-from pipelines.s5_pretrain import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import FrozenConfig, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 

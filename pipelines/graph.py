@@ -18,7 +18,7 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
-from pipelines.s5_pretrain import PRETRAIN
+from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card

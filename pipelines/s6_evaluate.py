@@ -7,13 +7,11 @@ questions asked and the model's weights by sha256), so that two numbers can be t
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 import pydantic
-import torch
 from PIL import Image
-from torch import Tensor
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from x2vlm.config import FrozenConfig, parse_config
@@ -23,8 +21,12 @@ from x2vlm.data.packs import MediaPack
 from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.samples import Sample, samples_of, write_table
-from x2vlm.tasks.catalog import TASKS
-from x2vlm.tasks.task import TaskContext, TaskResult
+from x2vlm.tasks.config import TASK_CONFIGS
+
+if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
+    from torch import Tensor
+
+    from x2vlm.tasks.task import TaskResult
 
 
 class EvaluateConfig(FrozenConfig):
@@ -37,7 +39,7 @@ class EvaluateConfig(FrozenConfig):
 
     @pydantic.model_validator(mode="after")
     def _options_fit_the_task(self) -> "EvaluateConfig":
-        parse_config(TASKS[self.task].config_type, self.options, f"options of task {self.task}")
+        parse_config(TASK_CONFIGS[self.task], self.options, f"options of task {self.task}")
         return self
 
 
@@ -57,7 +59,11 @@ def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
 
 def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Run the task on every held-out sample that has media."""
-    from x2vlm.models.hf import load_pretrained  # timm and transformers: planning must not wait for them
+    import torch
+
+    from x2vlm.models.hf import load_pretrained
+    from x2vlm.tasks.catalog import TASKS
+    from x2vlm.tasks.task import TaskContext
 
     files = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "model"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,8 +121,10 @@ class HeldOutMedia:
         raise InvalidSample("missing_media", f"no media pack holds {sample.media.sha256} of sample {sample.key}")
 
 
-def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str], max_tokens: int) -> "tuple[Tensor, Tensor]":
     """Ids and mask (B, L) of cleaned texts, padded to the longest; ConfigError for a text of punctuation alone."""
+    import torch
+
     try:
         rows = [tokenizer.encode(pre_caption(text, max_tokens), max_tokens) for text in texts]
     except InvalidSample as error:
@@ -129,7 +137,7 @@ def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str], max_tokens
     return ids_BL, mask_BL
 
 
-def describe(config: EvaluateConfig, result: TaskResult, weights_sha256: str) -> Mapping[str, Any]:
+def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) -> Mapping[str, Any]:
     """What `result.json` holds."""
     return {
         "task": config.task,

@@ -22,6 +22,9 @@ SYMBOLS = [
     "webdataset.WebDataset",
 ]
 
+# What planning a run must not wait for.
+HEAVY = ["torch", "torchvision", "transformers", "timm", "open_clip", "mlflow", "ray", "img2dataset", "pandas", "scipy"]
+
 
 def run_with_root_on_path(root: Path, folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` as a submitted Ray job would see the world: the repository's root, and it alone, on PYTHONPATH."""
@@ -35,6 +38,20 @@ def test_datasets_folder_shadows_nothing(project_root: Path, tmp_path: Path) -> 
     code = "\n".join(f"from {symbol.rsplit('.', 1)[0]} import {symbol.rsplit('.', 1)[1]}" for symbol in SYMBOLS)
     result = run_with_root_on_path(project_root, tmp_path, code)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_planning_imports_no_heavy_library(project_root: Path, tmp_path: Path) -> None:
+    """A dry run must answer at once: torch alone is 3 CPU seconds, with transformers and timm 13."""
+    lines = [
+        "import sys",
+        "import pipelines.driver, pipelines.graph, pipelines.experiment",
+        "graph = pipelines.graph.build_graph(pipelines.experiment.load_experiment('sample'))",
+        "assert 'pretrain/sample' in graph",
+        f"print([name for name in {HEAVY} if name in sys.modules])",
+    ]
+    result = run_with_root_on_path(project_root, tmp_path, "\n".join(lines))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip() == "[]"
 
 
 def test_datasets_holds_no_python(project_root: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -17,25 +17,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from x2vlm.batch import UNUSED_LABEL, Batch
-from x2vlm.config import FrozenConfig
 from x2vlm.models.fusion import VisionMemory
 from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens, join_rows
+from x2vlm.objective_config import ContrastiveGradient, ObjectiveConfig, Parity
 
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
-
-Parity = Literal["fixed", "reference"]
-ContrastiveGradient = Literal["true", "reference"] | float
-
-
-class ObjectiveConfig(FrozenConfig):
-    """Which losses are computed and where they follow the reference."""
-
-    matching: bool = True
-    contrastive_gradient: ContrastiveGradient = "true"
-    box_loss_on_whole_images: bool = False
-    parity: Parity = "fixed"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""Stores to test against (a local folder, memory, a real S3 protocol server on this machine) and MLflow databases."""
+"""Stores to test against (a local folder, memory, a real S3 protocol server on this machine)."""
 
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,20 +57,3 @@ def age(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, float], None]:
         os.utime(path, (stat.st_atime - seconds, stat.st_mtime - seconds))
 
     return make_older
-
-
-@pytest.fixture(scope="session")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables and nothing else; making the tables takes seconds, copying it nothing."""
-    from mlflow.tracking import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def tracking_uri(empty_mlflow: Path, tmp_path: Path) -> str:
-    """A fresh MLflow on sqlite."""
-    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -91,16 +91,17 @@ def test_selected_nodes_need_finished_ancestors(tmp_path: Path) -> None:
     assert "--only 'read/coco'" in job.stdout
 
 
-def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+def test_a_damaged_part_is_named(tmp_path: Path, tracking_uri: str) -> None:
     store = tmp_path / "store"
-    assert run_job("run_stage.py", "sample", "--store", str(store), "--only", "read/coco", "--inline").returncode == 0
+    run = ("run_stage.py", "sample", "--store", str(store), "--inline", "--tracking-uri", tracking_uri)
+    assert run_job(*run, "--only", "read/coco").returncode == 0
     (record,) = store.glob("parts/read/*/*/part.json")
     rows = next(record.parent.glob("rows-*.parquet"))
     rows.write_bytes(rows.read_bytes()[:-1] + b"?")
     job = run_job("audit_lineage.py", "read/coco", "--store", str(store))
     assert job.returncode == 2
     assert rows.name in job.stdout
-    job = run_job("run_stage.py", "sample", "--store", str(store), "--only", "download/coco", "--inline")
+    job = run_job(*run, "--only", "download/coco")
     assert job.returncode == 1
     assert rows.name in job.stdout
 

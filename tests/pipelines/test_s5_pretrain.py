@@ -12,7 +12,9 @@ import pydantic
 import pytest
 
 from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
-from pipelines.s5_pretrain import PRETRAIN, PretrainConfig, fetch_shards, plan_pretrain, pretrain_part
+from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
+from pipelines.s5_pretrain.worker import fetch_shards
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.hf import load_pretrained
@@ -163,7 +165,7 @@ def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_p
     """Two workers on a real Ray; one kills itself after the first checkpoint. Weights equal an undisturbed run."""
     import ray
 
-    import pipelines.s5_pretrain as s5
+    import pipelines.s5_pretrain.worker as s5
 
     config = CONFIG.model_copy(update={"world_size": 2})
     ray.init(num_cpus=4, include_dashboard=True)  # without the dashboard, replacing a worker hangs in Ray 2.60
@@ -173,7 +175,7 @@ def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_p
 
         def dying_worker(job):
             """The stage's own worker, imported afresh in the worker's process, with a hook after every step."""
-            import pipelines.s5_pretrain as worker_side
+            import pipelines.s5_pretrain.worker as worker_side
             from x2vlm.train.loop import fit
 
             def fit_and_die_once(*args):

@@ -11,7 +11,8 @@ from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s3_score import SCORE, ScoreConfig
 from pipelines.s4_materialize.pack import PACK, PackConfig
 from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
-from pipelines.s5_pretrain import PRETRAIN, PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from tests.flow.goldens import check_golden
 from x2vlm.config import FrozenConfig

@@ -12,12 +12,19 @@ from x2vlm.errors import InvalidSample
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
+from x2vlm.tasks.catalog import TASKS
+from x2vlm.tasks.config import TASK_CONFIGS
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
 from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_retrieval
 from x2vlm.tasks.scoring import box_iou
 from x2vlm.tasks.task import TaskContext, data_digest, image_tensor
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bus"]
+
+
+def test_every_task_is_configured_by_the_type_that_plans_are_checked_with() -> None:
+    assert {name: task.config_type for name, task in TASKS.items()} == TASK_CONFIGS
+    assert all(task.name == name for name, task in TASKS.items())
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from x2vlm.config import FrozenConfig
 from x2vlm.data.captions import mentions_a_side, pre_caption
+from x2vlm.data.config import ExampleConfig
 from x2vlm.data.frames import choose_frames
-from x2vlm.data.masking import MaskedText, MaskingConfig, mask_text
+from x2vlm.data.masking import MaskedText, mask_text
 from x2vlm.data.media import open_image
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import (
-    RegionConfig,
     RegionRow,
     draw_crop_around,
     place_boxes,
@@ -29,7 +27,6 @@ from x2vlm.data.texts import concept_text
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.data.transforms import (
     COLOUR_OPS,
-    AugmentConfig,
     PicturePlan,
     apply_plan,
     draw_operations,
@@ -38,16 +35,6 @@ from x2vlm.data.transforms import (
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Sample
-
-
-class ExampleConfig(FrozenConfig):
-    """How samples become rows; the defaults are the released 4M recipe."""
-
-    max_tokens: int = Field(default=40, ge=3)
-    frames_per_clip: int = Field(default=3, ge=1)
-    masking: MaskingConfig = MaskingConfig()
-    augment: AugmentConfig = AugmentConfig()
-    regions: RegionConfig = RegionConfig()
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from x2vlm.batch import Batch
-from x2vlm.config import FrozenConfig
 from x2vlm.data.batching import picture_batch, region_batch
+from x2vlm.data.config import DataConfig
 from x2vlm.data.examples import (
-    ExampleConfig,
     Recipe,
     RegionPlan,
     choose_caption,
@@ -28,35 +26,13 @@ from x2vlm.data.examples import (
 from x2vlm.data.order import Place
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import choose_rows
-from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream, StreamConfig
+from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.samples import Sample
 
 # Rows in a row that may be unusable before the shards are called broken.
 MAX_ATTEMPTS = 50
-
-
-class DataConfig(FrozenConfig):
-    """What is read, in which order and batches; the defaults are the released base 4M recipe."""
-
-    seed: int = 42
-    streams: tuple[StreamConfig, ...] = Field(
-        default=(
-            StreamConfig(kind="image", batch_size=1024),
-            StreamConfig(kind="region", batch_size=1024, num_images=400),
-        ),
-        min_length=1,
-    )
-    examples: ExampleConfig = ExampleConfig()
-    window_shards: int = Field(default=16, ge=1)  # shards whose rows are shuffled together
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> "DataConfig":
-        names = [stream.label for stream in self.streams]
-        if len(set(names)) < len(names):
-            raise ValueError(f"streams need different names, these are {names}")
-        return self
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
 
-from x2vlm.config import FrozenConfig
+from x2vlm.data.config import RegionConfig
 from x2vlm.data.randomness import Draws
 from x2vlm.data.transforms import Crop
 from x2vlm.samples import Box
 
 WHOLE_IMAGE = -1
-
-
-class RegionConfig(FrozenConfig):
-    """How rows are taken from a picture with boxes (released recipe).
-
-    `whole_pixels` cuts box numbers to whole pixels first, as the reference does.
-    """
-
-    max_regions: int = Field(default=5, ge=1)
-    min_share_in_crop: float = Field(default=0.5, ge=0, lt=1)
-    whole_pixels: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from pydantic import Field
 from torch import Tensor
 
-from x2vlm.config import FrozenConfig
+from x2vlm.data.config import AugmentConfig
 from x2vlm.data.randomness import Draws
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,24 +28,6 @@ COLOUR_OPS = ("identity", "autocontrast", "equalize", "brightness", "sharpness")
 GEOMETRY_OPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 
 Crop = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-class AugmentConfig(FrozenConfig):
-    """How pictures are varied in training; the defaults are the released pre-training recipe, with its mistakes mended.
-
-    `careful_flip`: a picture whose text says left or right is never mirrored. `same_for_all_frames`: the frames of a
-    clip are cropped, mirrored and changed alike. The reference does neither in pre-training; `parity="reference"` also
-    repeats its left/right test (substrings) and lets sharpened bytes wrap around at 255.
-    """
-
-    min_area: float = Field(default=0.2, gt=0, le=1)
-    flip_prob: float = Field(default=0.5, ge=0, le=1)
-    careful_flip: bool = True
-    same_for_all_frames: bool = True
-    num_ops: int = Field(default=2, ge=0)
-    op_prob: float = Field(default=0.5, ge=0, le=1)
-    strength: float = Field(default=7, ge=0, le=10)
-    parity: Literal["reference"] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """A model as a folder: `config.json` and `model.safetensors`, the layout the Hugging Face hub expects."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,7 +16,9 @@ from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.weights import load_own_tensors, own_tensors
-from x2vlm.models.x2vlm import X2VLM, build_model
+
+if TYPE_CHECKING:  # writing weights down need not import timm and transformers
+    from x2vlm.models.x2vlm import X2VLM
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,6 +51,8 @@ def from_pretrained(folder: Path) -> X2VLM:
 
 def load_pretrained(config_path: Path, weights_path: Path) -> X2VLM:
     """`from_pretrained` for two files that lie apart."""
+    from x2vlm.models.x2vlm import build_model
+
     config = _read_config(config_path)
     try:
         state = load_file(weights_path)

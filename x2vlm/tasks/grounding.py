@@ -9,25 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pydantic
 import torch
 
-from x2vlm.config import FrozenConfig
 from x2vlm.data.texts import concept_text
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Concept, Sample
-from x2vlm.tasks.scoring import IOU_THRESHOLD, bootstrap_interval, box_iou
+from x2vlm.tasks.config import GroundingConfig
+from x2vlm.tasks.scoring import bootstrap_interval, box_iou
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
-
-
-class GroundingConfig(FrozenConfig):
-    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right."""
-
-    iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
-    unambiguous: bool = True
 
 
 @torch.no_grad()

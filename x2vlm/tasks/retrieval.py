@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from x2vlm.config import FrozenConfig
 from x2vlm.errors import InvalidSample
 from x2vlm.models.tokens import VisionTokens
+from x2vlm.tasks.config import RetrievalConfig
 from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, recall_at
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
 
@@ -28,13 +27,6 @@ if TYPE_CHECKING:  # building a model imports timm and transformers; naming its 
     from x2vlm.models.x2vlm import X2VLM
 
 NOT_SHORTLISTED = -100.0  # as in the reference: below every matching logit that occurs
-
-
-class RetrievalConfig(FrozenConfig):
-    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K)."""
-
-    shortlist: int = pydantic.Field(default=128, gt=0)
-    recalls: tuple[int, ...] = (1, 5, 10)
 
 
 @torch.no_grad()

@@ -11,22 +11,21 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from x2vlm.config import FrozenConfig
 from x2vlm.data.loader import StepData, StepLoader, iterate_steps, substitutes_to_json
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import CorruptArtifact, X2VLMError
 from x2vlm.models.weights import load_own_tensors, own_tensors
-from x2vlm.objectives import ObjectiveConfig, pretrain_losses
+from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.objectives import pretrain_losses
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
+from x2vlm.train.config import TrainConfig
 from x2vlm.train.metrics import MetricsLog
 from x2vlm.train.optim import (
-    OptimizerConfig,
     build_optimizer,
     linear_rate,
     load_optimizer_tensors,
@@ -38,32 +37,6 @@ if TYPE_CHECKING:  # building a model imports timm and transformers; naming its 
     from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
-
-
-class TrainConfig(FrozenConfig):
-    """How long and how weights are moved; the defaults are the released base 4M recipe.
-
-    `stop_matching_at`: no matching loss from that step on. `cpu_threads` changes the order of sums, and so the last
-    bits of every result on CPU.
-    """
-
-    steps: int = Field(default=500_000, ge=1)
-    warmup_steps: int = Field(default=2_500, ge=0)
-    min_rate: float = Field(default=0.0, ge=0, le=1)
-    clip_norm: float = Field(default=1.0, gt=0)
-    optimizer: OptimizerConfig = OptimizerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    stop_matching_at: int | None = Field(default=None, ge=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    cpu_threads: int = Field(default=1, ge=1)
-    checkpoint_every: int = Field(default=1_000, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-
-    @model_validator(mode="after")
-    def _warms_up_in_time(self) -> TrainConfig:
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps})")
-        return self
 
 
 @dataclass

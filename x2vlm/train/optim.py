@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
 from x2vlm.models.reference import reference_names
-from x2vlm.objectives import Parity
+from x2vlm.objective_config import Parity
+from x2vlm.train.config import OptimizerConfig
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
@@ -44,22 +43,6 @@ _NEW_PARTS = (
     "absolute_frame_pos_embed",
     "crossattention.",
 )
-
-
-class OptimizerConfig(FrozenConfig):
-    """Rates of one run; the defaults are the published base 4M recipe."""
-
-    lr: float = Field(default=1e-4, gt=0)
-    lr_multiplier: float = Field(default=2.0, gt=0)
-    # Rates by part; they win over the multiplier, so a new cross-attention inside the text stack gets text_lr.
-    vision_lr: float | None = None
-    text_lr: float | None = None
-    cross_lr: float | None = None
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-8
-    # "reference" is the AdamW of transformers the paper used, "torch" is torch.optim.AdamW.
-    adamw: Literal["reference", "torch"] = "reference"
 
 
 def new_parameter_names(model: X2VLM) -> list[str]:

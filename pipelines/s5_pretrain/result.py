@@ -1,0 +1,114 @@
+"""What a finished pre-training leaves: weights, metrics, and the record of which sample came in which step."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
+from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.worker import METRICS
+from x2vlm.data.loader import StepLoader
+from x2vlm.data.streams import ShardFiles
+from x2vlm.data.tokenizer import WordPieceTokenizer
+from x2vlm.errors import StageFailed
+from x2vlm.models.hf import save_weights
+from x2vlm.train.checkpoint import CheckpointStore
+from x2vlm.train.metrics import read_metrics
+
+SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
+# Final numbers are means over this many last steps: a single step says little.
+NUM_FINAL_STEPS = 10
+
+
+def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, vocabulary: Path) -> PartResult:
+    """Copy the last checkpoint and the metrics to `out`, write the record of samples, and sum up."""
+    steps = config.train.steps
+    checkpoint = CheckpointStore(f"{out.state_uri}/checkpoints").load_newest()
+    if checkpoint is None or checkpoint.step != steps:
+        raise StageFailed(f"pretrain: the last checkpoint in {out.state_uri} is not of step {steps}; run it again")
+    training = config.model_dump(mode="json", exclude={"model"})
+    facts = {"shards_root": part.spec["shards_root"], "format": "x2vlm-pretrain-1"}
+    save_weights(config.model, checkpoint.model, out.path, {**training, **facts})
+    shutil.copyfile(vocabulary, out.path / "vocab.txt")
+    with fsspec.open(f"{out.state_uri}/{METRICS}", "rb") as source, (out.path / METRICS).open("wb") as target:
+        shutil.copyfileobj(source, target)
+    metrics = read_metrics(out.path / METRICS)
+    if [line["step"] for line in metrics] != list(range(steps)):
+        raise StageFailed(
+            f"pretrain: {out.state_uri}/{METRICS} does not hold every step exactly once; rerun with force"
+        )
+    file_rows = {METRICS: steps}
+    if config.record_samples:
+        file_rows["samples.parquet"] = _write_samples(config, inputs, part, metrics, out.path / "samples.parquet")
+    return PartResult(
+        counts={"rows": Count(steps, steps)},
+        file_rows=file_rows,
+        summary={
+            "metrics": final_metrics(metrics),
+            "metric_series": METRICS,
+            "model": {"name": "x2vlm", "type": "x2vlm-pretrain"},
+            "num_substitutes": sum(len(line.get("substitutes", ())) for line in metrics),
+            **facts,
+        },
+    )
+
+
+def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of all losses over the last NUM_FINAL_STEPS steps that have them."""
+    names = [name for name in metrics[-1] if name == "loss" or "/" in name]
+    final = {}
+    for name in names:
+        values = [line[name] for line in metrics[-NUM_FINAL_STEPS:] if name in line]
+        final[name] = sum(values) / len(values)
+    return final
+
+
+def _write_samples(
+    config: PretrainConfig, inputs: PartReader, part: Part, metrics: Sequence[Mapping[str, Any]], path: Path
+) -> int:
+    """The number of rows of `path`: what each step consumed, worked out from the order and the recorded substitutes."""
+    indexes = sorted(
+        (read.file.path, inputs.local_path(read.file)) for read in part.reads if read.file.path.endswith(".parquet")
+    )
+    loader = StepLoader(
+        [ShardFiles(index.with_suffix(".tar"), index) for _, index in indexes],
+        config.data,
+        WordPieceTokenizer(inputs.local_path(part.reads[-1].file).read_text(encoding="utf-8").rstrip("\n").split("\n")),
+        config.model.vision.image_res,
+        config.model.vision.patch_size,
+    )
+    num_rows = 0
+    with pq.ParquetWriter(path, SAMPLES_SCHEMA, compression="zstd") as writer:
+        for rows in _batched(consumed_samples(loader, metrics), 100_000):
+            columns = [pa.array(column) for column in zip(*rows, strict=True)]
+            writer.write_table(pa.Table.from_arrays(columns, schema=SAMPLES_SCHEMA))
+            num_rows += len(rows)
+    return num_rows
+
+
+def consumed_samples(loader: StepLoader, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
+    """(step, stream, key) of every sample that the steps of `metrics` consumed, with recorded substitutes put in."""
+    for line in metrics:
+        used = {(item["stream"], item["key"]): item["used"] for item in line.get("substitutes", ())}
+        for stream, key in loader.consumed(line["step"]):
+            seen = set()
+            while (stream, key) in used and key not in seen:
+                seen.add(key)
+                key = used[stream, key]
+            yield line["step"], stream, key
+
+
+def _batched(rows: Iterator[tuple[int, str, str]], size: int) -> Iterator[list[tuple[int, str, str]]]:
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,75 @@
+"""The pretrain stage: what it reads, and the order in which it trains and writes.
+
+One part. Its checkpoints live in the part's state folder, so a killed worker, a killed driver and a lost machine all
+end the same way: the same command goes on from the newest valid checkpoint. A part writes `model.safetensors`,
+`config.json`, `vocab.txt`, `metrics.jsonl` (one line per step) and `samples.parquet` (every sample of every step).
+"""
+
+from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.s5_pretrain.config import PretrainConfig
+from x2vlm.errors import ConfigError
+
+
+def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
+    """One part that reads every shard and the vocabulary."""
+    (shards,) = inputs["shards"]
+    (vocabulary,) = inputs["vocabulary"]
+    reads = [Read("shards", file) for part in shards.parts for file in part.files if _is_shard_file(file.path)]
+    reads.append(Read("vocabulary", vocabulary.parts[0].files[0]))
+    return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
+
+
+def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
+    """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not fit the model."""
+    (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
+    words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    if len(words) > config.model.text.vocab_size:
+        raise ConfigError(
+            f"the vocabulary has {len(words)} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
+            "set it to at least the number of lines of the vocabulary"
+        )
+    job = {
+        "config": config.model_dump(mode="json"),
+        "shards": _shard_uris(part),
+        "vocabulary": words,
+        "state_uri": out.state_uri,
+        "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
+    }
+    # Torch and Ray: not at the top, planning must not wait for them.
+    from pipelines.s5_pretrain.result import collect
+    from pipelines.s5_pretrain.worker import train
+
+    train(job, config.world_size)
+    return collect(config, inputs, part, out, vocabulary)
+
+
+def _shard_uris(part: Part) -> list[dict[str, str]]:
+    files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
+    return [
+        {
+            "tar": file.uri,
+            "tar_sha256": file.sha256,
+            "index": files[_index_name(path)].uri,
+            "index_sha256": files[_index_name(path)].sha256,
+        }
+        for path, file in sorted(files.items())
+        if path.endswith(".tar")
+    ]
+
+
+def _is_shard_file(path: str) -> bool:
+    return path.startswith("shard-") and path.endswith((".tar", ".parquet"))
+
+
+def _index_name(tar_name: str) -> str:
+    return tar_name.removesuffix(".tar") + ".parquet"
+
+
+PRETRAIN = Stage(
+    name="pretrain",
+    version=1,
+    config_type=PretrainConfig,
+    slots=("shards", "vocabulary"),
+    plan_parts=plan_pretrain,
+    run_part=pretrain_part,
+)

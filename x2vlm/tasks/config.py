@@ -1,0 +1,24 @@
+"""What an experiment decides about each task. The tasks themselves import torch; checking an experiment need not."""
+
+import pydantic
+
+from x2vlm.config import FrozenConfig
+from x2vlm.tasks.scoring import IOU_THRESHOLD
+
+
+class RetrievalConfig(FrozenConfig):
+    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K)."""
+
+    shortlist: int = pydantic.Field(default=128, gt=0)
+    recalls: tuple[int, ...] = (1, 5, 10)
+
+
+class GroundingConfig(FrozenConfig):
+    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right."""
+
+    iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
+    unambiguous: bool = True
+
+
+# By the names under which `x2vlm.tasks.catalog.TASKS` holds the tasks.
+TASK_CONFIGS: dict[str, type[FrozenConfig]] = {"retrieval": RetrievalConfig, "grounding": GroundingConfig}
