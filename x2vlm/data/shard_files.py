@@ -36,6 +36,16 @@ class Location:
     sha256: str
 
 
+def is_media_file(name: str) -> bool:
+    """True for the file of a shard that holds its payloads, False for its index and everything else."""
+    return name.startswith("shard-") and name.endswith((TAR_SUFFIX, PARQUET_SUFFIX))
+
+
+def index_name(name: str) -> str:
+    """File name of the index of the shard whose payloads are in the file `name`."""
+    return name.removesuffix(PARQUET_SUFFIX).removesuffix(TAR_SUFFIX) + ".parquet"
+
+
 def write_tar(path: Path, rows: pa.Table, payload_of: Payload) -> list[Location]:
     """A USTAR tar of `<key>.<suffix>` and `<key>.json` per row, with fixed headers (mtime, uid and gid 0, mode 644)."""
     locations = []

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from x2vlm.data.shard_files import PARQUET_SUFFIX, TAR_SUFFIX, Payload, write_parquet, write_tar
+from x2vlm.data.shard_files import PARQUET_SUFFIX, Payload, index_name, write_parquet, write_tar
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
@@ -52,7 +52,7 @@ def write_shard(path: Path, rows: pa.Table, payload_of: Payload) -> pa.Table:
 
 def index_path(path: Path) -> Path:
     """Where the index of the shard at `path` lies."""
-    return path.with_name(path.name.removesuffix(PARQUET_SUFFIX).removesuffix(TAR_SUFFIX) + ".parquet")
+    return path.with_name(index_name(path.name))
 
 
 class ShardReader:
