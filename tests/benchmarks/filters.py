@@ -4,9 +4,9 @@
     python -m tests.benchmarks.filters --scale     the stage over 10 million rows, part by part: cost a row and memory
 
 Measured on two shared cores, rows of LAION after download (one caption, no boxes), CPU microseconds a row: rules 0.10
-(10 million rows a second), with the tables of kept and dropped rows 0.42, whole stage with Parquet 2.9; pandas 1.1 on a
-frame that is there and 4.5 from Arrow; Ray Data's row map 63. With five boxes a row 8.2. Ten million rows cost 3.5 a row
-where a million before and after cost 3.3 and 3.6; the most memory was 452 MiB against 423 and 410.
+(10 million rows a second), with the tables of kept and dropped rows 0.42, whole stage with Parquet 2.9; pandas 1.1 on
+a frame that is there and 4.5 from Arrow; Ray Data's row map 63. With five boxes a row 8.2. Ten million rows cost 3.5 a
+row where a million before and after cost 3.3 and 3.6; the most memory was 452 MiB against 423 and 410.
 
 Everything is CPU time, so that other load on the machine moves the figures little; every figure is the median of rounds
 in which all contestants take turns. Rivals are checked to give the same verdict for every row before they are measured.

@@ -21,5 +21,5 @@ def test_ten_million_rows_cost_ten_times_a_million_in_the_same_memory() -> None:
     assert (one["rows"], ten["rows"]) == (1_000_000, 10_000_000)
     assert ten["kept"] == pytest.approx(10 * one["kept"], rel=0.01)
     assert ten["microseconds_a_row"] < 1.1 * one["microseconds_a_row"]
-    # Nothing of a part is held after it: allocators keep some more of fifty parts than of five (measured: 1.07 to 1.10).
+    # Nothing of a part is held after it; allocators keep some more of fifty parts than of five (measured: 1.07, 1.10).
     assert ten["peak_mib"] < 1.25 * one["peak_mib"]
