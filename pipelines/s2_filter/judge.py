@@ -1,6 +1,7 @@
 """All rules on all rows of a part: rows first, then the captions and the concepts of the rows that stay."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,10 +51,13 @@ class Judged:
     findings: Findings
 
 
-def judge(rows: pa.Table, config: FilterConfig) -> Judged:
-    """Every rule of `config` on `rows`, a table of SAMPLE_SCHEMA."""
+def judge(rows: pa.Table, config: FilterConfig, first: Sequence[Verdict] = ()) -> Judged:
+    """Every rule of `config` on `rows`, a table of SAMPLE_SCHEMA.
+
+    `first` are verdicts about the rows that need more than the rows themselves; they are asked before all others.
+    """
     columns, findings = SampleColumns(rows), Findings()
-    stays = judge_rows(columns, config, findings)
+    stays = judge_rows([*first, *row_verdicts(columns, config)], len(columns), findings)
     captions = judge_captions(columns, stays, config, findings)
     concepts = judge_concepts(columns, stays, config, findings)
     has_items = np.zeros(len(columns), dtype=bool)
@@ -85,14 +89,14 @@ def row_verdicts(columns: SampleColumns, config: FilterConfig) -> list[Verdict]:
     return verdicts
 
 
-def judge_rows(columns: SampleColumns, config: FilterConfig, findings: Findings) -> np.ndarray:
+def judge_rows(verdicts: Sequence[Verdict], num_rows: int, findings: Findings) -> np.ndarray:
     """True for rows that no rule takes out; the first rule that does is the one on record."""
-    stays = np.ones(len(columns), dtype=bool)
-    for verdict in row_verdicts(columns, config):
+    stays = np.ones(num_rows, dtype=bool)
+    for verdict in verdicts:
         findings.note("row", verdict)
         goes = stays & ~verdict.keep
         if goes.any():
-            findings.dropped += of_verdict(verdict, goes, unit="row", step=ROW, row=np.arange(len(columns)))
+            findings.dropped += of_verdict(verdict, goes, unit="row", step=ROW, row=np.arange(num_rows))
             stays &= verdict.keep
     return stays
 

@@ -20,6 +20,7 @@ from pipelines.s2_filter.judge import judge
 from tests.flow.helpers import run_all
 from tests.flow_helpers import artifact_input, folder_bytes, run_stage_part, upstream_input
 from tests.pipelines.test_s2_filter import concept, dropped, filter_samples, image, kept, video
+from x2vlm.data.filters import Verdict
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.samples import SAMPLE_SCHEMA, Caption, Grain, SourceScores, sample_table, samples_of, write_table
 
@@ -252,6 +253,18 @@ def test_a_rule_that_nothing_can_be_judged_by_says_so(tmp_path: Path, caplog: py
         filter_samples(tmp_path, [image("1")], max_punsafe=0.5)
     assert "rule=max_punsafe judged=0 reason=source_brings_no_scores" in caplog.text
     assert len(kept(tmp_path)) == 1
+
+
+def test_verdicts_that_need_more_than_the_rows_are_asked_first() -> None:
+    rows = sample_table([image("1", (100, 100)), image("2")])
+    nothing = np.full(2, np.nan)
+    elsewhere = Verdict("elsewhere", np.array([False, True]), nothing, None, np.ones(2, dtype=bool), reason="said so")
+    judged = judge(rows, FilterConfig(), [elsewhere])
+    assert [(drop["rule"], drop["reason"]) for drop in judged.drops.to_pylist()] == [
+        ("elsewhere", "said so"),
+        ("row_dropped", ""),
+    ]
+    assert judged.findings.rules["row"]["min_short_edge"] == {"judged": 2, "failed": 1}
 
 
 def test_rules_about_captions_record_what_they_compared(tmp_path: Path) -> None:
