@@ -60,8 +60,8 @@ def half(picture: Image.Image) -> Image.Image:
 
 
 COPIES: dict[str, Callable[[Image.Image], bytes]] = {
-    "exact copy": lambda one: encode(one, "PNG"),
-    "other container": lambda one: encode(one, "WEBP", lossless=True),
+    "exact copy": lambda one: stored(one),
+    "other container": lambda one: encode(one, "PNG", compress_level=0),
     "JPEG quality 50": lambda one: encode(one, "JPEG", quality=50),
     "JPEG quality 20": lambda one: encode(one, "JPEG", quality=20),
     "half size": lambda one: encode(half(one), "JPEG", quality=88),
@@ -78,11 +78,19 @@ def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def stored(picture: Image.Image) -> bytes:
+    """The bytes of a test picture as its data set has them."""
+    return encode(picture, "PNG", compress_level=1)
+
+
 def photos(folder: Path) -> list[Named]:
-    """The pictures in a folder and below, each file's bytes once."""
+    """The pictures in a folder and below, each file's bytes once, at most 640 pixels wide and high."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     distinct = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in reversed(files)}
-    return [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
+    pictures = [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
+    for _, picture in pictures:
+        picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    return pictures
 
 
 def tiles(pictures: list[Named]) -> Iterator[Named]:
@@ -118,7 +126,7 @@ def evaluation_rows(pictures: list[Named], clip: Clip | None) -> list[dict[str, 
     made = []
     for name, picture in pictures:
         base = {"eval_set": "test", "split": "test", "eval_id": name}
-        made.append(base | {"variant": ""} | row(name, encode(picture, "PNG"), picture, clip))
+        made.append(base | {"variant": ""} | row(name, stored(picture), picture, clip))
         for other, changed in variants(picture):
             made.append(base | {"variant": other} | row(name, b"", changed, None))
     return made
