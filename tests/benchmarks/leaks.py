@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -35,7 +36,7 @@ from x2vlm.data.hamming import near_pairs, tables
 from x2vlm.data.identities import ID_SCHEMA, identify
 from x2vlm.data.leaks import EVALUATION_SCHEMA, TRAIN_SCHEMA
 from x2vlm.data.media import open_image
-from x2vlm.data.phash import fingerprint, thumbnail_correlation, thumbnail_matrix, variants
+from x2vlm.data.phash import THUMBNAIL_BYTES, fingerprint, thumbnail_correlation, thumbnail_matrix, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "datasets/sample/media/photos"
@@ -238,6 +239,46 @@ def hash_search(count: int) -> dict[str, Any]:
     }
 
 
+def row_search(count: int) -> dict[str, Any]:
+    """CPU seconds and memory of finding duplicates among strangers, one row in twenty a near copy of another."""
+    draws = np.random.default_rng(1)
+    values = draws.integers(0, 2**64, count, dtype=np.uint64)
+    looks = draws.integers(0, 256, (count, THUMBNAIL_BYTES), dtype=np.uint8)
+    copies = count // 20
+    values[-copies:] = values[:copies] ^ np.uint64(0b101)
+    looks[-copies:] = looks[:copies]
+    table = pa.table(
+        {
+            "key": [f"{number:032x}" for number in range(count)],
+            "source": pa.repeat(pa.scalar("web"), count),
+            "kind": pa.repeat(pa.scalar("image"), count),
+            "sha256": [f"{number:064x}" for number in range(count)],
+            **{name: pa.repeat(pa.scalar(1, pa.int32()), count) for name in ("width", "height", "num_captions")},
+            "pixel_sha256": [f"{number:064x}" for number in range(count)],
+            "phash": pa.array(values),
+            "phash_flat": pa.repeat(pa.scalar(False), count),
+            "thumbnail": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(THUMBNAIL_BYTES), count, [None, pa.py_buffer(looks.tobytes())]
+            ),
+            "frame_phashes": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), pa.array(values)),
+        }
+    ).cast(ROW_SCHEMA)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    found = find_duplicates(table, DuplicateConfig())
+    seconds = time.process_time() - began
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "rows": count,
+        "copies": copies,
+        "found": int(pc.sum(pc.equal(found["action"], "drop")).as_py()),
+        "cpu_seconds": round(seconds, 2),
+        "table_mebibytes": table.nbytes >> 20,
+        "peak_mebibytes": after // 1024,
+        "peak_mebibytes_before": before // 1024,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos, all different")
@@ -245,10 +286,15 @@ def main() -> None:
     parser.add_argument("--recall-scenes", type=int, default=300, help="rendered scenes that are copied")
     parser.add_argument("--clip", type=Path, default=CLIP, help="open_clip folder; the shipped one knows nothing")
     parser.add_argument("--hashes", default="", help="sizes of the hash search; then nothing else is measured")
+    parser.add_argument("--rows", default="", help="sizes of the search for duplicates; then nothing else is measured")
     options = parser.parse_args()
     if options.hashes:
         for size in options.hashes.split(","):
             print(json.dumps(hash_search(int(float(size)))), flush=True)
+        return
+    if options.rows:
+        for size in options.rows.split(","):
+            print(json.dumps(row_search(int(float(size)))), flush=True)
         return
     clip = load_clip_folder(options.clip, "cpu")
     shots = photos(options.photos)
