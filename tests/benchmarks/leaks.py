@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -35,7 +36,7 @@ from x2vlm.data.hamming import near_pairs, tables
 from x2vlm.data.identities import ID_SCHEMA, identify
 from x2vlm.data.leaks import EVALUATION_SCHEMA, TRAIN_SCHEMA
 from x2vlm.data.media import open_image
-from x2vlm.data.phash import fingerprint, thumbnail_correlation, thumbnail_matrix, variants
+from x2vlm.data.phash import THUMBNAIL_BYTES, fingerprint, thumbnail_correlation, thumbnail_matrix, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "datasets/sample/media/photos"
@@ -60,8 +61,8 @@ def half(picture: Image.Image) -> Image.Image:
 
 
 COPIES: dict[str, Callable[[Image.Image], bytes]] = {
-    "exact copy": lambda one: encode(one, "PNG"),
-    "other container": lambda one: encode(one, "WEBP", lossless=True),
+    "exact copy": lambda one: stored(one),
+    "other container": lambda one: encode(one, "PNG", compress_level=0),
     "JPEG quality 50": lambda one: encode(one, "JPEG", quality=50),
     "JPEG quality 20": lambda one: encode(one, "JPEG", quality=20),
     "half size": lambda one: encode(half(one), "JPEG", quality=88),
@@ -78,11 +79,19 @@ def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def stored(picture: Image.Image) -> bytes:
+    """The bytes of a test picture as its data set has them."""
+    return encode(picture, "PNG", compress_level=1)
+
+
 def photos(folder: Path) -> list[Named]:
-    """The pictures in a folder and below, each file's bytes once."""
+    """The pictures in a folder and below, each file's bytes once, at most 640 pixels wide and high."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     distinct = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in reversed(files)}
-    return [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
+    pictures = [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
+    for _, picture in pictures:
+        picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    return pictures
 
 
 def tiles(pictures: list[Named]) -> Iterator[Named]:
@@ -118,7 +127,7 @@ def evaluation_rows(pictures: list[Named], clip: Clip | None) -> list[dict[str, 
     made = []
     for name, picture in pictures:
         base = {"eval_set": "test", "split": "test", "eval_id": name}
-        made.append(base | {"variant": ""} | row(name, encode(picture, "PNG"), picture, clip))
+        made.append(base | {"variant": ""} | row(name, stored(picture), picture, clip))
         for other, changed in variants(picture):
             made.append(base | {"variant": other} | row(name, b"", changed, None))
     return made
@@ -230,6 +239,46 @@ def hash_search(count: int) -> dict[str, Any]:
     }
 
 
+def row_search(count: int) -> dict[str, Any]:
+    """CPU seconds and memory of finding duplicates among strangers, one row in twenty a near copy of another."""
+    draws = np.random.default_rng(1)
+    values = draws.integers(0, 2**64, count, dtype=np.uint64)
+    looks = draws.integers(0, 256, (count, THUMBNAIL_BYTES), dtype=np.uint8)
+    copies = count // 20
+    values[-copies:] = values[:copies] ^ np.uint64(0b101)
+    looks[-copies:] = looks[:copies]
+    table = pa.table(
+        {
+            "key": [f"{number:032x}" for number in range(count)],
+            "source": pa.repeat(pa.scalar("web"), count),
+            "kind": pa.repeat(pa.scalar("image"), count),
+            "sha256": [f"{number:064x}" for number in range(count)],
+            **{name: pa.repeat(pa.scalar(1, pa.int32()), count) for name in ("width", "height", "num_captions")},
+            "pixel_sha256": [f"{number:064x}" for number in range(count)],
+            "phash": pa.array(values),
+            "phash_flat": pa.repeat(pa.scalar(False), count),
+            "thumbnail": pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(THUMBNAIL_BYTES), count, [None, pa.py_buffer(looks.tobytes())]
+            ),
+            "frame_phashes": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), pa.array(values)),
+        }
+    ).cast(ROW_SCHEMA)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.process_time()
+    found = find_duplicates(table, DuplicateConfig())
+    seconds = time.process_time() - began
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "rows": count,
+        "copies": copies,
+        "found": int(pc.sum(pc.equal(found["action"], "drop")).as_py()),
+        "cpu_seconds": round(seconds, 2),
+        "table_mebibytes": table.nbytes >> 20,
+        "peak_mebibytes": after // 1024,
+        "peak_mebibytes_before": before // 1024,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos, all different")
@@ -237,10 +286,15 @@ def main() -> None:
     parser.add_argument("--recall-scenes", type=int, default=300, help="rendered scenes that are copied")
     parser.add_argument("--clip", type=Path, default=CLIP, help="open_clip folder; the shipped one knows nothing")
     parser.add_argument("--hashes", default="", help="sizes of the hash search; then nothing else is measured")
+    parser.add_argument("--rows", default="", help="sizes of the search for duplicates; then nothing else is measured")
     options = parser.parse_args()
     if options.hashes:
         for size in options.hashes.split(","):
             print(json.dumps(hash_search(int(float(size)))), flush=True)
+        return
+    if options.rows:
+        for size in options.rows.split(","):
+            print(json.dumps(row_search(int(float(size)))), flush=True)
         return
     clip = load_clip_folder(options.clip, "cpu")
     shots = photos(options.photos)

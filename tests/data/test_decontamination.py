@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from x2vlm.data.decontamination import (
     DecontaminationConfig,
     Evaluation,
     Training,
+    decide,
     find_leaks,
+    search,
     summarize,
 )
 from x2vlm.data.duplicates import CLUSTER_SCHEMA
@@ -250,6 +253,20 @@ def test_strict_takes_the_picture_out_of_all_sources(spreading: tuple[Training, 
     assert {(one["eval_id"], one["action"]) for one in leaks(*spreading)} == {("t", "drop")}
 
 
+def test_parts_searched_apart_and_decided_together_give_the_same(spreading: tuple[Training, Evaluation]) -> None:
+    whole, theirs = spreading
+    config = DecontaminationConfig()
+    found = [search(Training(whole.rows.slice(at, 1), _of(whole, at)), theirs, NO_LINKS, config) for at in range(8)]
+    narrow = whole.rows.select(["key", "source", "kind", "sha256", "pixel_sha256"])
+    together = decide(pa.concat_tables(found), Training(narrow, whole.ids, whole.clusters), NO_LINKS, config)
+    assert together.num_rows == 6
+    assert together == find_leaks(whole, theirs, NO_LINKS, config)
+
+
+def _of(whole: Training, at: int) -> pa.Table:
+    return whole.ids.filter(pc.equal(whole.ids["key"], whole.rows["key"][at]))
+
+
 def test_report_and_paper_spread_nothing(spreading: tuple[Training, Evaluation]) -> None:
     assert [(one["key"], one["action"]) for one in leaks(*spreading, policy="report")] == [("a", "report")]
     assert [(one["key"], one["action"]) for one in leaks(*spreading, policy="paper")] == [("a", "drop")]
@@ -298,15 +315,19 @@ def test_the_summary_counts_pictures_and_is_json() -> None:
             "vqa2": {
                 "test": {
                     "pictures": 3,
-                    "leaked_pictures": 1,
+                    "leaked": 1,
                     "leaked_by_method": {"id": 1, "phash": 1},
-                    "pictures_still_in_training": 1,
+                    "still_in_training": 1,
                 }
             }
         },
     }
     assert json.loads(json.dumps(summary)) == summary
+    only_coco = training([train("a", 1, "coco")], [id_row("a", "coco", "1", "coco")])
+    gone = find_leaks(only_coco, theirs, NO_LINKS, config)
+    assert {one["action"] for one in gone.to_pylist()} == {"drop"}  # the row that goes by id has gone for its hash too
+    assert summarize(gone, theirs, config)["sets"]["vqa2"]["test"]["still_in_training"] == 0
     strict = DecontaminationConfig()
     clean = summarize(find_leaks(known, theirs, NO_LINKS, strict), theirs, strict)
-    assert clean["sets"]["vqa2"]["test"]["pictures_still_in_training"] == 0
+    assert clean["sets"]["vqa2"]["test"]["still_in_training"] == 0
     assert clean["rows_dropped"] == 2

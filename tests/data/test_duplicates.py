@@ -10,9 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from x2vlm.data.duplicates import CLUSTER_SCHEMA, ROW_SCHEMA, DuplicateConfig, count_duplicates, find_duplicates
-from x2vlm.data.phash import THUMBNAIL_BYTES, fingerprint, thumbnail_correlation
+from x2vlm.data.duplicates import (
+    CLUSTER_SCHEMA,
+    ROW_SCHEMA,
+    DuplicateConfig,
+    count_duplicates,
+    find_duplicates,
+    picture_rows,
+)
+from x2vlm.data.leaks import TRAIN_SCHEMA
+from x2vlm.data.phash import FINGERPRINT_FIELDS, THUMBNAIL_BYTES, fingerprint, thumbnail_correlation
 from x2vlm.errors import CorruptArtifact
+from x2vlm.samples import Caption, Media, Sample, sample_table
 
 Row = dict[str, Any]
 
@@ -264,8 +273,26 @@ def test_counts() -> None:
     }
 
 
-def test_fingerprints_are_rows() -> None:
+def test_samples_and_fingerprints_are_rows() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    values = row("a") | dataclasses.asdict(fingerprint([picture]))
-    table = pa.Table.from_pylist([values, values | {"key": "b"}], schema=ROW_SCHEMA)
-    assert find_duplicates(table, DuplicateConfig()).num_rows == 2
+    media = Media("image", "bytes", 99, 640, 480, "jpeg")
+    common = {"source": "cc3m", "split": "train", "kind": "image", "url": "u"}
+    samples = [
+        Sample(key="a", source_row="1", media=media, captions=(Caption("x"), Caption("y")), **common),  # type: ignore[arg-type]
+        Sample(key="b", source_row="2", media=media, **common),  # type: ignore[arg-type]
+        Sample(key="c", source_row="3", **common),  # type: ignore[arg-type]
+    ]
+    own = dataclasses.asdict(fingerprint([picture]))
+    prints = [{"key": "a", **own}, {"key": "b", **own}, {"key": "c"}]
+    schema = pa.schema(
+        [pa.field("key", pa.string()), *FINGERPRINT_FIELDS, pa.field("embedding", pa.list_(pa.float16()))]
+    )
+    table = picture_rows(sample_table(samples), pa.Table.from_pylist(prints, schema=schema))
+    assert table.schema.names == [*ROW_SCHEMA.names, "embedding"]
+    assert table["num_captions"].to_pylist() == [2, 0, 0]
+    assert table["width"].to_pylist() == [640, 640, None]
+    found = find_duplicates(table, DuplicateConfig()).to_pylist()
+    assert [(one["key"], one["method"]) for one in found] == [("a", "keeper"), ("b", "sha256")]
+    assert set(TRAIN_SCHEMA.names) <= set(table.column_names)
+    with pytest.raises(CorruptArtifact, match="rerun score"):
+        picture_rows(sample_table(samples[::-1]), pa.Table.from_pylist(prints, schema=schema))

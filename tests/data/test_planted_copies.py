@@ -63,7 +63,7 @@ def world(planted: str, count: int) -> tuple[WorldConfig, list[Shot]]:
     return config, [shot for shot in (take_shot(config, one) for one in numbers) if shot.variant]
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_leaks_are_found_by_their_method_and_nothing_else(count: int) -> None:
     config, shots = world("test_leak", count)
     assert {shot.variant for shot in shots} == set(LEAK_METHODS)
@@ -88,7 +88,7 @@ def test_planted_leaks_are_found_by_their_method_and_nothing_else(count: int) ->
     assert {pair: wanted[pair] for pair in wanted if wanted[pair] not in methods[pair]} == {}
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_planted_duplicates_are_found_and_strangers_stay(count: int) -> None:
     config, shots = world("duplicate", count)
     origins = [take_shot(config, one) for one in sorted({origin(shot) for shot in shots})]

@@ -80,23 +80,48 @@ def find_leaks(
 ) -> pa.Table:
     """Every leak as LEAK_SCHEMA, with what the policy does about it; sorted, whatever the order of the inputs.
 
-    Time is that of joins and of the search among hashes (`x2vlm.data.hamming`: training rows stream past the test
-    pictures), and of training rows times test pictures for embeddings. Training rows can be searched part by part;
-    `strict` then needs the leaks of all parts for `spread`.
+    Where training rows are too many for one table, `search` their parts one by one and `decide` about all finds at
+    once: both need few columns, and a picture leaves all parts only if they are seen together.
     """
-    evaluation = Evaluation(_wanted(evaluation.pictures, config), _wanted(evaluation.ids, config))
-    rows, pictures = training.rows, evaluation.pictures
-    found = [leaks_by_id(training.ids, evaluation.ids, identities)]
+    return decide(search(training, evaluation, identities, config), training, identities, config)
+
+
+def search(
+    training: Training, evaluation: Evaluation, identities: Identities, config: DecontaminationConfig
+) -> pa.Table:
+    """Every leak as LEAK_SCHEMA, undecided (action "").
+
+    Time is that of joins and of looking up hashes (`x2vlm.data.hamming`: training rows stream past the test pictures),
+    and of training rows times test pictures for embeddings; memory is that of the tables and of the finds.
+    """
+    rows, pictures = training.rows, _wanted(evaluation.pictures, config)
+    found = [leaks_by_id(training.ids, _wanted(evaluation.ids, config), identities)]
     found += [leaks_by_hash(name, rows, pictures) for name in ("sha256", "pixel_sha256")]
     if config.radius is not None:
         found.append(leaks_by_phash(rows, pictures, config.radius, config.min_correlation))
         found.append(leaks_by_frames(rows, pictures, config.radius))
     if config.min_cosine is not None:
         found.append(leaks_by_embedding(rows, pictures, config.min_cosine))
-    leaks = pa.concat_tables(found)
+    return _sorted(pa.concat_tables(found))
+
+
+def decide(leaks: pa.Table, training: Training, identities: Identities, config: DecontaminationConfig) -> pa.Table:
+    """Leaks with the action of the policy; for `strict` with the rows that go for their sake (`spread`) too.
+
+    `action` is what happens to the row: a row that goes for one leak has gone for all its leaks. Of the columns of
+    `training.rows` key, source, kind and the two hashes are read.
+    """
     if config.policy == "strict":
         leaks = pa.concat_tables([leaks, spread(leaks, training, identities)])
-    return _sorted(_with_action(leaks, config))
+        going = leaks
+    elif config.policy == "paper":
+        listed = pc.is_in(leaks["source"], value_set=pa.array(config.paper_sources, pa.string()))
+        going = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
+    else:
+        going = leaks.slice(0, 0)
+    goes = pc.is_in(leaks["key"], value_set=going["key"].combine_chunks())
+    action = pc.if_else(goes, "drop", "report")
+    return _sorted(leaks.set_column(leaks.column_names.index("action"), "action", action))
 
 
 def _wanted(table: pa.Table, config: DecontaminationConfig) -> pa.Table:
@@ -160,17 +185,6 @@ def _sources(rows: pa.Table, keys: Sequence[str]) -> dict[str, str]:
     return dict(zip(found["key"].to_pylist(), found["source"].to_pylist(), strict=True))
 
 
-def _with_action(leaks: pa.Table, config: DecontaminationConfig) -> pa.Table:
-    if config.policy == "strict":
-        goes = pa.repeat(pa.scalar(True), leaks.num_rows)
-    elif config.policy == "paper":
-        listed = pc.is_in(leaks["source"], value_set=pa.array(config.paper_sources, pa.string()))
-        goes = pc.and_(listed, pc.equal(leaks["method"], "id"))
-    else:
-        goes = pa.repeat(pa.scalar(False), leaks.num_rows)
-    return leaks.set_column(leaks.column_names.index("action"), "action", pc.if_else(goes, "drop", "report"))
-
-
 def _sorted(leaks: pa.Table) -> pa.Table:
     """Equal leaks once (a row may have several ids of one picture), the best score first among them."""
     names = ["eval_set", "split", "eval_id", "key", "source", "method", "via", "action"]
@@ -181,32 +195,28 @@ def _sorted(leaks: pa.Table) -> pa.Table:
 def summarize(leaks: pa.Table, evaluation: Evaluation, config: DecontaminationConfig) -> dict[str, Any]:
     """What travels with a result: per test set and split, how many pictures there are and how many leak, by method.
 
-    `clean_pictures` are those that no row shows after the policy was applied: all for `strict`, unless a leak by
-    `paper` or `report` stays.
+    `still_in_training` are the pictures that a row shows which stays: none after `strict`.
     """
-    images = _distinct_images(evaluation, config)
-    result: dict[str, Any] = {}
-    direct = leaks.filter(pc.equal(leaks["via"], ""))
-    for eval_set, split in sorted({(one[0], one[1]) for one in images}):
-        total = sum(1 for one in images if one[:2] == (eval_set, split))
-        own = [one for one in direct.to_pylist() if (one["eval_set"], one["split"]) == (eval_set, split)]
-        every = {one["eval_id"] for one in own}
-        staying = {one["eval_id"] for one in own if one["action"] != "drop"}
-        methods = {one["method"] for one in own}
-        result.setdefault(eval_set, {})[split] = {
-            "pictures": total,
-            "leaked_pictures": len(every),
-            "leaked_by_method": {
-                name: len({one["eval_id"] for one in own if one["method"] == name}) for name in sorted(methods)
-            },
-            "pictures_still_in_training": len(staying),
+    pictures = _distinct_images(evaluation, config)
+    direct = leaks.filter(pc.equal(leaks["via"], "")).to_pylist()
+    sets: dict[str, dict[str, Any]] = {}
+    for eval_set, split in sorted({(one[0], one[1]) for one in pictures}):
+        own = [one for one in direct if (one["eval_set"], one["split"]) == (eval_set, split)]
+        methods: dict[str, set[str]] = {}
+        for leak in own:
+            methods.setdefault(leak["method"], set()).add(leak["eval_id"])
+        sets.setdefault(eval_set, {})[split] = {
+            "pictures": sum(1 for one in pictures if one[:2] == (eval_set, split)),
+            "leaked": len({one["eval_id"] for one in own}),
+            "leaked_by_method": {name: len(ids) for name, ids in sorted(methods.items())},
+            "still_in_training": len({one["eval_id"] for one in own if one["action"] != "drop"}),
         }
     dropped = leaks.filter(pc.equal(leaks["action"], "drop"))
     return {
         "policy": config.policy,
+        "rows_leaking": len({one["key"] for one in direct}),
         "rows_dropped": pc.count_distinct(dropped["key"]).as_py(),
-        "rows_leaking": pc.count_distinct(direct["key"]).as_py(),
-        "sets": result,
+        "sets": sets,
     }
 
 

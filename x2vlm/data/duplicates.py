@@ -67,13 +67,31 @@ class DuplicateConfig(FrozenConfig):
     share: tuple[str, ...] = ANNOTATED
 
 
+def picture_rows(samples: pa.Table, fingerprints: pa.Table) -> pa.Table:
+    """The rows of a table of SAMPLE_SCHEMA as ROW_SCHEMA, and `embedding` behind it if `fingerprints` has that.
+
+    `fingerprints` has `key` and FINGERPRINT_FIELDS, a row for each sample in the same order, nulls where there is none;
+    CorruptArtifact if its keys are others. All columns of `leaks.TRAIN_SCHEMA` are among those of ROW_SCHEMA.
+    """
+    if not samples["key"].equals(fingerprints["key"]):
+        raise CorruptArtifact("the fingerprints are not those of the samples: their keys differ; rerun score")
+    media = samples["media"]
+    columns = {name: samples[name] for name in ("key", "source", "kind")}
+    columns |= {name: pc.struct_field(media, name) for name in ("sha256", "width", "height")}
+    columns["num_captions"] = pc.fill_null(pc.list_value_length(samples["captions"]), 0)
+    columns |= {one.name: fingerprints[one.name] for one in FINGERPRINT_FIELDS}
+    rows = pa.table(columns).select(ROW_SCHEMA.names).cast(ROW_SCHEMA)
+    has_embedding = "embedding" in fingerprints.column_names
+    return rows.append_column("embedding", fingerprints["embedding"]) if has_embedding else rows
+
+
 def find_duplicates(rows: pa.Table, config: DuplicateConfig) -> pa.Table:
     """The rows that share their picture with another row, as CLUSTER_SCHEMA, by keeper and key.
 
     `rows` has the columns of ROW_SCHEMA, and `embedding` (list<float16 or float32>, null where there is none) if
     `min_cosine` is set. Rows without media (null sha256) match nothing. Time is that of sorting N rows and hashes
-    (`x2vlm.data.hamming`), and N^2 only for embeddings; memory is about twice that of `rows`. CorruptArtifact where
-    one media has two fingerprints, ValueError where two rows have one key.
+    (`x2vlm.data.hamming`), and N^2 only for embeddings; memory is about three times that of `rows`, which have 400
+    bytes each. CorruptArtifact where one media has two fingerprints, ValueError where two rows have one key.
     """
     rows = rows.filter(pc.is_valid(rows["sha256"])).combine_chunks()
     rows = rows.take(_preference(rows, config))
