@@ -33,6 +33,8 @@ from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.yt_dlp import check_command
 from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
+from pipelines.why.trace import tell_stories
+from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -150,6 +152,32 @@ def audit_target(options: argparse.Namespace) -> Outcome:
         tracking_uri = default_tracking_uri(store)
     report = audit(store, options.target, tracking_uri, options.depth)
     return Outcome(report.exit_code, report.text(), report.to_json())
+
+
+def export_experiment(options: argparse.Namespace) -> Outcome:
+    """Write the experiment's shards as X-VLM JSON lines below `options.out`."""
+    from pipelines.export import export_shards  # decodes pictures: no other job needs that
+
+    experiment = load_experiment(options.experiment, options.store)
+    summary = export_shards(_open_store(experiment.store_uri), experiment.name, Path(options.out))
+    lines = [f"{summary['samples']} samples of {experiment.name} in {options.out}"]
+    lines += [f"{kind:<11} {number} lines" for kind, number in summary["lines"].items()]
+    lines += [f"left out    {number} {rule}" for rule, number in summary["left_out"].items()]
+    return Outcome(EXIT_OK, "\n".join(lines), summary)
+
+
+def explain_row(options: argparse.Namespace) -> Outcome:
+    """What happened at every stage to the rows that `options.row` names, or what `options.what_if` would change."""
+    experiment = load_experiment(options.experiment, options.store)
+    store = _open_store(experiment.store_uri)
+    if bool(options.row) == bool(options.what_if):
+        raise ConfigError("name a row (a key, an address, <source>:<row>), or give --what-if <field>=<value>")
+    if options.what_if:
+        answer = what_if(store, experiment, parse_changes(options.what_if))
+        return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
+    stories = tell_stories(store, experiment.name, options.row)
+    text = "\n\n".join("\n".join(story.lines()) for story in stories)
+    return Outcome(EXIT_OK, text, {"rows": [story.to_json() for story in stories]})
 
 
 def _open_store(uri: str) -> Store:

@@ -15,6 +15,8 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig
 from pipelines.s3_score import ScoreConfig
+from pipelines.s4_materialize.decontaminate import DecontaminateConfig
+from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
@@ -72,6 +74,8 @@ class Experiment(FrozenConfig):
     filter: FilterConfig = FilterConfig()
     score: ScoreConfig = ScoreConfig()
     clip_model: str | None = None  # a folder with open_clip_config.json and weights, where `score.model` is "folder"
+    decontaminate: DecontaminateConfig | None = DecontaminateConfig()  # None: nothing is looked for
+    deduplicate: DeduplicateConfig | None = None  # the paper removes no duplicates
     partition: PartitionConfig
     pack: PackConfig = PackConfig()
     vocabulary: str  # a WordPiece vocab.txt

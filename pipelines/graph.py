@@ -16,8 +16,11 @@ from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.store import OriginalBytes
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
+from pipelines.s4_materialize.decontaminate import DECONTAMINATE
+from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
+from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
@@ -37,7 +40,8 @@ def build_graph(experiment: Experiment) -> Graph:
     # Retried rows come after all first rounds, so that a further round moves nothing that is there.
     branches = {name: _branches(experiment, name) for name in sources}
     train = sources + [branch for name in sources for branch in branches[name][1:]]
-    nodes += _training_nodes(experiment, train)
+    deciding = _deciding_nodes(experiment, train)
+    nodes += [*deciding, *_training_nodes(experiment, train, tuple(node.key for node in deciding))]
     nodes += [
         Node(
             key=f"evaluate/{name}",
@@ -58,7 +62,7 @@ def build_graph(experiment: Experiment) -> Graph:
 
 
 def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:
-    """read, download and filter of one source; score too if it is trained on."""
+    """From upstream files to scored rows: read, download, domains, filter and score of one source."""
     card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
     card = load_card(card_path)
     paths = file_paths(card, PROJECT_ROOT, source.data_root)
@@ -94,7 +98,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         )
     )
     for branch in _branches(experiment, name):
-        nodes += _judging_nodes(experiment, name, branch, source.role == "train")
+        nodes += _judging_nodes(experiment, name, branch, source.role)
     return nodes
 
 
@@ -121,8 +125,11 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
     ]
 
 
-def _judging_nodes(experiment: Experiment, name: str, branch: str, is_trained_on: bool) -> list[Node]:
-    """filter, and score if it is trained on, of one round of a source. Only a later round may come out empty."""
+def _judging_nodes(experiment: Experiment, name: str, branch: str, role: str) -> list[Node]:
+    """filter and score of one round of a source. Only a later round may come out empty.
+
+    What is held out is scored too, to find it among what is trained on.
+    """
     may_be_empty = branch != name
     drops_domains = experiment.domains.flagged_domains == "drop"
     nodes = [
@@ -134,12 +141,12 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, is_trained_on
             runtime=_runtime(experiment, "filter"),
         )
     ]
-    if is_trained_on:
+    if role == "train" or experiment.decontaminate is not None:
         nodes.append(
             Node(
                 key=f"score/{branch}",
                 stage=replace(SCORE, allow_zero_rows=may_be_empty),
-                config=experiment.score,
+                config=experiment.score.model_copy(update={"variants": role == "held_out"}),
                 inputs={
                     "rows": (f"filter/{branch}",),
                     "media": (f"download/{branch}",),
@@ -151,7 +158,65 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, is_trained_on
     return nodes
 
 
-def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
+def _deciding_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
+    """decontaminate and deduplicate, where the experiment has them: they look at all training sources at once."""
+    name, nodes = experiment.name, []
+    rows, scores = tuple(f"filter/{branch}" for branch in train), tuple(f"score/{branch}" for branch in train)
+    decisions: tuple[str, ...] = ()
+    if experiment.decontaminate is not None:
+        tests = [
+            branch
+            for source, config in experiment.sources.items()
+            if config.role == "held_out"
+            for branch in _branches(experiment, source)
+        ]
+        readers = {"readers": _readers(experiment, train), "test_readers": _readers(experiment, tests)}
+        nodes.append(
+            Node(
+                key=f"decontaminate/{name}",
+                stage=DECONTAMINATE,
+                config=experiment.decontaminate.model_copy(update=readers),
+                inputs={
+                    "rows": rows,
+                    "scores": scores,
+                    "test_rows": tuple(f"filter/{branch}" for branch in tests),
+                    "test_scores": tuple(f"score/{branch}" for branch in tests),
+                    "tests": tuple(
+                        SourceFile(source_uri(file.path), file.name) for file in experiment.decontaminate.tests
+                    ),
+                    "links": tuple(
+                        SourceFile(source_uri(file.path), file.format) for file in experiment.decontaminate.links
+                    ),
+                },
+                runtime=_runtime(experiment, "decontaminate"),
+            )
+        )
+        decisions = (f"decontaminate/{name}",)
+    if experiment.deduplicate is not None:
+        names = ScoreThresholds.model_fields
+        thresholds = ScoreThresholds(**{field: getattr(experiment.partition, field) for field in names})
+        nodes.append(
+            Node(
+                key=f"deduplicate/{name}",
+                stage=DEDUPLICATE,
+                config=experiment.deduplicate.model_copy(update={"thresholds": thresholds}),
+                inputs={"rows": rows, "scores": scores, "decisions": decisions},
+                runtime=_runtime(experiment, "deduplicate"),
+            )
+        )
+    return nodes
+
+
+def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
+    """The reader of the source of each branch."""
+    found = []
+    for branch in branches:
+        source = experiment.sources[branch.partition(".retry")[0]]
+        found.append(load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader or "")
+    return tuple(found)
+
+
+def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[str, ...]) -> list[Node]:
     """From all training sources together to one model."""
     name = experiment.name
     return [
@@ -162,6 +227,7 @@ def _training_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
             inputs={
                 "rows": tuple(f"filter/{source}" for source in train),
                 "scores": tuple(f"score/{source}" for source in train),
+                "decisions": decisions,
             },
             runtime=_runtime(experiment, "partition"),
         ),

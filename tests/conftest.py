@@ -3,7 +3,12 @@
 import shutil
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A deadline is an assert on wall time, and the first example of a process pays for its imports.
+hypothesis.settings.register_profile("x2vlm", deadline=None)
+hypothesis.settings.load_profile("x2vlm")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -93,6 +93,19 @@ class Fetch:
 
 
 @dataclass(frozen=True)
+class SourceScores:
+    """What a source says itself about a row (LAION: columns of these names); None where it does not say.
+
+    They are somebody else's numbers: no stage makes them, and only rules that an experiment switches on read them.
+    """
+
+    similarity: float | None = None  # of image and text, by the CLIP that the source was made with
+    punsafe: float | None = None  # probability of unsafe content
+    pwatermark: float | None = None  # probability of a watermark
+    nsfw: str | None = None  # the source's word for it: UNLIKELY, UNSURE, NSFW
+
+
+@dataclass(frozen=True)
 class Sample:
     """One row of a source. `media` and `fetch` are None until the download stage has run."""
 
@@ -113,6 +126,7 @@ class Sample:
     published_hash: str = ""  # of the media, by the source: "md5:<hex>", "sha256:<hex>" or "" (`readers.hashes`)
     media: Media | None = None
     fetch: Fetch | None = None
+    source_scores: SourceScores | None = None  # None where the source brings no scores at all
 
 
 def sample_key(source: str, source_row: str) -> str:
@@ -157,6 +171,14 @@ FETCH_TYPE = pa.struct(
         ("opt_out", pa.string()),
     ]
 )
+SOURCE_SCORES_TYPE = pa.struct(
+    [
+        ("similarity", pa.float64()),
+        ("punsafe", pa.float64()),
+        ("pwatermark", pa.float64()),
+        ("nsfw", pa.string()),
+    ]
+)
 SAMPLE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -176,6 +198,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("published_hash", pa.string()),
         ("media", MEDIA_TYPE),
         ("fetch", FETCH_TYPE),
+        ("source_scores", SOURCE_SCORES_TYPE),
     ]
 )
 
@@ -283,6 +306,8 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     values["concepts"] = tuple(_concept(concept) for concept in row["concepts"] or ())
     values["media"] = None if row["media"] is None else Media(**row["media"])
     values["fetch"] = None if row["fetch"] is None else Fetch(**row["fetch"])
+    scores = row.get("source_scores")
+    values["source_scores"] = None if scores is None else SourceScores(**scores)
     return Sample(**values)
 
 

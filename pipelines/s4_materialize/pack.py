@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,8 @@ from pipelines.flow.stage import InputFile, Inputs, Part, PartReader, PartResult
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from x2vlm.config import FrozenConfig
 from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
-from x2vlm.data.shards import SCORED_SCHEMA, write_shard
+from x2vlm.data.shard_files import PARQUET_SUFFIX, TAR_SUFFIX
+from x2vlm.data.shards import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
@@ -20,12 +22,14 @@ BUCKET = re.compile(r"bucket-(\d{5})\.parquet")
 
 
 class PackConfig(FrozenConfig):
-    """Nothing to decide: a shard follows from its rows and their media."""
+    """In which kind of file a shard keeps its media: a WebDataset tar, or Parquet with the bytes inside."""
+
+    format: Literal["webdataset", "parquet"] = "webdataset"
 
 
-def shard_name(shard: int) -> str:
-    """File name of a shard's tar; its index has the suffix .parquet instead."""
-    return f"shard-{shard:05d}.tar"
+def shard_name(shard: int, config: PackConfig) -> str:
+    """File name of a shard's media; its index has the suffix .parquet instead."""
+    return f"shard-{shard:05d}{TAR_SUFFIX if config.format == 'webdataset' else PARQUET_SUFFIX}"
 
 
 def plan_pack(config: PackConfig, inputs: Inputs) -> list[Part]:
@@ -57,10 +61,10 @@ def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWrite
     tables = [pq.read_table(inputs.local_path(read.file)).cast(SCORED_SCHEMA) for read in part.reads]
     rows = pa.concat_tables(tables).combine_chunks()
     kept, drops = drop_duplicate_keys(rows)
-    name = shard_name(part.spec["shard"])
-    index = write_shard(out.path / name, kept, find_payloads(inputs, part, kept))
+    path = out.path / shard_name(part.spec["shard"], config)
+    index = write_shard(path, kept, find_payloads(inputs, part, kept))
     write_table(drop_table(drops), out.path / "drops.parquet")
-    file_rows = {name: index.num_rows, name.replace(".tar", ".parquet"): index.num_rows, "drops.parquet": len(drops)}
+    file_rows = {path.name: index.num_rows, index_path(path).name: index.num_rows, "drops.parquet": len(drops)}
     return PartResult(count_units(rows, kept, count_rules(drops, "row")), file_rows, {"grains": count_grains(kept)})
 
 

@@ -1,13 +1,12 @@
-"""`partition`: drops what scores too low and deals the other rows into shards.
+"""`partition`: drops what scores too low or was decided to go, and deals the other rows into shards.
 
 Scores are computed once (stage `score`) and thresholds are applied here, so trying another threshold costs no GPU. A
 row's shard depends on its key and the seed alone: rows that come or go elsewhere never move it.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,28 +14,22 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.s4_materialize.decisions import decisions_about, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
-from x2vlm.config import FrozenConfig
+from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from x2vlm.data.shards import SCORED_SCHEMA
-from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
-SCORE_COLUMNS = {"mean": "clip_score", "max": "clip_score_max", "middle": "clip_score_middle"}
+ADDED = ("captions", "concepts")
+Additions = dict[str, dict[str, list[dict[str, Any]]]]  # key -> what the row gets, by unit
 
 
-class PartitionConfig(FrozenConfig):
-    """How rows become shards.
-
-    The thresholds apply to the CLIP score of a row's first caption, `score` saying how the frames of a clip are made
-    one number. The paper (X2-VLM A.1) drops clips below 0.25 without naming model or aggregate; exactly 0.25 is kept.
-    None = no threshold. 0.25 means something only for the model it was chosen with.
-    """
+class PartitionConfig(ScoreThresholds):
+    """Which rows stay, and how they become shards."""
 
     num_shards: int = Field(ge=1, le=99_999)
     seed: int = Field(default=0, ge=0)
-    score: Literal["mean", "max", "middle"] = "mean"
-    min_clip_score: float | None = Field(default=0.25, allow_inf_nan=False)  # of clips
-    image_min_clip_score: float | None = Field(default=None, allow_inf_nan=False)
 
 
 def shard_of(key: str, seed: int, num_shards: int) -> int:
@@ -51,68 +44,64 @@ def bucket_name(shard: int) -> str:
 
 def plan_partition(config: PartitionConfig, inputs: Inputs) -> list[Part]:
     """One part per part of every `rows` artifact; rows[i] is scored by the part of the same name of scores[i]."""
-    rows, scores = inputs["rows"], inputs["scores"]
-    if len(rows) != len(scores):
-        raise ConfigError(
-            f"partition reads {len(rows)} rows artifacts but {len(scores)} scores artifacts; "
-            "name them in the same order, one scores artifact for each rows artifact"
-        )
-    parts = []
-    for number, (rows_input, scores_input) in enumerate(zip(rows, scores, strict=True)):
-        scored = {part.name: part for part in scores_input.parts}
-        if missing := [part.name for part in rows_input.parts if part.name not in scored]:
-            raise ConfigError(
-                f"{scores_input.node} has no part {missing[0]} of {rows_input.node}; is it of that source?"
-            )
-        for part in rows_input.parts:
-            reads = (
-                Read("rows", part.file("rows.parquet")),
-                Read("scores", scored[part.name].file("scores.parquet")),
-            )
-            parts.append(Part(name=f"{number:03d}-{part.name}", reads=reads))
-    return parts
+    return [
+        Part(name=part.name, reads=(*part.reads("scores.parquet"), *decisions_about(part, inputs)))
+        for part in rows_parts(inputs, "partition")
+    ]
 
 
 def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Bucket files of one filter part and its drops."""
-    rows_path, scores_path = (inputs.local_path(read.file) for read in part.reads)
-    rows = _scored_rows(rows_path, scores_path, SCORE_COLUMNS[config.score])
-    low = find_low_scores(config, rows)
-    drops = [drop for drop in low if drop is not None]
-    kept = rows.filter(pa.array([drop is None for drop in low], pa.bool_()))
+    rows = _scored_rows(inputs, part.reads[0], part.reads[1], SCORE_COLUMNS[config.score])
+    keep, drops = score_drops(config, rows)
+    additions: Additions = {}
+    for read in part.reads[2:]:
+        keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
+    rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
+    kept = rows.filter(pa.array(keep, pa.bool_()))
     file_rows = {"drops.parquet": len(drops)}
     for shard, bucket in split_by_shard(kept, config.seed, config.num_shards):
         write_table(bucket, out.path / bucket_name(shard))
         file_rows[bucket_name(shard)] = bucket.num_rows
     write_table(drop_table(drops), out.path / "drops.parquet")
     counts = count_units(rows, kept, count_rules(drops, "row"))
-    return PartResult(counts, file_rows, {"grains": count_grains(kept)})
+    added = {unit: sum(len(items[unit]) for items in additions.values()) for unit in ADDED}
+    summary = {"grains": count_grains(kept), "added": added}
+    return PartResult(counts, file_rows, summary)
 
 
-def find_low_scores(config: PartitionConfig, rows: pa.Table) -> list[Drop | None]:
-    """Per row of `rows`, why it goes: its `clip_score` is below the threshold for its kind, or missing where there is
-    one (never kept); None where it stays.
+def apply_decisions(
+    decisions: pa.Table,
+    rows: pa.Table,
+    keep: np.ndarray,
+    drops: Sequence[Drop],
+    additions: Additions,
+) -> tuple[np.ndarray, list[Drop]]:
+    """`keep` and `drops` with what `decisions` take out of what is left; what rows get goes into `additions`."""
+    place = {key: number for number, key in enumerate(rows["key"].to_pylist())}
+    keep, drops = keep.copy(), list(drops)
+    for decision in decisions.to_pylist():
+        row = place.get(decision["key"])
+        if row is None or not keep[row]:
+            continue
+        if any(decision[unit] for unit in ADDED):
+            additions[decision["key"]] = {unit: decision[unit] or [] for unit in ADDED}
+        if decision["rule"]:
+            keep[row] = False
+            names = {name: rows[name][row].as_py() for name in ("key", "source", "source_row")}
+            facts = {name: decision[name] for name in ("rule", "value", "threshold", "reason")}
+            drops.append(Drop(**names, stage="partition", **facts))
+    return keep, drops
 
-    Compared as float32, which is how scores are stored: a score that equals the threshold stays, for every threshold.
-    """
-    thresholds = {"image": config.image_min_clip_score, "video": config.min_clip_score}
-    columns = rows.select(["key", "source", "source_row", "kind", "clip_score"])
-    return [_low_score(config, row, thresholds[row["kind"]]) for row in columns.to_pylist()]
 
-
-def _low_score(config: PartitionConfig, row: Mapping[str, Any], threshold: float | None) -> Drop | None:
-    if threshold is None:
-        return None
-    score = row["clip_score"]
-    rule, value, reason = "", None, ""
-    if score is None or np.isnan(score):
-        rule, reason = "clip_score_missing", "no caption, or media that could not be scored"
-    elif np.float32(score) < np.float32(threshold):
-        rule, value, reason = "min_clip_score", score, f"{config.score} of the scores of the frames"
-    if not rule:
-        return None
-    names = {name: row[name] for name in ("key", "source", "source_row")}
-    return Drop(**names, stage="partition", rule=rule, value=value, threshold=threshold, reason=reason)
+def add_items(rows: pa.Table, additions: Additions) -> pa.Table:
+    """`rows` with the captions and concepts of `additions` behind their own, by key."""
+    for unit in ADDED if additions else ():
+        pairs = zip(rows["key"].to_pylist(), rows[unit].to_pylist(), strict=True)
+        items = [[*(own or ()), *additions.get(key, {}).get(unit, ())] for key, own in pairs]
+        place = rows.schema.get_field_index(unit)
+        rows = rows.set_column(place, rows.schema.field(place), pa.array(items, rows.schema.field(place).type))
+    return rows
 
 
 def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
@@ -126,23 +115,26 @@ def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple
         yield int(shard), rows.take(pa.array(order[start:end]))
 
 
-def _scored_rows(rows_path: Path, scores_path: Path, column: str) -> pa.Table:
-    """The rows with the chosen score beside them; CorruptArtifact unless both files hold the same keys in order."""
+def _scored_rows(inputs: PartReader, rows_read: Read, scores_read: Read, column: str) -> pa.Table:
+    """The rows with the chosen score and the reason for a missing one beside them; CorruptArtifact unless both files
+    hold the same keys in order."""
+    rows_path, scores_path = inputs.local_path(rows_read.file), inputs.local_path(scores_read.file)
     rows = pq.read_table(rows_path).combine_chunks()
-    scores = pq.read_table(scores_path, columns=["key", column])
+    scores = pq.read_table(scores_path, columns=["key", column, "missing"])
     if not rows["key"].equals(scores["key"]):
         raise CorruptArtifact(
             f"{scores_path}: its keys are not those of {rows_path} ({scores.num_rows} and {rows.num_rows} rows); "
             "rerun the score stage of this source"
         )
-    return rows.append_column("clip_score", scores[column]).select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA)
+    score = scores[column].cast(pa.float32())
+    return rows.append_column("clip_score", score).append_column("missing", scores["missing"])
 
 
 PARTITION = Stage(
     name="partition",
-    version=1,
+    version=2,
     config_type=PartitionConfig,
-    slots=("rows", "scores"),
+    slots=("rows", "scores", "decisions"),
     plan_parts=plan_partition,
     run_part=partition_part,
     finish=add_up_grains,

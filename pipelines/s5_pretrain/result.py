@@ -13,6 +13,7 @@ from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loader import StepLoader
+from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.data.streams import ShardFiles
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import StageFailed
@@ -72,11 +73,10 @@ def _write_samples(
     config: PretrainConfig, inputs: PartReader, part: Part, metrics: Sequence[Mapping[str, Any]], path: Path
 ) -> int:
     """The number of rows of `path`: what each step consumed, worked out from the order and the recorded substitutes."""
-    indexes = sorted(
-        (read.file.path, inputs.local_path(read.file)) for read in part.reads if read.file.path.endswith(".parquet")
-    )
+    files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
+    indexes = [inputs.local_path(files[index_name(path)]) for path in sorted(files) if is_media_file(path)]
     loader = StepLoader(
-        [ShardFiles(index.with_suffix(".tar"), index) for _, index in indexes],
+        [ShardFiles(index, index) for index in indexes],  # which samples, not their payloads: those are not opened
         config.data,
         WordPieceTokenizer(inputs.local_path(part.reads[-1].file).read_text(encoding="utf-8").rstrip("\n").split("\n")),
         config.model.vision.image_res,

@@ -7,6 +7,7 @@ end the same way: the same command goes on from the newest valid checkpoint. A p
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig
+from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.errors import ConfigError
 
 
@@ -47,22 +48,18 @@ def _shard_uris(part: Part) -> list[dict[str, str]]:
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     return [
         {
-            "tar": file.uri,
-            "tar_sha256": file.sha256,
-            "index": files[_index_name(path)].uri,
-            "index_sha256": files[_index_name(path)].sha256,
+            "media": file.uri,
+            "media_sha256": file.sha256,
+            "index": files[index_name(path)].uri,
+            "index_sha256": files[index_name(path)].sha256,
         }
         for path, file in sorted(files.items())
-        if path.endswith(".tar")
+        if is_media_file(path)
     ]
 
 
 def _is_shard_file(path: str) -> bool:
-    return path.startswith("shard-") and path.endswith((".tar", ".parquet"))
-
-
-def _index_name(tar_name: str) -> str:
-    return tar_name.removesuffix(".tar") + ".parquet"
+    return is_media_file(path) or (path.startswith("shard-") and path.endswith(".parquet"))
 
 
 PRETRAIN = Stage(

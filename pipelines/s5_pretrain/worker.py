@@ -107,14 +107,14 @@ def fetch_shards(shards: Sequence[Mapping[str, str]]) -> list[ShardFiles]:
     """
     files = []
     for shard in shards:
-        tar = _local_copy(shard["tar"], shard["tar_sha256"])
+        media = _local_copy(shard["media"], shard["media_sha256"])
         index = _local_copy(shard["index"], shard["index_sha256"])
         actual = hashlib.sha256(index.read_bytes()).hexdigest()
         if actual != shard["index_sha256"]:
             raise CorruptArtifact(
                 f"{shard['index']}: sha256 is {actual[:12]}…, recorded is {shard['index_sha256'][:12]}…; rerun pack"
             )
-        files.append(ShardFiles(tar, index))
+        files.append(ShardFiles(media, index))
     return files
 
 

@@ -108,7 +108,7 @@ def test_an_unusable_row_is_replaced_and_both_keys_are_recorded(tmp_path):
     bad_key = next(
         sample.key
         for files in shards
-        for sample in ShardReader(files.tar, files.index).samples()
+        for sample in ShardReader(files.media, files.index).samples()
         if sample.source_row == "5"
     )
     replaced = [item for step in range(6) for item in loader[step].substitutes if item.stream == "image"]
@@ -123,11 +123,11 @@ def test_an_unusable_row_is_replaced_and_both_keys_are_recorded(tmp_path):
 
 def test_a_damaged_shard_is_not_replaced_but_refused(tmp_path):
     shards = make_shards(tmp_path, num_shards=1)
-    reader = ShardReader(shards[0].tar, shards[0].index)
+    reader = ShardReader(shards[0].media, shards[0].index)
     offset = reader.table["payload_offset"][0].as_py()
-    data = bytearray(shards[0].tar.read_bytes())
+    data = bytearray(shards[0].media.read_bytes())
     data[offset + 30] ^= 1
-    shards[0].tar.write_bytes(bytes(data))
+    shards[0].media.write_bytes(bytes(data))
     loader = _loader(shards)
     with pytest.raises(CorruptArtifact, match="rerun the pack stage"):
         [loader[step] for step in range(6)]
@@ -144,7 +144,7 @@ def test_aux_batches_come_at_their_exact_share(shards):
     clean = {
         sample.key
         for files in shards
-        for sample in ShardReader(files.tar, files.index).samples()
+        for sample in ShardReader(files.media, files.index).samples()
         if sample.source == "clean"
     }
     assert set(loader[aux_step].batches["image"].keys) <= clean

@@ -156,6 +156,35 @@ def test_truncated_or_missing_shard_is_corrupt(tmp_path: Path) -> None:
         ShardReader(path)
 
 
+def test_a_parquet_shard_is_read_like_a_tar_and_by_any_parquet_tool(tmp_path: Path) -> None:
+    samples = [make_sample(n) for n in range(150)] + SAMPLES[4:]  # three row groups
+    samples = list({sample.key: sample for sample in samples}.values())
+    # Payloads of all sizes, many beyond a Parquet page; equal ones and ones that look like page headers too.
+    rng = random.Random(3)
+    media = {sha256: rng.randbytes(rng.choice([1, 3, 900, 70_000, 3_000_000])) for sha256 in payloads(samples)}
+    parquet, tar = tmp_path / "shard-00007.media.parquet", tmp_path / "tar" / "shard-00007.tar"
+    tar.parent.mkdir()
+    write_shard(parquet, scored(samples), media.__getitem__)
+    write_shard(tar, scored(samples), media.__getitem__)
+    ours, theirs = ShardReader(parquet), ShardReader(tar)
+    ours.verify()
+    assert list(ours.samples()) == list(theirs.samples())
+    plain = pq.read_table(parquet)
+    assert plain["key"].to_pylist() == ours.table["key"].to_pylist()
+    for row in range(len(ours)):
+        assert ours.payload(row) == theirs.payload(row) == plain["payload"][row].as_py()
+    assert plain.select(sample_table(samples).column_names).equals(sample_table(samples).sort_by("key"))
+    before = parquet.read_bytes()
+    write_shard(parquet, scored(rng.sample(samples, len(samples))), media.__getitem__)
+    assert parquet.read_bytes() == before
+
+
+def test_a_parquet_shard_may_be_empty(tmp_path: Path) -> None:
+    write_shard(tmp_path / "shard-00000.media.parquet", scored([]), {}.__getitem__)
+    assert len(ShardReader(tmp_path / "shard-00000.media.parquet")) == 0
+    assert pq.read_table(tmp_path / "shard-00000.media.parquet").num_rows == 0
+
+
 def test_bucket_in_place_of_an_index_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SAMPLES)
     pq.write_table(sample_table(SAMPLES), index_path(path))

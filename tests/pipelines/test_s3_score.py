@@ -3,7 +3,8 @@
 import hashlib
 import math
 import socket
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -16,15 +17,19 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pipelines import s3_score
 from pipelines.flow.stage import Input
-from pipelines.s3_score import SCORE, SCORE_SCHEMA, ScoreConfig, aggregate
+from pipelines.s3_score import SCORE, SCORE_SCHEMA, ScoreConfig
+from pipelines.s3_score import stage as s3_score
+from pipelines.s3_score.rows import score_rows
+from pipelines.s3_score.stage import aggregate
 from tests.pipelines.parts import Run, as_part, as_source, run_stage
 from x2vlm.data.clip_score import frame_scores, load_clip_folder, load_clip_name, score_pairs
-from x2vlm.data.packs import Payload, write_media_pack
-from x2vlm.data.video import encode_frames, sample_clip
+from x2vlm.data.media import open_image
+from x2vlm.data.packs import MediaPack, Payload, write_media_pack
+from x2vlm.data.phash import fingerprint
+from x2vlm.data.video import decode_frames, encode_frames, sample_clip
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
-from x2vlm.samples import Caption, Media, Sample, sample_key, sample_table, write_table
+from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table, write_table
 
 # float32 on a CPU; batches of other sizes take other code paths in the matrix library. Measured here: below 2e-7.
 TOLERANCE = 2e-6
@@ -244,8 +249,9 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     assert sample.media is not None
     write_media_pack(tmp_path, [Payload(sample.media.sha256, "jpeg", path)])
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
-        (row,) = s3_score.score_samples(clip, [sample], pack, 8)
-    assert row == {"key": sample.key, "missing": "no_finite_score"}
+        (row,) = score_rows(clip, [sample], pack, CPU)
+    assert (row.key, row.missing, row.frame_scores) == (sample.key, "no_finite_score", ())
+    assert row.picture_D is None
 
 
 def test_media_absent_from_the_pack_are_corrupt(project_root: Path, tmp_path: Path) -> None:
@@ -363,3 +369,69 @@ def test_slots_must_match(project_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a folder needs its files"):
         SCORE.plan_parts(CPU, {"rows": rows, "media": media, "model": ()})
     assert run.results["00000"].summary["scored"] == 1
+
+
+def test_embeddings_and_fingerprints_are_kept_beside_the_scores(project_root: Path, toy_run: Run) -> None:
+    scores = table_of(toy_run)
+    embeddings = pq.read_table(toy_run.folder / "00000" / "embeddings.parquet").to_pylist()
+    prints = pq.read_table(toy_run.folder / "00000" / "fingerprints.parquet").to_pylist()
+    assert [row["key"] for row in embeddings] == [row["key"] for row in prints] == [row["key"] for row in scores]
+    for score_row, vectors, found, (sample, data) in zip(scores, embeddings, prints, toy_samples(), strict=True):
+        is_broken = score_row["missing"] not in ("", "no_caption")
+        assert (vectors["picture"] is None) == is_broken
+        assert (vectors["text"] is None) == (score_row["missing"] != "")
+        if is_broken:
+            assert found["pixel_sha256"] is None
+            continue
+        assert np.linalg.norm(np.array(vectors["picture"], np.float64)) == pytest.approx(1, abs=2e-3)
+        frames = decode_frames(data)[0] if sample.kind == "video" else [data]
+        expected = fingerprint([open_image(frame) for frame in frames])
+        assert found == {"key": sample.key, **asdict(expected), "frame_phashes": list(expected.frame_phashes)}
+        if sample.kind == "image" and vectors["text"] is not None:
+            cosine = np.dot(np.array(vectors["picture"], np.float64), np.array(vectors["text"], np.float64))
+            assert cosine == pytest.approx(score_row["clip_score"], abs=2e-3)
+
+
+def test_concepts_are_scored_against_what_lies_in_their_box(project_root: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (96, 80), "white")
+    picture.paste(Image.open(BytesIO(photo(5))).crop((0, 0, 40, 40)), (50, 30))
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    sample = sample_of(0, buffer.getvalue(), [], "png")
+    boxes = {"right": Box(50, 30, 40, 40), "sliver": Box(10, 10, 0.5, 3), "outside": Box(96, 80, 5, 5)}
+    concepts = tuple(Concept(Grain.REGION, "blocks", box, (), name) for name, box in boxes.items())
+    run = score(
+        project_root,
+        tmp_path,
+        [(replace(sample, concepts=concepts), buffer.getvalue())],
+        ScoreConfig(device="cpu", regions=True),
+    )
+    rows = pq.read_table(run.folder / "00000" / "regions.parquet").to_pylist()
+    assert [row["annotation_id"] for row in rows] == ["right", "sliver"]  # a part of a pixel is looked at as a pixel
+    clip = load_clip_folder(tiny_clip(project_root), "cpu")
+    (expected,) = frame_scores(clip, [picture.crop((50, 30, 90, 70))], "blocks")
+    assert rows[0]["clip_score"] == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_no_more_is_decoded_ahead_than_two_batches(project_root: Path, tmp_path: Path) -> None:
+    """Rows are taken from the source only as the model takes them from the threads."""
+    clip = load_clip_folder(tiny_clip(project_root), "cpu")
+    data = photo(0)
+    (tmp_path / "payload").write_bytes(data)
+    samples = [sample_of(number, data, ["a text"]) for number in range(200)]
+    assert samples[0].media
+    write_media_pack(tmp_path, [(samples[0].media.sha256, "jpeg", tmp_path / "payload")])
+    taken = 0
+
+    def source() -> Iterator[Sample]:
+        nonlocal taken
+        for sample in samples:
+            taken += 1
+            yield sample
+
+    with MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
+        found = score_rows(clip, source(), pack, ScoreConfig(batch_size=10, decode_threads=3))
+        for number, row in enumerate(found):
+            assert row.key == samples[number].key
+            assert taken <= number + 1 + 3 * 10 + 1
+    assert taken == 200

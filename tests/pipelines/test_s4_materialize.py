@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from pipelines.flow.stage import Input
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
-from pipelines.s4_materialize.partition import find_low_scores, shard_of
+from pipelines.s4_materialize.partition import shard_of
+from pipelines.s4_materialize.thresholds import score_drops
 from tests.data.shard_samples import make_sample, payload, payloads, scored
 from tests.pipelines.parts import Run, as_part, run_stage
 from x2vlm.data.shards import ShardReader
 from x2vlm.errors import ConfigError, CorruptArtifact
-from x2vlm.samples import DROP_SCHEMA, Sample, sample_table, write_table
+from x2vlm.samples import DROP_SCHEMA, Drop, Sample, sample_table, write_table
 
 CONFIG = PartitionConfig(num_shards=5, seed=7)
 TEXT, INTEGER = pa.string(), pa.int64()
@@ -82,6 +83,7 @@ def write_scores(folder: Path, pairs: list[tuple[Sample, float | None]]) -> None
         "clip_score": pa.array(values, pa.float32()),
         "clip_score_max": pa.array([None if v is None else v + 0.5 for v in values], pa.float32()),
         "clip_score_middle": pa.array([None if v is None else v - 0.5 for v in values], pa.float32()),
+        "missing": pa.array(["" for _ in values], pa.string()),
     }
     write_table(pa.table(columns), folder / "scores.parquet")
 
@@ -113,7 +115,9 @@ def write_pack(folder: Path, samples: list[Sample]) -> None:
 def materialize(
     corpus: Corpus, folder: Path, config: PartitionConfig = CONFIG, seed: int | None = None
 ) -> tuple[Run, Run]:
-    buckets = run_stage(PARTITION, config, {"rows": corpus.rows, "scores": corpus.scores}, folder / "partition", seed)
+    buckets = run_stage(
+        PARTITION, config, {"rows": corpus.rows, "scores": corpus.scores, "decisions": ()}, folder / "partition", seed
+    )
     inputs = {"buckets": (buckets.artifact,), "media": corpus.media}
     return buckets, run_stage(PACK, PackConfig(), inputs, folder / "pack", seed)
 
@@ -227,14 +231,21 @@ def test_shards_are_filled_evenly() -> None:
     assert abs(counts - 1000).max() < 178
 
 
+def low_scores(config: PartitionConfig, table: pa.Table) -> list[Drop | None]:
+    """Per row why it goes, None where it stays."""
+    keep, drops = score_drops(config, table.append_column("missing", pa.array([""] * len(table), pa.string())))
+    waiting = iter(drops)
+    return [None if stays else next(waiting) for stays in keep]
+
+
 @given(score=st.floats(-1, 1, width=32), threshold=st.floats(-1, 1))
 def test_a_score_that_equals_the_threshold_stays(score: float, threshold: float) -> None:
     clip = make_sample(1, kind="video")
     config = PartitionConfig(num_shards=1, min_clip_score=threshold)
-    (drop,) = find_low_scores(config, scored([clip], [score]))
+    (drop,) = low_scores(config, scored([clip], [score]))
     assert (drop is None) == (np.float32(score) >= np.float32(threshold))
     exact = PartitionConfig(num_shards=1, min_clip_score=score)
-    assert find_low_scores(exact, scored([clip], [score])) == [None]
+    assert low_scores(exact, scored([clip], [score])) == [None]
 
 
 @pytest.mark.parametrize("threshold", [0.25, 0.1, 0.28, 0.7])
@@ -243,18 +254,16 @@ def test_threshold_edges(threshold: float) -> None:
     below, above = np.nextafter(at, np.float32(-1)), np.nextafter(at, np.float32(1))
     clips = [make_sample(n, kind="video") for n in range(5)]
     table = scored(clips, [float(below), float(at), float(above), None, math.nan])
-    rules = [
-        drop and drop.rule for drop in find_low_scores(PartitionConfig(num_shards=1, min_clip_score=threshold), table)
-    ]
+    rules = [drop and drop.rule for drop in low_scores(PartitionConfig(num_shards=1, min_clip_score=threshold), table)]
     assert rules == ["min_clip_score", None, None, "clip_score_missing", "clip_score_missing"]
 
 
 def test_each_kind_has_its_own_threshold() -> None:
     table = scored([make_sample(0), make_sample(1, kind="video"), make_sample(2)], [0.1, None, None])
     nothing = PartitionConfig(num_shards=1, min_clip_score=None)
-    assert find_low_scores(nothing, table) == [None, None, None]
+    assert low_scores(nothing, table) == [None, None, None]
     images = PartitionConfig(num_shards=1, min_clip_score=None, image_min_clip_score=0.2)
-    assert [drop and drop.rule for drop in find_low_scores(images, table)] == [
+    assert [drop and drop.rule for drop in low_scores(images, table)] == [
         "min_clip_score",
         None,
         "clip_score_missing",

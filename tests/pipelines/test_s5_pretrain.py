@@ -62,7 +62,7 @@ def inputs(tmp_path_factory):
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
     parts = tuple(
-        InputPart(f"{number:05d}", (_file(files.tar), _file(files.index))) for number, files in enumerate(shards)
+        InputPart(f"{number:05d}", (_file(files.media), _file(files.index))) for number, files in enumerate(shards)
     )
     return {
         "shards": (Input("pack/toy", "root-of-shards", parts),),
@@ -143,7 +143,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(inputs, tmp_path):
 def test_a_changed_index_is_refused(inputs, tmp_path):
     part = inputs["shards"][0].parts[0]
     tar, index = part.files
-    job = {"tar": tar.uri, "tar_sha256": tar.sha256, "index": index.uri, "index_sha256": "0" * 64}
+    job = {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": "0" * 64}
     with pytest.raises(CorruptArtifact, match="rerun pack"):
         fetch_shards([job])
 

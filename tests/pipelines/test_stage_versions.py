@@ -10,6 +10,8 @@ from pipelines.s1_download.download import DOWNLOAD
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s3_score import SCORE, ScoreConfig
+from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
+from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.pack import PACK, PackConfig
 from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
@@ -24,6 +26,8 @@ CASES: list[tuple[Stage, FrozenConfig]] = [
     (DOMAINS, DomainsConfig()),
     (FILTER, FilterConfig()),
     (SCORE, ScoreConfig()),
+    (DECONTAMINATE, DecontaminateConfig()),
+    (DEDUPLICATE, DeduplicateConfig()),
     (PARTITION, PartitionConfig(num_shards=4)),
     (PACK, PackConfig()),
     (PRETRAIN, PretrainConfig()),

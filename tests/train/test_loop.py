@@ -81,7 +81,7 @@ run(folder, shards, on_step=lambda step: step == int(last_step) and os.kill(os.g
 @pytest.mark.parametrize("last_step", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_killed_and_resumed_equals_undisturbed(straight, shards, tmp_path, project_root, last_step):
     """Step 1 dies before any checkpoint, step 4 between two; weights and numbers are equal bit for bit."""
-    tars = [str(files.tar) for files in shards]
+    tars = [str(files.media) for files in shards]
     environment = {**os.environ, "PYTHONPATH": str(project_root)}
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(last_step), *tars]
     process = subprocess.run(command, cwd=project_root, env=environment, capture_output=True, text=True, check=False)
@@ -238,7 +238,7 @@ def two_rank_gradients(target, tars):
 
 
 def test_two_processes_have_the_gradient_of_one(shards, tmp_path, project_root):
-    tars = [str(files.tar) for files in shards]
+    tars = [str(files.media) for files in shards]
     environment = {**os.environ, "PYTHONPATH": str(project_root)}
     commands = [
         [sys.executable, "-c", RANKS, str(tmp_path / "meet"), str(rank), str(tmp_path / "gradients"), *tars]

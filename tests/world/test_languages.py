@@ -3,6 +3,8 @@
 import itertools
 import re
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.world import languages
@@ -19,8 +21,8 @@ from pipelines.world.languages import (
 from pipelines.world.scene import Thing, make_scene
 from pipelines.world.texts import captions, full_phrase, region_phrases, shared_words, unique_expression
 from pipelines.world.words import COLOURS, RELATIONS, SHAPES, TEXTURES
-from x2vlm.data.boxes import overlapping_texts
 from x2vlm.data.randomness import Draws
+from x2vlm.data.text_overlap import overlapping_texts
 
 LEFTOVER = re.compile(r"[{}%_<>]|None|  |\b(left_of|plain)\b")
 
@@ -108,7 +110,9 @@ def test_clean_region_phrases_are_left_alone_by_the_filter() -> None:
     config = WorldConfig()
     for index in range(60):
         regions = region_phrases(make_scene(config, index), Draws(index))
-        assert not overlapping_texts([text for text, _ in regions], [float(box[2] * box[3]) for _, box in regions])
+        texts = pa.array([text for text, _ in regions], pa.string())
+        areas = np.array([float(box[2] * box[3]) for _, box in regions])
+        assert np.isnan(overlapping_texts(texts, np.zeros(len(regions), np.int64), areas)).all()
     assert shared_words("a red star", "red star here") == 2 / 3
 
 

@@ -129,7 +129,7 @@ def test_the_filter_drops_what_was_planted_for_it_and_nothing_else(
     run_stage_part(FILTER, FilterConfig(), Part("00000", (Read("rows", file),)), tmp_path / "filtered")
     drops = pq.read_table(tmp_path / "filtered" / "drops.parquet").to_pylist()
     found = sorted((drop["source_row"], drop["unit"], drop["item"], drop["rule"]) for drop in drops)
-    # Text in another language under an English label takes a detector, which this stage does not have.
+    # Text in another language under an English label takes the detector, which is off (see test_foreign_texts).
     foreign = {row["row_key"] for row in noisy_world.of(name, "caption") if row["expected_rule"] == "language"}
     planted = sorted(
         (row["row_key"], row["unit"], row["item"], row["expected_rule"])

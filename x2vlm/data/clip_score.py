@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from x2vlm.errors import ConfigError, SourceUnavailable
@@ -119,32 +120,38 @@ def score_pairs(
 
     float32 on a CPU. On a GPU the towers run in bfloat16 and the cosine in float32.
     """
-    text_BD = _embed(pairs, batch_size, lambda chunk: _embed_texts(clip, [text for _, text in chunk]))
+    text_BD = embed_texts(clip, [text for _, text in pairs], batch_size)
     frames = [image for images, _ in pairs for image in images]
-    frame_BD = _embed(frames, batch_size, lambda chunk: _embed_images(clip, chunk))
+    if not frames:
+        return [[] for _ in pairs]
+    pixels_BCHW = torch.stack([clip.preprocess(image) for image in frames])
+    frame_BD = embed_pixels(clip, pixels_BCHW, batch_size)
     owner_B = torch.tensor([number for number, (images, _) in enumerate(pairs) for _ in images], dtype=torch.long)
-    cosine_B = iter((frame_BD * text_BD[owner_B]).sum(dim=-1).tolist() if frames else [])
+    cosine_B = iter((frame_BD * text_BD[owner_B]).sum(dim=-1).tolist())
     return [[next(cosine_B) for _ in images] for images, _ in pairs]
 
 
-def _embed(items: Sequence[Any], batch_size: int, embed: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-    parts = [embed(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
-    return torch.cat(parts) if parts else torch.empty(0)
+@torch.inference_mode()
+def embed_pixels(clip: Clip, pixels_BCHW: Tensor, batch_size: int = 64) -> Tensor:
+    """(B, D) float32 embeddings of unit length, on the CPU, of pictures as `clip.preprocess` makes them."""
+    parts = []
+    for chunk_BCHW in pixels_BCHW.split(batch_size):
+        with _precision(clip.device):
+            feature_BD = clip.model.encode_image(chunk_BCHW.to(clip.device, non_blocking=True))
+        parts.append(normalize(feature_BD.float(), dim=-1))
+    return torch.cat(parts).cpu() if parts else torch.empty(0)
 
 
 @torch.inference_mode()
-def _embed_images(clip: Clip, images: Sequence[Image.Image]) -> torch.Tensor:
-    image_BCHW = torch.stack([clip.preprocess(image) for image in images]).to(clip.device)
-    with _precision(clip.device):
-        feature_BD = clip.model.encode_image(image_BCHW)
-    return normalize(feature_BD.float(), dim=-1).cpu()
-
-
-@torch.inference_mode()
-def _embed_texts(clip: Clip, texts: list[str]) -> torch.Tensor:
-    with _precision(clip.device):
-        feature_BD = clip.model.encode_text(clip.tokenize(texts).to(clip.device))
-    return normalize(feature_BD.float(), dim=-1).cpu()
+def embed_texts(clip: Clip, texts: Sequence[str], batch_size: int = 64) -> Tensor:
+    """(B, D) float32 embeddings of unit length, on the CPU."""
+    parts = []
+    for start in range(0, len(texts), batch_size):
+        tokens_BL = clip.tokenize(list(texts[start : start + batch_size])).to(clip.device)
+        with _precision(clip.device):
+            feature_BD = clip.model.encode_text(tokens_BL)
+        parts.append(normalize(feature_BD.float(), dim=-1))
+    return torch.cat(parts).cpu() if parts else torch.empty(0)
 
 
 def _precision(device: torch.device) -> AbstractContextManager[Any]:

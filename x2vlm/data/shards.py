@@ -1,15 +1,13 @@
-"""Training shards: a deterministic WebDataset tar with a Parquet index that finds every payload without a scan.
+"""Training shards: a file of payloads (see `shard_files`) and a Parquet index that finds each without a scan.
 
-Members lie in key order: `<key>.<jpg|png|webp|gif|frames>`, then `<key>.json`. Names come from our keys alone, never
-from a URL. Headers are fixed (USTAR, mtime, uid and gid 0, mode 644), so equal samples give equal bytes everywhere.
+The index, `shard-00000.parquet`, is the same for both kinds of file (`shard-00000.tar`, `shard-00000.media.parquet`),
+and so is the reader: it seeks to the bytes that the index names, in key order or any other.
 """
 
 import hashlib
 import io
-import json
 import os
-import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from x2vlm.errors import CorruptArtifact, InvalidSample
+from x2vlm.data.shard_files import PARQUET_SUFFIX, Payload, index_name, write_parquet, write_tar
+from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
 # What partition hands to pack: a sample and the score that its threshold was applied to.
@@ -32,30 +31,19 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
-SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "frames": "frames"}
-
-Payload = Callable[[str], bytes]  # from the sha256 of the original media to the stored bytes
-
 
 def write_shard(path: Path, rows: pa.Table, payload_of: Payload) -> pa.Table:
-    """The index of the tar written to `path`; the index itself is written beside it, as `<stem>.parquet`.
+    """The index of the shard written to `path`, a .tar or a .media.parquet; the index itself is written beside it.
 
-    `rows` has SCORED_SCHEMA with distinct keys, in any order. One payload is in memory at a time.
+    `rows` has SCORED_SCHEMA with distinct keys, in any order.
     """
     rows = rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA).sort_by("key")
-    offsets, sizes, digests = [], [], []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for row in _rows(rows):
-            payload = payload_of(_media(row)["sha256"])
-            offsets.append(_add_member(tar, payload_name(row), payload))
-            sizes.append(len(payload))
-            digests.append(hashlib.sha256(payload).hexdigest())
-            _add_member(tar, f"{row['key']}.json", _json_bytes(row))
+    locations = (write_parquet if path.name.endswith(PARQUET_SUFFIX) else write_tar)(path, rows, payload_of)
     columns = [
         *rows.columns,
-        pa.array(offsets, pa.int64()),
-        pa.array(sizes, pa.int64()),
-        pa.array(digests, pa.string()),
+        pa.array([location.offset for location in locations], pa.int64()),
+        pa.array([location.bytes for location in locations], pa.int64()),
+        pa.array([location.sha256 for location in locations], pa.string()),
     ]
     index = pa.Table.from_arrays(columns, schema=SHARD_SCHEMA)
     write_table(index, index_path(path))
@@ -63,22 +51,14 @@ def write_shard(path: Path, rows: pa.Table, payload_of: Payload) -> pa.Table:
 
 
 def index_path(path: Path) -> Path:
-    """Where the index of the tar at `path` lies."""
-    return path.with_suffix(".parquet")
-
-
-def payload_name(row: Mapping[str, Any]) -> str:
-    """The tar member that holds a row's pixels; InvalidSample for a stored format that shards do not know."""
-    stored = _media(row)["format"]
-    if stored not in SUFFIXES:
-        raise InvalidSample("unknown_media_format", f"{row['key']}: {stored!r} is none of {', '.join(SUFFIXES)}")
-    return f"{row['key']}.{SUFFIXES[stored]}"
+    """Where the index of the shard at `path` lies."""
+    return path.with_name(index_name(path.name))
 
 
 class ShardReader:
     """Random access to one shard: samples from its index, payloads by seeking, each checked against its sha256.
 
-    Cheap to pickle and safe to use after a fork: the tar is opened when it is first read, once per process.
+    Cheap to pickle and safe to use after a fork: the file is opened when it is first read, once per process.
     """
 
     def __init__(self, path: Path, index: Path | None = None) -> None:
@@ -155,34 +135,3 @@ def _read_index(path: Path) -> pa.Table:
     if missing := [name for name in SHARD_SCHEMA.names if name not in table.column_names]:
         raise CorruptArtifact(f"{path}: not a shard index, it lacks {', '.join(missing)}; rerun the pack stage")
     return table
-
-
-def _rows(rows: pa.Table) -> Iterator[dict[str, Any]]:
-    previous = ""
-    for batch in rows.to_batches(max_chunksize=1000):
-        for row in batch.to_pylist():
-            if row["key"] == previous:
-                raise InvalidSample("duplicate_key", f"{row['key']} comes twice in one shard")
-            previous = row["key"]
-            yield row
-
-
-def _media(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    media = row["media"]
-    if media is None:
-        raise InvalidSample("missing_media", f"{row['key']} of {row['source']} has no media; run download first")
-    return media  # type: ignore[no-any-return]
-
-
-def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a member with fixed header fields; gives the offset of its first data byte."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    member.mode = 0o644  # mtime, uid and gid are 0, owner names empty: TarInfo's own defaults
-    start = tar.offset + tarfile.BLOCKSIZE  # a USTAR header is one block: our names are short and ASCII
-    tar.addfile(member, io.BytesIO(data))
-    return start
-
-
-def _json_bytes(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode("utf-8")

@@ -67,9 +67,9 @@ class StreamConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where the tar and the index of a shard lie on this machine."""
+    """Where the payloads (a tar or Parquet file) and the index of a shard lie on this machine."""
 
-    tar: Path
+    media: Path
     index: Path
 
 
@@ -85,7 +85,7 @@ class ShardSet:
         self.rows = functools.lru_cache(8 * max_open)(self._rows)
 
     def _open(self, shard: int) -> ShardReader:
-        return ShardReader(self.files[shard].tar, self.files[shard].index)
+        return ShardReader(self.files[shard].media, self.files[shard].index)
 
     def _rows(self, shard: int, kind: Kind, sources: tuple[str, ...]) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""

@@ -26,6 +26,11 @@ def concept_text(concept: Concept) -> str:
     return " ".join([*before, concept.text, *after])
 
 
+def compared_words(text: str) -> list[str]:
+    """The words of a text, ignoring case, compatibility forms and punctuation: what texts are compared by."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
 def token_counts(text: str) -> Counter[str]:
-    """How often each word occurs, ignoring case, compatibility forms and punctuation: what texts are compared by."""
-    return Counter(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
+    """How often each of `compared_words` occurs."""
+    return Counter(compared_words(text))

@@ -9,6 +9,7 @@ import pytest
 
 from tests.data.readers.helpers import read, rules, source
 from x2vlm.errors import SourceUnavailable
+from x2vlm.samples import SourceScores, sample_table, samples_of
 
 
 def parquet(folder: Path, name: str = "part.parquet", **columns: Any) -> Path:
@@ -121,11 +122,29 @@ def test_no_file_at_all() -> None:
 
 
 @pytest.mark.parametrize(
+    ("columns", "scores"),
+    [
+        ({"LICENSE": ["?"], "NSFW": ["UNLIKELY"], "similarity": [0.3]}, SourceScores(0.3, None, None, "UNLIKELY")),
+        ({"NSFW": [None], "Similarity": [0.3], "PUNSAFE": [0.5], "pwatermark": [0.4]}, SourceScores(0.3, 0.5, 0.4)),
+        ({"punsafe": pa.array([0.25], pa.float32())}, SourceScores(punsafe=0.25)),
+        ({"punsafe": [float("nan")], "pwatermark": ["much"], "similarity": [None]}, SourceScores()),
+        ({"nsfw": pa.array(["NSFW"]).dictionary_encode()}, SourceScores(nsfw="NSFW")),
+        ({"LICENSE": ["?"]}, None),
+    ],
+)
+def test_what_a_release_says_about_its_rows_goes_with_them(
+    tmp_path: Path, columns: dict[str, Any], scores: SourceScores | None
+) -> None:
+    [sample], _ = read("laion", source(rows=parquet(tmp_path, URL=["http://x"], TEXT=["a dog"], **columns)))
+    assert sample.source_scores == scores
+    assert samples_of(sample_table([sample])) == [sample]
+
+
+@pytest.mark.parametrize(
     "extra",
     [
-        {"SAMPLE_ID": [7], "LICENSE": ["?"], "NSFW": ["UNLIKELY"], "similarity": [0.3]},
-        {"LANGUAGE": ["en"], "NSFW": [None], "similarity": [0.3], "punsafe": [0.001], "pwatermark": [0.4]},
-        {"md5": [None], "hash": [-5], "punsafe": [float("nan")]},
+        {"SAMPLE_ID": [7], "LICENSE": ["?"]},
+        {"LANGUAGE": ["en"], "md5": [None], "hash": [-5]},
         {"hash": ["d41d8cd98f00b204e9800998ecf8427e"], "md5": pa.array([5], pa.int64())},
         {"__index_level_0__": [3], "sha256hash": ["e3b0c442"]},
     ],

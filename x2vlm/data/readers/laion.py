@@ -3,8 +3,9 @@
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
 (so the row number is the row key). Hashes of the pictures are read from `md5` (-md5 releases) or `sha256hash`; a column
-that is just called `hash` is not, because no document says of what it is one. A row has no place for the scores that
-some releases join (similarity, punsafe, pwatermark, NSFW): those columns are not read.
+that is just called `hash` is not, because no document says of what it is one. The scores that releases bring or join
+(similarity, punsafe, pwatermark, NSFW) go with the row for rules that an experiment switches on; a release without any
+of them gives rows without scores.
 """
 
 from collections import Counter
@@ -15,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from x2vlm.data.readers.hashes import published_hash
-from x2vlm.data.readers.source import Source, whole_number
+from x2vlm.data.readers.source import Source, finite_number, whole_number
 from x2vlm.data.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Caption, Drop, Sample
+from x2vlm.samples import Caption, Drop, Sample, SourceScores
 
 COLUMNS = {  # what we read: names it goes by in lower case
     "url": ("url",),
@@ -29,7 +30,12 @@ COLUMNS = {  # what we read: names it goes by in lower case
     "language": ("language",),
     "sha256": ("sha256hash", "sha256"),
     "md5": ("md5",),
+    "similarity": ("similarity",),
+    "punsafe": ("punsafe",),
+    "pwatermark": ("pwatermark",),
+    "nsfw": ("nsfw",),
 }
+SCORES = ("similarity", "punsafe", "pwatermark")
 REQUIRED = ("url", "text")
 
 
@@ -102,4 +108,15 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
         claimed_height=whole_number(values.get("height")),
         licence=source.licence if licence in ("", "?") else licence,
         published_hash=published_hash("sha256", values.get("sha256")) or published_hash("md5", values.get("md5")),
+        source_scores=_source_scores(values),
+    )
+
+
+def _source_scores(values: Mapping[str, Any]) -> SourceScores | None:
+    """The scores in the row's columns, None for what is missing or no number; None at all where no column is there."""
+    if not any(name in values for name in (*SCORES, "nsfw")):
+        return None
+    nsfw = values.get("nsfw")
+    return SourceScores(
+        **{name: finite_number(values.get(name)) for name in SCORES}, nsfw=None if nsfw is None else str(nsfw)
     )

@@ -140,6 +140,15 @@ def whole_number(value: Any) -> int | None:
     return int(number) if math.isfinite(number) and 1 <= number < 2**31 else None
 
 
+def finite_number(value: Any) -> float | None:
+    """`value` as a number, None where it is missing, NaN, infinite or not a number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def box_of(values: Any) -> Box | None:
     """Four numbers as a box, None unless they are four finite numbers. Says nothing about where the box lies."""
     try:

@@ -1,0 +1,26 @@
+"""Say what happened to a row at every stage, or what other thresholds would keep. Runs nothing.
+
+python jobs/why.py sample http://sample.invalid/bad/crop_300x223.jpg
+python jobs/why.py sample coco:401416
+python jobs/why.py sample --what-if min_clip_score=0.28 --what-if min_short_edge=256
+"""
+
+import argparse
+import sys
+
+from pipelines import driver
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="name of a file in pipelines/experiments, or the path of a YAML file")
+    parser.add_argument("row", nargs="?", help="a key, an address as in the annotation file, or <source>:<row>")
+    parser.add_argument("--what-if", action="append", default=[], help="<field>=<value> of the filter or the scores")
+    parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
+    text, code = driver.run_as_job(driver.explain_row, parser)
+    print(text)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

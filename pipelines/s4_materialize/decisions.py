@@ -1,0 +1,97 @@
+"""What a stage that looks at all sources at once says about single rows, dealt back to the parts the rows came from.
+
+Such a stage has one part. It writes one file of decisions for every part of the rows it read, also where there is
+nothing to say, so that a later stage reads only the file of its own rows: decisions about others never make it run
+again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, Read
+from x2vlm.errors import ConfigError
+from x2vlm.samples import CAPTION_TYPE, CONCEPT_TYPE, write_table
+
+DECISION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("rule", pa.string()),  # why the row goes; "" where it stays and only gets texts
+        ("value", pa.float64()),
+        ("threshold", pa.float64()),
+        ("reason", pa.string()),
+        # What the row gets from rows that go for its sake.
+        ("captions", pa.list_(CAPTION_TYPE)),
+        ("concepts", pa.list_(CONCEPT_TYPE)),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """One part of the rows of one source, and of what was scored of it. `name` is unique among all sources."""
+
+    name: str
+    node: str
+    rows: InputPart
+    scores: InputPart
+
+    @property
+    def decisions(self) -> str:
+        """Name of the file with decisions about its rows."""
+        return f"decisions-{self.name}.parquet"
+
+    def reads(self, *score_files: str) -> tuple[Read, ...]:
+        """The rows, and those files of the scores."""
+        files = [Read("rows", self.rows.file("rows.parquet"))]
+        return (*files, *(Read("scores", self.scores.file(name)) for name in score_files))
+
+
+def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot: str = "scores") -> list[RowsPart]:
+    """Every part of every `rows` artifact with the part of the same name of the `scores` artifact at its place."""
+    rows, scores = inputs[rows_slot], inputs[scores_slot]
+    if len(rows) != len(scores):
+        raise ConfigError(
+            f"{stage} reads {len(rows)} {rows_slot} artifacts but {len(scores)} {scores_slot} artifacts; "
+            "name them in the same order, one scores artifact for each rows artifact"
+        )
+    parts = []
+    for number, (rows_input, scores_input) in enumerate(zip(rows, scores, strict=True)):
+        scored = {part.name: part for part in scores_input.parts}
+        if missing := [part.name for part in rows_input.parts if part.name not in scored]:
+            raise ConfigError(
+                f"{scores_input.node} has no part {missing[0]} of {rows_input.node}; is it of that source?"
+            )
+        parts += [
+            RowsPart(f"{number:03d}-{part.name}", rows_input.node, part, scored[part.name]) for part in rows_input.parts
+        ]
+    return parts
+
+
+def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:
+    """The files of all artifacts in `slot` about the rows of `part`; ConfigError if one has none."""
+    return tuple(Read(slot, _file(artifact, part)) for artifact in inputs[slot])
+
+
+def _file(artifact: Input, part: RowsPart) -> InputFile:
+    for candidate in artifact.parts:
+        for file in candidate.files:
+            if file.path == part.decisions:
+                return file
+    raise ConfigError(f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?")
+
+
+def write_decisions(folder: Path, parts: Sequence[tuple[str, Sequence[str]]], decisions: pa.Table) -> dict[str, int]:
+    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file."""
+    decisions = decisions.cast(DECISION_SCHEMA).sort_by("key")
+    keys = np.array(decisions["key"].to_pylist(), dtype="U32")
+    file_rows = {}
+    for name, part_keys in parts:
+        mine = np.isin(keys, np.array(part_keys, dtype="U32")) if len(keys) else np.empty(0, bool)
+        table = decisions.filter(pa.array(mine, pa.bool_()))
+        write_table(table, folder / name)
+        file_rows[name] = table.num_rows
+    return file_rows

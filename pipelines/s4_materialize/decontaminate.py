@@ -1,0 +1,170 @@
+"""`decontaminate`: which rows of all sources show a picture or clip of a downstream test, and what is done about them.
+
+Test pictures come from the experiment's held-out sources (pixels, and variants of them), and from annotation files of
+tests whose pictures one need not have (ids). The report of leaks and its summary stay with the model: every result of
+an evaluation carries the summary.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA, rows_parts, write_decisions
+from pipelines.s4_materialize.deduplicate import split_reads
+from pipelines.s4_materialize.evidence import (
+    EMBEDDING,
+    EMBEDDINGS,
+    FINGERPRINTS,
+    SCORES,
+    VARIANTS,
+    evaluation_pictures,
+    read_evidence,
+    row_ids,
+)
+from x2vlm.config import FrozenConfig
+from x2vlm.data.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks, summarize
+from x2vlm.data.duplicates import CLUSTER_SCHEMA, DuplicateConfig, find_duplicates
+from x2vlm.data.evaluation_ids import EVALUATION_ID_SCHEMA
+from x2vlm.data.id_files import IdFile, LinkFile, read_links, read_test_ids
+from x2vlm.data.identities import identify
+from x2vlm.data.leaks import EVALUATION_SCHEMA
+from x2vlm.errors import ConfigError
+from x2vlm.samples import write_table
+
+LEAKS, SUMMARY = "leaks.parquet", "contamination.json"
+HELD_OUT_SPLIT = "held_out"
+TEST = "test-"  # before the names of parts that hold test pictures
+
+
+class DecontaminateConfig(FrozenConfig):
+    """How leaks are searched for, and which upstream files name test pictures beyond the held-out sources."""
+
+    rule: DecontaminationConfig = DecontaminationConfig()
+    tests: tuple[IdFile, ...] = ()
+    links: tuple[LinkFile, ...] = ()
+    readers: tuple[str, ...] = ()  # which reader made each `rows` artifact: says what its row keys mean
+    test_readers: tuple[str, ...] = ()  # the same for `test_rows`
+
+
+def plan_decontaminate(config: DecontaminateConfig, inputs: Inputs) -> list[Part]:
+    """One part that reads all rows, all test rows, and the files of ids and links."""
+    embeddings = (EMBEDDINGS,) if config.rule.min_cosine is not None else ()
+    parts = rows_parts(inputs, "decontaminate")
+    tests = rows_parts(inputs, "decontaminate", "test_rows", "test_scores")
+    if (len(config.readers), len(config.test_readers)) != (len(inputs["rows"]), len(inputs["test_rows"])):
+        raise ConfigError("decontaminate: `readers` and `test_readers` must name one reader for each source it reads")
+    reads = [part.reads(SCORES, FINGERPRINTS, *embeddings) for part in parts]
+    reads += [part.reads(SCORES, FINGERPRINTS, VARIANTS, *embeddings) for part in tests]
+    names = [part.name for part in parts] + [f"{TEST}{part.name}" for part in tests]
+    files = [
+        Read(slot, file)
+        for slot in ("tests", "links")
+        for source in inputs[slot]
+        for p in source.parts
+        for file in p.files
+    ]
+    spec = {"parts": [[name, len(own)] for name, own in zip(names, reads, strict=True)], "num_files": len(files)}
+    return [Part("all", tuple(read for group in (*reads, files) for read in group), spec)]
+
+
+def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
+    """leaks.parquet (every leak and its action), contamination.json, and the decisions about every part's rows."""
+    use_embeddings = config.rule.min_cosine is not None
+    owners, rows, ids, pictures = [], [], [], []
+    test_ids = [read_test_ids(file, inputs.local_path(read.file)) for file, read in _files(config.tests, part, "tests")]
+    for name, reads in split_reads(part):
+        table = read_evidence(inputs, reads, embeddings=use_embeddings)
+        own_ids = row_ids(table, _reader(config, name))
+        if name.startswith(TEST):
+            variants = next(read for read in reads if read.file.path == VARIANTS)
+            pictures.append(evaluation_pictures(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
+            test_ids.append(_as_test_ids(own_ids, table))
+        else:
+            owners.append((f"decisions-{name}.parquet", table["key"].to_pylist()))
+            rows.append(table)
+            ids.append(own_ids)
+    links = [read_links(file, inputs.local_path(read.file)) for file, read in _files(config.links, part, "links")]
+    training_rows = pa.concat_tables(rows)
+    training = Training(training_rows, pa.concat_tables(ids), _clusters(config, training_rows))
+    no_pictures = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
+    evaluation = Evaluation(
+        pa.concat_tables([no_pictures, *pictures]), pa.concat_tables([EVALUATION_ID_SCHEMA.empty_table(), *test_ids])
+    )
+    leaks = find_leaks(training, evaluation, identify(links), config.rule)
+    summary = summarize(leaks, evaluation, config.rule)
+    write_table(leaks, out.path / LEAKS)
+    (out.path / SUMMARY).write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file_rows = write_decisions(out.path, owners, _decisions(leaks))
+    count = Count(training_rows.num_rows, training_rows.num_rows)  # of decisions asked for: rows leave in `partition`
+    return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, {"contamination": summary})
+
+
+def _files(configs: Sequence[IdFile] | Sequence[LinkFile], part: Part, slot: str) -> list[tuple[object, Read]]:
+    reads = [read for read in part.reads if read.slot == slot]
+    return list(zip(configs, reads, strict=True))
+
+
+def _reader(config: DecontaminateConfig, name: str) -> str:
+    """The reader of the source to which the part called `<number>-...` or `test-<number>-...` belongs."""
+    readers = config.test_readers if name.startswith(TEST) else config.readers
+    return readers[int(name.removeprefix(TEST).split("-")[0])]
+
+
+def _clusters(config: DecontaminateConfig, rows: pa.Table) -> pa.Table:
+    """Duplicates among the training rows: with `strict`, what shows the same as a leak goes with it."""
+    if config.rule.policy != "strict":
+        return CLUSTER_SCHEMA.empty_table()
+    rule = DuplicateConfig(
+        radius=config.rule.radius, min_correlation=config.rule.min_correlation, min_cosine=config.rule.min_cosine
+    )
+    return find_duplicates(rows, rule)
+
+
+def _as_test_ids(ids: pa.Table, evidence: pa.Table) -> pa.Table:
+    """The ids of held-out rows as those of test pictures."""
+    places = pc.index_in(ids["key"], value_set=evidence["key"].combine_chunks())
+    columns = {
+        "eval_set": ids["source"],
+        "split": pa.repeat(pa.scalar(HELD_OUT_SPLIT), ids.num_rows),
+        "eval_id": evidence["source_row"].take(places),
+        **{name: ids[name] for name in ("id_kind", "id_value", "start_seconds", "end_seconds")},
+    }
+    return pa.table({name: columns[name] for name in EVALUATION_ID_SCHEMA.names}).cast(EVALUATION_ID_SCHEMA)
+
+
+def _decisions(leaks: pa.Table) -> pa.Table:
+    """One decision for every row that goes: its first leak, with the number of the others."""
+    made: dict[str, dict[str, object]] = {}
+    for leak in leaks.to_pylist():
+        if leak["action"] != "drop" or leak["key"] in made:
+            continue
+        via = f", as does {leak['via']}" if leak["via"] else ""
+        reason = f"shows {leak['eval_set']} {leak['split']} {leak['eval_id']}, by {leak['method']}{via}"
+        made[leak["key"]] = {
+            "key": leak["key"],
+            "rule": "leaked",
+            "value": leak["score"],
+            "threshold": None,
+            "reason": reason,
+        }
+    return pa.Table.from_pylist(list(made.values()), schema=DECISION_SCHEMA)
+
+
+def finish_decontaminate(config: DecontaminateConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
+    """The summary of the only part."""
+    return dict(parts[0].summary)
+
+
+DECONTAMINATE = Stage(
+    name="decontaminate",
+    version=1,
+    config_type=DecontaminateConfig,
+    slots=("rows", "scores", "test_rows", "test_scores", "tests", "links"),
+    plan_parts=plan_decontaminate,
+    run_part=decontaminate_part,
+    finish=finish_decontaminate,
+)

@@ -1,0 +1,223 @@
+"""What happened to a row at every stage: the verdict, the values that were compared, and the thresholds."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.flow.audit_sample import Trace, trace_sample
+from pipelines.flow.audit_store import Stored
+from pipelines.flow.blobs import local_path_of
+from pipelines.flow.store import Store
+from pipelines.s2_filter import FILTER, FilterConfig
+from pipelines.s2_filter.judge import row_verdicts
+from pipelines.s4_materialize import PARTITION, PartitionConfig
+from pipelines.why.row_index import open_index
+from x2vlm.data.columns import SampleColumns
+from x2vlm.errors import ConfigError
+from x2vlm.samples import SAMPLE_SCHEMA, sample_key
+
+KEY = re.compile(r"[0-9a-f]{32}")
+READ_STAGE = "read"
+MAX_ITEMS = 12  # of a list that is told
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one node said about a row."""
+
+    node: str
+    verdict: str  # kept, dropped, fetched, scored, packed, trained
+    place: str  # part, file and row
+    facts: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.node:28} {self.verdict:8} {describe(self.facts)}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """The life of one row, and how it ended."""
+
+    key: str
+    source: str
+    source_row: str
+    url: str
+    steps: tuple[Step, ...]
+    not_reached: tuple[str, ...] = field(default=())  # nodes that would have come next
+
+    def lines(self) -> Iterator[str]:
+        """The story for people."""
+        yield f"{self.source} row {self.source_row}, key {self.key}" + (f", {self.url}" if self.url else "")
+        yield from (f"  {step}" for step in self.steps)
+        if self.not_reached:
+            yield f"  never reached: {', '.join(self.not_reached)}"
+
+    def to_json(self) -> dict[str, Any]:
+        steps = [{"node": s.node, "verdict": s.verdict, "place": s.place, "facts": dict(s.facts)} for s in self.steps]
+        names = {"key": self.key, "source": self.source, "source_row": self.source_row, "url": self.url}
+        return {**names, "steps": steps, "not_reached": list(self.not_reached)}
+
+
+def tell_stories(store: Store, experiment: str, query: str) -> list[Story]:
+    """What happened to every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
+
+    ConfigError if the experiment has read nothing yet, or if no row is called that.
+    """
+    manifests = manifests_in_order(store, experiment)
+    reads = [stored for stored in manifests if stored.manifest.stage == READ_STAGE]
+    if not reads:
+        raise ConfigError(
+            f"{store.uri} holds no rows of {experiment}; run `jobs/run_stage.py {experiment} --only 'read/*'`"
+        )
+    stories = []
+    for key in _keys_of(store, reads, query):
+        origins = {sha256 for stored in reads for sha256 in open_index(store, stored.manifest).files_with("key", key)}
+        traces = trace_sample(store, manifests, key, origins)
+        if traces:
+            stories.append(_story(key, traces, manifests))
+    if not stories:
+        sources = ", ".join(sorted({stored.manifest.config["source"] for stored in reads}))
+        raise ConfigError(
+            f"no row of {experiment} is called {query!r}. Give a key (32 hex digits), an address as it stands in the "
+            f"annotation file, or <source>:<row>; sources: {sources}"
+        )
+    return stories
+
+
+def manifests_in_order(store: Store, experiment: str) -> list[Stored]:
+    """The artifacts that `experiment` names, producers before consumers."""
+    found = {}
+    for ref in store.refs_of_experiment(experiment):
+        if (read := store.read_manifest(ref.manifest_path)) is not None:
+            found[ref.node] = Stored(read[0], ref.manifest_path, read[1])
+    ordered: dict[str, Stored] = {}
+
+    def place(node: str) -> None:
+        if node in found and node not in ordered:
+            for source in found[node].manifest.inputs:
+                place(source.node)
+            ordered[node] = found[node]
+
+    for node in found:
+        place(node)
+    return list(ordered.values())
+
+
+def _keys_of(store: Store, reads: Sequence[Stored], query: str) -> list[str]:
+    """The keys that the query may mean, most certain first."""
+    if KEY.fullmatch(query):
+        return [query]
+    if "://" in query:
+        return _keys_of_url(store, reads, query)
+    source, _, row = query.partition(":")
+    names = list(dict.fromkeys(str(stored.manifest.config["source"]) for stored in reads))
+    keys = [sample_key(source, row)] if source in names and row else []
+    return keys + [sample_key(name, query) for name in names]
+
+
+def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
+    keys: list[str] = []
+    for stored in reads:
+        wanted = set(open_index(store, stored.manifest).files_with("url", url))
+        for part in stored.manifest.parts:
+            for file in part.record.files:
+                if file.sha256 in wanted:
+                    path = local_path_of(store.file_uri(part.record, file))
+                    source = path if path is not None else store.blobs.fs.open(store.file_uri(part.record, file))
+                    keys += pq.read_table(source, columns=["key"], filters=[("url", "=", url)])["key"].to_pylist()
+    return list(dict.fromkeys(keys))
+
+
+def _story(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> Story:
+    first = traces[0].values
+    url = next((trace.values["url"] for trace in traces if trace.values.get("url")), "")
+    configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
+    all_steps = (_step(trace, traces[:number], configs[trace.node]) for number, trace in enumerate(traces))
+    steps = tuple(step for step in all_steps if step.facts)
+    told = {trace.node for trace in traces}
+    return Story(key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told))
+
+
+def _step(trace: Trace, before: Sequence[Trace], config: Mapping[str, Any]) -> Step:
+    place = f"part {trace.part}, {trace.file} row {trace.row}"
+    facts = facts_of(trace)
+    stage = trace.node.partition("/")[0]
+    if trace.verdict == "kept" and stage == FILTER.name and before:
+        judged = next((one for one in reversed(before) if "captions" in one.values), None)
+        facts |= {} if judged is None else passed_rules(judged.values, FilterConfig.model_validate(config))
+    if trace.verdict == "kept" and stage == PARTITION.name and "clip_score" in facts:
+        thresholds = PartitionConfig.model_validate(config)
+        is_clip = trace.values["kind"] == "video"
+        limit = thresholds.min_clip_score if is_clip else thresholds.image_min_clip_score
+        facts["clip_score"] = f"{facts['clip_score']}" + ("" if limit is None else f" against {limit:g}")
+    return Step(trace.node, trace.verdict, place, facts)
+
+
+def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]:
+    """What each rule about rows compared for a row that it kept: {"min_short_edge": "480 against 224"}."""
+    columns = SampleColumns(pa.Table.from_pylist([dict(row)], schema=SAMPLE_SCHEMA))
+    return {
+        verdict.rule: f"{verdict.value[0]:g} against {verdict.threshold:g}"
+        for verdict in row_verdicts(columns, config)
+        if verdict.threshold is not None and verdict.applies[0] and np.isfinite(verdict.value[0])
+    }
+
+
+def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]:
+    """Nodes below those that wrote about the row that say nothing of it and come after all that do. (What lies between
+    had nothing to say: a search for duplicates, for example.)"""
+    order = [stored.manifest.node for stored in manifests]
+    last = max(order.index(node) for node in told)
+    reachable = set(told)
+    for stored in manifests:
+        if any(source.node in reachable for source in stored.manifest.inputs):
+            reachable.add(stored.manifest.node)
+    return tuple(node for node in order[last + 1 :] if node in reachable)
+
+
+def facts_of(trace: Trace) -> dict[str, Any]:
+    """What is worth telling of a table row: all of a verdict, and of a sample what can change on the way."""
+    values = trace.values
+    if "rule" in values:
+        names = ("rule", "unit", "item", "value", "threshold", "reason")
+        return {name: values[name] for name in names if values.get(name) not in (None, "")}
+    facts: dict[str, Any] = {}
+    if "captions" in values:
+        facts |= {"captions": len(values["captions"] or ()), "concepts": len(values["concepts"] or ())}
+        if media := values.get("media"):
+            facts["size"] = f"{media['width']}x{media['height']}"
+            facts["format"] = media["format"]
+        if values.get("payload_offset") is not None:
+            facts |= {"shard": trace.shard, "offset": values["payload_offset"]}
+        if values.get("clip_score") is not None:
+            facts["clip_score"] = round(values["clip_score"], 4)
+        return facts
+    skipped = {"key", "source", "source_row", "url", "reason"}
+    return {
+        name: round(value, 4) if isinstance(value, float) else value
+        for name, value in values.items()
+        if name not in skipped and value not in (None, "", [], {}) and not _is_bulk(value)
+    }
+
+
+def _is_bulk(value: Any) -> bool:
+    """Embeddings and thumbnails: of no use to a reader."""
+    return isinstance(value, bytes) or (isinstance(value, list) and len(value) > MAX_ITEMS)
+
+
+def describe(facts: Mapping[str, Any]) -> str:
+    """Facts as one line; a drop reads `rule: value against threshold (reason)`."""
+    if "rule" not in facts:
+        return " ".join(f"{name}={value}" for name, value in facts.items())
+    unit = "" if facts.get("unit", "row") == "row" else f"{facts['unit']} {facts.get('item', '')}: "
+    numbers = ""
+    if "value" in facts:
+        numbers = f" {facts['value']:g}"
+        numbers += f" against {facts['threshold']:g}" if "threshold" in facts else ""
+    reason = f" ({facts['reason']})" if facts.get("reason") else ""
+    return f"{unit}{facts['rule']}{numbers}{reason}"

@@ -1,0 +1,154 @@
+"""How many rows each rule would take out under other thresholds, from what is stored: nothing is fetched or scored.
+
+Row rules are judged again on the rows that were downloaded, thresholds of scores on the stored scores. A field of
+another kind (of the download, say) cannot be answered from what is stored, and is refused.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from pipelines.experiment import Experiment
+from pipelines.flow.artifact import Manifest
+from pipelines.flow.blobs import local_path_of
+from pipelines.flow.store import Store
+from pipelines.s2_filter import FilterConfig
+from pipelines.s2_filter.judge import judge
+from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
+from pipelines.why.trace import manifests_in_order
+from x2vlm.config import parse_config
+from x2vlm.errors import ConfigError
+
+FILTER_FIELDS, SCORE_FIELDS = frozenset(FilterConfig.model_fields), frozenset(ScoreThresholds.model_fields)
+
+
+@dataclass
+class Funnel:
+    """Rows of one source: how many came, how many each rule takes out, how many are left."""
+
+    source: str
+    rows_in: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    unscored: int = 0  # that the new rules keep and that were never scored, because the old ones dropped them
+
+    @property
+    def rows_out(self) -> int:
+        return self.rows_in - self.dropped.total()
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """The funnel of every source as it is, and as it would be."""
+
+    changes: Mapping[str, Any]
+    now: Sequence[Funnel]
+    then: Sequence[Funnel]
+
+    def lines(self) -> list[str]:
+        """A table for people: rows in, each reason with its number now and then, rows out."""
+        lines = ["what if " + ", ".join(f"{name} = {value}" for name, value in self.changes.items())]
+        for now, then in zip(self.now, self.then, strict=True):
+            lines.append(f"{now.source}: {now.rows_in} rows, {now.rows_out} -> {then.rows_out} kept")
+            for rule in sorted({*now.dropped, *then.dropped}):
+                before, after = now.dropped[rule], then.dropped[rule]
+                lines.append(
+                    f"  {rule:24} {before:9} -> {after:<9}" + (f" {after - before:+}" if after != before else "")
+                )
+            if then.unscored:
+                lines.append(f"  {then.unscored} rows would have to be scored first; they count as kept here")
+        total = [sum(funnel.rows_out for funnel in funnels) for funnels in (self.now, self.then)]
+        return [*lines, f"all sources: {total[0]} -> {total[1]} rows"]
+
+    def to_json(self) -> dict[str, Any]:
+        now, then = ([_funnel_json(funnel) for funnel in funnels] for funnels in (self.now, self.then))
+        return {"changes": dict(self.changes), "now": now, "then": then}
+
+
+def _funnel_json(funnel: Funnel) -> dict[str, Any]:
+    numbers = {"rows_in": funnel.rows_in, "rows_out": funnel.rows_out, "unscored": funnel.unscored}
+    return {"source": funnel.source, **numbers, "dropped": dict(sorted(funnel.dropped.items()))}
+
+
+def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
+    """`["min_clip_score=0.28"]` as {"min_clip_score": 0.28}; values are YAML, so `null` switches a rule off."""
+    changes = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        name = name.strip()
+        if not sign or name not in FILTER_FIELDS | SCORE_FIELDS:
+            known = ", ".join(sorted(FILTER_FIELDS | SCORE_FIELDS))
+            raise ConfigError(
+                f"--what-if {text}: give <field>=<value> with a field of the filter or the scores: {known}"
+            )
+        changes[name] = yaml.safe_load(value)
+    return changes
+
+
+def what_if(store: Store, experiment: Experiment, changes: Mapping[str, Any]) -> WhatIf:
+    """The funnel of every training source of `experiment` with `changes`, beside the one it has.
+
+    ConfigError for values out of range, and if a source has not been downloaded, filtered and scored yet.
+    """
+    origin = "--what-if"
+    rules = parse_config(FilterConfig, {**experiment.filter.model_dump(), **_only(changes, FILTER_FIELDS)}, origin)
+    old = ScoreThresholds(**{name: getattr(experiment.partition, name) for name in SCORE_FIELDS})
+    new = parse_config(ScoreThresholds, {**old.model_dump(), **_only(changes, SCORE_FIELDS)}, origin)
+    manifests = {stored.manifest.node: stored.manifest for stored in manifests_in_order(store, experiment.name)}
+    now, then = [], []
+    for source, config in experiment.sources.items():
+        if config.role == "train":
+            nodes = [f"{stage}/{source}" for stage in ("download", "score")]
+            if missing := [node for node in nodes if node not in manifests]:
+                raise ConfigError(
+                    f"{missing[0]} is not in {store.uri}; run `jobs/run_stage.py {experiment.name}` first"
+                )
+            download, score = (manifests[node] for node in nodes)
+            now.append(_funnel(store, source, download, score, experiment.filter, old))
+            then.append(_funnel(store, source, download, score, rules, new))
+    return WhatIf(changes, now, then)
+
+
+def _only(changes: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if name in fields}
+
+
+def _funnel(
+    store: Store, source: str, download: Manifest, score: Manifest, rules: FilterConfig, thresholds: ScoreThresholds
+) -> Funnel:
+    funnel = Funnel(source)
+    scored = {part.name: part for part in score.parts}
+    for part in download.parts:
+        rows = _table(store, part.record, "rows.parquet")
+        judged = judge(rows, rules)
+        funnel.rows_in += rows.num_rows
+        of_rows = judged.drops.filter(pc.equal(judged.drops["unit"], "row"))
+        funnel.dropped.update(of_rows["rule"].to_pylist())
+        kept = judged.kept.select(["key", "source", "source_row", "kind"])
+        scores = _table(store, scored[part.name].record, "scores.parquet") if part.name in scored else None
+        if scores is None:
+            funnel.unscored += kept.num_rows
+            continue
+        place = pc.index_in(kept["key"], value_set=scores["key"].combine_chunks())
+        known = pc.is_valid(place)
+        funnel.unscored += kept.num_rows - int(pc.sum(known).as_py() or 0)
+        column = SCORE_COLUMNS[thresholds.score]
+        found = scores.select([column, "missing"]).take(place.filter(known))
+        table = kept.filter(known).append_column("clip_score", found[column]).append_column("missing", found["missing"])
+        keep, drops = score_drops(thresholds, table)
+        assert int(np.count_nonzero(~keep)) == len(drops)
+        funnel.dropped.update(drop.rule for drop in drops)
+    return funnel
+
+
+def _table(store: Store, record: Any, name: str) -> pa.Table:
+    file = next(file for file in record.files if file.path == name)
+    uri = store.file_uri(record, file)
+    path = local_path_of(uri)
+    return pq.read_table(path) if path is not None else pq.read_table(store.blobs.fs.open(uri, "rb"))
