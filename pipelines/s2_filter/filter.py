@@ -25,6 +25,8 @@ from pipelines.s2_filter.config import FilterConfig
 from pipelines.s2_filter.drops import count_rules
 from pipelines.s2_filter.judge import Findings, judge
 from pipelines.s2_filter.rows_file import read_rows
+from x2vlm.data.columns import SampleColumns
+from x2vlm.data.filters import domain_not_flagged
 from x2vlm.samples import write_table
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,8 @@ def filter_part(config: FilterConfig, inputs: PartReader, part: Part, out: PartW
     with inputs.open(source) as file:
         rows = read_rows(file, source.uri)
     lists = [pq.read_table(inputs.local_path(read.file))["domain"].to_pylist() for read in part.reads[1:]]
-    judged = judge(rows, config, {domain for names in lists for domain in names})
+    flagged = {domain for names in lists for domain in names}
+    judged = judge(rows, config, [domain_not_flagged(SampleColumns(rows), flagged)] if flagged else [])
     write_table(judged.kept, out.path / "rows.parquet")
     write_table(judged.drops, out.path / "drops.parquet")
     counts = {"rows": Count(rows.num_rows, judged.kept.num_rows, count_rules(judged.drops, "row"))}

@@ -75,7 +75,10 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
     """leaks.parquet (every leak and its action), contamination.json, and the decisions about every part's rows."""
     use_embeddings = config.rule.min_cosine is not None
     owners, rows, ids, pictures = [], [], [], []
-    test_ids = [read_test_ids(file, inputs.local_path(read.file)) for file, read in _files(config.tests, part, "tests")]
+    test_ids = [
+        read_test_ids(file, inputs.local_path(read.file))
+        for file, read in zip(config.tests, _reads(part, "tests"), strict=True)
+    ]
     for name, reads in split_reads(part):
         table = read_evidence(inputs, reads, embeddings=use_embeddings)
         own_ids = row_ids(table, _reader(config, name))
@@ -87,7 +90,10 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
             owners.append((f"decisions-{name}.parquet", table["key"].to_pylist()))
             rows.append(table)
             ids.append(own_ids)
-    links = [read_links(file, inputs.local_path(read.file)) for file, read in _files(config.links, part, "links")]
+    links = [
+        read_links(file, inputs.local_path(read.file))
+        for file, read in zip(config.links, _reads(part, "links"), strict=True)
+    ]
     training_rows = pa.concat_tables(rows)
     training = Training(training_rows, pa.concat_tables(ids), _clusters(config, training_rows))
     no_pictures = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
@@ -103,9 +109,8 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
     return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, {"contamination": summary})
 
 
-def _files(configs: Sequence[IdFile] | Sequence[LinkFile], part: Part, slot: str) -> list[tuple[object, Read]]:
-    reads = [read for read in part.reads if read.slot == slot]
-    return list(zip(configs, reads, strict=True))
+def _reads(part: Part, slot: str) -> list[Read]:
+    return [read for read in part.reads if read.slot == slot]
 
 
 def _reader(config: DecontaminateConfig, name: str) -> str:

@@ -36,7 +36,8 @@ class DeduplicateConfig(FrozenConfig):
 def plan_deduplicate(config: DeduplicateConfig, inputs: Inputs) -> list[Part]:
     """One part that reads the rows and fingerprints of all sources, and earlier decisions about them."""
     files = (SCORES, FINGERPRINTS, *((EMBEDDINGS,) if config.rule.min_cosine is not None else ()))
-    reads, sizes = [], []
+    reads: list[Read] = []
+    sizes: list[list[Json]] = []
     for part in rows_parts(inputs, "deduplicate"):
         own = (*part.reads(*files), *decisions_about(part, inputs))
         reads += own

@@ -135,7 +135,7 @@ def score_pairs(
 def embed_pixels(clip: Clip, pixels_BCHW: Tensor, batch_size: int = 64) -> Tensor:
     """(B, D) float32 embeddings of unit length, on the CPU, of pictures as `clip.preprocess` makes them."""
     parts = []
-    for chunk_BCHW in pixels_BCHW.split(batch_size):
+    for chunk_BCHW in torch.split(pixels_BCHW, batch_size):
         with _precision(clip.device):
             feature_BD = clip.model.encode_image(chunk_BCHW.to(clip.device, non_blocking=True))
         parts.append(normalize(feature_BD.float(), dim=-1))

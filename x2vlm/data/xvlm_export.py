@@ -19,7 +19,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 from x2vlm.data.captions import pre_caption
-from x2vlm.data.media import open_image, probe_image, probe_orientation
+from x2vlm.data.media import open_image, probe
 from x2vlm.data.texts import MADE_OF
 from x2vlm.data.video import decode_frames
 from x2vlm.errors import InvalidSample
@@ -91,10 +91,10 @@ def whole_pixels(box: Box, scale_x: float, scale_y: float, width: int, height: i
 
 def _upright(payload: bytes) -> tuple[bytes, int, int]:
     """The picture as a reader that ignores orientation must get it, with its size; InvalidSample if it is broken."""
-    _, width, height = probe_image(payload)
+    header = probe(payload)
     image = open_image(payload)  # to the end: their loader decodes it too, and would drop the line silently
-    if probe_orientation(payload) == 1:
-        return payload, width, height
+    if header.orientation == 1:
+        return payload, header.width, header.height
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=UPRIGHT_QUALITY)
     return buffer.getvalue(), image.width, image.height
