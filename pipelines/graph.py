@@ -136,7 +136,7 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, role: str) ->
         Node(
             key=f"filter/{branch}",
             stage=replace(FILTER_DOMAINS if drops_domains else FILTER, allow_zero_rows=may_be_empty),
-            config=experiment.filter,
+            config=experiment.sources[name].filter or experiment.filter,
             inputs={"rows": (f"download/{branch}",)} | ({"flagged": (f"domains/{name}",)} if drops_domains else {}),
             runtime=_runtime(experiment, "filter"),
         )
