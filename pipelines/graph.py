@@ -53,6 +53,7 @@ def build_graph(experiment: Experiment) -> Graph:
                 "model": (f"pretrain/{experiment.name}",),
                 "rows": tuple(f"filter/{branch}" for branch in _branches(experiment, task.source)),
                 "media": tuple(f"download/{branch}" for branch in _branches(experiment, task.source)),
+                "contamination": () if experiment.decontaminate is None else (f"decontaminate/{experiment.name}",),
             },
             runtime=_runtime(experiment, "evaluate"),
         )
