@@ -196,7 +196,7 @@ def pretrain_losses(
     """
     config = config or ObjectiveConfig()
     if batch.kind == "text":
-        return {"masked_lm": _masked_lm_pass(model, batch, None)}
+        return {"masked_lm": masked_lm_pass(model, batch, None)}
     vision, whole = _encode_pixels(model, batch)
     text_BLD = model.encode_text(batch.text_ids_BL, batch.text_mask_BL)
     memory = model.remember(vision if whole is None else join_rows(vision, whole))
@@ -218,8 +218,8 @@ def pretrain_losses(
         if negatives is None:
             *drawn, has_negative = draw_negatives(image_BE, text_BE, model.temperature, batch.image_ids_B, generator)
             negatives = (drawn[0], drawn[1])
-        losses["matching"] = _matching_pass(model, batch, text_BLD, memory, negatives, has_negative)
-    losses["masked_lm"] = _masked_lm_pass(model, batch, memory.select(rows) if whole is not None else memory)
+        losses["matching"] = matching_pass(model, text_BLD, batch.text_mask_BL, memory, negatives, has_negative)
+    losses["masked_lm"] = masked_lm_pass(model, batch, memory.select(rows) if whole is not None else memory)
     if whole is not None:
         fused = model.fuse(text_BLD, batch.text_mask_BL, memory.select(rows + batch.num_rows))
         losses["box_l1"], losses["box_giou"] = _box_pass(model, batch, fused, config)
@@ -239,24 +239,28 @@ def _encode_pixels(model: X2VLM, batch: Batch) -> tuple[VisionTokens, VisionToke
     return model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP), images.select(batch.image_of_R)
 
 
-def _matching_pass(
+def matching_pass(
     model: X2VLM,
-    batch: Batch,
     text_BLD: Tensor,
+    text_mask_BL: Tensor,
     memory: VisionMemory,
     negatives: tuple[Tensor, Tensor],
     has_negative_B: Tensor | None,
 ) -> Tensor:
-    """One fusion call on 3 B rows: own pairs, texts with a wrong image, images with a wrong text."""
+    """The matching loss from one fusion call on 3 B rows: own pairs, texts with a wrong image, images with a wrong text.
+
+    `negatives` are (image row per text, text row per image); `memory` holds at least the B images.
+    """
     image_negative, text_negative = negatives
-    rows = torch.arange(batch.num_rows, device=text_BLD.device)
+    rows = torch.arange(len(text_BLD), device=text_BLD.device)
     text_rows = torch.cat([rows, rows, text_negative])
     image_rows = torch.cat([rows, image_negative, rows])
-    fused = model.fuse(text_BLD[text_rows], batch.text_mask_BL[text_rows], memory.select(image_rows))
+    fused = model.fuse(text_BLD[text_rows], text_mask_BL[text_rows], memory.select(image_rows))
     return matching(model.match(fused), has_negative_B)
 
 
-def _masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory | None) -> Tensor:
+def masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory | None) -> Tensor:
+    """The masked-word loss of the batch's texts, looking at `memory` (None: at the text alone)."""
     masked_BLD = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
     fused = model.fuse(masked_BLD, batch.text_mask_BL, memory)
     return masked_lm(model.predict_words(fused, batch.masked_positions_BK), batch.masked_labels_BK)
