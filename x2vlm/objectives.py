@@ -247,7 +247,7 @@ def matching_pass(
     negatives: tuple[Tensor, Tensor],
     has_negative_B: Tensor | None,
 ) -> Tensor:
-    """The matching loss from one fusion call on 3 B rows: own pairs, texts with a wrong image, images with a wrong text.
+    """The matching loss from one fusion call on 3 B rows: own pairs, texts with wrong images, images with wrong texts.
 
     `negatives` are (image row per text, text row per image); `memory` holds at least the B images.
     """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def sentence_as_image(text_BLD: Tensor, mask_BL: Tensor) -> VisionTokens:
-    """States of sentences as the fusion layers look at images: [CLS] is the summary, the other words are the patches."""
+    """States of sentences as the fusion layers see images: [CLS] is the summary, the other words are the patches."""
     return VisionTokens(summary_BD=text_BLD[:, 0], patches_MPD=text_BLD[:, 1:], patch_mask_BP=mask_BL[:, 1:].bool())
 
 
@@ -42,7 +42,7 @@ def parallel_text_losses(
     gather: Gather | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Unweighted contrastive, matching and masked_lm of sentence pairs: row b of the batch's texts means row b of other.
+    """Unweighted contrastive, matching and masked_lm of sentence pairs (row b of the batch and row b of `other`).
 
     The batch's own sentence takes the image's part in the first two losses (other words ask, it answers), and its
     masked words look at the other sentence. `negatives` = (own row per other row, other row per own row) pins the pairs

@@ -62,7 +62,9 @@ def directions(name: str, ours: Tensor, recorded: Tensor, tolerance: float = GRA
     if ours.shape != recorded.shape:
         return Difference(f"{name} {list(ours.shape)} instead of {list(recorded.shape)}", math.inf, tolerance)
     distance = torch.linalg.vector_norm((ours - recorded).double()).item()
-    return Difference(name, distance / max(torch.linalg.vector_norm(recorded.double()).item(), SMALLEST_NORM), tolerance)
+    return Difference(
+        name, distance / max(torch.linalg.vector_norm(recorded.double()).item(), SMALLEST_NORM), tolerance
+    )
 
 
 def equal(name: str, ours: Any, recorded: Any) -> Difference:

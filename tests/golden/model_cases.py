@@ -193,7 +193,9 @@ def _parallel_text(model: X2VLM, case: Case) -> list[Difference]:
         image = 0 if (similarity - recorded).norm() <= (similarity.T - recorded).norm() else 1
         asking = 1 - image
         ours = _negatives(model.project_text(texts[image]), model.project_text(texts[asking]), model.temperature)
-        ours |= _matches(model, texts[asking], masks[asking], sentence_as_image(texts[image], masks[image]), case.negatives)
+        ours |= _matches(
+            model, texts[asking], masks[asking], sentence_as_image(texts[image], masks[image]), case.negatives
+        )
         masked, ours["mlm_logits"] = _words(model, batch, sentence_as_image(texts[1], masks[1]))
         ours |= _late_passes(model, masked, None)
         # One array for two sentences: the first, unless the recorded one is the other's.
@@ -219,7 +221,7 @@ def _swapped(batch: Batch, other_ids: Tensor, other_mask: Tensor) -> Batch:
 
 
 def check_all_image_rows(path: Path) -> list[Difference]:
-    """A region batch of whole-image rows only: 0 by default, the reference's 0/0 in parity mode, the rest as recorded."""
+    """A region batch of whole-image rows only: 0 by default, the reference's 0/0 in parity mode."""
     folder = path.parent
     case, recorded = read_case(folder), _flat(json.loads(path.read_text()))
     model, batch = case_model(folder, case), to_batch(case)

@@ -122,7 +122,9 @@ def head(m: Naive, name: str, x: Tensor) -> Tensor:
 def word_logits(m: Naive, states: Tensor, positions: Tensor) -> Tensor:
     name = "mlm_head.predictions" if m.is_separate else "text_encoder.cls.predictions"
     x = torch.stack([row[spots] for row, spots in zip(states, positions, strict=True)])
-    x = normed(m, f"{name}.transform.LayerNorm", gelu(affine(m, f"{name}.transform.dense", x)), m.cfg["text_layernorm_eps"])
+    x = normed(
+        m, f"{name}.transform.LayerNorm", gelu(affine(m, f"{name}.transform.dense", x)), m.cfg["text_layernorm_eps"]
+    )
     table = f"{name}.decoder.weight" if m.is_separate else "text_encoder.bert.embeddings.word_embeddings.weight"
     return x @ m[table].T + m[f"{name}.bias"]
 
@@ -133,6 +135,7 @@ def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def box_iou_and_hull(a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, Tensor]:
     """IoU and the share of the hull that neither covers, of two (cx, cy, w, h)."""
+
     def corners(box: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2
 
@@ -157,10 +160,7 @@ class Pairs:
 
 def image_side(m: Naive, inputs: dict[str, Tensor]) -> Pairs:
     pixels = inputs["image"]
-    if pixels.ndim == 5:
-        tokens = video_tokens(m, pixels)
-    else:
-        tokens = image_tokens(m, pixels)
+    tokens = video_tokens(m, pixels) if pixels.ndim == 5 else image_tokens(m, pixels)
     if "idx_to_group_img" not in inputs:
         return Pairs(tokens, torch.ones(tokens.shape[:2], dtype=torch.long))
     full = tokens[inputs["idx_to_group_img"]]
@@ -181,7 +181,12 @@ def run(m: Naive, inputs: dict[str, Tensor], negatives: tuple[Tensor, Tensor] | 
     if negatives is not None:
         losses["loss_itm"], matches = match(m, text, inputs["text_atts"], (pairs.tokens, pairs.atts), negatives)
         out |= more | matches
-    masked = fuse(m, text_states(m, inputs["text_ids_masked"], inputs["text_atts"]), inputs["text_atts"], (pairs.tokens, pairs.atts))
+    masked = fuse(
+        m,
+        text_states(m, inputs["text_ids_masked"], inputs["text_atts"]),
+        inputs["text_atts"],
+        (pairs.tokens, pairs.atts),
+    )
     out["mlm_logits"] = word_logits(m, masked, inputs["masked_pos"])
     losses["loss_mlm"] = word_loss(out["mlm_logits"], inputs["masked_ids"])
     if m.is_separate:

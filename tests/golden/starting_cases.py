@@ -105,7 +105,9 @@ def _our_origins(recorded: dict[str, str | None]) -> dict[str, str | None]:
     for num_raw in range(max(used) + 1, 3 * len(layers) + 1):
         raw_names = [name for name in names if not name.startswith("encoder.layer.")]
         raw_names += [f"encoder.layer.{index}.{part}" for index in range(num_raw) for part in sorted(parts)]
-        raw = {f"bert.{name}" if not name.startswith("cls.") else name: torch.tensor(i) for i, name in enumerate(raw_names)}
+        raw = {
+            f"bert.{name}" if not name.startswith("cls.") else name: torch.tensor(i) for i, name in enumerate(raw_names)
+        }
         try:
             state, _ = text_state(raw, len(layers) - len(fusion), len(fusion))
         except ConfigError:
