@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from x2vlm.across_ranks import Gather
 from x2vlm.batch import Batch
 from x2vlm.errors import ConfigError
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives import (
-    Gather,
     ObjectiveConfig,
     contrastive,
     draw_negatives,
@@ -70,7 +70,8 @@ def parallel_text_losses(
             of_other, of_own, has_negative = draw_negatives(own_BE, other_BE, temperature, ids, generator)
             negatives = (of_other, of_own)
         memory = model.remember(sentence_as_image(own_BLD, batch.text_mask_BL))
-        losses["matching"] = matching_pass(model, other_BLD, other_mask_BL, memory, negatives, has_negative)
+        rows = torch.arange(batch.num_rows, device=own_BLD.device)
+        losses["matching"] = matching_pass(model, other_BLD, other_mask_BL, memory, negatives, has_negative, rows)
     other_memory = model.remember(sentence_as_image(other_BLD, other_mask_BL))
     losses["masked_lm"] = masked_lm_pass(model, batch, other_memory)
     return losses

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
@@ -289,8 +290,6 @@ def _check_values(file: CheckpointFile, bare: X2VLM) -> None:
 
 
 def _index_of(grid: int) -> Tensor:
-    from timm.models.beit import gen_relative_position_index
-
     index: Tensor = gen_relative_position_index((grid, grid))
     return index
 

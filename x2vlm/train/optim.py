@@ -15,10 +15,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from x2vlm.box_losses import Parity
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
 from x2vlm.models.reference import reference_names
-from x2vlm.objectives import Parity
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
