@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models.beit import gen_relative_position_index
 from torch import Tensor
 
-from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
+from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.reference import LoadReport, export_reference_state, load_reference_state
 from x2vlm.models.released_sizes import read_sizes
+from x2vlm.models.weights import read_tensors
 from x2vlm.models.x2vlm import X2VLM, build_model
 
 # "bert": one stack below text_encoder.bert.; "plain": one stack below text_encoder.; "separate": cross_encoder apart.
@@ -93,19 +92,8 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     """
     if not path.is_file():
         raise SourceUnavailable(f"{path}: no such checkpoint file")
-    if path.suffix == ".safetensors":
-        try:
-            return CheckpointFile(load_file(path), {}, str(path))
-        except (OSError, SafetensorError) as error:
-            raise CorruptArtifact(f"{path}: not a readable safetensors file ({error}); download it again") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or cut file may make the unpickler raise anything
-        raise CorruptArtifact(
-            f"{path}: not a checkpoint of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
-            "download it again, and do not load it by other means: it may hold code"
-        ) from error
-    return _as_file(content, str(path))
+    state, config = read_tensors(path)
+    return CheckpointFile(state, config, str(path))
 
 
 def load_checkpoint(
@@ -168,18 +156,6 @@ def kind_of(file: CheckpointFile) -> str:
         f"{file.origin}: no known kind of checkpoint has text layers named as in {layout!r} with the heads "
         f"{sorted(heads)} and the task parts {task_parts}; top-level names are {sorted(known)[:20]}"
     )
-
-
-def _as_file(content: Any, origin: str) -> CheckpointFile:
-    if not isinstance(content, Mapping):
-        raise CorruptArtifact(f"{origin}: holds a {type(content).__name__}, not a mapping with the key `model`")
-    state, config = content.get("model", content), content.get("config") or {}
-    if not isinstance(state, Mapping) or not isinstance(config, Mapping):
-        raise CorruptArtifact(f"{origin}: `model` and `config` must be mappings")
-    strange = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strange or not state:
-        raise CorruptArtifact(f"{origin}: entries of the model that are no named tensors: {strange[:10]}")
-    return CheckpointFile(dict(state), dict(config), origin)
 
 
 def _named_as(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
