@@ -47,15 +47,19 @@ def case_model(folder: Path, case: Case) -> X2VLM:
     return model.eval()
 
 
+def _is_padded_like_xlm(case: Case) -> bool:
+    """Captions padded with 1 were written for XLM-R, whose positions start after that number."""
+    padding = case.tensors["in.text_ids"][case.tensors["in.text_atts"] == 0]
+    return len(padding) > 0 and bool((padding == XLM_PAD_ID).all())
+
+
 def _config(values: dict[str, Any], case: Case, state: dict[str, Tensor]) -> ModelConfig:
     pixels = case.tensors.get("in.image")
     if pixels is not None:
         values = values | {"image_res": pixels.shape[-1]}
     num_frames = state[FRAME_POSITION].shape[1] if FRAME_POSITION in state else None
     config = model_config_from_reference(values, num_frames=num_frames, tie_words=UNTIED_WORDS not in state)
-    # Captions padded with 1 were written for XLM-R, whose positions start after that number.
-    padding = case.tensors["in.text_ids"][case.tensors["in.text_atts"] == 0] if "in.text_ids" in case.tensors else None
-    if padding is not None and len(padding) and (padding == XLM_PAD_ID).all():
+    if UNTIED_WORDS in state and (config.text.type_vocab_size == 1 or _is_padded_like_xlm(case)):
         text = config.text.model_copy(update={"architecture": "xlm-roberta", "pad_id": XLM_PAD_ID})
         config = config.model_copy(update={"text": text})
     return config

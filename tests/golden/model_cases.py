@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden.differences import Difference, arrays, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model
 from tests.golden_cases import LOSS_NAMES, Case, read_case, to_batch
 from x2vlm.batch import Batch
-from x2vlm.models.reference import reference_names
+from x2vlm.models.reference import export_reference_state, reference_names
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.objectives import ObjectiveConfig, negative_weights, pretrain_losses
@@ -36,6 +37,8 @@ def check_batch(folder: Path) -> list[Difference]:
     batch = to_batch(case)
     with torch.no_grad():
         found = _activations(model, batch, case)
+    if (folder / "tables.safetensors").exists():
+        found.append(_tables(model, load_file(folder / "tables.safetensors")))
     if "losses" not in case.info:  # inputs of another case, such as the text batch of `mixed`
         return [*found, equal("a batch", batch.num_rows, len(case.tensors["in.text_ids"]))]
     config = ObjectiveConfig(
@@ -51,6 +54,13 @@ def check_batch(folder: Path) -> list[Difference]:
     if case.info["losses"].get("loss_itm") == 0 and not config.matching:
         found.append(equal("match head without gradient", model.match_head[0].weight.grad, None))
     return found
+
+
+def _tables(model: X2VLM, recorded: dict[str, Tensor]) -> Difference:
+    """The position tables of the loaded model against the recorded resized ones."""
+    state = export_reference_state(model)
+    ours = {f"vision_encoder.{name.removeprefix('vision_encoder.')}": value for name, value in recorded.items()}
+    return worst("tables", [arrays(name, state[name], value) for name, value in ours.items()])
 
 
 def losses_and_gradients(model: X2VLM, case: Case, compute: Compute, names: dict[str, str]) -> list[Difference]:

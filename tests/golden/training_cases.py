@@ -1,6 +1,7 @@
 """Golden cases of training: optimizer steps on one batch or on a weighted mix, and which parameter gets which rate."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ def check_parameter_groups(path: Path) -> list[Difference]:
     """Rate, decay and grouping of every parameter, in each recorded version."""
     recorded = json.loads(path.read_text())
     model = case_model(path.parent, Case({}, {}))
-    versions = {name: groups for name, groups in recorded.items() if _is_version(groups)}
     found = []
-    for name, groups in versions.items():
-        config = _optimizer_config(name, recorded, groups)
+    for name, groups, beside in _versions("param_groups", recorded):
+        config = _optimizer_config(recorded["new_parameters"], beside, groups)
         ours = _groups(model, config, recorded["new_parameters"])
         found.append(equal(f"{name}: parameters", sorted(set(ours) ^ set(groups)), []))
         wrong = [key for key in set(ours) & set(groups) if not _same(ours[key], groups[key])]
@@ -95,37 +95,36 @@ def _is_version(value: Any) -> bool:
     return isinstance(value, dict) and bool(value) and all(isinstance(v, dict) and "lr" in v for v in value.values())
 
 
-def _optimizer_config(name: str, recorded: dict[str, Any], groups: dict[str, Any]) -> OptimizerConfig:
-    """The rates of a recorded version: those it states; otherwise a version whose image part has a rate of its own
-    is one with separate rates, read off the image part, the text part and the heads.
+def _versions(name: str, values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every mapping of parameters to groups in the file, however deep, with its name and what stands beside it."""
+    for key, value in values.items():
+        if _is_version(value):
+            yield key, value, values
+        elif isinstance(value, dict):
+            yield from _versions(key, value)
+
+
+def _optimizer_config(new: list[str], beside: dict[str, Any], groups: dict[str, Any]) -> OptimizerConfig:
+    """The rates of a recorded version, read off its own parameters.
+
+    Rates by part show in that the image part has another rate than the text part; the base rate then moves no
+    parameter unless one is neither new nor in an encoder, so it is taken from the version's settings or from the heads.
     """
-    stated: dict[str, Any] = {}
-    for value in [recorded, *[v for v in recorded.values() if isinstance(v, dict) and not _is_version(v)]]:
-        stated |= {key: item for key, item in value.items() if key in _RATES and isinstance(item, int | float)}
     decay = max(group["weight_decay"] for group in groups.values())
-    new = set(recorded["new_parameters"])
 
-    def rates(part: str, fresh: bool | None = None) -> set[float]:
-        return {
-            group["lr"]
-            for key, group in groups.items()
-            if (part in key if part else not any(f"{p}_encoder" in key for p in ("vision", "text", "cross")))
-            and (fresh is None or (key in new) == fresh)
-        }
+    def rate(part: str) -> float | None:
+        return min((group["lr"] for key, group in groups.items() if f"{part}_encoder." in key), default=None)
 
-    image, text, cross = rates("vision_encoder"), rates("text_encoder"), rates("cross_encoder")
-    head = max(rates(""))
+    image, text = rate("vision"), rate("text")
+    head = max(groups[key]["lr"] for key in new)
     if image == text:
-        base = min(image)
-        return OptimizerConfig(lr=base, lr_multiplier=head / base, weight_decay=decay)
-    lr = stated.get("lr", head / stated.get("lr_mult", 2.0))
+        assert image is not None
+        return OptimizerConfig(lr=image, lr_multiplier=head / image, weight_decay=decay)
+    settings = [value for value in beside.values() if isinstance(value, dict) and {"vision_lr", "lr"} <= value.keys()]
+    lr = settings[0]["lr"] if settings else head / 2
     return OptimizerConfig(
-        lr=lr, lr_multiplier=head / lr, vision_lr=min(image), text_lr=min(text),
-        cross_lr=min(cross) if cross else None, weight_decay=decay,
-    )  # fmt: skip
-
-
-_RATES = ("lr", "lr_mult", "vision_lr", "text_lr", "cross_lr")
+        lr=lr, lr_multiplier=head / lr, vision_lr=image, text_lr=text, cross_lr=rate("cross"), weight_decay=decay
+    )
 
 
 def _groups(model: X2VLM, config: OptimizerConfig, new: list[str]) -> dict[str, dict[str, Any]]:

@@ -197,7 +197,7 @@ def _fit(key: str, value: Tensor, target: Tensor) -> Tensor:
             return resize_window_bias(value, num_rows=target.shape[0])
         return resize_position_bias(value, num_rows=target.shape[0])
     if key.endswith("pos_embed") and value.shape[-1] == target.shape[-1] and key.startswith("vision_encoder."):
-        from timm.layers import resample_abs_pos_embed  # seconds to import, and only CLIP towers need it
+        from timm.layers.pos_embed import resample_abs_pos_embed  # seconds to import, and only CLIP towers need it
 
         grids = [math.isqrt(x.shape[1] - 1) for x in (target, value)]
         resized: Tensor = resample_abs_pos_embed(value, [grids[0]] * 2, [grids[1]] * 2)
