@@ -164,6 +164,21 @@ def test_a_shallower_decoder_is_understood():
     assert export_checkpoint(load(state)).keys() == state.keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("pretraining", "vision_encoder.blocks.1.", "vision_encoder.blocks.999999999."),
+        ("pretraining", "text_encoder.bert.encoder.layer.3.", "text_encoder.bert.encoder.layer.999999999."),
+        ("multilingual_retrieval", "cross_encoder.encoder.layer.1.", "cross_encoder.encoder.layer.999999999."),
+        ("question_answering", "text_decoder.bert.encoder.layer.1.", "text_decoder.bert.encoder.layer.999999999."),
+    ],
+)
+def test_layer_numbers_with_a_gap_are_refused_before_anything_is_built(name, old, new):
+    state = {key.replace(old, new): value for key, value in state_of(name).items()}
+    with pytest.raises(ConfigError, match="999999999"):
+        load(state)
+
+
 def test_a_fixed_temperature_comes_from_the_config():
     state = state_of("pretraining")
     del state["temp"]

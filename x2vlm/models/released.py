@@ -191,7 +191,8 @@ def _classifier_shapes(width: int, state: Mapping[str, Tensor]) -> dict[str, tor
 
 def _decoder_shapes(bare: X2VLM, whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The answer decoder: the text embeddings and the word head again, and fusion layers that look at fused text."""
-    numbers = {int(name.split(".")[4]) for name in state if name.startswith("text_decoder.bert.encoder.layer.")}
+    prefixes = {name.split(".")[4] for name in state if name.startswith("text_decoder.bert.encoder.layer.")}
+    numbers = range(len(prefixes))  # any other number than these is an unexpected entry
     shapes: dict[str, torch.Size] = {}
     separate = bare.word_head.decoder is not None
     prefix, words = ("text_encoder.", "mlm_head.") if separate else ("text_encoder.bert.", "text_encoder.cls.")

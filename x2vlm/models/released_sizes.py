@@ -33,11 +33,11 @@ class _Shapes:
         return shape[axis]
 
     def count(self, pattern: str, label: str) -> int:
-        """One more than the largest number that `pattern` captures; ConfigError if nothing matches."""
-        numbers = {int(found[1]) for name in self.state if (found := re.match(pattern, name))}
-        if not numbers:
-            raise ConfigError(f"{self.origin}: no entry tells {label}")
-        return max(numbers) + 1
+        """How many numbers from 0 `pattern` captures; ConfigError if it captures none or leaves some out."""
+        numbers = sorted({int(found[1]) for name in self.state if (found := re.match(pattern, name))})
+        if not numbers or numbers != list(range(len(numbers))):
+            raise ConfigError(f"{self.origin}: entries that tell {label} must count 0, 1, 2, ...; found {numbers[:40]}")
+        return len(numbers)
 
 
 def read_sizes(
@@ -75,7 +75,11 @@ def read_sizes(
         "tie_words": layout != "separate",
         "temperature": float(config.get("temp", 0.07)),
     }
-    model = parse_config(ModelConfig, values, origin)
+    try:
+        model = parse_config(ModelConfig, values, origin)
+    except ConfigError as error:
+        sizes = "; ".join(f"{size} from {name}" for size, name in shapes.read_from.items())
+        raise ConfigError(f"{error}. Sizes were read as follows: {sizes}") from None
     _check_config(model, layout, config, origin)
     return model, shapes.read_from
 
