@@ -320,7 +320,7 @@ def _batched(rows: Iterator[tuple[int, str, str]], size: int) -> Iterator[list[t
 
 PRETRAIN = Stage(
     name="pretrain",
-    version=1,
+    version=2,
     config_type=PretrainConfig,
     slots=("shards", "vocabulary"),
     plan_parts=plan_pretrain,

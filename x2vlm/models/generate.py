@@ -178,7 +178,7 @@ def _after(past: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
 
 
 def _heads(states_RND: Tensor, num_heads: int) -> Tensor:
-    return states_RND.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return states_RND.reshape(*states_RND.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def _offset(model: X2VLM) -> int:
