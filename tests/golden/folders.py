@@ -47,6 +47,11 @@ def case_model(folder: Path, case: Case) -> X2VLM:
     return model.eval()
 
 
+def _layers(state: dict[str, Tensor], part: str) -> int:
+    prefix = f"{part}_encoder.encoder.layer."
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
+
+
 def _is_padded_like_xlm(case: Case) -> bool:
     """Captions padded with 1 were written for XLM-R, whose positions start after that number."""
     padding = case.tensors["in.text_ids"][case.tensors["in.text_atts"] == 0]
@@ -57,6 +62,8 @@ def _config(values: dict[str, Any], case: Case, state: dict[str, Tensor]) -> Mod
     pixels = case.tensors.get("in.image")
     if pixels is not None:
         values = values | {"image_res": pixels.shape[-1]}
+    if UNTIED_WORDS in state:  # two modules, whose descriptions may count their layers in another way: count ourselves
+        values = values | {"text_only_layers": _layers(state, "text"), "fusion_layers": _layers(state, "cross")}
     num_frames = state[FRAME_POSITION].shape[1] if FRAME_POSITION in state else None
     config = model_config_from_reference(values, num_frames=num_frames, tie_words=UNTIED_WORDS not in state)
     if UNTIED_WORDS in state and (config.text.type_vocab_size == 1 or _is_padded_like_xlm(case)):

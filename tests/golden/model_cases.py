@@ -7,6 +7,7 @@ words and of the boxes; there the reference calls the masked-word pass `fused_bb
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def check_all_image_rows(path: Path) -> list[Difference]:
     folder = path.parent
     case, recorded = read_case(folder), _flat(json.loads(path.read_text()))
     model, batch = case_model(folder, case), to_batch(case)
-    object.__setattr__(batch, "is_whole_image_R", torch.ones(batch.num_rows, dtype=torch.bool))
+    batch = replace(batch, is_whole_image_R=torch.ones(batch.num_rows, dtype=torch.bool))
     with torch.no_grad():
         ours = pretrain_losses(model, batch, case.negatives)
         parity = pretrain_losses(model, batch, case.negatives, config=ObjectiveConfig(parity="reference"))

@@ -183,11 +183,6 @@ def text_only(m: Naive, inputs: Arrays, negatives: tuple[Tensor, Tensor] | None)
     return run_text_only(m, inputs)
 
 
-def with_boxes(m: Naive, inputs: Arrays, negatives: tuple[Tensor, Tensor] | None) -> tuple[Arrays, Arrays]:
-    """Arrays as recorded: without a box loss nothing of the box pass is."""
-    return run(m, inputs, negatives)
-
-
 def write_model_cases(root: Path) -> None:
     """The folder's model and every kind of batch of it."""
     cfg = describe(SIZES, text_heads=6, temperature=0.05)

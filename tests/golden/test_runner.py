@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import synthetic
 from tests.golden.__main__ import main
+from tests.golden.naive import Naive, run, run_text_only
 from tests.golden.procedural import recipe_values
 from tests.golden.runner import BESIDE_CASES, run_folder
-from tests.reference_shapes import BASE, Sizes
+from tests.reference_shapes import BASE, Sizes, pretrained
 
 TINY = Sizes(
     vision=48, depth=2, vision_heads=6, grid=5, vision_inner=192, text=36, text_layers=2, fusion_layers=2, inner=100,
@@ -60,8 +61,6 @@ def test_every_held_back_kind_is_within_its_tolerances(held_back):
 @pytest.mark.slow
 def test_the_naive_version_reproduces_the_public_numbers(shared_dir):
     """What the made cases rest on: the naive version agrees with the reference itself."""
-    from tests.golden.naive import Naive, run, run_text_only
-
     golden = shared_dir / "golden"
     m = Naive(load_file(golden / "model.safetensors"), json.loads((golden / "config.json").read_text()))
     for name in ("image", "regions", "text_only"):
@@ -90,8 +89,6 @@ def test_the_recipe_gives_the_public_weights(shared_dir):
 
 
 def test_the_shape_table_is_the_reference_one(shared_dir):
-    from tests.reference_shapes import pretrained
-
     expected = json.loads((shared_dir / "golden" / "base_state_dict.json").read_text())["state_dict"]
     assert {name: list(shape) for name, shape in pretrained(BASE).items()} == {n: s for n, (s, _) in expected.items()}
 

@@ -156,3 +156,11 @@ def test_regions_write_about_what_their_mask_shows(both):
         first, second = (generate(model, vision, PROMPT, MASK, END, config)[0] for vision in (shown, same))
     assert first.tokens == second.tokens
     assert first.score == pytest.approx(second.score, abs=1e-5)
+
+
+def test_a_search_that_forbids_everything_gives_an_empty_text(both):
+    """No run of one token may come twice: after all but the end token were used, and that is not allowed yet."""
+    _, model, pixels = both
+    found = write(model, pixels[:1], max_tokens=14, min_tokens=14, no_repeat=1)[0]
+    assert found.tokens == []
+    assert found.score == -torch.inf

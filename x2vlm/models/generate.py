@@ -78,7 +78,8 @@ def generate(
         scores_BK = scores_BK.masked_fill((words_R == end_id).reshape(num_images, num_beams), -torch.inf)
         if bool(scores_BK.isneginf().all()):
             break
-    return [max(texts, key=lambda text: text.score) for texts in finished]
+    # Nothing is finished only if every continuation was forbidden.
+    return [max(texts, key=lambda text: text.score, default=Written([], -torch.inf)) for texts in finished]
 
 
 def _best(scores_BK: Tensor, log_probs_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +87,7 @@ def _best(scores_BK: Tensor, log_probs_RV: Tensor) -> tuple[Tensor, Tensor, Tens
     num_images, num_beams = scores_BK.shape
     vocab_size = log_probs_RV.shape[1]
     total_BX = (scores_BK[:, :, None] + log_probs_RV.reshape(num_images, num_beams, -1)).flatten(1)
-    best_BK, index_BK = total_BX.topk(min(num_beams, total_BX.shape[1]), dim=1)
+    best_BK, index_BK = total_BX.topk(num_beams, dim=1)
     first_B1 = torch.arange(num_images, device=scores_BK.device)[:, None] * num_beams
     return best_BK, (first_B1 + index_BK // vocab_size).flatten(), (index_BK % vocab_size).flatten()
 

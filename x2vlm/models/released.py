@@ -117,6 +117,8 @@ def load_checkpoint(
     with torch.device("meta"):
         bare = build_model(config)
     expected = _expected_shapes(bare, kind, file.state)
+    if kind.task_part == "cls_head.":
+        read_from |= {"classifier width": "cls_head.0.weight", "number of labels": "cls_head.3.bias"}
     absent = _check_entries(file, expected, kind, read_from)
     _check_values(file, bare)
     if expect is not None and _sizes(expect) != _sizes(config):
