@@ -277,6 +277,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
         run = download(
             folder,
             make_samples(list(cases(web.port, tls.port))),
+            store={"kind": "original", "check": "decode"},
             name_servers=(names.address,),
             allow_ports=(80, 443, web.port, tls.port),
             max_image_bytes=8 << 20,
