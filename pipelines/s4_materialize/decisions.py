@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, Read
 from x2vlm.errors import ConfigError
@@ -84,14 +85,28 @@ def _file(artifact: Input, part: RowsPart) -> InputFile:
     raise ConfigError(f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?")
 
 
-def write_decisions(folder: Path, parts: Sequence[tuple[str, Sequence[str]]], decisions: pa.Table) -> dict[str, int]:
-    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file."""
+def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], decisions: pa.Table) -> dict[str, int]:
+    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file.
+
+    `decisions` has the columns of DECISION_SCHEMA and every key at most once (ValueError). A key that two parts have is
+    decided in both.
+    """
     decisions = decisions.cast(DECISION_SCHEMA).sort_by("key")
-    keys = np.array(decisions["key"].to_pylist(), dtype="U32")
+    decided = _as_bytes(decisions["key"])
+    if (repeated := decided[1:][decided[1:] == decided[:-1]]).size:
+        raise ValueError(f"two decisions about {repeated[0].decode()}: a stage decides about a row once")
     file_rows = {}
     for name, part_keys in parts:
-        mine = np.isin(keys, np.array(part_keys, dtype="U32")) if len(keys) else np.empty(0, bool)
-        table = decisions.filter(pa.array(mine, pa.bool_()))
+        # One binary search a row: looking up all decisions for every part would take their product.
+        keys = _as_bytes(part_keys)
+        places = np.searchsorted(decided, keys)
+        known = places < len(decided)
+        known[known] = decided[places[known]] == keys[known]
+        table = decisions.take(pa.array(np.unique(places[known])))
         write_table(table, folder / name)
         file_rows[name] = table.num_rows
     return file_rows
+
+
+def _as_bytes(keys: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    return np.array(keys.to_pylist(), dtype="S32")

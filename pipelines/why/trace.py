@@ -183,10 +183,12 @@ def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]
 def facts_of(trace: Trace) -> dict[str, Any]:
     """What is worth telling of a table row: all of a verdict, and of a sample what can change on the way."""
     values = trace.values
-    if "rule" in values:
+    if values.get("rule"):
         names = ("rule", "unit", "item", "value", "threshold", "reason")
         return {name: values[name] for name in names if values.get(name) not in (None, "")}
     facts: dict[str, Any] = {}
+    if "rule" in values:  # a decision about a row that stays: what it gets from rows that go
+        return {f"{unit}_added": len(values[unit]) for unit in ("captions", "concepts") if values.get(unit)}
     if "captions" in values:
         facts |= {"captions": len(values["captions"] or ()), "concepts": len(values["concepts"] or ())}
         if media := values.get("media"):
