@@ -24,8 +24,8 @@ def measure_sizes(rows: pa.Table) -> dict[str, Histogram]:
     | captions_per_row | rows by captions |
     | boxes_per_image | images by concepts, also those without |
 
-    Words are not tokens: no vocabulary is at hand here, and another model has another one. English alt texts have some
-    1.3 WordPiece tokens a word.
+    Words are not tokens: no vocabulary is at hand here, and another model has another one. A text has at least about as
+    many tokens as words.
     """
     columns = SampleColumns(rows)
     images = rows.filter(pc.equal(rows["kind"], "image"))

@@ -29,6 +29,7 @@ from x2vlm.errors import InvalidSample
 from x2vlm.samples import Caption, Concept, Media, Sample, sample_key, sample_table, write_table
 
 EMPTY: Mapping[str, tuple[Input, ...]] = {"rows": (), "scores": (), "media": ()}
+PACKED = PackConfig()
 PARTITIONED = PartitionConfig(num_shards=4, seed=7, min_clip_score=0.25)
 
 
@@ -56,9 +57,9 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> b
     return buffer.getvalue()
 
 
-def clip(*numbers: int, quality: int = 75) -> bytes:
+def clip(*numbers: int, quality: int = 75, size: tuple[int, int] = (192, 144)) -> bytes:
     """The stored frames of a clip: a scene each."""
-    frames = [encoded(scene(number), quality=quality) for number in numbers]
+    frames = [encoded(scene(number, size), quality=quality) for number in numbers]
     return encode_frames(frames, [float(second) for second in range(len(frames))])
 
 
@@ -177,7 +178,7 @@ def curate(
     tests: Mapping[str, tuple[Input, ...]] = EMPTY,
     files: Mapping[str, tuple[Input, ...]] | None = None,
     partition: PartitionConfig = PARTITIONED,
-    pack: PackConfig = PackConfig(),
+    pack: PackConfig = PACKED,
     seed: int | None = None,
 ) -> Curated:
     """`corpus` through decontaminate, deduplicate, partition and pack, as `graph` wires them."""
