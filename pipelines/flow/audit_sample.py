@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +55,23 @@ class Trace:
         return f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}"
 
 
+MayHold = Callable[[str, Sequence[Trace]], bool]
+
+
 def trace_sample(
-    store: Store, manifests: Sequence[Stored], key: str, origins: Collection[str] | None = None
+    store: Store,
+    manifests: Sequence[Stored],
+    key: str,
+    origins: Collection[str] | None = None,
+    may_hold: MayHold = lambda path, traces: True,
 ) -> list[Trace]:
     """Every row with this key in the Parquet files of these manifests, producers first.
 
     Only the key column is read until the key is met; row groups whose statistics exclude it are skipped. With
     `origins`, the sha256 of the files of first stages that hold the key, only parts are opened that read a file in
     which the key was found: what a part writes about a row, it has read. That takes milliseconds where looking
-    everywhere takes minutes, and relies on the records being true.
+    everywhere takes minutes, and relies on the records being true. Of those parts `may_hold`, given a file's path and
+    what was found so far, says which files need not be opened: a part may write a file for every part that it read.
     """
     traces: list[Trace] = []
     seen: set[str] = set()
@@ -74,7 +82,7 @@ def trace_sample(
                 continue
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
-                if file.path.endswith(".parquet") and uri not in seen:
+                if file.path.endswith(".parquet") and uri not in seen and may_hold(file.path, traces):
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
                     for row, values in _rows_of(store, uri, key):

@@ -31,6 +31,16 @@ DECISION_SCHEMA = pa.schema(
 )
 
 
+def decisions_name(part: str) -> str:
+    """Name of the file with decisions about the rows of the part called `part` among all sources."""
+    return f"decisions-{part}.parquet"
+
+
+def is_decisions(path: str) -> bool:
+    """True for a file of decisions about the rows of one part; its name ends with that part's."""
+    return path.startswith("decisions-")
+
+
 @dataclass(frozen=True)
 class RowsPart:
     """One part of the rows of one source, and of what was scored of it. `name` is unique among all sources."""
@@ -43,7 +53,7 @@ class RowsPart:
     @property
     def decisions(self) -> str:
         """Name of the file with decisions about its rows."""
-        return f"decisions-{self.name}.parquet"
+        return decisions_name(self.name)
 
     def reads(self, *score_files: str) -> tuple[Read, ...]:
         """The rows, and those files of the scores."""

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, rows_parts, write_decisions
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, rows_parts, write_decisions
 from pipelines.s4_materialize.deduplicate import split_reads
 from pipelines.s4_materialize.evidence import (
     EMBEDDING,
@@ -90,7 +90,7 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
             pictures.append(evaluation_pictures(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
             test_ids.append(_as_test_ids(own_ids, table))
         else:
-            owners.append((f"decisions-{name}.parquet", table["key"]))
+            owners.append((decisions_name(name), table["key"]))
             rows.append(table)
             ids.append(own_ids)
     links = [

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_about, rows_parts, write_decisions
+from pipelines.s4_materialize.decisions import (
+    DECISION_SCHEMA,
+    decisions_about,
+    decisions_name,
+    rows_parts,
+    write_decisions,
+)
 from pipelines.s4_materialize.evidence import EMBEDDINGS, FINGERPRINTS, SCORES, evidence_of, read_evidence
 from pipelines.s4_materialize.thresholds import ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
@@ -59,7 +65,7 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     evidence, owners, said = [], [], []
     for name, reads in split_reads(part):
         table = read_evidence(inputs, reads, config.thresholds.score, use_embeddings)
-        owners.append((f"decisions-{name}.parquet", table["key"]))
+        owners.append((decisions_name(name), table["key"]))
         evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads), pa.bool_())))
         if config.max_rows_per_caption is not None:
             said.append(_sayings(inputs, reads[0], evidence[-1]))

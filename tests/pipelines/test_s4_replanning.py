@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.export import export_shards
 from pipelines.flow.executor import RunResult
 from pipelines.flow.planner import plan
 from pipelines.flow.runner import InlineRunner
@@ -60,7 +61,7 @@ def corpus() -> dict[str, Parts]:
     return {"coco": [[row("coco", "3", encoded(scene(3), quality=50), ["mine"])]], "web": [web], "clips": [clips]}
 
 
-def graph_of(folder: Path, min_clip_score: float, **deduplicate: object) -> Graph:
+def graph_of(folder: Path, min_clip_score: float, pack: PackConfig | None = None, **deduplicate: object) -> Graph:
     read = {"rows": tuple(f"filter/{one}" for one in SOURCES), "scores": tuple(f"score/{one}" for one in SOURCES)}
     own = DeduplicateConfig.model_validate(
         {"thresholds": ScoreThresholds(min_clip_score=min_clip_score), "merge_captions": True, **deduplicate}
@@ -72,7 +73,7 @@ def graph_of(folder: Path, min_clip_score: float, **deduplicate: object) -> Grap
             *(given(folder, stage, source) for stage in ("filter", "score", "download") for source in SOURCES),
             Node("deduplicate/toy", DEDUPLICATE, own, {**read, "decisions": ()}),
             Node("partition/toy", PARTITION, partition, {**read, "decisions": ("deduplicate/toy",)}),
-            Node("pack/toy", PACK, PackConfig(), {"buckets": ("partition/toy",), "media": media}),
+            Node("pack/toy", PACK, pack or PackConfig(), {"buckets": ("partition/toy",), "media": media}),
         ]
     )
 
@@ -125,3 +126,15 @@ def test_roots_do_not_depend_on_the_order_in_which_parts_run(folder: Path, tmp_p
     for seed in range(2):
         result = run_all(graph, Store(str(tmp_path / str(seed))), runner=InlineRunner(shuffle_seed=seed))
         assert roots(result) == expected
+
+
+def test_shards_of_both_kinds_are_exported_alike(folder: Path, tmp_path: Path) -> None:
+    exports = []
+    for number, config in enumerate((PackConfig(), PackConfig(format="parquet"))):
+        store = Store(str(tmp_path / f"store{number}"))
+        run_all(graph_of(folder, 0.25, config), store, "toy")
+        out = tmp_path / f"export{number}"
+        summary = export_shards(store, "toy", out)
+        assert summary["samples"] == 15
+        exports.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.jsonl")})
+    assert exports[0] == exports[1] != {}
