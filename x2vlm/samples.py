@@ -244,6 +244,7 @@ def sample_table(samples: Iterable[Sample]) -> pa.Table:
         "concepts": _lists([row.concepts for row in rows], SAMPLE_SCHEMA.field("concepts").type, _concept_columns),
         "media": _structs([row.media for row in rows], MEDIA_TYPE),
         "fetch": _structs([row.fetch for row in rows], FETCH_TYPE),
+        "source_scores": _structs([row.source_scores for row in rows], SOURCE_SCORES_TYPE),
     }
     arrays = [
         nested[field.name] if field.name in nested else pa.array(map(attrgetter(field.name), rows), field.type)

@@ -43,6 +43,11 @@ class Reencoded(FrozenConfig):
 Store = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind")]
 
 
+def decodes(store: OriginalBytes | Reencoded) -> bool:
+    """Whether pictures are decoded on their way into `store`."""
+    return isinstance(store, Reencoded) or store.check == "decode"
+
+
 def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadata: bool) -> tuple[Media, bytes, str]:
     """What the picture `body` is, what to store of it, and the sha256 of that.
 
