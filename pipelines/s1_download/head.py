@@ -1,8 +1,8 @@
-"""The head of a response: status line and header lines, read strictly and with no more work than they are worth.
+"""The head of a response: status line and header lines, with no more work than they are worth.
 
 http.client hands header lines to the mail parser, which costs a third of the CPU of fetching a photo and takes the
-first line that is no header for the end of them: what follows, an opt-out for example, it never sees. Here that line is
-a refusal.
+first line that is no header for the end of them: what follows, an opt-out for example, it never sees. Here only that
+line is passed over.
 """
 
 import re
@@ -12,10 +12,11 @@ from pipelines.s1_download.guard import Refusal
 
 MAX_LINE_BYTES = 64 << 10
 MAX_HEADERS = 100
-MAX_INTERIM_HEADS = 10  # 100 Continue, 103 Early Hints
+MAX_INTERIM_HEADS = 10  # 100 Continue
 STATUS_LINE = re.compile(rb"HTTP/1\.[0-9]+[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
-HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:[ \t]*([^\r\n\x00]*?)[ \t]*\r?\n")
-FOLDED_LINE = re.compile(rb"[ \t]+([^\r\n\x00]*?)[ \t]*\r?\n")  # goes on with the line before it (RFC 9112 5.2)
+# Any byte may stand in a value: who reads it decides, and an opt-out that cannot be read counts as one.
+HEADER_LINE = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[ \t]*(.*?)[ \t]*\r?\n", re.DOTALL)
+FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # goes on with the line before it (RFC 9112 5.2)
 
 
 class Headers:
@@ -54,42 +55,53 @@ class Response:
 
 
 def read_head(stream: BinaryIO) -> Response:
-    """The head of the final response; interim ones are skipped.
+    """The head of the final response; 100 Continue is skipped.
 
-    Refusal with rule connection_reset if nothing comes or the head breaks off, bad_response if it is not as RFC 9112
-    has it: another protocol, a line that is no header, more than 100 of them or one of more than 64 KiB.
+    Refusal with rule connection_reset if nothing comes or the head breaks off, bad_response for another protocol, more
+    than 100 headers or a line of more than 64 KiB.
     """
     for _ in range(MAX_INTERIM_HEADS + 1):
         line = _line(stream)
         match = STATUS_LINE.fullmatch(line)
         if match is None:
-            raise Refusal("bad_response", f"status line {line[:80]!r}")
+            raise _breaks_off() if b"HTTP/".startswith(line[:5]) and line[-1:] != b"\n" else _no_status_line(line)
         status, reason = int(match[1]), (match[2] or b"").decode("latin-1").strip()
         headers = _headers(stream)
-        if not 100 <= status < 200 or status == 101:
+        if status != 100:
             return Response(stream, status, reason, headers)
     raise Refusal("bad_response", f"more than {MAX_INTERIM_HEADS} interim responses")
 
 
 def _headers(stream: BinaryIO) -> Headers:
     lines: list[tuple[str, str]] = []
+    can_go_on = False  # whether a folded line has a header before it
     while (line := _line(stream)) not in (b"\r\n", b"\n"):
+        if not line.endswith(b"\n"):
+            raise _breaks_off()
         if match := HEADER_LINE.fullmatch(line):
             if len(lines) == MAX_HEADERS:
                 raise Refusal("bad_response", f"more than {MAX_HEADERS} headers")
             lines.append((match[1].decode("ascii"), match[2].decode("latin-1")))
-        elif lines and (match := FOLDED_LINE.fullmatch(line)):
+            can_go_on = True
+        elif not (match := FOLDED_LINE.fullmatch(line)):
+            can_go_on = False
+        elif can_go_on:
             name, value = lines[-1]
             lines[-1] = name, f"{value} {match[1].decode('latin-1')}"
-        else:
-            raise Refusal("bad_response", f"header line {line[:80]!r}")
     return Headers(lines)
 
 
 def _line(stream: BinaryIO) -> bytes:
+    """The next line; without its end only where the stream has ended."""
     line = stream.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:
         raise Refusal("bad_response", f"a line of more than {MAX_LINE_BYTES} bytes in the head")
-    if not line.endswith(b"\n"):
-        raise Refusal("connection_reset", "the head breaks off" if line else "no answer, or the head breaks off")
     return line
+
+
+def _breaks_off() -> Refusal:
+    return Refusal("connection_reset", "no answer, or its head breaks off")
+
+
+def _no_status_line(line: bytes) -> Refusal:
+    return Refusal("bad_response", f"status line {line[:80]!r}")
