@@ -61,8 +61,8 @@ def run_shard(urls: Sequence[str], config: DownloadConfig, take: Take) -> None:
     `take` is called in the thread that has opened the URL, so at most as many bodies as threads are in memory. What it
     raises is raised, and no further URL is opened.
     """
-    # The loop of `Downloader` hands each body to one thread through a queue and keeps a record of its own: with
-    # 16 threads that costs as much CPU as all of the download (docs/downloads.md).
+    # The loop of `Downloader` is left out: it hands each body to one thread through a queue, behind a semaphore, and
+    # keeps a record of its own that nobody here reads.
     download_image_with_retry = downloader_module().download_image_with_retry
     directives = {text.strip().lower() for text in config.opt_out_directives} or None
     waiting = iter(urls)

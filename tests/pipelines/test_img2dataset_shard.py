@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import urllib.request
-from http.client import HTTPMessage
 
 import pytest
 
@@ -31,14 +30,13 @@ def in_a_process(script: str) -> dict[str, object]:
 def test_the_child_imports_the_downloader_and_no_more() -> None:
     script = f"""
 import json, sys, urllib.request
-from http.client import HTTPMessage
 import pipelines.s1_download.worker
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.img2dataset_shard import downloader_module, run_shard
 from pipelines.s1_download.transport import Outcome, guarded_opener
 found = downloader_module()
 assert found is downloader_module()
-fetch = lambda url: Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=b"x")
+fetch = lambda url: Outcome(url, final_url=url, http_status=200, body=b"x")
 urllib.request.install_opener(guarded_opener(fetch))
 taken = []
 run_shard(["http://a.example/1"], DownloadConfig(), lambda *what: taken.append(what))
@@ -68,7 +66,7 @@ def test_every_url_gets_its_outcome() -> None:
     def fetch(url: str) -> Outcome:
         if url.endswith("7-ü"):
             raise Refusal("connect_failed", "nobody there")
-        return Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=url.encode())
+        return Outcome(url, final_url=url, http_status=200, body=url.encode())
 
     urllib.request.install_opener(guarded_opener(fetch))
     taken: dict[str, tuple[bytes | None, str]] = {}
@@ -86,7 +84,7 @@ def test_what_the_taker_raises_is_raised() -> None:
     def full(url: str, body: bytes | None, why: str) -> None:
         raise OSError("the disk is full")
 
-    fetch = lambda url: Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=b"x")  # noqa: E731
+    fetch = lambda url: Outcome(url, final_url=url, http_status=200, body=b"x")  # noqa: E731
     urllib.request.install_opener(guarded_opener(fetch))
     with pytest.raises(OSError, match="the disk is full"):
         run_shard(["http://a.example/1", "http://a.example/2"], DownloadConfig(threads=2), full)
