@@ -37,6 +37,7 @@ class SourceConfig(FrozenConfig):
     media_root: str | None = None
     media_name: str | None = None
     role: Literal["train", "held_out"] = "train"
+    filter: FilterConfig | None = None  # instead of the experiment's, as a whole
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
 

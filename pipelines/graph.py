@@ -53,6 +53,7 @@ def build_graph(experiment: Experiment) -> Graph:
                 "model": (f"pretrain/{experiment.name}",),
                 "rows": tuple(f"filter/{branch}" for branch in _branches(experiment, task.source)),
                 "media": tuple(f"download/{branch}" for branch in _branches(experiment, task.source)),
+                "contamination": () if experiment.decontaminate is None else (f"decontaminate/{experiment.name}",),
             },
             runtime=_runtime(experiment, "evaluate"),
         )
@@ -136,7 +137,7 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, role: str) ->
         Node(
             key=f"filter/{branch}",
             stage=replace(FILTER_DOMAINS if drops_domains else FILTER, allow_zero_rows=may_be_empty),
-            config=experiment.filter,
+            config=experiment.sources[name].filter or experiment.filter,
             inputs={"rows": (f"download/{branch}",)} | ({"flagged": (f"domains/{name}",)} if drops_domains else {}),
             runtime=_runtime(experiment, "filter"),
         )

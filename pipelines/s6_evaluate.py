@@ -1,7 +1,8 @@
 """Evaluate: a trained model on held-out samples, one task per node.
 
 A part writes `predictions.parquet` (one row per example) and `result.json` (metrics, 95 % intervals, the digest of the
-questions asked and the model's weights by sha256), so that two numbers can be told to be about the same thing.
+questions asked, the model's weights by sha256, and how many test pictures the training set was found to show), so that
+two numbers can be told to be about the same thing.
 """
 
 import json
@@ -29,6 +30,9 @@ if TYPE_CHECKING:  # these import torch: planning must not wait for it, so funct
     from x2vlm.tasks.task import TaskResult
 
 
+CONTAMINATION = "contamination.json"  # of the artifact in slot `contamination`
+
+
 class EvaluateConfig(FrozenConfig):
     """`options` are the task's own settings; texts are cleaned and cut exactly as in pre-training."""
 
@@ -53,6 +57,9 @@ def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
         for media in inputs["media"]
         for part in media.parts
         for name in ("media.tar", "media.parquet")
+    ]
+    reads += [
+        Read("contamination", part.file(CONTAMINATION)) for found in inputs["contamination"] for part in found.parts
     ]
     return [Part(name=config.task, reads=tuple(reads), lookups=tuple(lookups))]
 
@@ -86,9 +93,9 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     result = task.evaluate(model, parse_config(task.config_type, config.options, config.task), context)
     weights = next(read.file.sha256 for read in part.reads if read.file.path == "model.safetensors")
     write_table(result.predictions, out.path / "predictions.parquet")
-    (out.path / "result.json").write_text(
-        json.dumps(describe(config, result, weights), indent=1, sort_keys=True) + "\n"
-    )
+    contamination = _contamination(inputs, part, sorted({sample.source for sample in samples}))
+    described = {**describe(config, result, weights), "contamination": contamination}
+    (out.path / "result.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
     return PartResult(
         counts={"rows": Count(len(samples), len(samples))},
         file_rows={"predictions.parquet": result.predictions.num_rows},
@@ -96,8 +103,18 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
             "metrics": {f"{config.task}/{name}": value for name, value in result.metrics.items()},
             "data_digest": result.data_digest,
             "num_examples": result.num_examples,
+            "contamination": contamination,
         },
     )
+
+
+def _contamination(inputs: PartReader, part: Part, sources: Sequence[str]) -> Mapping[str, Any] | None:
+    """What the search for test pictures found of these sources, None if there was no search."""
+    for read in part.reads:
+        if read.slot == "contamination":
+            found = json.loads(inputs.local_path(read.file).read_text(encoding="utf-8"))
+            return {"policy": found["policy"], "sets": {name: found["sets"].get(name) for name in sources}}
+    return None
 
 
 @dataclass(frozen=True)
@@ -152,9 +169,9 @@ def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) 
 
 EVALUATE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     config_type=EvaluateConfig,
-    slots=("model", "rows", "media"),
+    slots=("model", "rows", "media", "contamination"),
     plan_parts=plan_evaluation,
     run_part=evaluate_part,
 )

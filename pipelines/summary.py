@@ -79,10 +79,23 @@ def loss_lines(series: Series) -> list[str]:
 
 
 def result_lines(manifests: Mapping[str, Manifest]) -> list[str]:
-    """The numbers of every evaluation, one line per node."""
+    """The numbers of every evaluation, one line per node, with how many of its pictures the training set shows."""
     return [
-        f"{key}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        f"{key}: "
+        + ", ".join([*(f"{name} {value:.4g}" for name, value in metrics.items()), *_contamination(manifests[key])])
         for key, metrics in metrics_of(manifests, "evaluate").items()
+    ]
+
+
+def _contamination(manifest: Manifest) -> list[str]:
+    """ "0 of 16 test pictures in training (policy strict)" for every set that was searched for."""
+    found = [part.record.summary.get("contamination") or {} for part in manifest.parts]
+    return [
+        f"{numbers['pictures_still_in_training']} of {numbers['pictures']} test pictures in training "
+        f"(policy {one['policy']}; {numbers['leaked_pictures']} found)"
+        for one in found
+        for splits in one.get("sets", {}).values()
+        for numbers in (splits or {}).values()
     ]
 
 

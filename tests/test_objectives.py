@@ -1,37 +1,35 @@
 """The five losses against the reference's numbers, naive versions, and two real processes."""
 
 import json
-import socket
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
+from tests import rank_worker
 from tests.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
 from tests.models.test_x2vlm import tiny_model, tiny_text
+from x2vlm.across_ranks import Gather, NegativeGroup
 from x2vlm.batch import Batch
+from x2vlm.box_losses import box_losses, generalised_iou, to_xyxy
+from x2vlm.errors import ConfigError
+from x2vlm.models.config import VisionConfig
 from x2vlm.models.reference import reference_names
+from x2vlm.objective_config import ObjectiveConfig
 from x2vlm.objectives import (
-    Gather,
-    ObjectiveConfig,
-    box_losses,
     contrastive,
     draw_negatives,
-    gather_over,
-    generalised_iou,
     masked_lm,
     matching,
     negative_weights,
     pretrain_losses,
-    to_xyxy,
 )
+from x2vlm.parallel_text import parallel_text_losses
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 
@@ -311,48 +309,116 @@ def test_unknown_gradient_rule_is_refused():
         contrastive(image, text, torch.tensor(0.07), gradient="half")  # type: ignore[arg-type]
 
 
-def _rank_gradient(rank: int, port: int, gradient: str, results) -> None:
-    """One of two real ranks: its DDP-averaged gradient of a linear layer and of the temperature."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    layer, temperature, inputs = _linear_problem()
-    own = slice(3 * rank, 3 * rank + 3)
-    loss = contrastive(
-        normalize(layer(inputs[0][own]), dim=1),
-        normalize(inputs[1][own], dim=1),
-        temperature,
-        gather=gather_over(),
-        gradient=gradient,
-        image_ids_B=torch.arange(6)[own],
+@pytest.mark.parametrize(
+    "world_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
+def test_real_processes_over_gloo(world_size):
+    """Averaged over ranks: `true` is the single process's gradient, `reference` 1/W of it but for the temperature."""
+    layers, temperature, inputs = rank_worker.contrastive_problem()
+    features = [normalize(layer(rows), dim=1) for layer, rows in zip(layers, inputs, strict=True)]
+    whole = contrastive(*features, temperature)
+    whole.backward()
+    for rank_results in rank_worker.run_ranks(rank_worker.contrastive_gradients, world_size):
+        for gradient, factor in (("true", 1.0), ("reference", 1 / world_size)):
+            loss, *weights, temperature_gradient = rank_results[gradient]
+            assert loss.item() == pytest.approx(whole.item(), abs=1e-6)
+            for layer, weight in zip(layers, weights, strict=True):
+                assert_close(weight, layer.weight.grad * factor, atol=1e-6, rtol=0)
+            assert_close(temperature_gradient, temperature.grad, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["image", "region"])
+def test_a_negative_group_over_two_processes_is_one_larger_batch(kind):
+    """The matching loss and its gradients, with negatives that lie on the other rank."""
+    whole = rank_worker.matching_gradients_of_one(kind)
+    for results in rank_worker.run_ranks(rank_worker.matching_gradients, 2, kind):
+        assert results.keys() == whole.keys()
+        for name, value in whole.items():
+            assert_close(results[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_negatives_of_a_group_are_those_of_the_whole_batch():
+    """Two ranks played one after the other draw from the same rows, with the same chances, as one with all rows."""
+    image, text = features(6)
+    ids = torch.tensor([4, 4, 5, 6, 5, 4])
+    similarity, temperature = image @ text.T / 0.3, torch.tensor(0.3)
+    same = ids[:, None] == ids[None]
+    expected = negative_weights(similarity.T, same)
+    for rank in range(2):
+        own = slice(3 * rank, 3 * rank + 3)
+        counts = torch.zeros(3, 6)
+        generator = torch.Generator().manual_seed(rank)
+        for _ in range(2000):
+            order = iter((image, text, ids))
+            group = Gather(rank, 2, lambda local, order=order: next(order))
+            of_text, of_image, has = draw_negatives(image[own], text[own], temperature, ids[own], generator, group)
+            assert has.all()
+            assert (ids[of_image] != ids[own]).all()
+            counts[torch.arange(3), of_text] += 1
+        # 5 standard deviations of a share over 2,000 draws are at most 0.056.
+        shares = expected[own] / expected[own].sum(dim=1, keepdim=True)
+        assert_close(counts / 2000, shares, atol=0.056, rtol=0)
+
+
+def test_texts_too_long_to_share_are_refused():
+    group = NegativeGroup(Gather(0, 1, lambda local: local), length=4)
+    with pytest.raises(ValueError, match="raise length"):
+        group.share_texts(torch.zeros(2, 5, 3), torch.ones(2, 5))
+
+
+# Sentence pairs
+
+
+def sentences(model, seed=5):
+    torch.manual_seed(seed)
+    ids, mask = tiny_text()
+    return tiny_batch("text"), torch.randint(5, 50, ids.shape) * mask.roll(1, 0), mask.roll(1, 0)
+
+
+def equal_widths():
+    return tiny_model(vision=VisionConfig(image_res=64, width=16, depth=1, num_heads=2), num_frames=None)
+
+
+def test_sentence_pairs_have_all_three_losses_and_reach_no_image_weights():
+    model = equal_widths()
+    batch, other_ids, other_mask = sentences(model)
+    losses = parallel_text_losses(model, batch, other_ids, other_mask)
+    assert set(losses) == {"contrastive", "matching", "masked_lm"}
+    sum(losses.values()).backward()
+    assert all(parameter.grad is None for parameter in model.vision.parameters())
+    assert model.fusion.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
+
+
+def test_padding_of_either_sentence_changes_nothing():
+    model = equal_widths()
+    batch, other_ids, other_mask = sentences(model)
+    negatives = (torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
+    first = parallel_text_losses(model, batch, other_ids, other_mask, negatives)
+    pad = torch.nn.functional.pad
+    longer = replace(
+        batch,
+        text_ids_BL=pad(batch.text_ids_BL, (0, 3), value=9),
+        masked_ids_BL=pad(batch.masked_ids_BL, (0, 3), value=9),
+        text_mask_BL=pad(batch.text_mask_BL, (0, 3)),
     )
-    loss.backward()
-    for tensor in (layer.weight.grad, temperature.grad):
-        dist.all_reduce(tensor)
-    results[rank] = (loss.item(), (layer.weight.grad / 2).tolist(), (temperature.grad / 2).item())
-    dist.destroy_process_group()
+    second = parallel_text_losses(model, longer, pad(other_ids, (0, 2), value=8), pad(other_mask, (0, 2)), negatives)
+    for name, value in first.items():
+        assert_close(second[name], value, atol=1e-5, rtol=0, msg=name)
 
 
-def _linear_problem():
-    torch.manual_seed(4)
-    return torch.nn.Linear(5, 4), torch.tensor(0.2, requires_grad=True), (torch.randn(6, 5), torch.randn(6, 4))
+def test_sentence_pairs_need_equal_widths():
+    model = tiny_model()
+    batch, other_ids, other_mask = sentences(model)
+    with pytest.raises(ConfigError, match="equal widths"):
+        parallel_text_losses(model, batch, other_ids, other_mask)
 
 
-@pytest.mark.parametrize(("gradient", "factor"), [("true", 1.0), ("reference", 0.5)])
-def test_two_processes_over_gloo(gradient, factor):
-    layer, temperature, inputs = _linear_problem()
-    loss = contrastive(normalize(layer(inputs[0]), dim=1), normalize(inputs[1], dim=1), temperature)
-    loss.backward()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_rank_gradient, args=(port, gradient, results), nprocs=2)
-        for rank in range(2):
-            rank_loss, weight_gradient, temperature_gradient = results[rank]
-            assert rank_loss == pytest.approx(loss.item(), abs=1e-6)
-            assert_close(torch.tensor(weight_gradient), layer.weight.grad * factor, atol=1e-6, rtol=0)
-            assert temperature_gradient == pytest.approx(temperature.grad.item(), abs=1e-5)
+def test_equal_meanings_are_never_negatives_of_each_other():
+    model = equal_widths()
+    batch, other_ids, other_mask = sentences(model)
+    losses = parallel_text_losses(model, replace(batch, image_ids_B=torch.tensor([3, 3, 3])), other_ids, other_mask)
+    assert losses["matching"].item() == 0
 
 
 # What a step costs

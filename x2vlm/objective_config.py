@@ -4,6 +4,7 @@ from typing import Literal
 
 from x2vlm.config import FrozenConfig
 
+# "reference" repeats what the reference computes where nobody would want it, so that the two can be compared.
 Parity = Literal["fixed", "reference"]
 ContrastiveGradient = Literal["true", "reference"] | float
 

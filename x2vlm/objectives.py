@@ -7,43 +7,22 @@ Where the reference computes something nobody would want, the default here is ri
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
+from x2vlm.across_ranks import Gather, NegativeGroup, rows_of_all_ranks
 from x2vlm.batch import UNUSED_LABEL, Batch
+from x2vlm.box_losses import box_losses
 from x2vlm.models.fusion import VisionMemory
 from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens, join_rows
-from x2vlm.objective_config import ContrastiveGradient, ObjectiveConfig, Parity
+from x2vlm.objective_config import ContrastiveGradient, ObjectiveConfig
 
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
-
-
-@dataclass(frozen=True)
-class Gather:
-    """How rows of other ranks are reached: `rows` returns those of all ranks in rank order, without a gradient."""
-
-    rank: int
-    world_size: int
-    rows: Callable[[Tensor], Tensor]
-
-
-def gather_over(group: dist.ProcessGroup | None = None) -> Gather:
-    """A Gather over an initialised process group (default: all ranks). Every rank must bring equally many rows."""
-
-    def rows(local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, local.contiguous(), group=group)
-        return torch.cat(parts)
-
-    return Gather(dist.get_rank(group), dist.get_world_size(group), rows)
 
 
 def contrastive(
@@ -65,8 +44,8 @@ def contrastive(
     """
     with full_precision(image_BE):
         scale = _gradient_scale(gradient, 1 if gather is None else gather.world_size)
-        image = _RowsOfAllRanks.apply(image_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
-        text = _RowsOfAllRanks.apply(text_BE.float(), gather, scale)  # type: ignore[no-untyped-call]
+        image = rows_of_all_ranks(image_BE.float(), gather, scale)
+        text = rows_of_all_ranks(text_BE.float(), gather, scale)
         ids = image_ids_B if image_ids_B is None or gather is None else gather.rows(image_ids_B)
         logits = image @ text.T / temperature.float()
         if ids is None:
@@ -84,25 +63,30 @@ def draw_negatives(
     temperature: Tensor,
     image_ids_B: Tensor | None = None,
     generator: torch.Generator | None = None,
+    group: Gather | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A hard negative image for every text, a hard negative text for every image, and which rows have one: (B,) each.
 
-    Drawn from the rows of this rank with probability softmax(similarity / temperature) + 1e-5, never from rows of the
-    same image. `generator` must live on the features' device. Nothing waits for the device.
+    Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image: from the rows of
+    this rank, or with `group` from those of all its ranks, numbered in rank order. `generator` must live on the
+    features' device. Nothing waits for the device.
     """
     with torch.no_grad(), full_precision(image_BE):
-        similarity_BB = image_BE.float() @ text_BE.float().T / temperature.float()
-        ids = image_ids_B if image_ids_B is not None else torch.arange(len(image_BE), device=image_BE.device)
-        same_BB = ids[:, None] == ids[None, :]
-        image_weights, text_weights = (negative_weights(s, same_BB) for s in (similarity_BB.T, similarity_BB))
+        image, text = image_BE.float(), text_BE.float()
+        first = 0 if group is None else group.rank * len(image)
+        ids = image_ids_B if image_ids_B is not None else first + torch.arange(len(image), device=image.device)
+        images, texts, all_ids = (x if group is None else group.rows(x) for x in (image, text, ids))
+        same_BG = ids[:, None] == all_ids[None, :]
+        image_weights = negative_weights(text @ images.T / temperature.float(), same_BG)
+        text_weights = negative_weights(image @ texts.T / temperature.float(), same_BG)
         image_of_text = _multinomial(image_weights, generator)
         text_of_image = _multinomial(text_weights, generator)
-        return image_of_text, text_of_image, ~same_BB.all(dim=1)
+        return image_of_text, text_of_image, ~same_BG.all(dim=1)
 
 
-def negative_weights(similarity_BB: Tensor, same_BB: Tensor) -> Tensor:
-    """Weights (B, B) to draw a negative for each row from: softmax + 1e-5, zero where `same_BB`."""
-    return (similarity_BB.softmax(dim=1) + 1e-5).masked_fill(same_BB, 0.0)
+def negative_weights(similarity_BG: Tensor, same_BG: Tensor) -> Tensor:
+    """Weights to draw a negative for each of B rows from G candidates: softmax + 1e-5, zero where `same_BG`."""
+    return (similarity_BG.softmax(dim=1) + 1e-5).masked_fill(same_BG, 0.0)
 
 
 def matching(logits_3B2: Tensor, has_negative_B: Tensor | None = None) -> Tensor:
@@ -128,46 +112,6 @@ def masked_lm(logits_BKV: Tensor, labels_BK: Tensor) -> Tensor:
     return total / (labels_BK != UNUSED_LABEL).sum().clamp_min(1)
 
 
-def box_losses(
-    predicted_cxcywh_R4: Tensor, target_cxcywh_R4: Tensor, counts_R: Tensor, parity: Parity = "fixed"
-) -> tuple[Tensor, Tensor]:
-    """L1 (summed over the four numbers) and 1 - generalised IoU, both averaged over the rows where `counts_R`.
-
-    No counted row gives 0 with a graph, and a box of negative size loses only its own IoU term. The reference divides
-    0 by 0 and lets one such box switch off the term of the whole batch: `parity="reference"`.
-    """
-    predicted, target, weight_R = predicted_cxcywh_R4.float(), target_cxcywh_R4.float(), counts_R.float()
-    l1_R = (predicted - target).abs().sum(dim=1)
-    sound_R = (predicted[:, 2:] >= 0).all(dim=1) & (target[:, 2:] >= 0).all(dim=1)
-    if parity == "reference":
-        sound_R = sound_R.all().expand_as(sound_R)
-    giou_R = generalised_iou(to_xyxy(predicted), to_xyxy(target))
-    count = weight_R.sum() if parity == "reference" else weight_R.sum().clamp_min(1)
-    return (l1_R * weight_R).sum() / count, (torch.where(sound_R, 1 - giou_R, 0.0) * weight_R).sum() / count
-
-
-def to_xyxy(box_cxcywh_R4: Tensor) -> Tensor:
-    """Corners (left, top, right, bottom) of centre-and-size boxes."""
-    centre, size = box_cxcywh_R4[:, :2], box_cxcywh_R4[:, 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=1)
-
-
-def generalised_iou(first_xyxy_R4: Tensor, second_xyxy_R4: Tensor) -> Tensor:
-    """Generalised IoU (R,) of boxes row by row, in [-1, 1]; two empty boxes give a finite value."""
-    smallest = 1e-12  # far below the area of one pixel of any image; keeps 0/0 out of the backward pass
-    area_first, area_second = _area(first_xyxy_R4), _area(second_xyxy_R4)
-    inner_size = torch.minimum(first_xyxy_R4[:, 2:], second_xyxy_R4[:, 2:]) - torch.maximum(
-        first_xyxy_R4[:, :2], second_xyxy_R4[:, :2]
-    )
-    outer_size = torch.maximum(first_xyxy_R4[:, 2:], second_xyxy_R4[:, 2:]) - torch.minimum(
-        first_xyxy_R4[:, :2], second_xyxy_R4[:, :2]
-    )
-    inner = inner_size.clamp_min(0).prod(dim=1)
-    outer = outer_size.clamp_min(0).prod(dim=1)
-    union = area_first + area_second - inner
-    return inner / union.clamp_min(smallest) - (outer - union) / outer.clamp_min(smallest)
-
-
 def pretrain_losses(
     model: X2VLM,
     batch: Batch,
@@ -175,16 +119,18 @@ def pretrain_losses(
     *,
     config: ObjectiveConfig | None = None,
     gather: Gather | None = None,
+    negative_group: NegativeGroup | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
     """Unweighted losses of one batch: masked_lm; with pictures contrastive, matching; with regions box_l1, box_giou.
 
-    `negatives` = (image index per text, text index per image) pins the pairs of the matching loss. The temperature is
-    used as it is: clamp it before (`X2VLM.clamp_temperature`).
+    `negatives` = (image index per text, text index per image) pins the pairs of the matching loss; with a
+    `negative_group` they are drawn from, and counted over, the rows of all its ranks (by default this rank's, as in the
+    reference). The temperature is used as it is: clamp it before (`X2VLM.clamp_temperature`).
     """
     config = config or ObjectiveConfig()
     if batch.kind == "text":
-        return {"masked_lm": _masked_lm_pass(model, batch, None)}
+        return {"masked_lm": masked_lm_pass(model, batch, None)}
     vision, whole = _encode_pixels(model, batch)
     text_BLD = model.encode_text(batch.text_ids_BL, batch.text_mask_BL)
     memory = model.remember(vision if whole is None else join_rows(vision, whole))
@@ -204,10 +150,18 @@ def pretrain_losses(
     if config.matching:
         has_negative = None
         if negatives is None:
-            *drawn, has_negative = draw_negatives(image_BE, text_BE, model.temperature, batch.image_ids_B, generator)
+            among = None if negative_group is None else negative_group.gather
+            *drawn, has_negative = draw_negatives(
+                image_BE, text_BE, model.temperature, batch.image_ids_B, generator, among
+            )
             negatives = (drawn[0], drawn[1])
-        losses["matching"] = _matching_pass(model, batch, text_BLD, memory, negatives, has_negative)
-    losses["masked_lm"] = _masked_lm_pass(model, batch, memory.select(rows) if whole is not None else memory)
+        text, mask, images, own = text_BLD, batch.text_mask_BL, memory, rows
+        if negative_group is not None:
+            text, mask = negative_group.share_texts(text, mask)
+            images = model.remember(negative_group.share_images(vision))
+            own = rows + negative_group.gather.rank * batch.num_rows
+        losses["matching"] = matching_pass(model, text, mask, images, negatives, has_negative, own)
+    losses["masked_lm"] = masked_lm_pass(model, batch, memory.select(rows) if whole is not None else memory)
     if whole is not None:
         fused = model.fuse(text_BLD, batch.text_mask_BL, memory.select(rows + batch.num_rows))
         losses["box_l1"], losses["box_giou"] = _box_pass(model, batch, fused, config)
@@ -227,24 +181,29 @@ def _encode_pixels(model: X2VLM, batch: Batch) -> tuple[VisionTokens, VisionToke
     return model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP), images.select(batch.image_of_R)
 
 
-def _matching_pass(
+def matching_pass(
     model: X2VLM,
-    batch: Batch,
     text_BLD: Tensor,
+    text_mask_BL: Tensor,
     memory: VisionMemory,
     negatives: tuple[Tensor, Tensor],
     has_negative_B: Tensor | None,
+    rows: Tensor,
 ) -> Tensor:
-    """One fusion call on 3 B rows: own pairs, texts with a wrong image, images with a wrong text."""
+    """The matching loss from one fusion call on 3 B rows: own pairs, texts with wrong images, images with wrong texts.
+
+    `rows` are the B texts and images that belong together, `negatives` (image row per text, text row per image); all
+    are row numbers of `text_BLD` and of `memory`, which may hold more.
+    """
     image_negative, text_negative = negatives
-    rows = torch.arange(batch.num_rows, device=text_BLD.device)
     text_rows = torch.cat([rows, rows, text_negative])
     image_rows = torch.cat([rows, image_negative, rows])
-    fused = model.fuse(text_BLD[text_rows], batch.text_mask_BL[text_rows], memory.select(image_rows))
+    fused = model.fuse(text_BLD[text_rows], text_mask_BL[text_rows], memory.select(image_rows))
     return matching(model.match(fused), has_negative_B)
 
 
-def _masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory | None) -> Tensor:
+def masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory | None) -> Tensor:
+    """The masked-word loss of the batch's texts, looking at `memory` (None: at the text alone)."""
     masked_BLD = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
     fused = model.fuse(masked_BLD, batch.text_mask_BL, memory)
     return masked_lm(model.predict_words(fused, batch.masked_positions_BK), batch.masked_labels_BK)
@@ -257,10 +216,6 @@ def _box_pass(model: X2VLM, batch: Batch, fused: Tensor, config: ObjectiveConfig
     if config.box_loss_on_whole_images:
         counts = torch.ones_like(counts)
     return box_losses(model.locate(fused), batch.box_cxcywh_R4, counts, config.parity)
-
-
-def _area(box_xyxy_R4: Tensor) -> Tensor:
-    return (box_xyxy_R4[:, 2:] - box_xyxy_R4[:, :2]).prod(dim=1)
 
 
 def _multinomial(weights_BB: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -282,20 +237,3 @@ def _gradient_scale(gradient: ContrastiveGradient, world_size: int) -> float:
     if isinstance(gradient, str):
         raise ValueError(f'contrastive gradient {gradient!r} is neither "true", "reference" nor a number')
     return gradient * world_size
-
-
-class _RowsOfAllRanks(torch.autograd.Function):
-    """Gathers rows; the backward pass keeps the local slice times `scale`, so it needs no communication.
-
-    Enough because every rank computes the same full loss: the sum over ranks of local slices is the true gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, gather: Gather | None, scale: float) -> Tensor:
-        ctx.rows = slice(0, len(local)) if gather is None else slice(gather.rank * len(local), None)
-        ctx.num_rows, ctx.scale = len(local), scale
-        return local.clone() if gather is None else gather.rows(local)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0][ctx.rows][: ctx.num_rows] * ctx.scale, None, None

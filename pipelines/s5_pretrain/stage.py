@@ -64,7 +64,7 @@ def _is_shard_file(path: str) -> bool:
 
 PRETRAIN = Stage(
     name="pretrain",
-    version=1,
+    version=2,
     config_type=PretrainConfig,
     slots=("shards", "vocabulary"),
     plan_parts=plan_pretrain,

@@ -97,7 +97,6 @@ def what_if(store: Store, experiment: Experiment, changes: Mapping[str, Any]) ->
     ConfigError for values out of range, and if a source has not been downloaded, filtered and scored yet.
     """
     origin = "--what-if"
-    rules = parse_config(FilterConfig, {**experiment.filter.model_dump(), **_only(changes, FILTER_FIELDS)}, origin)
     old = ScoreThresholds(**{name: getattr(experiment.partition, name) for name in SCORE_FIELDS})
     new = parse_config(ScoreThresholds, {**old.model_dump(), **_only(changes, SCORE_FIELDS)}, origin)
     manifests = {stored.manifest.node: stored.manifest for stored in manifests_in_order(store, experiment.name)}
@@ -110,7 +109,9 @@ def what_if(store: Store, experiment: Experiment, changes: Mapping[str, Any]) ->
                     f"{missing[0]} is not in {store.uri}; run `jobs/run_stage.py {experiment.name}` first"
                 )
             download, score = (manifests[node] for node in nodes)
-            now.append(_funnel(store, source, download, score, experiment.filter, old))
+            own = config.filter or experiment.filter
+            rules = parse_config(FilterConfig, {**own.model_dump(), **_only(changes, FILTER_FIELDS)}, origin)
+            now.append(_funnel(store, source, download, score, own, old))
             then.append(_funnel(store, source, download, score, rules, new))
     return WhatIf(changes, now, then)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from tests.hostile_server import gif_bomb, jpeg, png_header_bomb
+from tests.hostile.payloads import gif_bomb, jpeg, png_header_bomb
 from x2vlm.data.media import TRANSPOSE_OF_ORIENTATION, open_image, probe_image
 from x2vlm.errors import InvalidSample
 

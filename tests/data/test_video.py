@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.hostile_server import clip as make_clip
+from tests.hostile.payloads import clip as make_clip
 from x2vlm.data.video import ClipLimits, decode_frames, encode_frames, frames_blob, sample_clip
 from x2vlm.errors import InvalidSample
 

@@ -1,6 +1,7 @@
 """Start values from small backbones made here, written to disk and read back."""
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models.beit import Beit
@@ -8,11 +9,14 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from tests.models.test_x2vlm import tiny_config, tiny_model
-from x2vlm.errors import ConfigError, SourceUnavailable
+from tests.test_objectives import region_batch
+from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.models.config import TextConfig, VisionConfig
+from x2vlm.models.hf import from_pretrained, save_pretrained
 from x2vlm.models.initialize import initialize, layer_sources, text_state, vision_state
 from x2vlm.models.position_bias import resize_position_bias
 from x2vlm.models.x2vlm import build_model
+from x2vlm.objectives import pretrain_losses
 from x2vlm.train.optim import new_parameter_names
 
 
@@ -166,6 +170,95 @@ def test_backbone_keys_without_a_place_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="pos_embed"):
         initialize(bert_sized_model(), vision=tmp_path / "beit.safetensors")
     assert "vision_encoder.pos_embed" in vision_state(state, 2)[0]
+
+
+@pytest.mark.parametrize("image_res", [224, 96])
+def test_a_clip_tower_starts_from_timm_and_computes_the_same(tmp_path, image_res):
+    """timm's weights fill it and its patches are timm's, at another resolution with resampled positions."""
+    torch.manual_seed(1)
+    clip = timm.create_model(
+        "vit_base_patch16_clip_quickgelu_224", embed_dim=24, depth=2, num_heads=2, num_classes=5, img_size=224
+    ).eval()
+    save_file(clip.state_dict(), tmp_path / "clip.safetensors")
+    vision = VisionConfig(backbone="clip_vit", image_res=image_res, width=24, depth=2, num_heads=2, layer_norm_eps=1e-5)
+    model = tiny_model(vision=vision)
+    report = initialize(model, vision=tmp_path / "clip.safetensors")
+    assert sorted(report.unexpected) == ["head.bias", "head.weight"]
+    assert not [name for name in report.missing if name.startswith("vision_encoder")]
+    assert report.resized == ([] if image_res == 224 else ["vision_encoder.pos_embed"])
+    pixels = torch.randn(2, 3, image_res, image_res)
+    if image_res != 224:
+        clip.set_input_size(img_size=(image_res, image_res))
+    with torch.no_grad():
+        vision_tokens = model.encode_image(pixels)
+        assert_close(vision_tokens.patches_MPD, clip.forward_features(pixels)[:, 1:], atol=1e-5, rtol=1e-5)
+        assert_close(vision_tokens.summary_BD, vision_tokens.patches_MPD.mean(1))
+
+
+@pytest.mark.parametrize("image_res", [224, 384])
+def test_a_swin_tower_starts_from_timm_and_computes_the_same(tmp_path, image_res):
+    torch.manual_seed(2)
+    swin = timm.create_model(
+        "swin_base_patch4_window7_224", embed_dim=8, depths=(2, 2, 1, 2), num_heads=(1, 2, 4, 8), num_classes=5
+    ).eval()
+    for parameter in swin.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    save_file(swin.state_dict(), tmp_path / "swin.safetensors")
+    sizes = {"backbone": "swin", "patch_size": 32, "width": 64, "depth": 7, "num_heads": 8, "layer_norm_eps": 1e-5}
+    model = tiny_model(vision=VisionConfig(image_res=image_res, **sizes))
+    report = initialize(model, vision=tmp_path / "swin.safetensors")
+    assert not [name for name in report.missing if name.startswith("vision_encoder")]
+    assert len(report.resized) == (0 if image_res == 224 else 7)
+    pixels = torch.randn(1, 3, image_res, image_res)
+    with torch.no_grad():
+        patches = model.encode_image(pixels).patches_MPD
+        assert patches.shape == (1, (image_res // 32) ** 2, 64)
+        if image_res == 224:
+            assert_close(patches, swin.forward_features(pixels).flatten(1, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"backbone": "clip_vit", "width": 24, "depth": 2, "num_heads": 2, "image_res": 64},
+        {"backbone": "swin", "width": 64, "depth": 7, "num_heads": 8, "image_res": 64, "patch_size": 32},
+    ],
+)
+def test_other_towers_train_regions_and_come_back_from_a_folder(tmp_path, sizes):
+    model = tiny_model(vision=VisionConfig(**sizes))
+    num_patches = (64 // sizes.get("patch_size", 16)) ** 2
+    batch = region_batch(patch_mask_RP=torch.ones(3, num_patches, dtype=torch.bool))
+    sum(pretrain_losses(model, batch).values()).backward()
+    assert all(parameter.grad is not None for parameter in model.vision.parameters())
+    save_pretrained(model, tmp_path)
+    again = from_pretrained(tmp_path)
+    with torch.no_grad():
+        first, second = (m.encode_image(batch.pixels).tokens_BND for m in (model, again))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("change", [{"patch_size": 16}, {"depth": 6}, {"num_heads": 4}])
+def test_swin_sizes_that_do_not_exist_are_refused(change):
+    sizes = {"backbone": "swin", "patch_size": 32, "width": 64, "depth": 7, "num_heads": 8} | change
+    with pytest.raises(ValueError, match=r"Swin|multiple"):
+        VisionConfig(**sizes)
+
+
+def test_the_report_says_where_every_value_came_from(tmp_path):
+    save_file(small_beit(shared=True).state_dict(), tmp_path / "beit.safetensors")
+    small_bert().save_pretrained(tmp_path / "bert")
+    report = initialize(bert_sized_model(), vision=tmp_path / "beit.safetensors", text=tmp_path / "bert")
+    assert set(report.origins) == set(report.loaded)
+    table = report.origins["vision_encoder.blocks.1.attn.relative_position_bias_table"]
+    assert table == f"{tmp_path}/beit.safetensors: rel_pos_bias.relative_position_bias_table"
+    fused = report.origins["text_encoder.bert.encoder.layer.2.output.dense.weight"]
+    assert fused == f"{tmp_path}/bert: bert.encoder.layer.1.output.dense.weight"
+
+
+def test_damaged_backbones_are_named(tmp_path):
+    (tmp_path / "beit.pth").write_bytes(b"short")
+    with pytest.raises(CorruptArtifact, match=r"beit\.pth"):
+        initialize(bert_sized_model(), vision=tmp_path / "beit.pth")
 
 
 def test_missing_backbones_are_named(tmp_path):

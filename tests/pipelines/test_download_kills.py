@@ -24,7 +24,9 @@ from pipelines.flow.artifact import Manifest
 from pipelines.flow.commit import verify_files
 from pipelines.flow.store import Store
 from tests.e2e.conftest import descendants
-from tests.hostile_server import BEHAVIOURS, HostileServer, hostile_server, jpeg
+from tests.hostile.behaviours import BEHAVIOURS, hostile_server
+from tests.hostile.payloads import jpeg
+from tests.hostile.server import HostileServer
 from tests.pipelines.download_driver import EXPERIMENT, download_all, download_graph, write_sources
 
 SEED = 20261125

@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 from pipelines.s1_download.guard import Policy, Refusal, check_address, is_public, parse_target
 from pipelines.s1_download.resolver import Resolver, resolve
 from pipelines.s1_download.transport import Fetcher, Limits, guarded_opener, manners, tls_context
-from tests.hostile_server import HostileServer, hostile_server, jpeg
+from tests.hostile.behaviours import hostile_server
+from tests.hostile.payloads import jpeg
+from tests.hostile.server import HostileServer
 
 FORBIDDEN = [
     "0.0.0.0",

@@ -14,7 +14,7 @@ from pipelines.s1_download.guard import Policy, Refusal
 from pipelines.s1_download.hosts import BACK_OFF_SECONDS, Breaker, retry_after, wait_before_retry
 from pipelines.s1_download.resolver import Memory, Resolver
 from pipelines.s1_download.transport import Fetcher, Limits, manners
-from tests.hostile_server import hostile_server
+from tests.hostile.behaviours import hostile_server
 
 
 class NameServer:

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.s1_download.metadata import size_of_stripped_jpeg, strip_metadata
 from pipelines.s1_download.store import without_metadata
-from tests.hostile_server import gif_bomb, jpeg
+from tests.hostile.payloads import gif_bomb, jpeg
 from x2vlm.data.media import BROKEN_FILE_ERRORS, open_image, probe, probe_image
 from x2vlm.errors import InvalidSample
 

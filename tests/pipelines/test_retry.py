@@ -20,7 +20,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s1_download.retry import CLASSES, balance, is_retried, parse_classes
-from tests.hostile_server import hostile_server
+from tests.hostile.behaviours import hostile_server
 from x2vlm.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from pipelines.s1_download.guard import Policy, Refusal, parse_target
 from pipelines.s1_download.opt_out import opt_out_signal, usage_signal
 from pipelines.s1_download.robots import ASK_AGAIN_SECONDS, MAX_ROBOTS_BYTES, RobotsCache, parse_robots
 from pipelines.s1_download.transport import Fetcher, Limits, manners
-from tests.hostile_server import hostile_server
+from tests.hostile.behaviours import hostile_server
 from x2vlm.errors import ConfigError
 
 EVERYONE = "User-agent: *\n"

@@ -22,7 +22,8 @@ from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.job import Result
 from pipelines.s2_filter import FILTER_DOMAINS, FilterConfig
 from tests.flow_helpers import artifact_input, read_rows, run_stage_part
-from tests.hostile_server import hostile_server, jpeg
+from tests.hostile.behaviours import hostile_server
+from tests.hostile.payloads import jpeg
 from x2vlm.config import parse_config
 from x2vlm.samples import Caption, Sample, sample_key, sample_table, write_table
 

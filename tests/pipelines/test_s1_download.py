@@ -23,7 +23,8 @@ from pipelines.s1_download.config import PROJECT_ROOT
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from tests.flow_helpers import artifact_input, run_stage_part, upstream_input
-from tests.hostile_server import clip, hostile_server, jpeg
+from tests.hostile.behaviours import hostile_server
+from tests.hostile.payloads import clip, jpeg
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.data.media import open_image, probe_image
 from x2vlm.data.packs import MediaPack

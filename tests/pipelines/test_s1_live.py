@@ -23,7 +23,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD
 from pipelines.s1_download.live import JournalTail
 from pipelines.s1_download.read import READ, ReadConfig
-from tests.hostile_server import jpeg
+from tests.hostile.payloads import jpeg
 
 NUM_FREE, NUM_GATES = 6, 2
 

@@ -34,7 +34,9 @@ from pipelines.s1_download.resolver import Resolver
 from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.yt_dlp import arguments, check_command, find_command
 from tests.flow_helpers import artifact_input, run_stage_part, upstream_input
-from tests.hostile_server import HostileServer, clip, hostile_server, jpeg
+from tests.hostile.behaviours import hostile_server
+from tests.hostile.payloads import clip, jpeg
+from tests.hostile.server import HostileServer
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError, SourceUnavailable

@@ -168,15 +168,17 @@ def _stars(
     has_neighbours = np.zeros(num_pictures, dtype=bool)
     for search in searches:
         has_neighbours[search.with_candidates()] = True
+    is_free = np.ones(num_pictures, dtype=bool)
     for picture in np.flatnonzero(has_neighbours):
-        if keeper_P[picture] >= 0:
+        if not is_free[picture]:
             continue
-        keeper_P[picture] = picture
+        keeper_P[picture], is_free[picture] = picture, False
         for search in searches:
-            taken, distance = search.matches(int(picture), keeper_P < 0)
+            taken, distance = search.matches(int(picture), is_free)
             keeper_P[taken], method_P[taken], distance_P[taken] = picture, search.method, distance
-    alone = keeper_P < 0
-    keeper_P[alone] = np.flatnonzero(alone)
+            is_free[taken] = False
+    left = np.flatnonzero(keeper_P < 0)
+    keeper_P[left] = left
     return keeper_P, method_P, distance_P
 
 

@@ -12,14 +12,25 @@ from x2vlm.errors import ConfigError
 log = logging.getLogger(__name__)
 
 
+SWIN_STRIDE = 32
+# Blocks of the first, second and fourth stage together; the third takes the rest.
+SWIN_OUTER_BLOCKS = 6
+
+
 def _require_divisible(name: str, value: int, by_name: str, by: int) -> None:
     if by < 1 or value % by:
         raise ValueError(f"{name} ({value}) must be a multiple of {by_name} ({by})")
 
 
 class VisionConfig(FrozenConfig):
-    """A BEiT-2 tower: pre-norm blocks with one relative position table each, no absolute positions."""
+    """An image tower; by default BEiT-2: pre-norm blocks with one relative position table each, no absolute positions.
 
+    `clip_vit` is the ViT of CLIP (absolute positions, quick GELU). In `swin`, `width` and `num_heads` are those of the
+    last of four stages, `depth` counts all blocks (24 is Swin-B: 2, 2, 18, 2) and `patch_size` is the stride of its
+    output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
+    """
+
+    backbone: Literal["beit2", "clip_vit", "swin"] = "beit2"
     image_res: int = 224
     patch_size: int = 16
     width: int = 768
@@ -34,6 +45,11 @@ class VisionConfig(FrozenConfig):
     def _divides(self) -> "VisionConfig":
         _require_divisible("image_res", self.image_res, "patch_size", self.patch_size)
         _require_divisible("width", self.width, "num_heads", self.num_heads)
+        if self.backbone == "swin":
+            _require_divisible("width", self.width, "8 (stages double it)", 8)
+            _require_divisible("num_heads", self.num_heads, "8 (stages double them)", 8)
+            if self.patch_size != SWIN_STRIDE or self.depth < SWIN_OUTER_BLOCKS + 1:
+                raise ValueError(f"a Swin tower has patch_size {SWIN_STRIDE} and at least 7 blocks")
         return self
 
     @property

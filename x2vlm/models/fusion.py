@@ -39,6 +39,12 @@ class VisionMemory:
     image_of_B: Tensor | None
     patch_mask_BP: Tensor | None
 
+    def mask_B1LN(self, length: int) -> Tensor | None:
+        """Which image tokens each of `length` text tokens may look at; None: all."""
+        if self.patch_mask_BP is None:
+            return None
+        return with_summary(self.patch_mask_BP)[:, None, None, :].expand(-1, 1, length, -1)
+
     def select(self, rows_K: Tensor) -> "VisionMemory":
         """The given rows, in that order, without projecting anything again."""
         return VisionMemory(
@@ -114,7 +120,18 @@ class FusionLayer(nn.Module):
         attention = self.self_attention
         keys = attention.split_heads(attention.key(hidden_BLD))
         values = attention.split_heads(attention.value(hidden_BLD))
-        hidden_BLD = attention(hidden_BLD, keys, values, mask_B1LL)
+        return self.finish(hidden_BLD, (keys, values), mask_B1LL, memory, memory_mask_B1LN)
+
+    def finish(
+        self,
+        hidden_BLD: Tensor,
+        own: tuple[Tensor, Tensor],
+        own_mask: Tensor,
+        memory: tuple[Tensor, Tensor] | None,
+        memory_mask_B1LN: Tensor | None,
+    ) -> Tensor:
+        """The layer with keys and values of the text given, which may hold more tokens than `hidden_BLD`."""
+        hidden_BLD = self.self_attention(hidden_BLD, *own, own_mask)
         if memory is not None:
             hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B1LN)
         fed_BLD: Tensor = self.feed_forward(hidden_BLD)
@@ -143,9 +160,7 @@ class FusionEncoder(nn.Module):
         mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
         if causal:
             mask_B1LL = mask_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
-        memory_mask = None
-        if memory is not None and memory.patch_mask_BP is not None:
-            memory_mask = with_summary(memory.patch_mask_BP)[:, None, None, :].expand(-1, 1, length, -1)
+        memory_mask = None if memory is None else memory.mask_B1LN(length)
         for index, layer in enumerate(self._layers()):
             keys_values = None
             if memory is not None:

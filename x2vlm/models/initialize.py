@@ -1,4 +1,4 @@
-"""Start values from published backbones: BEiT-2 for the image tower, BERT for the text tower and the fusion layers.
+"""Start values from published backbones: BEiT-2 (or CLIP's ViT, or Swin) for the image tower, BERT or XLM-R for text.
 
 BERT fills more layers than it has: text layer i takes layer i, and the fusion layers take the last layers again, so
 that base (12 text + 6 fusion) reads BERT layers 0-11 and 6-11. Cross-attention, projections,
@@ -11,19 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import timm
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.models.reference import LoadReport, load_reference_state
+from x2vlm.models.weights import read_tensors
 from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
 
-# What backbones carry that this model has no use for.
-_VISION_LEFTOVERS = re.compile(r"^(head|lm_head|norm)\.|^mask_token$|relative_position_index$")
+# What backbones carry that this model has no use for. BEiT's `norm` is for its class token, that of others for all.
+_VISION_LEFTOVERS = {
+    "beit2": re.compile(r"^(head|lm_head|norm)\.|^mask_token$|relative_position_index$"),
+    "clip_vit": re.compile(r"^(head|fc_norm)\."),
+    "swin": re.compile(r"^head\.|(relative_position_index|attn_mask)$"),
+}
 _TEXT_LEFTOVERS = re.compile(r"^(pooler|cls\.seq_relationship|lm_head)\.|position_ids$")
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
@@ -37,19 +40,25 @@ def initialize(model: X2VLM, vision: str | Path | None = None, text: str | Path 
     """
     state: dict[str, Tensor] = {}
     unused: list[str] = []
+    origins: dict[str, str] = {}
     if vision is not None:
-        found, left = vision_state(read_vision_backbone(vision), model.config.vision.depth)
+        raw = read_vision_backbone(vision)
+        found, left = vision_state(raw, model.config.vision.depth, model.config.vision.backbone)
         state, unused = state | found, unused + left
+        origins |= _origins(found, raw, str(vision))
     if text is not None:
         cfg = model.config
         # A multilingual start takes its fusion layers from an X2-VLM checkpoint, not from its text encoder.
         num_fusion = cfg.fusion.num_layers if cfg.text.architecture == "bert" else 0
-        found, left = text_state(read_text_backbone(text), cfg.text.num_layers, num_fusion)
+        raw = read_text_backbone(text)
+        found, left = text_state(raw, cfg.text.num_layers, num_fusion)
         if not cfg.tie_words:
             found = {name: value for name, value in found.items() if ".cls." not in name}
         state, unused = state | found, unused + left
+        origins |= _origins(found, raw, str(text))
     report = load_reference_state(model, state)
     report.unexpected += unused
+    report.origins = {name: origins[name] for name in report.loaded if name in origins}
     log.info(
         "initialized vision=%s text=%s loaded=%d new=%d resized=%d unused=%d",
         vision, text, len(report.loaded), len(report.missing), len(report.resized), len(report.unexpected),
@@ -57,17 +66,24 @@ def initialize(model: X2VLM, vision: str | Path | None = None, text: str | Path 
     return report
 
 
-def vision_state(raw: Mapping[str, Tensor], depth: int) -> tuple[dict[str, Tensor], list[str]]:
-    """A BEiT-2 state under the reference's names, and the names left out.
+def _origins(state: Mapping[str, Tensor], raw: Mapping[str, Tensor], source: str) -> dict[str, str]:
+    """Which entry of `source` each entry of `state` is: they are the same tensors."""
+    names = {id(value): name for name, value in raw.items()}
+    return {name: f"{source}: {names[id(value)]}" for name, value in state.items()}
+
+
+def vision_state(raw: Mapping[str, Tensor], depth: int, backbone: str = "beit2") -> tuple[dict[str, Tensor], list[str]]:
+    """An image backbone's state under the reference's names, and the names left out.
 
     One table shared by all blocks is copied into each of them, so that every block can learn its own.
     """
-    state = {f"vision_encoder.{key}": value for key, value in raw.items() if not _VISION_LEFTOVERS.search(key)}
+    leftovers = _VISION_LEFTOVERS[backbone]
+    state = {f"vision_encoder.{key}": value for key, value in raw.items() if not leftovers.search(key)}
     shared = state.pop(f"vision_encoder.{_SHARED_TABLE}", None)
     if shared is not None:
         for index in range(depth):
             state[f"vision_encoder.blocks.{index}.attn.relative_position_bias_table"] = shared
-    return state, sorted(key for key in raw if _VISION_LEFTOVERS.search(key))
+    return state, sorted(key for key in raw if leftovers.search(key))
 
 
 def text_state(raw: Mapping[str, Tensor], num_text: int, num_fusion: int) -> tuple[dict[str, Tensor], list[str]]:
@@ -115,14 +131,8 @@ def layer_sources(num_raw: int, num_text: int, num_fusion: int) -> list[int]:
 def read_vision_backbone(source: str | Path) -> dict[str, Tensor]:
     """The state of a weight file or of a pretrained timm model."""
     path = Path(source)
-    if path.suffix == ".safetensors" and path.is_file():
-        return load_file(path)
     if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        for key in ("model", "module"):
-            if key in state:
-                state = state[key]
-        return dict(state)
+        return read_tensors(path)[0]
     if not timm.is_model(str(source)):
         raise SourceUnavailable(f"vision backbone {source}: neither a weight file nor a model name that timm knows")
     return dict(timm.create_model(str(source), pretrained=True).state_dict())

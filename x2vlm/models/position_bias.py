@@ -36,6 +36,14 @@ def resize_position_bias(table_TH: Tensor, num_rows: int) -> Tensor:
     return torch.cat([resized_TH, table_TH[-NUM_CLASS_ROWS:].detach()])
 
 
+def resize_window_bias(table_TH: Tensor, num_rows: int) -> Tensor:
+    """A Swin table, one row per offset in a window and none for a class token, for another window: plain bicubic."""
+    source, target = math.isqrt(len(table_TH)), math.isqrt(num_rows)
+    grid_1HSS = table_TH.detach().float().T.reshape(1, -1, source, source)
+    resized = torch.nn.functional.interpolate(grid_1HSS, (target, target), mode="bicubic", align_corners=False)
+    return resized[0].flatten(1).T.to(table_TH)
+
+
 def source_offsets(source: int, target: int) -> np.ndarray:
     """Where the `source` offsets of a side lie, in target patches: 0, 1, 1 + q, 1 + q + q^2, ... and negatives."""
     left, right = _RATIO_RANGE

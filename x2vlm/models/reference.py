@@ -6,6 +6,7 @@ tied), fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cr
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from x2vlm.errors import ConfigError
-from x2vlm.models.position_bias import resize_position_bias
+from x2vlm.models.position_bias import resize_position_bias, resize_window_bias
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
@@ -52,7 +53,7 @@ _WORD_HEAD = {
     "word_head.bias": "bias",
 }
 # Integer constants the reference stores beside its parameters; ours are computed.
-_CONSTANTS = re.compile(r"(relative_position_index|position_ids)$")
+_CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
 # Heads of fine-tuned checkpoints that this model does not have; their tasks build and load them.
 _TASK_HEADS = re.compile(r"^(cls_head|text_decoder)\.")
 _TABLE = "relative_position_bias_table"
@@ -60,12 +61,16 @@ _TABLE = "relative_position_bias_table"
 
 @dataclass
 class LoadReport:
-    """What a load did, in reference names: what filled the model, what the model lacks, what was left aside."""
+    """What a load did, in reference names: what filled the model, what the model lacks, what was left aside.
+
+    `origins` says for start values which entry of which backbone filled each parameter.
+    """
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 def reference_names(model: X2VLM) -> dict[str, str]:
@@ -187,7 +192,16 @@ def _fit(key: str, value: Tensor, target: Tensor) -> Tensor:
     if value.shape == target.shape:
         return value
     if key.endswith(_TABLE) and value.ndim == 2 and value.shape[1] == target.shape[1]:
+        # Only BEiT tables end in rows for a class token; those of Swin windows are full squares.
+        if math.isqrt(len(value)) ** 2 == len(value) and math.isqrt(len(target)) ** 2 == len(target):
+            return resize_window_bias(value, num_rows=target.shape[0])
         return resize_position_bias(value, num_rows=target.shape[0])
+    if key.endswith("pos_embed") and value.shape[-1] == target.shape[-1] and key.startswith("vision_encoder."):
+        from timm.layers.pos_embed import resample_abs_pos_embed  # seconds to import, and only CLIP towers need it
+
+        grids = [math.isqrt(x.shape[1] - 1) for x in (target, value)]
+        resized: Tensor = resample_abs_pos_embed(value, [grids[0]] * 2, [grids[1]] * 2)
+        return resized
     if key == "absolute_frame_pos_embed" and value.shape[-1] == target.shape[-1]:
         common = min(value.shape[1], target.shape[1])
         return torch.cat([value[:, :common].to(target), target[:, common:]], dim=1)

@@ -1,4 +1,4 @@
-"""The image tower: BEiT-2 blocks from timm, pooled the X2-VLM way.
+"""The image tower: BEiT-2 blocks from timm (or a CLIP ViT or Swin), pooled the X2-VLM way.
 
 B images, F frames, R region rows, M images of a region batch, P patches, D width.
 The class token takes part in attention but its output is dropped: token 0 of an image is the plain mean of the
@@ -6,47 +6,105 @@ normalised patch tokens, so that a region is described the same way by the mean 
 """
 
 from functools import partial
+from typing import Any
 
 import torch
+from timm.layers import QuickGELU
 from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from x2vlm.models.config import VisionConfig
+from x2vlm.models.config import SWIN_OUTER_BLOCKS, VisionConfig
 from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens
 
 
 class VisionEncoder(nn.Module):
-    """Turns pixels into VisionTokens; `trunk` is a timm Beit without absolute positions and without a head."""
+    """Turns pixels into VisionTokens; `trunk` is a timm model without a head."""
 
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.trunk = Beit(
-            img_size=cfg.image_res,
-            patch_size=cfg.patch_size,
-            num_classes=0,
-            global_pool="avg",
-            embed_dim=cfg.width,
-            depth=cfg.depth,
-            num_heads=cfg.num_heads,
-            qkv_bias=True,
-            mlp_ratio=cfg.mlp_ratio,
-            drop_path_rate=cfg.drop_path,
-            norm_layer=partial(nn.LayerNorm, eps=cfg.layer_norm_eps),  # type: ignore[arg-type]
-            init_values=cfg.layer_scale_init,
-            use_abs_pos_emb=False,
-            use_rel_pos_bias=True,
-        )
+        self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
 
     def forward(self, images_BCHW: Tensor) -> VisionTokens:
         """One row per image: token 0 is the mean of the normalised patches."""
-        hidden = self.trunk.patch_embed(images_BCHW)
-        hidden = torch.cat([self.trunk.cls_token.expand(hidden.shape[0], -1, -1), hidden], dim=1)
-        for block in self.trunk.blocks:
-            hidden = block(hidden)
-        patches_BPD = self.trunk.fc_norm(hidden[:, 1:])
+        patches_BPD = _PATCHES[self.cfg.backbone](self.trunk, images_BCHW)
         return VisionTokens(summary_BD=patches_BPD.mean(dim=1), patches_MPD=patches_BPD)
+
+
+def _common(cfg: VisionConfig) -> dict[str, Any]:
+    return {
+        "img_size": cfg.image_res,
+        "num_classes": 0,
+        "mlp_ratio": cfg.mlp_ratio,
+        "drop_path_rate": cfg.drop_path,
+        "norm_layer": partial(nn.LayerNorm, eps=cfg.layer_norm_eps),
+    }
+
+
+def _build_beit(cfg: VisionConfig) -> nn.Module:
+    return Beit(
+        patch_size=cfg.patch_size,
+        global_pool="avg",
+        embed_dim=cfg.width,
+        depth=cfg.depth,
+        num_heads=cfg.num_heads,
+        qkv_bias=True,
+        init_values=cfg.layer_scale_init,
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=True,
+        **_common(cfg),
+    )
+
+
+def _build_clip(cfg: VisionConfig) -> nn.Module:
+    return VisionTransformer(
+        patch_size=cfg.patch_size,
+        embed_dim=cfg.width,
+        depth=cfg.depth,
+        num_heads=cfg.num_heads,
+        pre_norm=True,
+        act_layer=QuickGELU,
+        **_common(cfg),
+    )
+
+
+def _build_swin(cfg: VisionConfig) -> nn.Module:
+    return SwinTransformer(
+        embed_dim=cfg.width // 8,
+        depths=(2, 2, cfg.depth - SWIN_OUTER_BLOCKS, 2),
+        num_heads=tuple(cfg.num_heads // share for share in (8, 4, 2, 1)),
+        window_size=cfg.grid,
+        **_common(cfg),
+    )
+
+
+def _beit_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+    assert isinstance(trunk, Beit)
+    hidden = trunk.patch_embed(images_BCHW)
+    hidden = torch.cat([trunk.cls_token.expand(hidden.shape[0], -1, -1), hidden], dim=1)
+    for block in trunk.blocks:
+        hidden = block(hidden)
+    patches_BPD: Tensor = trunk.fc_norm(hidden[:, 1:])
+    return patches_BPD
+
+
+def _clip_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+    assert isinstance(trunk, VisionTransformer)
+    patches_BPD: Tensor = trunk.forward_features(images_BCHW)[:, 1:]
+    return patches_BPD
+
+
+def _swin_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+    assert isinstance(trunk, SwinTransformer)
+    patches_BPD: Tensor = trunk.forward_features(images_BCHW).flatten(1, 2)  # rows and columns of the last stage
+    return patches_BPD
+
+
+_TRUNKS = {"beit2": _build_beit, "clip_vit": _build_clip, "swin": _build_swin}
+_PATCHES = {"beit2": _beit_patches, "clip_vit": _clip_patches, "swin": _swin_patches}
 
 
 def average_frames(frames: VisionTokens, num_frames: int, position_1F1D: Tensor | None) -> VisionTokens:

@@ -1,7 +1,12 @@
-"""The state of a model without repeats, and loading it back with every name and shape checked."""
+"""The state of a model without repeats, loading it back with names and shapes checked, and reading others' files."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from x2vlm.errors import CorruptArtifact
@@ -26,3 +31,31 @@ def load_own_tensors(model: nn.Module, state: Mapping[str, Tensor], origin: str)
     if missing or unexpected or wrong:
         raise CorruptArtifact(f"{origin}: weights of another model: {missing=}, {unexpected=}, other shapes: {wrong}")
     model.load_state_dict(dict(state), strict=False)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors in somebody's weight file, and the training config beside them (empty: none). Runs nothing in it.
+
+    Tensors are those under the key `model` or `module`, or the file's own; `.safetensors` holds no config.
+    CorruptArtifact if the file is damaged, holds anything but tensors and plain values, or wants code to be run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path), {}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise CorruptArtifact(f"{path}: not a readable file of tensors ({error}); download it again") from error
+    except Exception as error:  # a hostile or cut file may make the unpickler raise anything
+        raise CorruptArtifact(
+            f"{path}: not a file of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
+            "download it again, and do not load it by other means: it may hold code"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CorruptArtifact(f"{path}: holds a {type(content).__name__}, not a mapping of names to tensors")
+    state, config = content.get("model", content.get("module", content)), content.get("config") or {}
+    if not isinstance(state, Mapping) or not isinstance(config, Mapping):
+        raise CorruptArtifact(f"{path}: `model` and `config` must be mappings")
+    strange = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if strange or not state:
+        raise CorruptArtifact(f"{path}: entries of the model that are no named tensors: {strange[:10]}")
+    return dict(state), dict(config)

@@ -65,10 +65,16 @@ class X2VLM(nn.Module):
         column for token 0. Token 0 is the mean over those patches; all patches are kept, the mask hides the rest from
         the text. The mask of a row must hold a patch: without one, token 0 is zero.
         """
+        row_of_R = image_of_R
         if vision.image_of_B is not None:
             image_of_R = vision.image_of_B[image_of_R]
+        summary_RD = pool_patches(vision.patches_MPD, image_of_R, patch_mask_RP)
+        if vision.patch_mask_BP is None:
+            # A region of all patches is the image, to the last bit: sums in another order would differ by 1e-7.
+            is_whole_R1 = patch_mask_RP.bool().all(dim=1, keepdim=True)
+            summary_RD = torch.where(is_whole_R1, vision.summary_BD[row_of_R].to(summary_RD.dtype), summary_RD)
         return VisionTokens(
-            summary_BD=pool_patches(vision.patches_MPD, image_of_R, patch_mask_RP),
+            summary_BD=summary_RD,
             patches_MPD=vision.patches_MPD,
             image_of_B=image_of_R,
             patch_mask_BP=patch_mask_RP.bool(),

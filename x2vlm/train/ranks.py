@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from x2vlm.objectives import Gather, gather_over
+from x2vlm.across_ranks import Gather, gather_over
 
 # Gradients travel in groups of about this many numbers (64 MB): few messages, little extra memory.
 BUCKET_NUMBERS = 1 << 24

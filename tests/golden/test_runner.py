@@ -1,0 +1,194 @@
+"""The runner on the public cases, on made ones of every held-back kind, and on cases with a mistake."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.golden import synthetic
+from tests.golden.__main__ import main
+from tests.golden.naive import Naive, run, run_text_only
+from tests.golden.procedural import recipe_values
+from tests.golden.runner import BESIDE_CASES, run_folder
+from tests.reference_shapes import BASE, Sizes, pretrained
+
+TINY = Sizes(
+    vision=48, depth=2, vision_heads=6, grid=5, vision_inner=192, text=36, text_layers=2, fusion_layers=2, inner=100,
+    vocab=80, positions=40, embed=12,
+)  # fmt: skip
+KINDS = {
+    "image", "image_no_matching", "video", "text_only", "regions", "regions/all_image_rows.json",
+    "regions_box_loss_on_images", "mixed", "mixed_text_batch", "trajectory_image", "param_groups.json",
+    "resolution/res48", "resolution/res128", "resolution/table_resize", "separate_encoders/image",
+    "separate_encoders/regions", "separate_encoders/parallel_text", "starting_weights/per_block_tables",
+    "starting_weights/shared_table", "starting_weights/bert_origin.json", "base_procedural/image",
+    "base_procedural/regions",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def held_back(tmp_path_factory):
+    """A folder with the layout of the held-back set, made by the naive version."""
+    root = tmp_path_factory.mktemp("golden")
+    synthetic.write_model_cases(root)
+    synthetic.write_starting_weights(root / "starting_weights")
+    synthetic.write_separate_encoders(root / "separate_encoders")
+    synthetic.write_base_procedural(root / "base_procedural", TINY, text_heads=6)
+    return root
+
+
+@pytest.fixture
+def broken(held_back, tmp_path):
+    """A copy of the made folder to put mistakes into."""
+    return shutil.copytree(held_back, tmp_path / "golden")
+
+
+def test_every_public_case_is_within_its_tolerances(shared_dir):
+    outcomes = list(run_folder(shared_dir / "golden"))
+    assert not [outcome.line() for outcome in outcomes if outcome.failed]
+    assert len(outcomes) == 16
+    assert all(outcome.is_supported for outcome in outcomes)
+
+
+def test_every_held_back_kind_is_within_its_tolerances(held_back):
+    outcomes = list(run_folder(held_back))
+    assert not [outcome.line() for outcome in outcomes if outcome.failed]
+    assert {outcome.name for outcome in outcomes} == KINDS
+
+
+@pytest.mark.slow
+def test_the_naive_version_reproduces_the_public_numbers(shared_dir):
+    """What the made cases rest on: the naive version agrees with the reference itself."""
+    golden = shared_dir / "golden"
+    m = Naive(load_file(golden / "model.safetensors"), json.loads((golden / "config.json").read_text()))
+    for name in ("image", "regions", "text_only"):
+        info, tensors = (
+            json.loads((golden / name / "case.json").read_text()),
+            load_file(golden / name / "tensors.safetensors"),
+        )
+        inputs = {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}
+        if name == "text_only":
+            out, losses = run_text_only(m, inputs)
+        else:
+            out, losses = run(m, inputs, (tensors["out.image_neg_idx"], tensors["out.text_neg_idx"]))
+        assert {key for key in tensors if key.startswith("out.")} <= {f"out.{key}" for key in out}
+        for key, value in out.items():
+            if f"out.{key}" in tensors:
+                assert (value.double() - tensors[f"out.{key}"].double()).abs().max() < 2e-5, key
+        for key, value in info["losses"].items():
+            assert losses[key].item() == pytest.approx(value, abs=2e-5)
+
+
+def test_the_recipe_gives_the_public_weights(shared_dir):
+    state = load_file(shared_dir / "golden" / "model.safetensors")
+    for name, value in state.items():
+        if value.is_floating_point() and name != "temp" and ".decoder." not in name:
+            assert torch.equal(recipe_values(name, tuple(value.shape), seed=1), value), name
+
+
+def test_the_shape_table_is_the_reference_one(shared_dir):
+    expected = json.loads((shared_dir / "golden" / "base_state_dict.json").read_text())["state_dict"]
+    assert {name: list(shape) for name, shape in pretrained(BASE).items()} == {n: s for n, (s, _) in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("case", "array", "change"),
+    [
+        ("image", "out.text_feat", 1e-4),
+        ("video", "out.vision_embeds", 1e-4),
+        ("regions", "out.pred_bbox_cxcywh", 1e-4),
+        ("separate_encoders/parallel_text", "out.itm_logits", 1e-4),
+        ("separate_encoders/regions", "out.cross_3", 1e-4),
+        ("resolution/table_resize", "out.5_to_8", 1e-4),
+        ("base_procedural/image", "out.vision_embeds_mean", 1e-4),
+        ("mixed", "after.vision_proj.weight", 1e-3),
+        ("text_only", "in.masked_ids", 1),
+        ("image", "grad.vision_encoder.cls_token", 1e-1),
+    ],
+)
+def test_a_wrong_array_is_an_excess(broken, case, array, change):
+    path = broken / case / "tensors.safetensors"
+    tensors = load_file(path)
+    if array not in tensors:
+        array = next(name for name in tensors if name.startswith("grad."))
+    tensors[array] = tensors[array] + (change if tensors[array].is_floating_point() else (tensors[array] >= 0).long())
+    save_file(tensors, path)
+    (outcome,) = [outcome for outcome in run_folder(broken / case) if not outcome.name.endswith(".json")]
+    assert outcome.failed, outcome.line()
+    assert "EXCESS" in outcome.line()
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value"),
+    [
+        ("image/case.json", ("losses", "loss_itc"), 9.0),
+        ("video/case.json", ("losses_f64", "loss_mlm"), 9.0),
+        ("regions/case.json", ("grad_norms", "temp"), 0.0),
+        ("image/case.json", ("grad_norms", "text_proj.bias"), None),
+        ("mixed/case.json", ("loss_weights", "regions"), 1.0),
+        ("image_no_matching/case.json", ("options", "ret_match_loss"), True),
+        ("param_groups.json", ("groups", "temp", "weight_decay"), 0.0),
+        ("param_groups.json", ("groups_separate_lr", "temp", "group"), 5),
+        ("starting_weights/bert_origin.json", ("6_to_6_and_3", "text_encoder.bert.encoder.layer.6.output.dense.bias"),
+         "bert.encoder.layer.0.output.dense.bias"),
+        ("base_procedural/image/case.json", ("image_recipe", "seed"), 78),
+    ],
+)  # fmt: skip
+def test_a_wrong_number_fails(broken, file, path, value):
+    target = broken / file
+    recorded = json.loads(target.read_text())
+    place = recorded
+    for key in path[:-1]:
+        place = place[key]
+    assert place[path[-1]] != value
+    place[path[-1]] = value
+    target.write_text(json.dumps(recorded))
+    if target.name in BESIDE_CASES:
+        assert any(difference.is_excess for difference in BESIDE_CASES[target.name](target))
+    else:
+        assert any(outcome.failed for outcome in run_folder(target.parent))
+
+
+def test_a_folder_alone_finds_its_model_above(held_back):
+    outcomes = list(run_folder(held_back / "video"))
+    assert [outcome.failed for outcome in outcomes] == [False]
+
+
+def test_exit_codes_and_names_of_what_is_not_supported(held_back, broken, tmp_path, capsys):
+    assert main([str(held_back / "image")]) == 0
+    (broken / "downstream" / "vqa").mkdir(parents=True)
+    (broken / "downstream" / "vqa" / "case.json").write_text("{}")
+    assert main([str(broken / "downstream")]) == 0
+    assert "vqa: not supported yet" in capsys.readouterr().out
+    (broken / "image" / "tensors.safetensors").write_bytes(b"short")
+    assert main([str(broken / "image")]) == 1
+    assert "FAIL  image: SafetensorError" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 3
+    assert main([str(tmp_path / "absent")]) == 3
+
+
+def test_a_kind_nobody_described_is_a_failure(broken):
+    (broken / "data" / "novelty").mkdir(parents=True)
+    (broken / "data" / "novelty" / "case.json").write_text("{}")
+    (outcome,) = run_folder(broken / "data" / "novelty")
+    assert "no check for a case of the kind data/novelty" in outcome.line()
+
+
+def test_weights_that_are_not_the_recipes_are_an_excess(broken):
+    checks = json.loads((broken / "base_procedural" / "weight_checks.json").read_text())
+    checks["vision_encoder.cls_token"][1] *= 1.01
+    (broken / "base_procedural" / "weight_checks.json").write_text(json.dumps(checks))
+    outcomes = list(run_folder(broken / "base_procedural"))
+    assert all(outcome.failed and "EXCESS weight_checks" in outcome.line() for outcome in outcomes)
+
+
+@pytest.mark.slow
+def test_the_real_base_sizes_by_recipe(tmp_path):
+    """255 million parameters from the recipe, image pairs and regions at 224 pixels."""
+    synthetic.write_base_procedural(tmp_path / "base_procedural", BASE, text_heads=12)
+    outcomes = list(run_folder(tmp_path))
+    assert len(outcomes) == 2
+    assert not [outcome.line() for outcome in outcomes if outcome.failed]
