@@ -97,7 +97,7 @@ WEB_CASES = {
     "endless": "body_too_large",
     "hundred-megabytes": "body_too_large",
     "empty": "empty_body",
-    "truncated": "decode_failed",
+    "truncated": "decode_failed",  # broken behind its header: `check: decode` would drop it here (test_s1_download.py)
     "trailing": "kept",
     "second-response": "kept",
     "gif-bomb": "too_many_pixels",
