@@ -34,14 +34,18 @@ def part_histograms(
         if not mine:
             continue
         own = np.array([scores[row] for row in mine], dtype=np.float64)
-        pictures_ND = np.stack([pictures[row] for row in mine])
-        texts_ND = np.stack([texts[row] for row in mine])
+        pictures_ND, texts_ND = _stacked(pictures, mine), _stacked(texts, mine)
         rounds = max(1, min(8, MAX_PAIRS // len(mine)))
         picture, text = shuffled_pairs([urls[row] for row in mine], SEED, rounds)
         pairs = (picture[:MAX_PAIRS], text[:MAX_PAIRS])
         shuffled = shuffled_scores(own, pictures_ND, texts_ND, pairs)
         found[kind] = {"real": score_histogram(own), "shuffled": score_histogram(shuffled)}
     return found
+
+
+def _stacked(vectors: Sequence[np.ndarray | None], rows: Sequence[int]) -> np.ndarray:
+    """The vectors of `rows`, which have a score and therefore one."""
+    return np.stack([vector for row in rows if (vector := vectors[row]) is not None])
 
 
 def add_up_histograms(parts: Sequence[Mapping[str, Mapping[str, Sequence[int]]]]) -> dict[str, Json]:

@@ -84,11 +84,12 @@ def shuffled_pairs(groups: Sequence[str], seed: int, rounds: int = 4) -> tuple[n
     Rows of a group show the same thing (clips of one video, captions of one picture): the text of one may be true of
     another, so they are never paired. Empty where all rows are of one group.
     """
-    number = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1] if len(groups) else []
+    numbers: dict[str, int] = {}
+    group = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.int64)
     generator = np.random.Generator(np.random.PCG64(seed))
     pictures = np.tile(np.arange(len(groups)), rounds)
-    texts = np.concatenate([generator.permutation(len(groups)) for _ in range(rounds)] or [np.empty(0, np.int64)])
-    apart = np.asarray(number)[pictures] != np.asarray(number)[texts] if len(groups) else np.empty(0, bool)
+    texts = np.concatenate([generator.permutation(len(groups)) for _ in range(rounds)])
+    apart = group[pictures] != group[texts]
     return pictures[apart], texts[apart]
 
 
