@@ -204,8 +204,6 @@ def test_histograms_are_of_the_scores_in_the_table_and_of_pairs_that_embeddings_
             assert min(abs(value - EDGES[place]) for value in crossed) < 0.08
 
 
-
-
 def test_scoring_twice_gives_the_same_bytes(project_root: Path, toy_run: Run, tmp_path: Path) -> None:
     assert score(project_root, tmp_path, toy_samples()).bytes_of() == toy_run.bytes_of()
 
