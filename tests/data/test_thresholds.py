@@ -1,4 +1,4 @@
-"""Histograms of scores and the threshold they suggest, against naive counting and against labels that only tests know."""
+"""Histograms of scores and the threshold they suggest, against naive counting and labels that only tests know."""
 
 from bisect import bisect_left
 

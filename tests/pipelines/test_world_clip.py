@@ -170,7 +170,7 @@ def measure(root: Path, folder: Path, config: WorldConfig) -> tuple[float, dict[
 def test_one_threshold_chosen_without_labels_cleans_a_world_of_twenty_thousand_scenes(
     project_root: Path, tmp_path: Path
 ) -> None:
-    """Descriptions name two things or more. Half of the narrated texts name a single one, of which a small model is
+    """Descriptions name two things or more. Most narrated texts name a single one, of which a small model is
     less sure: of them fewer are found."""
     threshold, found = measure(project_root, tmp_path, WorldConfig(seed=29, scenes=20_000))
     assert found["all"].num_right + found["all"].num_wrong >= 1000, (threshold, found)
