@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.flow.artifact import Manifest
+from pipelines.score_chart import STYLE as CHART_STYLE
+from pipelines.score_chart import score_section
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; }
@@ -41,6 +43,7 @@ def render_report(
         "<h2>Why rows, concepts and captions were dropped</h2>",
         _drop_table(manifests),
         *_domain_section(manifests),
+        *score_section(manifests),
         "<h2>Training</h2>",
         _charts(series),
         "<h2>Where to look next</h2>",
@@ -50,9 +53,8 @@ def render_report(
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style></head><body>'
-        + "\n".join(sections)
-        + "</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<style>{STYLE}{CHART_STYLE}</style></head><body>" + "\n".join(sections) + "</body></html>\n"
     )
 
 

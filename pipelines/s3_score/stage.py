@@ -38,6 +38,7 @@ from pipelines.flow.stage import (
     Stage,
 )
 from pipelines.s3_score.config import FOLDER, ScoreConfig
+from pipelines.s3_score.histograms import Histograms, add_up_histograms, part_histograms
 from x2vlm.data.packs import INDEX_NAME, PACK_NAME, MediaPack
 from x2vlm.data.phash import FINGERPRINT_FIELDS
 from x2vlm.errors import ConfigError
@@ -116,6 +117,7 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
         "weights_sha256": clip.weights_sha256,
         "scored": tables.num_rows - sum(tables.missing.values()),
         "missing": dict(sorted(tables.missing.items())),
+        "histograms": tables.histograms(inputs.local_path(part.reads[0].file)),
     }
     return PartResult({"rows": Count(tables.num_rows, tables.num_rows)}, tables.file_rows, summary)
 
@@ -161,6 +163,11 @@ class _Tables:
             write_table(table, self._folder / f"{name}.parquet")
             self.file_rows[f"{name}.parquet"] = table.num_rows
 
+    def histograms(self, rows: Path) -> Histograms:
+        """How the scores of these `rows` are spread, and those of shuffled pairs."""
+        scores = [row.get("clip_score") for row in self._rows.get("scores", [])]
+        return part_histograms(rows, scores, self._vectors["picture"], self._vectors["text"])
+
     def _keep(self, table: str, row: dict[str, Any]) -> None:
         self._rows.setdefault(table, []).append(row)
 
@@ -176,7 +183,7 @@ def _vectors(vectors: Sequence[np.ndarray | None]) -> pa.Array:
 
 
 def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
-    """Which weights scored, how many rows have a score, and how many have none, by reason."""
+    """Which weights scored, how many rows have a score, how many have none by reason, and how scores are spread."""
     missing: dict[str, int] = {}
     for part in parts:
         for reason, number in part.summary["missing"].items():
@@ -185,6 +192,7 @@ def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[
         "weights_sha256": sorted({part.summary["weights_sha256"] for part in parts}),
         "scored": sum(part.summary["scored"] for part in parts),
         "missing": dict(sorted(missing.items())),
+        "histograms": add_up_histograms([part.summary["histograms"] for part in parts]),
     }
 
 
@@ -229,7 +237,7 @@ def _named_clip(name: str, weights_sha256: str, device: str) -> "Clip":
 
 SCORE = Stage(
     name="score",
-    version=2,
+    version=3,
     config_type=ScoreConfig,
     slots=("rows", "media", "model"),
     plan_parts=plan_score,

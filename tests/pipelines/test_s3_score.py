@@ -3,10 +3,11 @@
 import hashlib
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -27,6 +28,7 @@ from x2vlm.data.clip_score import frame_scores, load_clip_folder, load_clip_name
 from x2vlm.data.media import open_image
 from x2vlm.data.packs import MediaPack, Payload, write_media_pack
 from x2vlm.data.phash import fingerprint
+from x2vlm.data.thresholds import EDGES, score_histogram
 from x2vlm.data.video import decode_frames, encode_frames, sample_clip
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table, write_table
@@ -163,7 +165,9 @@ def test_one_row_per_row_in_order_with_the_reason_of_every_missing_score(toy_run
 
 def test_summary_names_the_weights_and_counts_what_is_missing(project_root: Path, toy_run: Run) -> None:
     weights = (tiny_clip(project_root) / "open_clip_model.safetensors").read_bytes()
-    assert toy_run.results["00000"].summary == {
+    summary = dict(toy_run.results["00000"].summary)
+    assert set(summary.pop("histograms")) == {"image", "video"}
+    assert summary == {
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "scored": 4,
         "missing": {"bad_frames_blob": 1, "decode_failed": 1, "no_caption": 1},
@@ -174,7 +178,30 @@ def test_totals_of_all_parts(project_root: Path, toy_run: Run, tmp_path: Path) -
     one = toy_run.results["00000"].summary
     total = {**one, "weights_sha256": [one["weights_sha256"]]}
     assert toy_run.summary == total
-    assert score(project_root, tmp_path, toy_samples(), parts=3).summary == total
+    three = score(project_root, tmp_path, toy_samples(), parts=3)
+    assert without_shuffled(three.summary) == without_shuffled(total)
+    for kind in ("image", "video"):  # pairs are shuffled within a part, so of them only the sum is comparable
+        parts = [result.summary["histograms"].get(kind, {}).get("shuffled", []) for result in three.results.values()]
+        assert sum(three.summary["histograms"][kind]["shuffled"]) == sum(map(sum, parts))
+
+
+def without_shuffled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {**summary, "histograms": {kind: both["real"] for kind, both in summary["histograms"].items()}}
+
+
+def test_histograms_are_of_the_scores_in_the_table_and_of_pairs_that_embeddings_reproduce(toy_run: Run) -> None:
+    rows, histograms = table_of(toy_run), toy_run.summary["histograms"]
+    embedded = pq.read_table(toy_run.folder / "00000" / "embeddings.parquet").to_pylist()
+    for kind, places in {"image": (0, 3), "video": (1, 4)}.items():
+        own = [rows[place]["clip_score"] for place in places]
+        assert histograms[kind]["real"] == score_histogram(own)
+        one, other = (np.array([embedded[place][name] for place in places], float) for name in ("picture", "text"))
+        crossed = [float(one[0] @ other[1]), float(one[1] @ other[0])]
+        filled = np.flatnonzero(histograms[kind]["shuffled"])
+        # The mean of a clip's frames is shorter than 1, so its scores lie somewhat nearer to 0 than its embedding's.
+        assert len(filled) in (1, 2)
+        for place in filled:
+            assert min(abs(value - EDGES[place]) for value in crossed) < 0.08
 
 
 def test_scoring_twice_gives_the_same_bytes(project_root: Path, toy_run: Run, tmp_path: Path) -> None:
