@@ -49,6 +49,7 @@ class RowsPart:
     node: str
     rows: InputPart
     scores: InputPart
+    slots: tuple[str, str] = ("rows", "scores")  # that they are read through
 
     @property
     def decisions(self) -> str:
@@ -57,8 +58,8 @@ class RowsPart:
 
     def reads(self, *score_files: str) -> tuple[Read, ...]:
         """The rows, and those files of the scores."""
-        files = [Read("rows", self.rows.file("rows.parquet"))]
-        return (*files, *(Read("scores", self.scores.file(name)) for name in score_files))
+        files = [Read(self.slots[0], self.rows.file("rows.parquet"))]
+        return (*files, *(Read(self.slots[1], self.scores.file(name)) for name in score_files))
 
 
 def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot: str = "scores") -> list[RowsPart]:
@@ -77,7 +78,8 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
                 f"{scores_input.node} has no part {missing[0]} of {rows_input.node}; is it of that source?"
             )
         parts += [
-            RowsPart(f"{number:03d}-{part.name}", rows_input.node, part, scored[part.name]) for part in rows_input.parts
+            RowsPart(f"{number:03d}-{part.name}", rows_input.node, part, scored[part.name], (rows_slot, scores_slot))
+            for part in rows_input.parts
         ]
     return parts
 
