@@ -1,7 +1,7 @@
 """What turns pictures, clips and texts into a model's input, saved beside the model so that the two never part.
 
-`preprocessor_config.json` speaks Hugging Face's words (`AutoImageProcessor` understands it) and holds ours under the key
-`x2vlm`; the vocabulary is `vocab.txt` (BERT) or `tokenizer.json` (XLM-R), tied to the config by its sha256.
+`preprocessor_config.json` speaks Hugging Face's words (`AutoImageProcessor` understands it) and holds ours under the
+key `x2vlm`; the vocabulary is `vocab.txt` (BERT) or `tokenizer.json` (XLM-R), tied to the config by its sha256.
 B rows, C channels, F frames, H W pixels, L tokens.
 """
 
