@@ -16,8 +16,8 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.worker import fetch_shards
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
-from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm import inference
+from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.hf import load_pretrained
 from x2vlm.train.loop import TrainConfig
 from x2vlm.train.metrics import read_metrics
