@@ -12,7 +12,7 @@ from x2vlm.inference import Pretrained
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.hf import save_pretrained
 from x2vlm.models.x2vlm import X2VLM, build_model
-from x2vlm.processor import Processor, processor_for
+from x2vlm.processor import processor_for
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "datasets" / "sample"
@@ -77,7 +77,3 @@ def counting(module: torch.nn.Module) -> Iterator[list[int]]:
         yield rows
     finally:
         handle.remove()
-
-
-def processor_of(pretrained: Pretrained) -> Processor:
-    return pretrained.processor
