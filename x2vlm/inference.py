@@ -251,7 +251,8 @@ def _shortlisted(
     similarity = cosine_C.float().cpu()
     best = torch.argsort(-similarity, stable=True)
     chosen = best[: max(shortlist, 0)]
-    rows = [logits_of(batch.to(cosine_C.device))[:, 1] for batch in chosen.split(batch_size)] if len(chosen) else []
+    batches = [torch.tensor(batch, device=cosine_C.device) for batch in _batches(chosen.tolist(), batch_size)]
+    rows = [logits_of(batch)[:, 1] for batch in batches]
     logits = torch.cat(rows).float().cpu() if rows else torch.zeros(0)
     order = torch.argsort(-logits, stable=True)
     ranked = [Ranked(int(chosen[i]), float(similarity[chosen[i]]), float(logits[i])) for i in order]

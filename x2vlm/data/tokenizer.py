@@ -88,10 +88,11 @@ class UnigramTokenizer:
             raise ConfigError(f"{origin}: not a tokenizer.json of the tokenizers library: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        ids = [self._tokenizer.token_to_id(token) for token in XLMR_SPECIAL_TOKENS]
-        if missing := [token for token, number in zip(XLMR_SPECIAL_TOKENS, ids, strict=True) if number is None]:
+        found = {token: self._tokenizer.token_to_id(token) for token in XLMR_SPECIAL_TOKENS}
+        if missing := [token for token, number in found.items() if number is None]:
             raise ConfigError(f"{origin}: {', '.join(missing)} missing; the tokenizer.json of XLM-R has them")
         self.content = content
+        ids: list[int] = [number for number in found.values() if number is not None]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special_ids = frozenset(ids)
 
