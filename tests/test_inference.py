@@ -235,6 +235,8 @@ def test_what_cannot_be_used_is_named(bert, tmp_path):
         inference.ground(bert, CLIPS[0], ["a dog"])
     with pytest.raises(ValueError, match="batch_size"):
         inference.embed_texts(bert, ["a dog"], batch_size=0)
+    with pytest.raises(ValueError, match="batch_size"):
+        inference.embed_folder(bert, tmp_path, batch_size=0)
 
 
 def test_a_loaded_folder_gives_the_very_same_numbers(pretrained, visuals, tmp_path):

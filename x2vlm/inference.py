@@ -115,6 +115,7 @@ def embed_folder(pretrained: Pretrained, folder: str | Path, batch_size: int = 3
 
     SourceUnavailable if there is no such folder.
     """
+    _check_batch_size(batch_size)
     base, config = Path(folder), pretrained.processor.config
     names: list[str] = []
     skipped: list[Skipped] = []
@@ -267,9 +268,13 @@ def _as_list(items: Sequence[Item]) -> list[Item]:
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    _check_batch_size(size)
+    return (list(items[start : start + size]) for start in range(0, len(items), size))
+
+
+def _check_batch_size(size: int) -> None:
     if size < 1:
         raise ValueError(f"batch_size {size}: at least 1")
-    return (list(items[start : start + size]) for start in range(0, len(items), size))
 
 
 def _encode_all(pretrained: Pretrained, sources: Sequence[Source], batch_size: int) -> Iterator[VisionTokens]:
