@@ -106,7 +106,7 @@ def test_hostile_texts_are_shown_as_text():
     text = "".join(render_page(HOSTILE, shown, [Skipped(HOSTILE, HOSTILE, HOSTILE)]))
     check_harmless(text)
     page = Page(text)
-    assert "".join(page.text).count(HOSTILE) == 2 + 2 + 1 + 1 + 3  # titles, captions, name, phrase, left out
+    assert "".join(page.text).count(HOSTILE) == 2 + 2 + 1 + 1 + 3  # title, model, captions, name, phrase, left out
     assert [image["alt"] for image in page.all("img")] == [HOSTILE] * 4
 
 

@@ -41,7 +41,8 @@ figure { margin: 0; } figcaption p { margin: .4rem 0; } .caption { font-size: 1.
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .frames { display: flex; gap: .2rem; } .frames img { flex: 1 1 0; min-width: 0; height: auto; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top; }
-td, th { border-bottom: 1px solid var(--line); } .number { text-align: right; font-variant-numeric: tabular-nums; }
+td, th { border-bottom: 1px solid var(--line); } .number { white-space: nowrap; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .tag { color: #fff; padding: 0 .35rem; border-radius: .2rem; }
 """ + "".join(f".c{number} {{ background: {colour}; }} " for number, colour in enumerate(COLOURS))
 
@@ -63,13 +64,14 @@ def describe(pretrained: Pretrained, visual: Visual, phrases: Sequence[str]) -> 
 
 def render_page(model_name: str, shown: Iterable[Shown], skipped: Iterable[Skipped]) -> Iterator[str]:
     """The page as pieces of HTML; each picture is asked for when its piece is due, so one at a time is in memory."""
-    title = html.escape(f"What {model_name} sees")
+    title = f"What {_text(model_name)} sees"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style></head><body>'
-        f'<h1>{title}</h1><p class="faint">Captions and boxes are the model\'s, unedited. It gives a box for every '
+        f'<h1>What the model sees</h1><p class="faint">Model: {_text(model_name)}. '
+        "Captions and boxes are the model's, unedited. It gives a box for every "
         "phrase, also for what is not there; the percentage is how probable it finds that the phrase describes the "
         'picture.</p><div class="all">\n'
     )
@@ -168,7 +170,7 @@ def _figure(item: Shown) -> str:
     width, height = visual.size
     size = f"{width} × {height} pixels" + (f", {len(visual.frames)} frames of a clip" if visual.is_clip else "")
     rows = [_row(number, found) for number, found in enumerate(item.grounded, start=1)]
-    head = '<tr><th>phrase</th><th class="number">fits</th><th>left, top, width, height</th></tr>'
+    head = '<tr><th>phrase</th><th class="number">fits</th><th class="number">x, y, w, h in pixels</th></tr>'
     table = f"<table>{head}{''.join(rows)}</table>" if rows else ""
     return (
         f'<figure>{_media(item)}<figcaption><p class="caption">{_text(item.caption) or "(no words)"}</p>{table}'
@@ -183,21 +185,30 @@ def _media(item: Shown) -> str:
         return f'<div class="frames">{"".join(images)}</div>'
     width, height = visual.size
     unit = max(width, height) / 100  # boxes keep their look whatever the size of the original
-    marks = [_mark(number, found, unit) for number, found in enumerate(item.grounded, start=1)]
+    # All outlines first, so that no box is drawn over another's number.
+    marks = [draw(number, found, unit) for draw in (_outline, _tag) for number, found in enumerate(item.grounded, 1)]
     overlay = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(marks)}</svg>' if marks else ""
     return f'<div class="picture">{images[0]}{overlay}</div>'
 
 
-def _mark(number: int, found: Grounded, unit: float) -> str:
+def _outline(number: int, found: Grounded, unit: float) -> str:
     box, colour = found.box, COLOURS[(number - 1) % len(COLOURS)]
-    place = f'x="{box.x:.1f}" y="{box.y:.1f}"'
-    outline = f'{place} width="{box.w:.1f}" height="{box.h:.1f}" fill="none"'
-    tag = 5 * unit
+    place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.w:.1f}" height="{box.h:.1f}" fill="none"'
     return (
-        f'<rect {outline} stroke="#fff" stroke-width="{1.2 * unit:.2f}"/>'
-        f'<rect {outline} stroke="{colour}" stroke-width="{0.7 * unit:.2f}"/>'
-        f'<rect {place} width="{tag:.1f}" height="{tag:.1f}" fill="{colour}"/>'
-        f'<text x="{box.x + tag / 2:.1f}" y="{box.y + 0.74 * tag:.1f}" font-size="{0.75 * tag:.1f}" fill="#fff" '
+        f'<rect {place} stroke="#fff" stroke-width="{1.2 * unit:.2f}"/>'
+        f'<rect {place} stroke="{colour}" stroke-width="{0.7 * unit:.2f}"/>'
+    )
+
+
+def _tag(number: int, found: Grounded, unit: float) -> str:
+    """The number, in a corner that goes round with it: boxes of like phrases nearly coincide, their tags must not."""
+    box, side = found.box, 5 * unit
+    right, bottom = box.x + box.w - side, box.y + box.h - side
+    x, y = ((box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom))[(number - 1) % 4]
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{side:.1f}" '
+        f'fill="{COLOURS[(number - 1) % len(COLOURS)]}"/>'
+        f'<text x="{x + side / 2:.1f}" y="{y + 0.74 * side:.1f}" font-size="{0.75 * side:.1f}" fill="#fff" '
         f'font-family="sans-serif" text-anchor="middle">{number}</text>'
     )
 
@@ -207,7 +218,7 @@ def _row(number: int, found: Grounded) -> str:
     tag = f'<span class="tag c{(number - 1) % len(COLOURS)}">{number}</span>'
     numbers = f"{box.x:.0f}, {box.y:.0f}, {box.w:.0f}, {box.h:.0f}"
     fits = f'<td class="number">{100 * found.match_probability:.0f} %</td>'
-    return f"<tr><td>{tag} {_text(found.phrase)}</td>{fits}<td>{numbers}</td></tr>"
+    return f'<tr><td>{tag} {_text(found.phrase)}</td>{fits}<td class="number">{numbers}</td></tr>'
 
 
 def _data_uri(frame: Image.Image) -> str:
