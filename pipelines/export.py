@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from pipelines.flow.reading import StoreReader
 from pipelines.flow.stage import InputPart
 from pipelines.flow.store import Store
+from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.data.shards import ShardReader
 from x2vlm.data.xvlm_export import LINE_KINDS, LineKind, xvlm_lines
 from x2vlm.errors import ConfigError
@@ -58,8 +59,8 @@ def export_shards(store: Store, experiment: str, out: Path) -> dict[str, Any]:
 
 def _export_shard(store: Store, part: InputPart, out: Path, lines: Counter[str], left_out: Counter[str]) -> int:
     """Write the lines of one shard, one sample in memory at a time; the number of its samples."""
-    index = next(file for file in part.files if file.path.startswith("shard-") and file.path.endswith(".parquet"))
-    data = next(file for file in part.files if file.path.startswith("shard-") and file is not index)
+    data = next(file for file in part.files if is_media_file(file.path))
+    index = part.file(index_name(data.path))
     name = f"{Path(index.path).stem}.jsonl"
     with tempfile.TemporaryDirectory(prefix="x2vlm-export-") as links, ExitStack() as stack:
         reader = StoreReader(store, Path(links), part.name)

@@ -91,8 +91,8 @@ def _contamination(manifest: Manifest) -> list[str]:
     """ "0 of 16 test pictures in training (policy strict)" for every set that was searched for."""
     found = [part.record.summary.get("contamination") or {} for part in manifest.parts]
     return [
-        f"{numbers['pictures_still_in_training']} of {numbers['pictures']} test pictures in training "
-        f"(policy {one['policy']}; {numbers['leaked_pictures']} found)"
+        f"{numbers['still_in_training']} of {numbers['pictures']} test pictures in training "
+        f"(policy {one['policy']}, {numbers['leaked']} found)"
         for one in found
         for splits in one.get("sets", {}).values()
         for numbers in (splits or {}).values()

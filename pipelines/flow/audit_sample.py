@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from pipelines.flow.store import Store
 log = logging.getLogger(__name__)
 
 MAX_TEXT = 160
+PAYLOAD_SUFFIXES = (".tar", ".media.parquet")  # of the file that an index belongs to
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Trace:
     file: str
     row: int
     values: dict[str, Any]
-    shard: str = ""  # the tar beside an index, where the payload lies
+    shard: str = ""  # the file beside an index where the payload lies
 
     @property
     def verdict(self) -> str:
         """What this row means in one word."""
         name = self.file.rsplit("/", 1)[-1]
-        if "rule" in self.values:
+        # A table of decisions also names rows that stay: their rule is empty, or their action another one.
+        if self.values.get("rule") or self.values.get("action") == "drop":
             return "dropped"
         if "payload_offset" in self.values:
             return "packed"
@@ -53,15 +55,23 @@ class Trace:
         return f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}"
 
 
+MayHold = Callable[[str, Sequence[Trace]], bool]
+
+
 def trace_sample(
-    store: Store, manifests: Sequence[Stored], key: str, origins: Collection[str] | None = None
+    store: Store,
+    manifests: Sequence[Stored],
+    key: str,
+    origins: Collection[str] | None = None,
+    may_hold: MayHold = lambda path, traces: True,
 ) -> list[Trace]:
     """Every row with this key in the Parquet files of these manifests, producers first.
 
     Only the key column is read until the key is met; row groups whose statistics exclude it are skipped. With
     `origins`, the sha256 of the files of first stages that hold the key, only parts are opened that read a file in
     which the key was found: what a part writes about a row, it has read. That takes milliseconds where looking
-    everywhere takes minutes, and relies on the records being true.
+    everywhere takes minutes, and relies on the records being true. Of those parts `may_hold`, given a file's path and
+    what was found so far, says which files need not be opened: a part may write a file for every part that it read.
     """
     traces: list[Trace] = []
     seen: set[str] = set()
@@ -72,9 +82,9 @@ def trace_sample(
                 continue
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
-                if file.path.endswith(".parquet") and uri not in seen:
+                if file.path.endswith(".parquet") and uri not in seen and may_hold(file.path, traces):
                     seen.add(uri)
-                    shard = _tar_beside(part.record, file)
+                    shard = _payloads_beside(part.record, file)
                     for row, values in _rows_of(store, uri, key):
                         carriers.add(file.sha256)
                         traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
@@ -87,9 +97,10 @@ def _related(record: PartRecord) -> Iterator[str]:
     yield from (file.sha256 for file in record.files)
 
 
-def _tar_beside(record: PartRecord, file: FileRecord) -> str:
-    tar = f"{file.path.removesuffix('.parquet')}.tar"
-    return tar if any(other.path == tar for other in record.files) else ""
+def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
+    stem = file.path.removesuffix(".parquet")
+    names = {other.path for other in record.files}
+    return next((name for suffix in PAYLOAD_SUFFIXES if (name := f"{stem}{suffix}") in names), "")
 
 
 def _rows_of(store: Store, uri: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:

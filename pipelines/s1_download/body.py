@@ -1,10 +1,9 @@
 """The body of a response: framed strictly, unpacked step by step, and never more of it in memory than there is room.
 
-http.client reads the head. Its own reading of bodies takes a chunk of size -1 for "all there is" and a negative
+`head.py` reads what comes before it. http.client takes a chunk of size -1 for "all there is" and a negative
 Content-Length for none; here what is not framed as RFC 9112 says is refused by name.
 """
 
-import http.client
 import mmap
 import re
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipelines.s1_download.guard import Refusal
+from pipelines.s1_download.head import Response
 
 CHUNK_BYTES = 64 << 10
 UNPACK_BYTES = 256 << 10  # at most so much comes out of a packed body before it is judged again
@@ -60,7 +60,7 @@ class Room:
             self._changed.notify_all()
 
 
-def read_body(response: http.client.HTTPResponse, limits: BodyLimits, take_room: Callable[[int], None]) -> bytes:
+def read_body(response: Response, limits: BodyLimits, take_room: Callable[[int], None]) -> bytes:
     """The whole body, unpacked; `take_room` is called, once at most, before it becomes large.
 
     Refusal with rule body_too_large, compression_ratio, truncated_body, encoding_unsupported, bad_response (framed or
@@ -113,7 +113,7 @@ def _moved(small: list[bytes], num_bytes: int) -> mmap.mmap:
     return large
 
 
-def announced_length(response: http.client.HTTPResponse) -> int | None:
+def announced_length(response: Response) -> int | None:
     """How long the head says the body is; None if it comes in chunks or ends with the connection (RFC 9112 6.3).
 
     Refusal encoding_unsupported for another transfer coding than chunked, bad_response for lengths that are none or
@@ -135,7 +135,7 @@ def announced_length(response: http.client.HTTPResponse) -> int | None:
     return int(length[:30])  # more digits than any body has bytes, and int() would refuse 4,301
 
 
-def _wire(response: http.client.HTTPResponse, announced: int | None) -> Iterator[bytes]:
+def _wire(response: Response, announced: int | None) -> Iterator[bytes]:
     """The body as it comes over the wire, in pieces; Refusal truncated_body if it breaks off."""
     if response.headers.get("Transfer-Encoding"):
         yield from _chunks(response)
@@ -146,7 +146,7 @@ def _wire(response: http.client.HTTPResponse, announced: int | None) -> Iterator
         yield from _exactly(response, announced, "bytes")
 
 
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def _chunks(response: Response) -> Iterator[bytes]:
     while True:
         line = response.fp.readline(MAX_CHUNK_LINE_BYTES)
         if not line.endswith(b"\n") and len(line) < MAX_CHUNK_LINE_BYTES:
@@ -161,7 +161,7 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
             raise Refusal("truncated_body" if b"\r\n".startswith(end) else "bad_response", f"a chunk ends with {end!r}")
 
 
-def _exactly(response: http.client.HTTPResponse, size: int, unit: str) -> Iterator[bytes]:
+def _exactly(response: Response, size: int, unit: str) -> Iterator[bytes]:
     left = size
     while left:
         if not (piece := response.fp.read(min(left, CHUNK_BYTES))):

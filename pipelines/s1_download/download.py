@@ -131,10 +131,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         results = fetch_items(items, Path(scratch), config, config.policy(endpoints), watch)
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
-        verdicts = [
-            replace(verdict, final_url=route.to_public(verdict.final_url, sample))
-            for sample, verdict in zip(samples, verdicts, strict=True)
-        ]
+        verdicts = [_made_public(sample, v, route) for sample, v in zip(samples, verdicts, strict=True)]
         checks = [hash_check(sample.published_hash, v) for sample, v in zip(samples, verdicts, strict=True)]
         domains = domain_table(samples, verdicts, checks)
         verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
@@ -229,6 +226,12 @@ def _require_yt_dlp_allowed(sample: Sample, url: str, route: Route, config: Down
         return
     if (domain := registered_domain(url)) in config.yt_dlp_domains:
         raise Refusal("needs_yt_dlp", f"{domain}: see `terms` of the card; `download.allow_yt_dlp` is false")
+
+
+def _made_public(sample: Sample, verdict: Result, route: Route) -> Result:
+    """`verdict` with the address that the row's media have in the world, not on a server of ours."""
+    final_url = route.to_public(verdict.final_url, sample)
+    return verdict if final_url == verdict.final_url else replace(verdict, final_url=final_url)
 
 
 def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list[Sample], list[Drop]]:

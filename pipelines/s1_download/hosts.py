@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.message import Message
 
 from pipelines.s1_download.guard import Refusal
+from pipelines.s1_download.head import Headers
 
 # Seconds before the first retry, by what went wrong; each further retry waits twice as long. A server that says it has
 # too much to do gets more time than a line that broke.
@@ -24,7 +25,7 @@ BACK_OFF_SECONDS = {
 }
 
 
-def wait_before_retry(rule: str, headers: Message, attempt: int, now: datetime | None = None) -> float | None:
+def wait_before_retry(rule: str, headers: Message | Headers, attempt: int, now: datetime | None = None) -> float | None:
     """Seconds to wait before trying again after `rule` ended attempt number `attempt` (from 0); None: do not.
 
     What the server says in Retry-After, in seconds or as a date, counts instead of our own patience.
@@ -35,7 +36,7 @@ def wait_before_retry(rule: str, headers: Message, attempt: int, now: datetime |
     return BACK_OFF_SECONDS[rule] * 2**attempt if asked is None else asked
 
 
-def retry_after(headers: Message, now: datetime) -> float | None:
+def retry_after(headers: Message | Headers, now: datetime) -> float | None:
     """Seconds from `now` that Retry-After asks to wait, 0 for a date that has passed; None if it says nothing."""
     value = str(headers.get("Retry-After", "")).strip()
     if value.isascii() and value.isdigit():

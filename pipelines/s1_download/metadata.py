@@ -18,6 +18,7 @@ EXIF_HEADER = b"Exif\0\0"
 MARKER = re.compile(rb"\xff\xff*([^\x00\xff])", re.DOTALL)
 MARKER_AFTER_DATA = re.compile(rb"\xff\xff*([^\x00\xff\xd0-\xd7])", re.DOTALL)
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
+FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # which begin tables and extensions
 STANDALONE = {0x01, *range(0xD0, 0xD8)}
 KEPT_APPLICATION_DATA = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 KEPT_PNG_CHUNKS = frozenset(b"tRNS gAMA cHRM sRGB iCCP cICP mDCV cLLI sBIT bKGD hIST sPLT pHYs acTL fcTL fdAT".split())
@@ -48,8 +49,32 @@ def _orientation_exif(orientation: int) -> bytes:
     return struct.pack(">2sHI", b"MM", 42, 8) + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
 
 
+def size_of_stripped_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Width and height, not yet upright, in the one frame header before the pixels of a JPEG that was stripped here.
+
+    There every segment follows the last without a gap, so any parser sees these. None where it is not so simple: no
+    frame header or several, or segments that are cut short.
+    """
+    size, position = None, 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        code = data[position + 1]
+        if code == SOS:
+            return size
+        if code == EOI or code in STANDALONE:
+            return None
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        if code in FRAME_HEADERS:
+            if size is not None or length < 8:
+                return None
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            size = width, height
+        position += 2 + length
+    return None
+
+
 def _strip_jpeg(data: bytes, orientation: int) -> bytes:
-    kept = [data[:2]]
+    view = memoryview(data)  # what is kept is copied once, by the join
+    kept: list[bytes | memoryview] = [view[:2]]
     num_leading = 1  # SOI and JFIF, which must come first
     position, has_pixels = 2, False
     while mark := MARKER.search(data, position):
@@ -66,15 +91,14 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
                 raise InvalidSample("metadata_unreadable", f"jpeg: segment {code:#x} runs over the end")
             break  # rubbish behind the last scan
         position = end + length
-        segment = b"\xff" + data[end - 1 : position]
-        if _is_kept_in_jpeg(code, segment[4:]):
+        if _is_kept_in_jpeg(code, data[end + 2 : min(end + 14, position)]):
             num_leading += code == 0xE0 and len(kept) == num_leading
-            kept.append(segment)
+            kept.append(view[end - 2 : position])  # of fill bytes before a marker the last is its own
         if code == SOS:
             has_pixels = True
             following = MARKER_AFTER_DATA.search(data, position)
             stop = following.start() if following else len(data)
-            kept.append(data[position:stop])
+            kept.append(view[position:stop])
             position = stop
     if orientation != 1:
         body = EXIF_HEADER + _orientation_exif(orientation)

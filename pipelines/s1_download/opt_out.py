@@ -9,13 +9,15 @@ import re
 from collections.abc import Collection
 from email.message import Message
 
+from pipelines.s1_download.head import Headers
+
 VALUED_DIRECTIVES = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 NAME = re.compile(r"[a-z0-9_.*/-]+")
 UNREADABLE = "unreadable"
 MAX_VALUE_CHARACTERS = 4096
 
 
-def opt_out_signal(headers: Message, user_agent_token: str, directives: Collection[str]) -> str:
+def opt_out_signal(headers: Message | Headers, user_agent_token: str, directives: Collection[str]) -> str:
     """The header that opts out, as "name: directive", or "" if none does.
 
     `X-Robots-Tag` counts if a directive of ours is meant for everyone, for "*" or for `user_agent_token`, or if it

@@ -54,6 +54,8 @@ class Robots:
 
         `/robots.txt` itself is always allowed (RFC 9309 2.2.2).
         """
+        if not self.rules:
+            return ""
         path = normalised(path)
         if path == "/robots.txt":
             return ""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from pipelines.s1_download.metadata import strip_metadata
+from pipelines.s1_download.metadata import size_of_stripped_jpeg, strip_metadata
 from x2vlm.config import FrozenConfig
 from x2vlm.data.media import Header, open_image, probe, reencode_image
 from x2vlm.errors import InvalidSample
@@ -43,6 +43,11 @@ class Reencoded(FrozenConfig):
 Store = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind")]
 
 
+def decodes(store: OriginalBytes | Reencoded) -> bool:
+    """Whether pictures are decoded on their way into `store`."""
+    return isinstance(store, Reencoded) or store.check == "decode"
+
+
 def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadata: bool) -> tuple[Media, bytes, str]:
     """What the picture `body` is, what to store of it, and the sha256 of that.
 
@@ -65,7 +70,12 @@ def without_metadata(body: bytes, header: Header) -> bytes:
     stripped = strip_metadata(body, header.format, header.orientation)
     if stripped == body:
         return body
-    found = probe(stripped)
-    if (found.format, found.width, found.height) != (header.format, header.width, header.height):
+    size = size_of_stripped_jpeg(stripped) if header.format == "jpeg" else None
+    if size is not None:  # what Pillow would find: looking there ourselves saves 30 us a photo
+        found = ("jpeg", *(size[::-1] if header.orientation >= 5 else size))
+    else:
+        again = probe(stripped)
+        found = (again.format, again.width, again.height)
+    if found != (header.format, header.width, header.height):
         raise InvalidSample("metadata_unreadable", "without its metadata the picture would have another size")
     return stripped

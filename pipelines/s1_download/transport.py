@@ -5,7 +5,6 @@ grow when unpacked all count against the same deadline and the same caps.
 """
 
 import functools
-import http.client
 import io
 import socket
 import ssl
@@ -18,16 +17,17 @@ from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from email.message import Message
 from typing import Any
 
 from pipelines.s1_download.body import CHUNK_BYTES, BodyLimits, Room, read_body
 from pipelines.s1_download.deny_list import DenyList
-from pipelines.s1_download.guard import Policy, Refusal, Target, parse_target
+from pipelines.s1_download.guard import CONTROL_CHARACTER, Policy, Refusal, Target, parse_target
+from pipelines.s1_download.head import Headers, read_head
 from pipelines.s1_download.hosts import Breaker, HostGate, wait_before_retry
 from pipelines.s1_download.opt_out import opt_out_signal
 from pipelines.s1_download.resolver import Resolver, resolve
 from pipelines.s1_download.robots import MAX_ROBOTS_BYTES, RobotsCache
+from x2vlm.errors import ConfigError
 
 HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for marks of chunks
 # A host that ends so has cost seconds and given nothing. An error status costs little and counts as an answer.
@@ -89,7 +89,7 @@ class Outcome:
     content_type: str = ""
     opt_out: str = ""
     robots: str = ""  # "allowed", "no_file", or "" where robots.txt was not asked for
-    headers: Message = field(default_factory=http.client.HTTPMessage)
+    headers: Headers = field(default_factory=Headers)
     body: bytes | None = None
 
 
@@ -106,6 +106,8 @@ class Fetcher:
         self._policy, self._limits, self._manners = policy, limits, manners
         self._resolver = resolver or Resolver()
         self._room = Room(limits.max_bytes)
+        if CONTROL_CHARACTER.search(manners.user_agent) or not manners.user_agent.isascii():
+            raise ConfigError(f"user_agent {manners.user_agent!r}: printable ASCII characters only")
         self._gates: defaultdict[str, HostGate] = defaultdict(
             lambda: HostGate(limits.host_connections, limits.host_requests_per_second)
         )
@@ -198,7 +200,7 @@ class Fetcher:
         return location
 
     def _request(self, target: Target, outcome: Outcome, clock: "Clock", limits: BodyLimits) -> str | None:
-        connection, watched = self._connect(target, clock, limits)
+        watched = self._connect(target, clock, limits)
         room = ExitStack()
 
         def take_room(num_bytes: int) -> None:
@@ -211,16 +213,15 @@ class Fetcher:
             watched.pause(time.monotonic() - began)
 
         try:
-            headers = {"User-Agent": self._manners.user_agent, "Accept-Encoding": "identity", "Accept": "*/*"}
-            connection.request("GET", target.path, headers={**headers, "Connection": "close"})
-            response = connection.getresponse()
+            watched.sendall(request_head(target, self._manners.user_agent))
+            response = read_head(watched.makefile())
             outcome.http_status, outcome.headers = response.status, response.headers
-            outcome.content_type = response.headers.get_content_type() if "Content-Type" in response.headers else ""
+            outcome.content_type = response.headers.content_type()
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
-                return str(location)
+                return location
             if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
-                raise Refusal(f"http_{response.status}", str(response.reason)[:200], response.status)
+                raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
             watched.expect_body()
             if limits.cuts_long_bodies:  # robots.txt: what its own headers say of indexing it is no matter
                 outcome.body = read_body(response, limits, take_room)
@@ -233,33 +234,31 @@ class Fetcher:
             return None
         except Refusal:
             raise
-        except ConnectionError as error:  # before HTTPException: a hang-up without an answer is both
-            raise Refusal("connection_reset", str(error)) from None
-        except (http.client.HTTPException, UnicodeError, ValueError) as error:
-            raise Refusal("bad_response", f"{type(error).__name__}: {error}") from None
         except OSError as error:
             raise Refusal("connection_reset", str(error)) from None
         finally:
             room.close()
-            connection.close()
             watched.hang_up()
 
-    def _connect(
-        self, target: Target, clock: "Clock", limits: BodyLimits
-    ) -> tuple[http.client.HTTPConnection, "WatchedSocket"]:
-        """A connection whose socket already leads to a judged address, and that socket."""
+    def _connect(self, target: Target, clock: "Clock", limits: BodyLimits) -> "WatchedSocket":
+        """A socket that leads to a judged address."""
         addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
         raw = _open_socket(addresses, target.port, clock)
-        connection: http.client.HTTPConnection
         if target.scheme == "https":
-            connection = http.client.HTTPSConnection(target.host, target.port, context=tls_context())
             raw = _wrap_tls(raw, target.host, clock)
-        else:
-            connection = http.client.HTTPConnection(target.host, target.port)
-        connection.auto_open = 0  # never opens a socket of its own
-        watched = WatchedSocket(raw, clock, replace(self._limits, max_bytes=limits.max_bytes))
-        connection.sock = watched
-        return connection, watched
+        of_this = self._limits
+        if limits.max_bytes != of_this.max_bytes:
+            of_this = replace(of_this, max_bytes=limits.max_bytes)
+        return WatchedSocket(raw, clock, of_this)
+
+
+def request_head(target: Target, user_agent: str) -> bytes:
+    """A GET request. Nothing in it can end its line: a target is quoted, a user agent checked."""
+    host = target.url[len(target.scheme) + 3 :].partition("/")[0]
+    return (
+        f"GET {target.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
+        "Accept-Encoding: identity\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+    ).encode("ascii")
 
 
 def _joined(target: Target, location: str) -> str:
@@ -311,7 +310,7 @@ class Clock:
 
 
 class WatchedSocket(io.RawIOBase):
-    """A connected socket as http.client uses one, on which every read is timed and counted."""
+    """A connected socket on which every read is timed and counted."""
 
     def __init__(self, raw: socket.socket, clock: Clock, limits: Limits) -> None:
         self._raw, self._clock, self._limits = raw, clock, limits
@@ -319,8 +318,8 @@ class WatchedSocket(io.RawIOBase):
         self._max_bytes = HEADER_ALLOWANCE_BYTES
         self._first_byte_at: float | None = None
 
-    def makefile(self, mode: str) -> io.BufferedReader:
-        """Where http.client reads the response from."""
+    def makefile(self) -> io.BufferedReader:
+        """Where the response is read from."""
         return io.BufferedReader(self, CHUNK_BYTES)
 
     def sendall(self, data: Any) -> None:
@@ -363,10 +362,8 @@ class WatchedSocket(io.RawIOBase):
             raise Refusal("too_slow", f"{self._num_bytes} bytes in {allowed:.1f} seconds")
         return seconds
 
-    def close(self) -> None:
-        """Nothing: http.client closes its connection before the body is read. `hang_up` closes."""
-
     def hang_up(self) -> None:
+        """End the connection."""
         self._raw.close()
 
 
@@ -381,7 +378,12 @@ class GuardedHandler(urllib.request.BaseHandler):
         if outcome.body is None:
             raise Refusal(outcome.status, outcome.reason, outcome.http_status)
         body = io.BytesIO(outcome.body)
-        return urllib.response.addinfourl(body, outcome.headers, outcome.final_url, outcome.http_status)
+        return urllib.response.addinfourl(
+            body,
+            outcome.headers,  # type: ignore[arg-type]
+            outcome.final_url,
+            outcome.http_status,
+        )
 
 
 def guarded_opener(fetch: Callable[[str], Outcome]) -> urllib.request.OpenerDirector:

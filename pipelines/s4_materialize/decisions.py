@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, Read
 from x2vlm.errors import ConfigError
@@ -30,6 +31,16 @@ DECISION_SCHEMA = pa.schema(
 )
 
 
+def decisions_name(part: str) -> str:
+    """Name of the file with decisions about the rows of the part called `part` among all sources."""
+    return f"decisions-{part}.parquet"
+
+
+def is_decisions(path: str) -> bool:
+    """True for a file of decisions about the rows of one part; its name ends with that part's."""
+    return path.startswith("decisions-")
+
+
 @dataclass(frozen=True)
 class RowsPart:
     """One part of the rows of one source, and of what was scored of it. `name` is unique among all sources."""
@@ -42,7 +53,7 @@ class RowsPart:
     @property
     def decisions(self) -> str:
         """Name of the file with decisions about its rows."""
-        return f"decisions-{self.name}.parquet"
+        return decisions_name(self.name)
 
     def reads(self, *score_files: str) -> tuple[Read, ...]:
         """The rows, and those files of the scores."""
@@ -84,14 +95,28 @@ def _file(artifact: Input, part: RowsPart) -> InputFile:
     raise ConfigError(f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?")
 
 
-def write_decisions(folder: Path, parts: Sequence[tuple[str, Sequence[str]]], decisions: pa.Table) -> dict[str, int]:
-    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file."""
+def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], decisions: pa.Table) -> dict[str, int]:
+    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file.
+
+    `decisions` has the columns of DECISION_SCHEMA and every key at most once (ValueError). A key that two parts have is
+    decided in both.
+    """
     decisions = decisions.cast(DECISION_SCHEMA).sort_by("key")
-    keys = np.array(decisions["key"].to_pylist(), dtype="U32")
+    decided = _as_bytes(decisions["key"])
+    if (repeated := decided[1:][decided[1:] == decided[:-1]]).size:
+        raise ValueError(f"two decisions about {repeated[0].decode()}: a stage decides about a row once")
     file_rows = {}
     for name, part_keys in parts:
-        mine = np.isin(keys, np.array(part_keys, dtype="U32")) if len(keys) else np.empty(0, bool)
-        table = decisions.filter(pa.array(mine, pa.bool_()))
+        # One binary search a row: looking up all decisions for every part would take their product.
+        keys = _as_bytes(part_keys)
+        places = np.searchsorted(decided, keys)
+        known = places < len(decided)
+        known[known] = decided[places[known]] == keys[known]
+        table = decisions.take(pa.array(np.unique(places[known])))
         write_table(table, folder / name)
         file_rows[name] = table.num_rows
     return file_rows
+
+
+def _as_bytes(keys: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    return np.array(keys.to_pylist(), dtype="S32")

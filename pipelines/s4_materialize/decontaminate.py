@@ -7,13 +7,14 @@ an evaluation carries the summary.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, rows_parts, write_decisions
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, rows_parts, write_decisions
 from pipelines.s4_materialize.deduplicate import split_reads
 from pipelines.s4_materialize.evidence import (
     EMBEDDING,
@@ -22,6 +23,7 @@ from pipelines.s4_materialize.evidence import (
     SCORES,
     VARIANTS,
     evaluation_pictures,
+    evidence_of,
     read_evidence,
     row_ids,
 )
@@ -30,13 +32,14 @@ from x2vlm.data.decontamination import DecontaminationConfig, Evaluation, Traini
 from x2vlm.data.duplicates import CLUSTER_SCHEMA, DuplicateConfig, find_duplicates
 from x2vlm.data.evaluation_ids import EVALUATION_ID_SCHEMA
 from x2vlm.data.id_files import IdFile, LinkFile, read_links, read_test_ids
-from x2vlm.data.identities import identify
+from x2vlm.data.identities import ID_SCHEMA, identify
 from x2vlm.data.leaks import EVALUATION_SCHEMA
 from x2vlm.errors import ConfigError
 from x2vlm.samples import write_table
 
 LEAKS, SUMMARY = "leaks.parquet", "contamination.json"
 HELD_OUT_SPLIT = "held_out"
+CERTAIN = ("id", "sha256", "pixels")  # methods that compare nothing by degrees
 TEST = "test-"  # before the names of parts that hold test pictures
 
 
@@ -87,15 +90,16 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
             pictures.append(evaluation_pictures(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
             test_ids.append(_as_test_ids(own_ids, table))
         else:
-            owners.append((f"decisions-{name}.parquet", table["key"].to_pylist()))
+            owners.append((decisions_name(name), table["key"]))
             rows.append(table)
             ids.append(own_ids)
     links = [
         read_links(file, inputs.local_path(read.file))
         for file, read in zip(config.links, _reads(part, "links"), strict=True)
     ]
-    training_rows = pa.concat_tables(rows)
-    training = Training(training_rows, pa.concat_tables(ids), _clusters(config, training_rows))
+    training_rows = evidence_of(rows, use_embeddings)
+    training_ids = pa.concat_tables([ID_SCHEMA.empty_table(), *ids])
+    training = Training(training_rows, training_ids, _clusters(config, training_rows))
     no_pictures = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
     evaluation = Evaluation(
         pa.concat_tables([no_pictures, *pictures]), pa.concat_tables([EVALUATION_ID_SCHEMA.empty_table(), *test_ids])
@@ -105,7 +109,8 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
     write_table(leaks, out.path / LEAKS)
     (out.path / SUMMARY).write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     file_rows = write_decisions(out.path, owners, _decisions(leaks))
-    count = Count(training_rows.num_rows, training_rows.num_rows)  # of decisions asked for: rows leave in `partition`
+    num_rows = sum(len(keys) for _, keys in owners)
+    count = Count(num_rows, num_rows)  # of decisions asked for: rows leave in `partition`
     return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, {"contamination": summary})
 
 
@@ -142,21 +147,18 @@ def _as_test_ids(ids: pa.Table, evidence: pa.Table) -> pa.Table:
 
 
 def _decisions(leaks: pa.Table) -> pa.Table:
-    """One decision for every row that goes: its first leak, with the number of the others."""
-    made: dict[str, dict[str, object]] = {}
-    for leak in leaks.to_pylist():
-        if leak["action"] != "drop" or leak["key"] in made:
-            continue
+    """One decision for every row that goes: its most certain leak, and how many others it has."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for leak in leaks.filter(pc.equal(leaks["action"], "drop")).to_pylist():
+        found.setdefault(leak["key"], []).append(leak)
+    made = []
+    for key, own in found.items():
+        leak = min(own, key=lambda one: (one["via"] != "", one["method"] not in CERTAIN))  # of equals the first
         via = f", as does {leak['via']}" if leak["via"] else ""
-        reason = f"shows {leak['eval_set']} {leak['split']} {leak['eval_id']}, by {leak['method']}{via}"
-        made[leak["key"]] = {
-            "key": leak["key"],
-            "rule": "leaked",
-            "value": leak["score"],
-            "threshold": None,
-            "reason": reason,
-        }
-    return pa.Table.from_pylist(list(made.values()), schema=DECISION_SCHEMA)
+        others = f", and {len(own) - 1} more" if len(own) > 1 else ""
+        reason = f"shows {leak['eval_set']} {leak['split']} {leak['eval_id']}, by {leak['method']}{via}{others}"
+        made.append({"key": key, "rule": "leaked", "value": leak["score"], "threshold": None, "reason": reason})
+    return pa.Table.from_pylist(made, schema=DECISION_SCHEMA)
 
 
 def finish_decontaminate(config: DecontaminateConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
@@ -166,7 +168,7 @@ def finish_decontaminate(config: DecontaminateConfig, parts: Sequence[PartSummar
 
 DECONTAMINATE = Stage(
     name="decontaminate",
-    version=1,
+    version=2,
     config_type=DecontaminateConfig,
     slots=("rows", "scores", "test_rows", "test_scores", "tests", "links"),
     plan_parts=plan_decontaminate,

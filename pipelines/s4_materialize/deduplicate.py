@@ -3,7 +3,7 @@
 Rows that leave for another reason are not looked at: a row never gives way to one that goes itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,25 +11,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_about, rows_parts, write_decisions
-from pipelines.s4_materialize.evidence import EMBEDDINGS, FINGERPRINTS, SCORES, read_evidence
+from pipelines.s4_materialize.decisions import (
+    DECISION_SCHEMA,
+    decisions_about,
+    decisions_name,
+    rows_parts,
+    write_decisions,
+)
+from pipelines.s4_materialize.evidence import EMBEDDINGS, FINGERPRINTS, SCORES, evidence_of, read_evidence
 from pipelines.s4_materialize.thresholds import ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
 from x2vlm.data.duplicates import DuplicateConfig, count_duplicates, find_duplicates
 from x2vlm.data.merging import merge_captions, merge_concepts
-from x2vlm.samples import Sample, samples_of, write_table
+from x2vlm.data.repeated_captions import find_repeats, sayings
+from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
 CLUSTERS = "clusters.parquet"
 
 
 class DeduplicateConfig(FrozenConfig):
-    """What counts as a duplicate, and what the row that stays takes over from those that go (`x2vlm.data.merging`)."""
+    """What counts as a duplicate, and what the row that stays takes over from those that go (`x2vlm.data.merging`).
+
+    With `max_rows_per_caption` rows that say only what more rows of their source say go first, by rule
+    `repeated_caption` (`x2vlm.data.repeated_captions`), so that no row gives way to one of them.
+    """
 
     rule: DuplicateConfig = DuplicateConfig()
     merge_captions: bool = False
     merge_concepts: bool = False  # of pictures with the same pixels only
+    max_rows_per_caption: int | None = Field(default=None, ge=1)
     thresholds: ScoreThresholds = ScoreThresholds()  # of the experiment's partition
 
 
@@ -47,22 +61,37 @@ def plan_deduplicate(config: DeduplicateConfig, inputs: Inputs) -> list[Part]:
 
 def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """clusters.parquet and the decisions about every part's rows."""
-    evidence, owners = [], []
+    use_embeddings = config.rule.min_cosine is not None
+    evidence, owners, said = [], [], []
     for name, reads in split_reads(part):
-        table = read_evidence(inputs, reads, config.thresholds.score, config.rule.min_cosine is not None)
-        owners.append((f"decisions-{name}.parquet", table["key"].to_pylist()))
-        evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads))))
-    rows = pa.concat_tables(evidence)
+        table = read_evidence(inputs, reads, config.thresholds.score, use_embeddings)
+        owners.append((decisions_name(name), table["key"]))
+        evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads), pa.bool_())))
+        if config.max_rows_per_caption is not None:
+            said.append(_sayings(inputs, reads[0], evidence[-1]))
+    repeats = {} if config.max_rows_per_caption is None else find_repeats(said, config.max_rows_per_caption)
+    rows = evidence_of(evidence, use_embeddings)
+    rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=pa.array(sorted(repeats), pa.string()))))
     clusters = find_duplicates(rows, config.rule)
-    additions = list(_additions(config, inputs, part, clusters))
-    file_rows = write_decisions(out.path, owners, _decisions(clusters, config.rule, additions))
+    going = [row for row in clusters.to_pylist() if row["action"] == "drop"]
+    decisions = [
+        *_repeated_captions(repeats, config.max_rows_per_caption),
+        *_duplicates(going, config.rule),
+        *_additions(config, inputs, part, going),
+    ]
+    file_rows = write_decisions(out.path, owners, pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA))
     write_table(clusters, out.path / CLUSTERS)
     num_rows = sum(len(keys) for _, keys in owners)
     return PartResult(
         {"rows": Count(num_rows, num_rows)},  # of decisions asked for: rows leave in `partition`
         {**file_rows, CLUSTERS: clusters.num_rows},
-        {**count_duplicates(clusters), "rows_compared": rows.num_rows},
+        {**count_duplicates(clusters), "rows_compared": rows.num_rows, "repeated_captions": len(repeats)},
     )
+
+
+def _sayings(inputs: PartReader, read: Read, staying: pa.Table) -> NDArray[Any]:
+    rows = pq.read_table(inputs.local_path(read.file), columns=["key", "source", "captions"])
+    return sayings(rows.filter(pc.is_in(rows["key"], value_set=staying["key"].combine_chunks())))
 
 
 def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
@@ -85,39 +114,36 @@ def stays(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads
     return keep
 
 
-def _decisions(clusters: pa.Table, rule: DuplicateConfig, additions: Sequence[dict[str, Any]]) -> pa.Table:
+def _repeated_captions(repeats: Mapping[str, int], max_rows: int | None) -> Iterator[dict[str, Any]]:
+    for key, num_rows in repeats.items():
+        reason = "this many rows of its source say even its rarest caption"
+        yield {"key": key, "rule": "repeated_caption", "value": num_rows, "threshold": max_rows, "reason": reason}
+
+
+def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> Iterator[dict[str, Any]]:
     limits = {"phash": rule.radius, "embedding": None if rule.min_cosine is None else 1 - rule.min_cosine}
-    made: list[dict[str, Any]] = [
-        {
+    for row in going:
+        yield {
             "key": row["key"],
             "rule": "duplicate",
             "value": row["distance"],
             "threshold": float(limits.get(row["method"]) or 0.0),
             "reason": f"shows what {row['keeper']} shows, by {row['method']}",
         }
-        for row in clusters.to_pylist()
-        if row["action"] == "drop"
-    ]
-    return pa.Table.from_pylist([*made, *additions], schema=DECISION_SCHEMA)
 
 
 def _additions(
-    config: DeduplicateConfig, inputs: PartReader, part: Part, clusters: pa.Table
+    config: DeduplicateConfig, inputs: PartReader, part: Part, going: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """A decision for every row that takes over something: the captions and concepts that it gets behind its own."""
-    going: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
-    for row in clusters.to_pylist():
-        if row["action"] == "drop":
-            going.setdefault(row["keeper"], {})[row["key"]] = row["method"]
     if not going or not (config.merge_captions or config.merge_concepts):
         return
-    wanted = pa.array(sorted({*going, *(key for keys in going.values() for key in keys)}), pa.string())
-    samples: dict[str, Sample] = {}
-    for _, reads in split_reads(part):
-        rows = pq.read_table(inputs.local_path(reads[0].file), filters=pc.field("key").isin(wanted))
-        samples |= {sample.key: sample for sample in samples_of(rows)}
-    for key in sorted(going):
-        keeper, others = samples[key], [(samples[other], method) for other, method in going[key].items()]
+    givers: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
+    for row in going:
+        givers.setdefault(row["keeper"], {})[row["key"]] = row["method"]
+    samples = _samples(inputs, part, {*givers, *(row["key"] for row in going)})
+    for key in sorted(givers):
+        keeper, others = samples[key], [(samples[other], method) for other, method in givers[key].items()]
         added: dict[str, Any] = {}
         if config.merge_captions:
             merged = merge_captions(keeper, [sample for sample, _ in others])
@@ -127,6 +153,18 @@ def _additions(
             added["concepts"] = [asdict(one) for one in merged.concepts[len(keeper.concepts) :]]
         if any(added.values()):
             yield {"key": key, "rule": "", **added}
+
+
+def _samples(inputs: PartReader, part: Part, keys: Collection[str]) -> dict[str, Sample]:
+    """The rows with these keys, of a key that comes twice the first."""
+    wanted = pa.array(sorted(keys), pa.string())
+    samples: dict[str, Sample] = {}
+    for _, reads in split_reads(part):
+        rows = pq.read_table(inputs.local_path(reads[0].file), columns=SAMPLE_SCHEMA.names)
+        found = samples_of(rows.filter(pc.is_in(rows["key"], value_set=wanted)))
+        for sample in found:
+            samples.setdefault(sample.key, sample)
+    return samples
 
 
 def finish_deduplicate(config: DeduplicateConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:

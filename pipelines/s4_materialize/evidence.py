@@ -69,6 +69,21 @@ def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean"
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
+def evidence_of(parts: Sequence[pa.Table], embeddings: bool = False) -> pa.Table:
+    """The evidence of all parts in one table, of every key the first row; empty without parts.
+
+    A key comes twice where two sources of an experiment have the same card. What is decided about it holds for all its
+    rows, and `pack` keeps the first.
+    """
+    empty = (EVIDENCE_SCHEMA.append(EMBEDDING) if embeddings else EVIDENCE_SCHEMA).empty_table()
+    rows = pa.concat_tables([empty, *parts])
+    if pc.count_distinct(rows["key"]).as_py() == rows.num_rows:
+        return rows
+    keys = rows["key"].combine_chunks()
+    first = pc.equal(pc.index_in(keys, value_set=keys), pa.array(range(rows.num_rows), pa.int32()))
+    return rows.filter(first)
+
+
 def evaluation_pictures(evidence: pa.Table, variants: pa.Table, split: str) -> pa.Table:
     """Rows of a held-out source as EVALUATION_SCHEMA: its pictures, and their variants (mirrored, cropped)."""
     own = {

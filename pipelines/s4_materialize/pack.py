@@ -1,16 +1,21 @@
 """`pack`: writes each training shard from its rows of all sources and the stored media they name."""
 
 import re
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 
-from pipelines.flow.stage import InputFile, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
+from pipelines.flow.stage import InputFile, Inputs, Json, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.s4_materialize.grains import count_grains, count_units
+from pipelines.s4_materialize.sizes import add_up_packs, measure_sizes
+from pipelines.s4_materialize.smaller import make_smaller
 from x2vlm.config import FrozenConfig
 from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
 from x2vlm.data.shard_files import PARQUET_SUFFIX, TAR_SUFFIX
@@ -22,9 +27,15 @@ BUCKET = re.compile(r"bucket-(\d{5})\.parquet")
 
 
 class PackConfig(FrozenConfig):
-    """In which kind of file a shard keeps its media: a WebDataset tar, or Parquet with the bytes inside."""
+    """In which kind of file a shard keeps its media, a WebDataset tar or Parquet with the bytes inside, and how large.
+
+    With `short_edge` pictures and frames whose stored short edge is longer are stored as JPEGs of that many pixels and
+    of that `quality`; see `smaller`. None keeps the bytes that download stored.
+    """
 
     format: Literal["webdataset", "parquet"] = "webdataset"
+    short_edge: int | None = Field(default=None, ge=1)
+    quality: int = Field(default=95, ge=1, le=100)
 
 
 def shard_name(shard: int, config: PackConfig) -> str:
@@ -61,11 +72,19 @@ def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWrite
     tables = [pq.read_table(inputs.local_path(read.file)).cast(SCORED_SCHEMA) for read in part.reads]
     rows = pa.concat_tables(tables).combine_chunks()
     kept, drops = drop_duplicate_keys(rows)
+    payload_of = find_payloads(inputs, part, kept)
     path = out.path / shard_name(part.spec["shard"], config)
-    index = write_shard(path, kept, find_payloads(inputs, part, kept))
+    summary: dict[str, Json] = {}
+    with tempfile.TemporaryDirectory(prefix="x2vlm-pack-") as scratch:
+        if config.short_edge is not None:
+            smaller = make_smaller(kept, payload_of, config.short_edge, config.quality, Path(scratch))
+            kept, payload_of, summary = smaller.rows, smaller.payload_of, {"smaller": dict(smaller.counts)}
+            drops += smaller.drops
+        index = write_shard(path, kept, payload_of)
     write_table(drop_table(drops), out.path / "drops.parquet")
     file_rows = {path.name: index.num_rows, index_path(path).name: index.num_rows, "drops.parquet": len(drops)}
-    return PartResult(count_units(rows, kept, count_rules(drops, "row")), file_rows, {"grains": count_grains(kept)})
+    summary |= {"grains": count_grains(kept), "sizes": measure_sizes(kept)}
+    return PartResult(count_units(rows, kept, count_rules(drops, "row")), file_rows, summary)
 
 
 def drop_duplicate_keys(rows: pa.Table) -> tuple[pa.Table, list[Drop]]:
@@ -110,5 +129,5 @@ PACK = Stage(
     slots=("buckets", "media"),
     plan_parts=plan_pack,
     run_part=pack_part,
-    finish=add_up_grains,
+    finish=add_up_packs,
 )

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ class RowIndex:
         """sha256 of the files where `column` may have the value `text`. Hashes have 64 bits: look before you tell."""
         hashes = np.load(self._folder / f"{column}.hash.npy", mmap_mode="r")
         places = np.load(self._folder / f"{column}.file.npy", mmap_mode="r")
-        wanted = _hash(column, text)
+        # As a Python number it would turn the whole array into floats: 30 ms for 20 million rows instead of 20 us.
+        wanted = np.uint64(_hash(column, text))
         first, last = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
         return [self._files[number] for number in sorted(set(places[first:last].tolist()))]
 
@@ -53,7 +55,7 @@ def open_index(store: Store, manifest: Manifest) -> RowIndex:
 
 
 def _build(store: Store, manifest: Manifest, folder: Path) -> None:
-    files = [(part.record, file) for part in manifest.parts for file in part.record.files if _has_rows(file)]
+    files = [(p.record, file) for p in manifest.parts for file in p.record.files if file.path.endswith(".parquet")]
     rows = sum(file.rows or 0 for _, file in files)
     log.info("event=row_index_built node=%s files=%d rows=%d", manifest.node, len(files), rows)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,19 +74,15 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> None:
         os.replace(draft / "files.json", folder / "files.json")  # last: without it there is no index
 
 
-def _has_rows(file: FileRecord) -> bool:
-    return file.path.endswith(".parquet")
-
-
 def _hashed_files(
     store: Store, files: Sequence[tuple[PartRecord, FileRecord]], scratch: Path
 ) -> Iterator[dict[str, np.ndarray]]:
     """Per file the hashes of every column that it has."""
     for record, file in files:
-        reader = StoreReader(store, scratch, record.fingerprint)
-        path = reader.local_path(_input_file(store, record, file))
+        path = StoreReader(store, scratch, record.fingerprint).local_path(_input_file(store, record, file))
         names = [name for name in COLUMNS if name in pq.read_schema(path).names]
         table = pq.read_table(path, columns=names)
+        shutil.rmtree(scratch / file.sha256, ignore_errors=True)  # what was fetched: one file at a time is on the disk
         columns = {name: table[name].unique() for name in names}
         yield {
             name: _hashes(name, pc.drop_null(columns[name]).to_pylist() if name in columns else []) for name in COLUMNS

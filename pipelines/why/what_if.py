@@ -1,7 +1,8 @@
 """How many rows each rule would take out under other thresholds, from what is stored: nothing is fetched or scored.
 
 Row rules are judged again on the rows that were downloaded, thresholds of scores on the stored scores. A field of
-another kind (of the download, say) cannot be answered from what is stored, and is refused.
+another kind (of the download, say) cannot be answered from what is stored, and is refused. What deduplicate and
+decontaminate take out is in neither funnel: which row of a cluster stays depends on which rows there are.
 """
 
 from collections import Counter
@@ -9,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,6 +24,8 @@ from pipelines.s2_filter.judge import judge
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from pipelines.why.trace import manifests_in_order
 from x2vlm.config import parse_config
+from x2vlm.data.columns import SampleColumns
+from x2vlm.data.filters import domain_not_flagged
 from x2vlm.errors import ConfigError
 
 FILTER_FIELDS, SCORE_FIELDS = frozenset(FilterConfig.model_fields), frozenset(ScoreThresholds.model_fields)
@@ -87,7 +89,10 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"--what-if {text}: give <field>=<value> with a field of the filter or the scores: {known}"
             )
-        changes[name] = yaml.safe_load(value)
+        try:
+            changes[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--what-if {text}: {value!r} is not a YAML value ({error})") from None
     return changes
 
 
@@ -103,17 +108,35 @@ def what_if(store: Store, experiment: Experiment, changes: Mapping[str, Any]) ->
     now, then = [], []
     for source, config in experiment.sources.items():
         if config.role == "train":
-            nodes = [f"{stage}/{source}" for stage in ("download", "score")]
-            if missing := [node for node in nodes if node not in manifests]:
-                raise ConfigError(
-                    f"{missing[0]} is not in {store.uri}; run `jobs/run_stage.py {experiment.name}` first"
-                )
-            download, score = (manifests[node] for node in nodes)
             own = config.filter or experiment.filter
             rules = parse_config(FilterConfig, {**own.model_dump(), **_only(changes, FILTER_FIELDS)}, origin)
-            now.append(_funnel(store, source, download, score, own, old))
-            then.append(_funnel(store, source, download, score, rules, new))
+            rounds = _rounds(experiment, source, manifests, store.uri)
+            flagged = _flagged_domains(store, experiment, source, manifests)
+            now.append(_funnel(store, source, rounds, flagged, own, old))
+            then.append(_funnel(store, source, rounds, flagged, rules, new))
     return WhatIf(changes, now, then)
+
+
+def _rounds(
+    experiment: Experiment, source: str, manifests: Mapping[str, Manifest], uri: str
+) -> list[tuple[Manifest, Manifest]]:
+    """What was downloaded and scored of a source, round by round."""
+    branches = [source, *(f"{source}.retry{number}" for number in range(1, len(experiment.retries) + 1))]
+    nodes = [(f"download/{branch}", f"score/{branch}") for branch in branches]
+    if missing := [node for pair in nodes for node in pair if node not in manifests]:
+        raise ConfigError(f"{missing[0]} is not in {uri}; run `jobs/run_stage.py {experiment.name}` first")
+    return [(manifests[download], manifests[score]) for download, score in nodes]
+
+
+def _flagged_domains(
+    store: Store, experiment: Experiment, source: str, manifests: Mapping[str, Manifest]
+) -> frozenset[str]:
+    """The domains whose rows the filter drops, which no field that can be asked about changes."""
+    node = f"domains/{source}"
+    if experiment.domains.flagged_domains != "drop" or node not in manifests:
+        return frozenset()
+    tables = [_table(store, part.record, "flagged.parquet") for part in manifests[node].parts]
+    return frozenset(domain for table in tables for domain in table["domain"].to_pylist())
 
 
 def _only(changes: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
@@ -121,31 +144,41 @@ def _only(changes: Mapping[str, Any], fields: frozenset[str]) -> dict[str, Any]:
 
 
 def _funnel(
-    store: Store, source: str, download: Manifest, score: Manifest, rules: FilterConfig, thresholds: ScoreThresholds
+    store: Store,
+    source: str,
+    rounds: Sequence[tuple[Manifest, Manifest]],
+    flagged: frozenset[str],
+    rules: FilterConfig,
+    thresholds: ScoreThresholds,
 ) -> Funnel:
     funnel = Funnel(source)
-    scored = {part.name: part for part in score.parts}
-    for part in download.parts:
-        rows = _table(store, part.record, "rows.parquet")
-        judged = judge(rows, rules)
-        funnel.rows_in += rows.num_rows
-        of_rows = judged.drops.filter(pc.equal(judged.drops["unit"], "row"))
-        funnel.dropped.update(of_rows["rule"].to_pylist())
-        kept = judged.kept.select(["key", "source", "source_row", "kind"])
-        scores = _table(store, scored[part.name].record, "scores.parquet") if part.name in scored else None
-        if scores is None:
-            funnel.unscored += kept.num_rows
-            continue
-        place = pc.index_in(kept["key"], value_set=scores["key"].combine_chunks())
-        known = pc.is_valid(place)
-        funnel.unscored += kept.num_rows - int(pc.sum(known).as_py() or 0)
-        column = SCORE_COLUMNS[thresholds.score]
-        found = scores.select([column, "missing"]).take(place.filter(known))
-        table = kept.filter(known).append_column("clip_score", found[column]).append_column("missing", found["missing"])
-        keep, drops = score_drops(thresholds, table)
-        assert int(np.count_nonzero(~keep)) == len(drops)
-        funnel.dropped.update(drop.rule for drop in drops)
+    for download, score in rounds:
+        scored = {part.name: part for part in score.parts}
+        for part in download.parts:
+            rows = _table(store, part.record, "rows.parquet")
+            judged = judge(rows, rules, [domain_not_flagged(SampleColumns(rows), flagged)] if flagged else [])
+            funnel.rows_in += rows.num_rows
+            of_rows = judged.drops.filter(pc.equal(judged.drops["unit"], "row"))
+            funnel.dropped.update(of_rows["rule"].to_pylist())
+            kept = judged.kept.select(["key", "source", "source_row", "kind"])
+            if part.name in scored:
+                scores = _table(store, scored[part.name].record, "scores.parquet")
+                _judge_scores(funnel, kept, scores, thresholds)
+            else:
+                funnel.unscored += kept.num_rows
     return funnel
+
+
+def _judge_scores(funnel: Funnel, kept: pa.Table, scores: pa.Table, thresholds: ScoreThresholds) -> None:
+    """Count what `thresholds` take out of the rows that the filter keeps, and those that have no score yet."""
+    place = pc.index_in(kept["key"], value_set=scores["key"].combine_chunks())
+    known = pc.is_valid(place)
+    funnel.unscored += kept.num_rows - int(pc.sum(known).as_py() or 0)
+    column = SCORE_COLUMNS[thresholds.score]
+    found = scores.select([column, "missing"]).take(place.filter(known))
+    table = kept.filter(known).append_column("clip_score", found[column]).append_column("missing", found["missing"])
+    _, drops = score_drops(thresholds, table)
+    funnel.dropped.update(drop.rule for drop in drops)
 
 
 def _table(store: Store, record: Any, name: str) -> pa.Table:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from x2vlm.data import packs
 from x2vlm.data.packs import MediaPack, Payload, write_media_pack
 from x2vlm.errors import CorruptArtifact
 
@@ -92,3 +93,32 @@ def test_an_index_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "media.parquet").write_bytes(b"not parquet")
     with pytest.raises(CorruptArtifact, match=r"media\.parquet"):
         MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet")
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes=st.lists(st.integers(0, 30_000), max_size=30, unique=True))
+def test_the_tar_is_the_one_that_tarfile_writes(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    folder = tmp_path_factory.mktemp("pack")
+    items = write(folder / "in", [bytes([size % 251]) * size for size in sizes])
+    write_media_pack(folder, items)
+    with tarfile.open(folder / "expected.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for item in sorted({item.sha256: item for item in items}.values()):
+            member = tarfile.TarInfo(f"{item.sha256}.jpeg")
+            member.size, member.mode = item.path.stat().st_size, 0o644
+            with item.path.open("rb") as stream:
+                tar.addfile(member, stream)
+    assert (folder / "media.tar").read_bytes() == (folder / "expected.tar").read_bytes()
+
+
+def test_more_files_than_are_kept_open_are_packed_all_the_same(tmp_path: Path) -> None:
+    payloads = [bytes([index]) * 9 for index in range(150)]
+    entries = write_media_pack(tmp_path, write(tmp_path / "in", payloads))
+    assert len(entries) == 150
+    with MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
+        assert sorted(pack.read(entry.sha256) for entry in entries) == sorted(payloads)
+
+
+@pytest.mark.parametrize(("name", "num_bytes"), [("x" * 101, 1), ("x", 8**11)])
+def test_what_a_tar_header_cannot_say_is_refused(name: str, num_bytes: int) -> None:
+    with pytest.raises(ValueError, match="more than a tar header can hold"):
+        packs._tar_header(name, num_bytes)

@@ -196,3 +196,12 @@ def test_a_changed_threshold_is_named_and_redoes_only_what_it_touches(sample_cop
     assert "download" not in redone
     num_score_parts = sum(len(list(sample_copy.glob("parts/score/*/*/part.json"))) for _ in [0])
     assert 0 < redone.count("score") < num_score_parts - redone.count("score")
+
+
+def test_a_result_says_how_many_of_its_pictures_were_trained_on(sample_run: SampleRun) -> None:
+    (result,) = [json.loads(path.read_text()) for path in sample_run.store.glob("parts/evaluate/*/*/result.json")][:1]
+    found = result["contamination"]
+    assert found["policy"] == "strict"
+    numbers = found["sets"]["coco_heldout"]["held_out"]
+    assert (numbers["pictures"], numbers["leaked"], numbers["still_in_training"]) == (16, 0, 0)
+    assert "0 of 16 test pictures in training (policy strict, 0 found)" in sample_run.submission.stdout

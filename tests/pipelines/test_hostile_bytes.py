@@ -1,6 +1,5 @@
 """Whatever bytes a server sends, the answer is an outcome with one name; nothing else leaves the fetcher."""
 
-import http.client
 import socket
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.s1_download.body import BodyLimits, read_body
 from pipelines.s1_download.guard import Policy, Refusal
+from pipelines.s1_download.head import read_head
 from pipelines.s1_download.transport import Fetcher, Limits, manners
 
 
@@ -92,20 +92,8 @@ def test_any_response_is_an_outcome_of_one_name(parrot: tuple[Parrot, Fetcher], 
     assert outcome.body is None or 0 < len(outcome.body) <= 100_000
 
 
-class OneAnswer:
-    """What http.client needs of a socket that has received `data`."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def makefile(self, mode: str) -> BytesIO:
-        return BytesIO(self._data)
-
-
 def body_of(data: bytes, limits: BodyLimits) -> bytes:
-    response = http.client.HTTPResponse(OneAnswer(data))  # type: ignore[arg-type]
-    response.begin()
-    return read_body(response, limits, lambda num_bytes: None)
+    return read_body(read_head(BytesIO(data)), limits, lambda num_bytes: None)
 
 
 @given(st.binary(min_size=1, max_size=2000), st.lists(st.integers(1, 700), max_size=8))

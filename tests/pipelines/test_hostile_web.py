@@ -97,7 +97,7 @@ WEB_CASES = {
     "endless": "body_too_large",
     "hundred-megabytes": "body_too_large",
     "empty": "empty_body",
-    "truncated": "decode_failed",
+    "truncated": "decode_failed",  # broken behind its header: `check: decode` would drop it here (test_s1_download.py)
     "trailing": "kept",
     "second-response": "kept",
     "gif-bomb": "too_many_pixels",
@@ -277,6 +277,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
         run = download(
             folder,
             make_samples(list(cases(web.port, tls.port))),
+            store={"kind": "original", "check": "decode"},
             name_servers=(names.address,),
             allow_ports=(80, 443, web.port, tls.port),
             max_image_bytes=8 << 20,

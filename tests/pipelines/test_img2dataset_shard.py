@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 import urllib.request
-from http.client import HTTPMessage
-from pathlib import Path
 
 import pytest
 
@@ -29,23 +27,22 @@ def in_a_process(script: str) -> dict[str, object]:
     return found
 
 
-def test_the_child_imports_the_downloader_and_no_more(tmp_path: Path) -> None:
+def test_the_child_imports_the_downloader_and_no_more() -> None:
     script = f"""
-import json, pathlib, sys, urllib.request
-from http.client import HTTPMessage
+import json, sys, urllib.request
 import pipelines.s1_download.worker
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.img2dataset_shard import downloader_class, run_shard
+from pipelines.s1_download.img2dataset_shard import downloader_module, run_shard
 from pipelines.s1_download.transport import Outcome, guarded_opener
-found = downloader_class()
-assert found is downloader_class()
-fetch = lambda url: Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=b"x")
+found = downloader_module()
+assert found is downloader_module()
+fetch = lambda url: Outcome(url, final_url=url, http_status=200, body=b"x")
 urllib.request.install_opener(guarded_opener(fetch))
 taken = []
-run_shard(["http://a.example/1"], pathlib.Path({str(tmp_path)!r}), DownloadConfig(), lambda *what: taken.append(what))
+run_shard(["http://a.example/1"], DownloadConfig(), lambda *what: taken.append(what))
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 stands_in = "img2dataset" in sys.modules
-print(json.dumps({{"heavy": heavy, "module": found.__module__, "taken": len(taken), "stands_in": stands_in}}))
+print(json.dumps({{"heavy": heavy, "module": found.__name__, "taken": len(taken), "stands_in": stands_in}}))
 """
     assert in_a_process(script) == {"heavy": [], "module": "img2dataset.downloader", "taken": 1, "stands_in": False}
 
@@ -54,26 +51,26 @@ print(json.dumps({{"heavy": heavy, "module": found.__module__, "taken": len(take
 def test_who_imports_the_whole_package_afterwards_gets_it() -> None:
     script = """
 import json, sys
-from pipelines.s1_download.img2dataset_shard import downloader_class
+from pipelines.s1_download.img2dataset_shard import downloader_module
 sys.modules |= dict.fromkeys(("torch", "ray", "pyspark"))  # not installed, as far as it can tell: a minute less
-light = downloader_class()
+light = downloader_module()
 import img2dataset, wandb
 print(json.dumps({"download": callable(img2dataset.download), "wandb": hasattr(wandb, "init")}))
 """
     assert in_a_process(script) == {"download": True, "wandb": True}
 
 
-def test_every_url_gets_its_outcome(tmp_path: Path) -> None:
+def test_every_url_gets_its_outcome() -> None:
     urls = [f"http://a.example/{number}-ü" for number in range(50)]
 
     def fetch(url: str) -> Outcome:
         if url.endswith("7-ü"):
             raise Refusal("connect_failed", "nobody there")
-        return Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=url.encode())
+        return Outcome(url, final_url=url, http_status=200, body=url.encode())
 
     urllib.request.install_opener(guarded_opener(fetch))
     taken: dict[str, tuple[bytes | None, str]] = {}
-    run_shard(urls, tmp_path, DownloadConfig(threads=4), lambda url, body, why: taken.update({url: (body, why)}))
+    run_shard(urls, DownloadConfig(threads=4), lambda url, body, why: taken.update({url: (body, why)}))
     assert set(taken) == set(urls)
     for url, (body, why) in taken.items():
         if url.endswith("7-ü"):
@@ -83,14 +80,14 @@ def test_every_url_gets_its_outcome(tmp_path: Path) -> None:
             assert (body, why) == (url.encode(), "")
 
 
-def test_what_the_taker_raises_is_raised(tmp_path: Path) -> None:
+def test_what_the_taker_raises_is_raised() -> None:
     def full(url: str, body: bytes | None, why: str) -> None:
         raise OSError("the disk is full")
 
-    fetch = lambda url: Outcome(url, final_url=url, http_status=200, headers=HTTPMessage(), body=b"x")  # noqa: E731
+    fetch = lambda url: Outcome(url, final_url=url, http_status=200, body=b"x")  # noqa: E731
     urllib.request.install_opener(guarded_opener(fetch))
     with pytest.raises(OSError, match="the disk is full"):
-        run_shard(["http://a.example/1", "http://a.example/2"], tmp_path, DownloadConfig(threads=2), full)
+        run_shard(["http://a.example/1", "http://a.example/2"], DownloadConfig(threads=2), full)
 
 
 def test_a_package_that_is_not_installed_is_named() -> None:

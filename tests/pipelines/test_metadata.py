@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.s1_download.metadata import strip_metadata
+from pipelines.s1_download.metadata import size_of_stripped_jpeg, strip_metadata
+from pipelines.s1_download.store import without_metadata
 from tests.hostile.payloads import gif_bomb, jpeg
 from x2vlm.data.media import BROKEN_FILE_ERRORS, open_image, probe, probe_image
 from x2vlm.errors import InvalidSample
@@ -147,3 +148,67 @@ def test_any_bytes_are_stripped_or_refused(image_format: str, data: bytes, orien
         strip_metadata(start[image_format] + data, image_format, orientation)
     except InvalidSample as error:
         assert error.rule == "metadata_unreadable"  # noqa: PT017 (either outcome is fine, nothing else is)
+
+
+def stripped_or_none(data: bytes) -> bytes | None:
+    """A JPEG as it would be stored, None if it would not."""
+    try:
+        header = probe(data)
+        return strip_metadata(data, header.format, header.orientation) if header.format == "jpeg" else None
+    except InvalidSample:
+        return None
+
+
+def assert_size_is_that_of_pillow(stripped: bytes) -> bool:
+    """Whether our own reading gives a size, which must be the one that Pillow finds in the same bytes."""
+    if (size := size_of_stripped_jpeg(stripped)) is None:
+        return False
+    header = probe(stripped)
+    assert (header.width, header.height) == (size[::-1] if header.orientation >= 5 else size)
+    return True
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_size_of_a_stripped_jpeg_is_the_one_that_pillow_finds(options: dict[str, bool], orientation: int) -> None:
+    buffer = BytesIO()
+    Image.new("RGB", (37, 21)).save(buffer, "JPEG", exif=exif(orientation), comment=SECRET, **options)
+    stripped = stripped_or_none(buffer.getvalue())
+    assert stripped
+    assert size_of_stripped_jpeg(stripped) == (37, 21)
+    assert assert_size_is_that_of_pillow(stripped)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 700), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4),
+    st.integers(1, 8),
+)
+def test_of_a_jpeg_with_bytes_changed_it_is_the_size_that_pillow_finds_or_none(
+    changes: list[tuple[int, bytes]], orientation: int
+) -> None:
+    data = bytearray(picture("jpeg", orientation))
+    for position, piece in changes:
+        data[position : position + len(piece)] = piece
+    if stripped := stripped_or_none(bytes(data)):
+        assert_size_is_that_of_pillow(stripped)
+
+
+def test_a_second_frame_header_is_no_size() -> None:
+    data = strip_metadata(picture("jpeg", 1), "jpeg", 1)
+    start = data.index(b"\xff\xc0")
+    segment = data[start : start + 2 + struct.unpack_from(">H", data, start + 2)[0]]
+    other = segment[:5] + struct.pack(">HH", 5, 7) + segment[9:]
+    assert size_of_stripped_jpeg(data[:start] + segment + data[start:]) is None
+    assert size_of_stripped_jpeg(data[:start] + other + data[start:]) is None
+    assert size_of_stripped_jpeg(data[:start] + other + data[start + len(segment) :]) == (7, 5)
+
+
+def test_a_stored_jpeg_has_the_size_that_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should stripping ever take a frame header for metadata, nothing is stored."""
+    data = picture("jpeg", 6)
+    stripped = strip_metadata(data, "jpeg", 6)
+    start = stripped.index(b"\xff\xc0")
+    broken = stripped[: start + 5] + struct.pack(">HH", 5, 7) + stripped[start + 9 :]
+    monkeypatch.setattr("pipelines.s1_download.store.strip_metadata", lambda *_: broken)
+    with pytest.raises(InvalidSample, match="another size"):
+        without_metadata(data, probe(data))

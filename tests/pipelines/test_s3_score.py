@@ -420,7 +420,7 @@ def test_no_more_is_decoded_ahead_than_two_batches(project_root: Path, tmp_path:
     (tmp_path / "payload").write_bytes(data)
     samples = [sample_of(number, data, ["a text"]) for number in range(200)]
     assert samples[0].media
-    write_media_pack(tmp_path, [(samples[0].media.sha256, "jpeg", tmp_path / "payload")])
+    write_media_pack(tmp_path, [Payload(samples[0].media.sha256, "jpeg", tmp_path / "payload")])
     taken = 0
 
     def source() -> Iterator[Sample]:

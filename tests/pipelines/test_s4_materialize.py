@@ -192,7 +192,7 @@ def test_totals_per_grain_agree_with_the_samples_in_the_shards(corpus: Corpus, t
         "regions": sum(concept.grain == "region" for concept in concepts),
     }
     assert len(images) == 24
-    assert buckets.summary == packed.summary
+    assert buckets.summary["grains"] == packed.summary["grains"]
 
 
 def test_the_order_in_which_parts_run_changes_no_byte(corpus: Corpus, tmp_path: Path) -> None:

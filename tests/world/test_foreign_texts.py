@@ -9,8 +9,10 @@ from tests.world.test_readers import media_path, read, with_media
 from x2vlm.samples import sample_table
 
 
-def test_the_detector_drops_every_foreign_text_and_no_english_one(noisy_world: World, project_root: Path) -> None:
-    samples, _, _ = read(noisy_world, "laion_en", project_root)
+def test_the_detector_drops_every_foreign_text_and_no_english_one(
+    noisy_world: World, project_root: Path, tmp_path: Path
+) -> None:
+    samples, _, _ = read(noisy_world.out, "laion_en", project_root, tmp_path / "read")
     fetched = [with_media(noisy_world, sample) for sample in samples if media_path(noisy_world, sample).is_file()]
     judged = judge(sample_table(fetched), FilterConfig(languages=("en",), language_from="detector"))
     found = sorted((drop["source_row"], drop["unit"], drop["item"], drop["rule"]) for drop in judged.drops.to_pylist())
@@ -29,8 +31,8 @@ def test_the_detector_drops_every_foreign_text_and_no_english_one(noisy_world: W
     )
 
 
-def test_a_column_that_names_the_language_is_believed(noisy_world: World, project_root: Path) -> None:
-    samples, _, _ = read(noisy_world, "laion_multi", project_root)
+def test_a_column_that_names_the_language_is_believed(noisy_world: World, project_root: Path, tmp_path: Path) -> None:
+    samples, _, _ = read(noisy_world.out, "laion_multi", project_root, tmp_path / "read")
     judged = judge(
         sample_table(samples), FilterConfig(languages=("en", "de"), min_short_edge=None, max_aspect_ratio=None)
     )

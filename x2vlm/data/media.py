@@ -80,10 +80,17 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _upright(_decoded(image), orientation)
 
 
-def reencode_image(data: bytes, short_edge: int, quality: int, scaled_decode: bool = False) -> bytes:
+def reencode_image(
+    data: bytes,
+    short_edge: int,
+    quality: int,
+    scaled_decode: bool = False,
+    original: tuple[int, int] | None = None,
+) -> bytes:
     """The upright picture in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, as it was.
 
-    The shape is kept to the pixel that rounding allows (see `shrunk_size`); nothing but pixels is. Equal bytes give
+    The shape is kept to the pixel that rounding allows (see `shrunk_size`): of `original`, the upright size of what the
+    picture is a smaller copy of, or of its own. Nothing but pixels is kept. Equal bytes give
     equal bytes under one release of Pillow and libjpeg. Raises InvalidSample as `open_image` does.
 
     Hamming with a gap of 1.5 costs 3.5 CPU ms for 1200 x 800 pixels, bicubic 8, and lies as near to bicubic (39 dB at
@@ -94,13 +101,14 @@ def reencode_image(data: bytes, short_edge: int, quality: int, scaled_decode: bo
     image, image_format = _open_header(data)
     _check_pixels(image)
     orientation = _orientation(image)
-    size = shrunk_size(*image.size, short_edge)
+    size = _stored_size(image.size, orientation, short_edge, original)
     if scaled_decode and image_format == "jpeg":
         _skip_pixels(image, size)
         picture = _decoded(image)
     else:
         picture = _decoded(image)
-        size = shrunk_size(*picture.size, short_edge)  # a GIF frame may be larger than its screen
+        # Again: a GIF frame may be larger than its screen.
+        size = _stored_size(picture.size, orientation, short_edge, original)
     try:
         if picture.size != size:
             picture = picture.resize(size, Image.Resampling.HAMMING, reducing_gap=1.5)
@@ -110,6 +118,16 @@ def reencode_image(data: bytes, short_edge: int, quality: int, scaled_decode: bo
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"re-encoding: {type(error).__name__}: {error}") from None
     return buffer.getvalue()
+
+
+def _stored_size(
+    size: tuple[int, int], orientation: int, short_edge: int, original: tuple[int, int] | None
+) -> tuple[int, int]:
+    """`shrunk_size` of a picture that is not upright yet, or of the original that it is a copy of."""
+    if original is None:
+        return shrunk_size(*size, short_edge)
+    width, height = shrunk_size(*original, short_edge)
+    return (height, width) if orientation >= 5 else (width, height)
 
 
 def shrunk_size(width: int, height: int, short_edge: int) -> tuple[int, int]:

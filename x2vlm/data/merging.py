@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from x2vlm.data.texts import same_text
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Concept, Sample
 
@@ -21,7 +22,7 @@ def merge_captions(keeper: Sample, duplicates: Sequence[Sample]) -> Sample:
     captions, seen = [], set()
     for sample in (keeper, *sorted(duplicates, key=lambda one: one.key)):
         for caption in sample.captions:
-            same = " ".join(caption.text.casefold().split())
+            same = same_text(caption.text)
             # The keeper's own captions stay as they are: merging adds and never cleans.
             if same not in seen or sample is keeper:
                 captions.append(caption)

@@ -26,6 +26,11 @@ def concept_text(concept: Concept) -> str:
     return " ".join([*before, concept.text, *after])
 
 
+def same_text(text: str) -> str:
+    """`text` as it is compared with another as a whole: case folded, white space collapsed."""
+    return " ".join(text.casefold().split())
+
+
 def compared_words(text: str) -> list[str]:
     """The words of a text, ignoring case, compatibility forms and punctuation: what texts are compared by."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
