@@ -15,9 +15,11 @@ from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loader import StepLoader
 from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.data.streams import ShardFiles
-from x2vlm.data.tokenizer import WordPieceTokenizer
+from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import StageFailed
+from x2vlm.models.card import CardFacts
 from x2vlm.models.hf import save_weights
+from x2vlm.processor import Processor, processor_for
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.metrics import read_metrics
 
@@ -34,8 +36,14 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
         raise StageFailed(f"pretrain: the last checkpoint in {out.state_uri} is not of step {steps}; run it again")
     training = config.model_dump(mode="json", exclude={"model"})
     facts = {"shards_root": part.spec["shards_root"], "format": "x2vlm-pretrain-1"}
-    save_weights(config.model, checkpoint.model, out.path, {**training, **facts})
-    shutil.copyfile(vocabulary, out.path / "vocab.txt")
+    save_weights(
+        config.model,
+        checkpoint.model,
+        out.path,
+        {**training, **facts},
+        processor_of(config, vocabulary),
+        describe_model(config, facts["shards_root"]),
+    )
     with fsspec.open(f"{out.state_uri}/{METRICS}", "rb") as source, (out.path / METRICS).open("wb") as target:
         shutil.copyfileobj(source, target)
     metrics = read_metrics(out.path / METRICS)
@@ -57,6 +65,24 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
             **facts,
         },
     )
+
+
+def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:
+    """What prepares input for the model as training did. ConfigError if vocabulary, texts or clips do not fit it."""
+    examples = config.data.examples
+    return processor_for(
+        config.model,
+        load_tokenizer(vocabulary),
+        max_tokens=examples.max_tokens,
+        frames_per_clip=examples.frames_per_clip,
+    )
+
+
+def describe_model(config: PretrainConfig, shards_root: str) -> CardFacts:
+    """What this stage knows for the model's card; which test pictures were trained on, it does not."""
+    training: dict[str, str | int | float] = {"steps": config.train.steps, "seed": config.data.seed}
+    training |= {f"{stream.label} rows per step": stream.batch_size for stream in config.data.streams}
+    return CardFacts(name="X2-VLM, pre-trained", lineage_root=shards_root, training=training)
 
 
 def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 One part. Its checkpoints live in the part's state folder, so a killed worker, a killed driver and a lost machine all
 end the same way: the same command goes on from the newest valid checkpoint. A part writes `model.safetensors`,
-`config.json`, `vocab.txt`, `metrics.jsonl` (one line per step) and `samples.parquet` (every sample of every step).
+`config.json`, `vocab.txt`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step) and
+`samples.parquet` (every sample of every step): a folder that `x2vlm.inference.load` takes as it is.
 """
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
@@ -37,9 +38,10 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
     }
     # Torch and Ray: not at the top, planning must not wait for them.
-    from pipelines.s5_pretrain.result import collect
+    from pipelines.s5_pretrain.result import collect, processor_of
     from pipelines.s5_pretrain.worker import train
 
+    processor_of(config, vocabulary)  # what will be saved at the end must fit now
     train(job, config.world_size)
     return collect(config, inputs, part, out, vocabulary)
 
@@ -64,7 +66,7 @@ def _is_shard_file(path: str) -> bool:
 
 PRETRAIN = Stage(
     name="pretrain",
-    version=2,
+    version=3,  # 3: the model's folder has its processor and its card
     config_type=PretrainConfig,
     slots=("shards", "vocabulary"),
     plan_parts=plan_pretrain,

@@ -16,6 +16,7 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.worker import fetch_shards
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
+from x2vlm import inference
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.hf import load_pretrained
 from x2vlm.train.loop import TrainConfig
@@ -88,6 +89,8 @@ def test_outputs_are_what_the_stage_promises(done, inputs):
         "model.safetensors",
         "config.json",
         "vocab.txt",
+        "preprocessor_config.json",
+        "README.md",
         "metrics.jsonl",
         "samples.parquet",
     }
@@ -98,6 +101,28 @@ def test_outputs_are_what_the_stage_promises(done, inputs):
     assert result.summary["metrics"]["image/contrastive"] > 0
     assert json.loads((path / "config.json").read_text())["training"]["train"]["steps"] == STEPS
     assert load_pretrained(path / "config.json", path / "model.safetensors").config == MODEL
+
+
+def test_the_folder_is_a_model_ready_for_use(done):
+    _, path = done
+    pretrained = inference.load(path)
+    assert pretrained.model.config == MODEL
+    config = pretrained.processor.config
+    assert (config.max_tokens, config.frames_per_clip, config.image_res) == (12, 2, 32)
+    features = inference.embed_texts(pretrained, ["a red square", "a blue bar"])
+    assert features.norm(dim=-1).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+    card = (path / "README.md").read_text()
+    assert "root-of-shards" in card
+    assert f"| steps | {STEPS} |" in card
+    assert "## Licence\n\nNot recorded." in card
+
+
+def test_texts_longer_than_the_model_are_refused_before_training(inputs, tmp_path):
+    text = MODEL.text.model_copy(update={"max_positions": 8})
+    config = CONFIG.model_copy(update={"model": MODEL.model_copy(update={"text": text})})
+    with pytest.raises(ConfigError, match="max_tokens is 12, the model has 8 positions"):
+        _run(config, inputs, tmp_path)
+    assert not (tmp_path / "state").exists()
 
 
 def test_the_record_of_samples_is_complete_and_names_substitutes(done):

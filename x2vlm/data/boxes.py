@@ -4,6 +4,7 @@ All boxes are `xywh` in pixels of the oriented original unless a name says `norm
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from x2vlm.samples import Box, Sample
 
@@ -15,6 +16,14 @@ def union(first: Box, second: Box) -> Box:
     x, y = min(first.x, second.x), min(first.y, second.y)
     right, bottom = max(first.x + first.w, second.x + second.w), max(first.y + first.h, second.y + second.h)
     return Box(x, y, right - x, bottom - y)
+
+
+def pixel_box(box_cxcywh: Sequence[float], width: int, height: int) -> Box:
+    """A predicted box in fractions of the sides, cut at the edges of a picture of `width` x `height`, in its pixels."""
+    cx, cy, w, h = box_cxcywh
+    left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
+    right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)
+    return Box(left * width, top * height, (right - left) * width, (bottom - top) * height)
 
 
 def denormalise_boxes(sample: Sample, width: int, height: int) -> Sample:

@@ -67,6 +67,14 @@ def open_image(data: bytes) -> Image.Image:
     64 million, judged by the header) or decode_failed (truncated or broken).
     """
     image, _ = _open_header(data)
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, as `open_image` gives it.
+
+    Raises InvalidSample with rule too_many_pixels or decode_failed.
+    """
     _check_pixels(image)
     orientation = _orientation(image)
     return _upright(_decoded(image), orientation)

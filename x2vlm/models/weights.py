@@ -27,9 +27,15 @@ def load_own_tensors(model: nn.Module, state: Mapping[str, Tensor], origin: str)
     """Put what `own_tensors` gave into `model`; CorruptArtifact, naming `origin`, unless names and shapes fit."""
     expected = own_tensors(model)
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    wrong = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and expected[name].shape != state[name].shape
+    ]
     if missing or unexpected or wrong:
-        raise CorruptArtifact(f"{origin}: weights of another model: {missing=}, {unexpected=}, other shapes: {wrong}")
+        found = {"missing": missing, "unexpected": unexpected, "other shapes": wrong}
+        told = [f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in found.items() if names]
+        raise CorruptArtifact(f"{origin}: weights of another model than its config says; {'; '.join(told)}")
     model.load_state_dict(dict(state), strict=False)
 
 

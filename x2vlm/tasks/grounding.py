@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import torch
 
+from x2vlm.data.boxes import pixel_box
 from x2vlm.data.texts import concept_text
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Concept, Sample
@@ -75,12 +76,7 @@ def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Conc
     ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in ctx.encode_texts([concept_text(c) for c in concepts]))
     fused = model.fuse(model.encode_text(ids_BL, mask_BL), mask_BL, vision)
     width, height = sample.media.width, sample.media.height
-    boxes = []
-    for cx, cy, w, h in model.locate(fused).double().cpu().tolist():
-        left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
-        right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)
-        boxes.append(Box(left * width, top * height, (right - left) * width, (bottom - top) * height))
-    return boxes
+    return [pixel_box(row, width, height) for row in model.locate(fused).double().cpu().tolist()]
 
 
 GROUNDING = Task(name="grounding", config_type=GroundingConfig, headline="accuracy", evaluate=evaluate_grounding)
