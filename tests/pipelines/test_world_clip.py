@@ -171,14 +171,14 @@ def test_one_threshold_chosen_without_labels_cleans_a_world_of_twenty_thousand_s
     project_root: Path, tmp_path: Path
 ) -> None:
     """Descriptions name two things or more. Most narrated texts name a single one, of which a small model is
-    less sure. Measured: threshold 0.27, 36 of 38 wrong descriptions and 120 of 146 wrong narrated texts removed, 98.9 %
-    of 5,864 right texts kept. The aim is to remove 95 %; the floors below keep what there is."""
+    less sure. Measured: threshold 0.21, 37 of 38 wrong descriptions and 133 of 146 wrong narrated texts removed (0.924
+    of all), 95.5 % of 5,864 right texts kept. The aim is 0.95 of all; the floors below keep what there is."""
     threshold, found = measure(project_root, tmp_path, WorldConfig(seed=29, scenes=20_000))
     assert found["all"].num_right + found["all"].num_wrong >= 1000, (threshold, found)
     assert min(found["described"].num_wrong, found["narrated"].num_wrong) >= 20, (threshold, found)
-    assert found["described"].recall >= 0.90, (threshold, found)
-    assert found["narrated"].recall >= 0.78, (threshold, found)
-    assert min(group.clean_kept for group in found.values()) >= 0.95, (threshold, found)
+    assert found["described"].recall >= 0.95, (threshold, found)
+    assert found["all"].recall >= 0.90, (threshold, found)
+    assert found["all"].clean_kept >= 0.95, (threshold, found)
 
 
 def test_the_shipped_model_is_small_complete_and_in_half_precision(project_root: Path) -> None:
