@@ -26,7 +26,10 @@ SEED = 20261123
 MOMENTS = {"s1": 7, "s4": 6, "s5": 7}
 TARGETS = {"s1": ["read/*", "download/*"], "s4": ["partition/*", "pack/*"], "s5": ["pretrain/*"]}
 REDONE = {
-    "s1": ["read", "download", "filter", "score", "partition", "pack", "pretrain", "evaluate"],
+    "s1": [
+        *("read", "download", "domains", "filter", "score", "decontaminate", "partition", "pack"),
+        *("pretrain", "evaluate"),
+    ],
     "s4": ["partition", "pack", "pretrain", "evaluate"],
     "s5": ["pretrain", "evaluate"],
 }
@@ -138,7 +141,7 @@ def test_same_result_after_kills(phase: str, sample_run: SampleRun, tmp_path: Pa
     if phase == "s1":
         assert fetched(store) == fetched(sample_run.store)
         assert roots(store, ["read"]) == roots(sample_run.store, ["read"])
-        stages = ["filter", "score", "partition", "pack"]
+        stages = ["filter", "score", "decontaminate", "partition", "pack"]
         finish([f"{stage}/*" for stage in stages], store)
         assert roots(store, stages) == roots(sample_run.store, stages)
     if phase == "s4":

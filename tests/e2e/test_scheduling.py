@@ -17,7 +17,7 @@ from pipelines.graph import build_graph
 from tests.e2e.conftest import SampleRun, run_job
 from tests.e2e.test_crashes import forget, roots
 
-STAGES = ["filter", "score", "partition", "pack"]
+STAGES = ["filter", "score", "decontaminate", "partition", "pack"]
 TARGETS = [f"{stage}/*" for stage in STAGES]
 
 
@@ -25,7 +25,7 @@ def fetched_only(source: Path, folder: Path) -> Path:
     """A copy of a finished store with nothing but what read and download wrote."""
     store = Path(shutil.copytree(source, folder / "store"))
     forget(store, "s4")
-    for stage in ("filter", "score"):
+    for stage in ("filter", "score", "decontaminate"):
         for kind in ("parts", "artifacts", "refs/sample"):
             shutil.rmtree(store / kind / stage, ignore_errors=True)
     return store
