@@ -49,6 +49,12 @@ class Batch:
     def num_rows(self) -> int:
         return self.text_ids_BL.shape[0]
 
+    def float_pixels(self) -> Tensor:
+        """The pixels as the image tower takes them: float32, normalised. ValueError for a batch without pictures."""
+        if self.pixels is None:
+            raise ValueError(f"a batch of kind {self.kind} has no pixels")
+        return self.pixels
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch with every tensor on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

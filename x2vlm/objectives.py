@@ -170,10 +170,10 @@ def pretrain_losses(
 
 def _encode_pixels(model: X2VLM, batch: Batch) -> tuple[VisionTokens, VisionTokens | None]:
     """Image tokens of every text row and, for regions, the same rows described by their whole image."""
-    assert batch.pixels is not None
+    pixels = batch.float_pixels()
     if batch.kind == "video":
-        return model.encode_video(batch.pixels), None
-    images = model.encode_image(batch.pixels)
+        return model.encode_video(pixels), None
+    images = model.encode_image(pixels)
     if batch.kind == "image":
         return images, None
     assert batch.image_of_R is not None
