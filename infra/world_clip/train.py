@@ -36,14 +36,14 @@ from pipelines.world.config import WorldConfig
 from x2vlm.data.clip_score import CONFIG_NAME, WEIGHTS_NAME
 
 SEED = 20240601  # of the training world and of all draws
-SCENES = 8000
+SCENES = 14_000
 IMAGE_SIZE = 96  # pixels; a third of it is a cell of the last feature map, and the size of a cut-out thing
 CELLS = 3
 MEAN, STD = 0.5, 0.25
 CONTEXT_LENGTH = 32
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-THING_STEPS, THINGS_A_STEP, NAMES_A_STEP = 1500, 192, 96
-PICTURE_STEPS, PICTURES_A_STEP, TEXTS_OF_A_PICTURE = 1500, 64, 2
+THING_STEPS, THINGS_A_STEP, NAMES_A_STEP = 2500, 192, 96
+PICTURE_STEPS, PICTURES_A_STEP, TEXTS_OF_A_PICTURE = 4500, 64, 2
 LEARNING_RATE = 2e-3
 WARM_UP_STEPS = 40
 
