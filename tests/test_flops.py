@@ -1,4 +1,4 @@
-"""The closed form against tables worked out by hand, typed in here, and against torch's own counter to the last FLOP."""
+"""The closed form against tables worked out by hand, and against torch's own counter to the last FLOP."""
 
 from collections.abc import Callable
 from typing import Any

@@ -171,7 +171,7 @@ def test_one_threshold_chosen_without_labels_cleans_a_world_of_twenty_thousand_s
     project_root: Path, tmp_path: Path
 ) -> None:
     """Descriptions name two things or more. Most narrated texts name a single one, of which a small model is less
-    sure. Measured: threshold 0.14, all 38 wrong descriptions and 139 of 146 wrong narrated texts removed (0.962 of all),
+    sure. Measured: threshold 0.14, all 38 wrong descriptions and 139 of 146 wrong narrated texts removed (0.962),
     99.3 % of 5,864 right texts kept."""
     threshold, found = measure(project_root, tmp_path, WorldConfig(seed=29, scenes=20_000))
     assert found["all"].num_right + found["all"].num_wrong >= 1000, (threshold, found)
