@@ -4,6 +4,7 @@ An experiment file is plain YAML without inheritance or interpolation; its heade
 hardware, the hours and the numbers to expect. Its name is the file's name.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,9 @@ class Experiment(FrozenConfig):
     partition: PartitionConfig
     pack: PackConfig = PackConfig()
     vocabulary: str  # a WordPiece vocab.txt
+    # Trainings before `pretrain`, by name; `pretrain` is the last. Each has shards of its own, of the sources that its
+    # streams name, and is started from by name: `start: {node: phase1}`.
+    phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
     evaluate: dict[str, TaskConfig] = {}
     runtime: dict[str, RuntimeConfig] = {}  # by stage name
@@ -93,6 +97,22 @@ class Experiment(FrozenConfig):
                 raise ValueError(
                     f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _phases_follow_each_other(self) -> "Experiment":
+        known: list[str] = []
+        used = set()
+        for name, phase in (*self.phases.items(), ("pretrain", self.pretrain)):
+            if name in known or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"phases.{name}: a name of letters, digits, - and _ that is not `pretrain`")
+            start = phase.start.node if phase.start else None
+            if start is not None and start not in known:
+                raise ValueError(f"{name}.start.node: {start!r} is no phase before this one; there are {known}")
+            used.add(start)
+            known.append(name)
+        if idle := sorted(set(self.phases) - used):
+            raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
         return self
 
     @property

@@ -21,7 +21,9 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
+from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN
+from pipelines.s5_pretrain.start import MODEL_FILES, START_SLOTS, is_hub_name, text_folder_files
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
@@ -218,8 +220,28 @@ def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
 
 
 def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[str, ...]) -> list[Node]:
-    """From all training sources together to one model."""
-    name = experiment.name
+    """From training sources to one model, phase by phase.
+
+    In an experiment of several phases each has shards of what its own streams name: a video source that only the
+    second trains on then never makes the first due again.
+    """
+    nodes: list[Node] = []
+    for phase, config in experiment.phases.items():
+        nodes += _phase_nodes(experiment, phase_key(experiment.name, phase), config, train, decisions)
+    return nodes + _phase_nodes(experiment, experiment.name, experiment.pretrain, train, decisions)
+
+
+def phase_key(experiment: str, phase: str) -> str:
+    """What the nodes of an earlier phase are called: "pretrain/<this>"."""
+    return f"{experiment}.{phase}"
+
+
+def _phase_nodes(
+    experiment: Experiment, name: str, config: PretrainConfig, train: list[str], decisions: tuple[str, ...]
+) -> list[Node]:
+    """partition, pack and pretrain of one phase."""
+    if experiment.phases:
+        train = _branches_of_streams(experiment, name, config, train)
     return [
         Node(
             key=f"partition/{name}",
@@ -242,14 +264,65 @@ def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[s
         Node(
             key=f"pretrain/{name}",
             stage=PRETRAIN,
-            config=experiment.pretrain,
+            config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),
+                **_start_inputs(experiment, config),
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain", on_driver=True),
         ),
     ]
+
+
+def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConfig, train: list[str]) -> list[str]:
+    """The training branches that the streams of a phase name; all, if a stream names none.
+
+    ConfigError for a name that is the card of no training source.
+    """
+    if any(not stream.sources for stream in config.data.streams):
+        return train
+    named = {source for stream in config.data.streams for source in (*stream.sources, *stream.aux_sources)}
+    cards = {
+        key: load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").id
+        for key, source in experiment.sources.items()
+        if source.role == "train"
+    }
+    if unknown := sorted(named - set(cards.values())):
+        raise ConfigError(f"{name}: streams name {unknown}; training sources have the cards {sorted(cards.values())}")
+    return [branch for branch in train if cards[branch.partition(".retry")[0]] in named]
+
+
+def _start_inputs(experiment: Experiment, config: PretrainConfig) -> dict[str, tuple[str | SourceFile, ...]]:
+    """What the first weights of a training are read from, by slot."""
+    inputs: dict[str, tuple[str | SourceFile, ...]] = {slot: () for slot in START_SLOTS}
+    start = config.start
+    if start is None:
+        return inputs
+    if start.vision is not None and not is_hub_name(start.vision):
+        inputs["start_vision"] = (_start_file(start.vision, "start.vision"),)
+    if start.text is not None and not is_hub_name(start.text):
+        folder = resolve(start.text)
+        names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        files = text_folder_files(names, str(folder))
+        inputs["start_text"] = tuple(_start_file(f"{start.text}/{name}", "start.text") for name in files)
+    if start.checkpoint is not None:
+        names = MODEL_FILES if resolve(start.checkpoint).is_dir() else ()
+        files = [f"{start.checkpoint}/{name}" for name in names] or [start.checkpoint]
+        inputs["start_model"] = tuple(_start_file(file, "start.checkpoint") for file in files)
+    if start.node:
+        inputs["start_model"] = (f"pretrain/{phase_key(experiment.name, start.node)}",)
+    return inputs
+
+
+def _start_file(path: str, field: str) -> SourceFile:
+    """A file to start from. ConfigError where there is none, with what to write for a name on the hub."""
+    if "://" not in path and not resolve(path).is_file():
+        raise ConfigError(
+            f"{field}: no file {resolve(path)}. A model on the Hugging Face hub is named with its commit: "
+            "owner/name@<40 hex digits>"
+        )
+    return SourceFile(source_uri(path), field)
 
 
 def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:

@@ -2,6 +2,7 @@
 
 import pydantic
 
+from pipelines.s5_pretrain.start import StartConfig
 from x2vlm.config import FrozenConfig
 from x2vlm.data.config import DataConfig
 from x2vlm.models.config import ModelConfig
@@ -18,6 +19,7 @@ class PretrainConfig(FrozenConfig):
     """
 
     model: ModelConfig = ModelConfig()
+    start: StartConfig | None = None  # None: at random
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     world_size: int = pydantic.Field(default=8, ge=1)

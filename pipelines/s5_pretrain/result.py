@@ -1,5 +1,6 @@
 """What a finished pre-training leaves: weights, metrics, and the record of which sample came in which step."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
     if checkpoint is None or checkpoint.step != steps:
         raise StageFailed(f"pretrain: the last checkpoint in {out.state_uri} is not of step {steps}; run it again")
     training = config.model_dump(mode="json", exclude={"model"})
-    facts = {"shards_root": part.spec["shards_root"], "format": "x2vlm-pretrain-1"}
+    facts: dict[str, Any] = {"shards_root": part.spec["shards_root"], "format": "x2vlm-pretrain-1"}
     save_weights(
         config.model,
         checkpoint.model,
@@ -52,6 +53,8 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
             f"pretrain: {out.state_uri}/{METRICS} does not hold every step exactly once; rerun with force"
         )
     file_rows = {METRICS: steps}
+    if config.start is not None:
+        facts |= {"start": _copy_start_report(out)}
     if config.record_samples:
         file_rows["samples.parquet"] = _write_samples(config, inputs, part, metrics, out.path / "samples.parquet")
     return PartResult(
@@ -65,6 +68,16 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
             **facts,
         },
     )
+
+
+def _copy_start_report(out: PartWriter) -> dict[str, Any]:
+    """Copy the report of the first weights to `out`; its numbers."""
+    from pipelines.s5_pretrain.start_weights import REPORT, summary_of
+
+    with fsspec.open(f"{out.state_uri}/{REPORT}", "rb") as source:
+        content: bytes = source.read()
+    (out.path / REPORT).write_bytes(content)
+    return summary_of(json.loads(content))
 
 
 def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:

@@ -2,21 +2,26 @@
 
 One part. Its checkpoints live in the part's state folder, so a killed worker, a killed driver and a lost machine all
 end the same way: the same command goes on from the newest valid checkpoint. A part writes `model.safetensors`,
-`config.json`, `vocab.txt`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step) and
-`samples.parquet` (every sample of every step): a folder that `x2vlm.inference.load` takes as it is.
+`config.json`, `vocab.txt`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step),
+`samples.parquet` (every sample of every step) and, where training did not start at random, `start.json` (what every
+parameter started from): a folder that `x2vlm.inference.load` takes as it is.
 """
+
+from typing import Any
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.start import START_SLOTS, start_reads
 from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.errors import ConfigError
 
 
 def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads every shard and the vocabulary."""
+    """One part that reads every shard, the first weights if there are any, and the vocabulary."""
     (shards,) = inputs["shards"]
     (vocabulary,) = inputs["vocabulary"]
     reads = [Read("shards", file) for part in shards.parts for file in part.files if _is_shard_file(file.path)]
+    reads += start_reads(inputs)
     reads.append(Read("vocabulary", vocabulary.parts[0].files[0]))
     return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
 
@@ -30,7 +35,7 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
             f"the vocabulary has {len(words)} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
             "set it to at least the number of lines of the vocabulary"
         )
-    job = {
+    job: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "shards": _shard_uris(part),
         "vocabulary": words,
@@ -42,6 +47,15 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
     from pipelines.s5_pretrain.worker import train
 
     processor_of(config, vocabulary)  # what will be saved at the end must fit now
+    if config.start is not None:
+        from pipelines.s5_pretrain.start_weights import lay_down_start
+
+        files = {
+            slot: {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == slot}
+            for slot in START_SLOTS
+        }
+        job["start"] = lay_down_start(config, files, out.state_uri)
+        job["facts"] |= {"start_sha256": job["start"]["sha256"]}
     train(job, config.world_size)
     return collect(config, inputs, part, out, vocabulary)
 
@@ -66,9 +80,9 @@ def _is_shard_file(path: str) -> bool:
 
 PRETRAIN = Stage(
     name="pretrain",
-    version=3,  # 3: the model's folder has its processor and its card
+    version=4,  # 3: the model's folder has its processor and its card; 4: first weights may be given
     config_type=PretrainConfig,
-    slots=("shards", "vocabulary"),
+    slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
 )

@@ -17,7 +17,6 @@ import torch
 from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import parse_config
 from x2vlm.data.loader import StepLoader
-from x2vlm.data.randomness import derive_seed
 from x2vlm.data.streams import ShardFiles
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
@@ -41,7 +40,8 @@ def train(job: Mapping[str, Any], world_size: int) -> None:
 
 def train_worker(job: Mapping[str, Any]) -> None:
     """What every process does: build model and loader, train to the end. `job` is plain JSON."""
-    from x2vlm.models.x2vlm import build_model  # timm and transformers, which a driver of Ray workers does not need
+    # timm and transformers, which a driver of Ray workers does not need
+    from pipelines.s5_pretrain.start_weights import load_start, random_model
 
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
     ranks = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,11 +57,14 @@ def train_worker(job: Mapping[str, Any]) -> None:
         ranks.world_size,
     )
     torch.set_num_threads(config.train.cpu_threads)
-    torch.manual_seed(derive_seed(config.data.seed, "initial weights"))
-    model = build_model(config.model)
+    model = random_model(config)
+    new_parameters = load_start(model, job.get("start"), ranks.is_first)
     state = job["state_uri"]
     store = CheckpointStore(f"{state}/checkpoints", config.train.keep_checkpoints)
-    fit(model, loader, config.train, ranks, store, f"{state}/{METRICS}", job["facts"], _num_readers(config))
+    metrics_uri, num_readers = f"{state}/{METRICS}", _num_readers(config)
+    fit(
+        model, loader, config.train, ranks, store, metrics_uri, job["facts"], num_readers, new_parameters=new_parameters
+    )
 
 
 def _num_readers(config: PretrainConfig) -> int:

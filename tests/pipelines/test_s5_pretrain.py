@@ -203,13 +203,13 @@ def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_p
             import pipelines.s5_pretrain.worker as worker_side
             from x2vlm.train.loop import fit
 
-            def fit_and_die_once(*args):
+            def fit_and_die_once(*args, **named):
                 def on_step(step):
                     if args[3].rank == 1 and step == 2 and not marker.exists():
                         marker.touch()
                         os.kill(os.getpid(), signal.SIGKILL)
 
-                return fit(*args, on_step=on_step)
+                return fit(*args, on_step=on_step, **named)
 
             worker_side.fit = fit_and_die_once
             worker_side.train_worker(job)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,18 +66,22 @@ def fit(
     facts: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     on_step: Callable[[int], None] | None = None,
+    new_parameters: Collection[str] | None = None,
 ) -> int:
     """The step it began at: 0, or that of the newest valid checkpoint. On return `model` has made all steps.
 
     The first rank writes a checkpoint every `checkpoint_every` steps and at the end, and one line of metrics per step.
     `facts` (JSON) goes into every checkpoint; `on_step(step)` is called after each. `num_workers` processes read ahead.
+    `new_parameters` (reference names; default: what no backbone brings) move at the larger rate.
     X2VLMError if a loss stops being a number.
     """
     torch.set_num_threads(config.cpu_threads)
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
-    trainer = Trainer(model, build_optimizer(model, config.optimizer), config, ranks, loader.config.seed, streams)
+    trainer = Trainer(
+        model, build_optimizer(model, config.optimizer, new_parameters), config, ranks, loader.config.seed, streams
+    )
     first_step = _resume(trainer, checkpoints)
     metrics = MetricsLog(metrics_uri, first_step) if ranks.is_first else None
     pin = ranks.device.type == "cuda"

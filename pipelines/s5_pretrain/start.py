@@ -1,0 +1,82 @@
+"""Where the first weights of a training come from, and which files that makes the pretrain node read.
+
+A local file counts by its content and never by its name or folder. A name on the Hugging Face hub counts as it is
+written, and so must say which commit it means: `owner/name@<40 hex digits>`.
+"""
+
+import re
+from collections.abc import Sequence
+
+import pydantic
+
+from pipelines.flow.stage import InputFile, Inputs, Read
+from x2vlm.config import FrozenConfig
+from x2vlm.errors import ConfigError
+
+HUB_NAME = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
+# Of a saved model of ours: what the weights are read from. The other files of its folder may change freely.
+MODEL_FILES = ("config.json", "model.safetensors")
+# What transformers takes of a folder, best first; a sharded one is led by its index.
+TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+LOCAL = "local"
+START_SLOTS = ("start_vision", "start_text", "start_model")
+
+
+class StartConfig(FrozenConfig):
+    """One of: published backbones (`vision`, `text` or both), a `checkpoint`, the weights of an earlier phase (`node`).
+
+    `vision`: a weight file (.pth, .safetensors) or a timm model on the hub; `text`: a folder of a transformers model or
+    one on the hub; `checkpoint`: a reference file (.th, .pth) or a folder this project saved; `node`: the name of an
+    earlier phase of the experiment. Paths start at the project's root.
+    """
+
+    vision: str | None = None
+    text: str | None = None
+    checkpoint: str | None = None
+    node: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_one_thing(self) -> "StartConfig":
+        backbones = self.vision is not None or self.text is not None
+        if backbones + (self.checkpoint is not None) + (self.node is not None) != 1:
+            raise ValueError("give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these")
+        return self
+
+    def recorded(self) -> "StartConfig":
+        """What counts of it for the node that starts so: hub names, and that there are local files or a phase."""
+        kept = {
+            name: value if value is None or is_hub_name(value) else LOCAL for name, value in self.model_dump().items()
+        }
+        return StartConfig(**kept)
+
+
+def is_hub_name(value: str) -> bool:
+    return HUB_NAME.match(value) is not None
+
+
+def start_reads(inputs: Inputs) -> list[Read]:
+    """The files of the first weights that a training reads: of a phase's folder only its model."""
+    reads = []
+    for slot in START_SLOTS:
+        for item in inputs.get(slot, ()):
+            files: list[InputFile] = [file for part in item.parts for file in part.files]
+            if not item.node.startswith("source:"):
+                files = [file for file in files if file.path in MODEL_FILES]
+                if len(files) != len(MODEL_FILES):
+                    raise ConfigError(
+                        f"{item.node} holds no model to start from: it must have {', '.join(MODEL_FILES)}"
+                    )
+            reads += [Read(slot, file) for file in sorted(files, key=lambda file: file.path)]
+    return reads
+
+
+def text_folder_files(names: Sequence[str], folder: str) -> list[str]:
+    """Of the file names in a transformers folder, those its weights are read from; ConfigError if it has none."""
+    weights = next((name for name in TEXT_WEIGHTS if name in names), None)
+    if "config.json" not in names or weights is None:
+        raise ConfigError(
+            f"start.text: {folder} is no folder of a transformers model: it needs config.json and one of "
+            f"{', '.join(TEXT_WEIGHTS)}"
+        )
+    shards = [name for name in names if re.match(r"^model-\d+-of-\d+\.safetensors$", name)]
+    return ["config.json", weights, *(sorted(shards) if weights.endswith(".index.json") else [])]

@@ -1,0 +1,47 @@
+"""An experiment of two phases on three sources of the shipped sample, small enough for a test."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.experiment import Experiment, load_experiment
+from pipelines.flow.blobs import PROJECT_ROOT
+
+NUM_STEPS = 2
+
+
+def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[str, Any] | None = None) -> Experiment:
+    """The sample's model, first on pictures and regions, then with clips; `phase1`, `phase2` change their training."""
+    values = yaml.safe_load((PROJECT_ROOT / "pipelines/experiments/sample.yaml").read_text())
+    names = ("coco", "visual_genome", "webvid")
+    pretrain = values["pretrain"] | {"world_size": 1}
+    train = {**pretrain["train"], "steps": NUM_STEPS, "warmup_steps": 0, "checkpoint_every": 1}
+    streams = [
+        {"kind": "image", "batch_size": 4, "sources": ["coco"]},
+        {"kind": "region", "batch_size": 4, "num_images": 2, "sources": ["visual_genome"]},
+    ]
+    first = {key: value for key, value in pretrain["model"].items() if key != "num_frames"}
+    clips = {"kind": "video", "batch_size": 2, "sources": ["webvid"]}
+    changes = {
+        "sources": {name: values["sources"][name] for name in names},
+        "evaluate": {},
+        "decontaminate": None,
+        "phases": {
+            "phase1": {
+                **pretrain,
+                "model": first,
+                "data": {**pretrain["data"], "streams": streams},
+                "train": train | (phase1 or {}),
+            }
+        },
+        "pretrain": {
+            **pretrain,
+            "start": {"node": "phase1"},
+            "data": {**pretrain["data"], "streams": [*streams, clips]},
+            "train": train | (phase2 or {}),
+        },
+    }
+    path = folder / "phases.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return load_experiment(str(path), str(folder / "store"))
