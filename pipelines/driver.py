@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimate_lines, estimate_to_json, load_measured
 from pipelines.experiment import Experiment, load_experiment, resolve
 from pipelines.flow.audit import audit
 from pipelines.flow.blobs import local_path_of
@@ -95,9 +96,36 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="show each node's action and the reason; exit 2 if work is due"
     )
     parser.add_argument("--explain", action="store_true", help="like --dry-run, with every known part")
+    parser.add_argument(
+        "--estimate", action="store_true", help="only say what pre-training would cost; needs no data and no store"
+    )
+    for name, text in ESTIMATE_ARGUMENTS.items():
+        parser.add_argument(f"--{name}", help=f"of the estimate: {text}", type=ESTIMATE_TYPES.get(name, str))
     parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
     parser.add_argument(
         "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
+    )
+
+
+ESTIMATE_ARGUMENTS = {
+    "gpu": "kinds of GPU, with commas: A100-80,H100,H200",
+    "num-gpus": "how many, instead of the recipe's world_size",
+    "measured": "a YAML file of measured utilisations",
+    "dollars-per-gpu-hour": "a price; none is assumed",
+    "network": "a preset of x2vlm.scaling: h100_8x400g",
+}
+ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
+
+
+def estimate_options(options: argparse.Namespace) -> EstimateOptions:
+    """What the arguments of an estimate ask for. ConfigError for GPUs, networks and files that do not exist."""
+    defaults = EstimateOptions()
+    return EstimateOptions(
+        gpus=tuple(options.gpu.split(",")) if options.gpu else defaults.gpus,
+        measured=load_measured(options.measured) if options.measured else None,
+        dollars_per_gpu_hour=options.dollars_per_gpu_hour,
+        num_gpus=options.num_gpus,
+        network=options.network,
     )
 
 
@@ -112,11 +140,16 @@ def run_experiment(
     experiment = load_experiment(options.experiment, options.store)
     rounds = (*experiment.retries, *(parse_classes(text) for text in retries))
     experiment = experiment.model_copy(update={"retries": rounds})
+    if options.estimate:
+        phases = estimate(experiment, estimate_options(options), _open_store(experiment.store_uri))
+        data = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
+        return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), data)
     graph = build_graph(experiment)
     store = _open_store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
     if options.dry_run or options.explain:
-        return _describe_plan(experiment, planned, parts=options.explain)
+        phases = estimate(experiment, estimate_options(options), store)
+        return _describe_plan(experiment, planned, phases, parts=options.explain)
     _check_sources(graph, planned)
     with (
         lineage(store, experiment.name, options.tracking_uri) as record,
@@ -208,7 +241,7 @@ def _check_sources(graph: Graph, planned: Plan) -> None:
                 check_readable(config, local)
 
 
-def _describe_plan(experiment: Experiment, planned: Plan, parts: bool) -> Outcome:
+def _describe_plan(experiment: Experiment, planned: Plan, phases: Sequence[PhaseEstimate], parts: bool) -> Outcome:
     nodes = [
         {"key": n.key, "action": str(n.action), "reason": n.reason, "num_parts": len(n.parts), "num_done": n.num_done}
         for n in planned.selected
@@ -218,8 +251,12 @@ def _describe_plan(experiment: Experiment, planned: Plan, parts: bool) -> Outcom
     lines = explain(planned)
     if parts:
         lines += ["", *(_part_line(n.key, part) for n in planned.selected for part in n.parts)]
-    text = "\n".join([head, *lines])
-    return Outcome(EXIT_DUE if due else EXIT_OK, text, {"experiment": experiment.name, "nodes": nodes})
+    text = "\n".join([head, *lines, "", *estimate_lines(phases)])
+    return Outcome(
+        EXIT_DUE if due else EXIT_OK,
+        text,
+        {"experiment": experiment.name, "nodes": nodes, "estimate": estimate_to_json(phases)},
+    )
 
 
 def _part_line(key: str, part: PlannedPart) -> str:

@@ -307,8 +307,8 @@ def _start_inputs(experiment: Experiment, config: PretrainConfig) -> dict[str, t
         files = text_folder_files(names, str(folder))
         inputs["start_text"] = tuple(_start_file(f"{start.text}/{name}", "start.text") for name in files)
     if start.checkpoint is not None:
-        names = MODEL_FILES if resolve(start.checkpoint).is_dir() else ()
-        files = [f"{start.checkpoint}/{name}" for name in names] or [start.checkpoint]
+        is_folder = resolve(start.checkpoint).is_dir()
+        files = [f"{start.checkpoint}/{name}" for name in MODEL_FILES] if is_folder else [start.checkpoint]
         inputs["start_model"] = tuple(_start_file(file, "start.checkpoint") for file in files)
     if start.node:
         inputs["start_model"] = (f"pretrain/{phase_key(experiment.name, start.node)}",)

@@ -49,7 +49,7 @@ def node_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def training_series(store: Store, manifests: Mapping[str, Manifest]) -> Series:
     """The rows of the metrics file of the last node that names one (of the last phase); nothing if none does."""
-    for manifest in reversed(manifests.values()):
+    for manifest in reversed(list(manifests.values())):
         for part in manifest.parts:
             if name := part.record.summary.get("metric_series"):
                 return read_series(_read_output(store, part.record, name))

@@ -235,6 +235,11 @@ DEVICES: dict[str, Device] = {
 PEAK_FLOPS: dict[str, float] = {name: device.flops_per_second for name, device in DEVICES.items()}
 
 
+def utilisation(flops: float, seconds: float, device: str) -> float:
+    """Share of the peak of a key of DEVICES. With the reference's FLOPs it measures speed, and may pass 1."""
+    return flops / seconds / PEAK_FLOPS[device]
+
+
 def find_device(reported: str, memory_bytes: int | None = None) -> str | None:
     """The key of DEVICES for a name as `torch.cuda.get_device_name` reports it; None for a GPU not listed."""
     words = reported.upper().replace("-", " ").split()

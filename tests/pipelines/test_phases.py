@@ -1,36 +1,20 @@
 """Two phases in one experiment, run on the shipped sample: what the second starts from, and what makes which due."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipelines.experiment import Experiment, load_experiment
-from pipelines.flow.events import NodeFinished
-from pipelines.flow.executor import run
 from pipelines.flow.planner import plan
-from pipelines.flow.runner import InlineRunner
 from pipelines.flow.store import Store
 from pipelines.graph import build_graph
 from tests.pipelines.test_jobs import experiment_file
-from tests.pipelines.two_phases import two_phases
+from tests.pipelines.two_phases import Run, run_inline, two_phases
 from x2vlm.errors import ConfigError
 
 FIRST, LAST = "pretrain/phases.phase1", "pretrain/phases"
-
-
-class Run(NamedTuple):
-    experiment: Experiment
-    nodes: Mapping[str, NodeFinished]
-
-
-def _run(experiment: Experiment) -> Run:
-    graph, store = build_graph(experiment), Store(experiment.store_uri)
-    planned = plan(graph, store, experiment.name)
-    return Run(experiment, run(graph, planned, store, InlineRunner(), lambda event: None, {}).nodes)
 
 
 def _actions(experiment: Experiment) -> dict[str, str]:
@@ -39,8 +23,8 @@ def _actions(experiment: Experiment) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return _run(two_phases(tmp_path_factory.mktemp("phases")))
+def done(phase_run: Run) -> Run:
+    return phase_run
 
 
 def _folder(done: Run, key: str) -> Path:
@@ -89,7 +73,7 @@ def test_a_change_of_the_first_phase_makes_both_due_and_gives_the_second_another
     actions = _actions(changed)
     assert (actions[FIRST], actions[LAST]) == ("RUN", "RUN")
     assert {key for key, action in actions.items() if action != "REUSE"} == {FIRST, LAST}
-    again = _run(changed)
+    again = run_inline(changed)
     assert again.nodes[LAST].manifest.fingerprint != done.nodes[LAST].manifest.fingerprint
 
 

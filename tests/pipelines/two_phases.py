@@ -1,12 +1,19 @@
 """An experiment of two phases on three sources of the shipped sample, small enough for a test."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.blobs import PROJECT_ROOT
+from pipelines.flow.events import NodeFinished
+from pipelines.flow.executor import run
+from pipelines.flow.planner import plan
+from pipelines.flow.runner import InlineRunner
+from pipelines.flow.store import Store
+from pipelines.graph import build_graph
 
 NUM_STEPS = 2
 
@@ -45,3 +52,14 @@ def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[
     path = folder / "phases.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}))
     return load_experiment(str(path), str(folder / "store"))
+
+
+class Run(NamedTuple):
+    experiment: Experiment
+    nodes: Mapping[str, NodeFinished]
+
+
+def run_inline(experiment: Experiment) -> Run:
+    graph, store = build_graph(experiment), Store(experiment.store_uri)
+    planned = plan(graph, store, experiment.name)
+    return Run(experiment, run(graph, planned, store, InlineRunner(), lambda event: None, {}).nodes)
