@@ -173,7 +173,7 @@ def run_experiment(
     paragraphs = [[node_table(rows)], loss_lines(series), result_lines(manifests), steps]
     text = "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
-    data = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run}
+    data: dict[str, Any] = {"experiment": experiment.name, "nodes": rows, "num_parts_run": result.num_parts_run}
     return Outcome(EXIT_OK, text, {**data, "report": report, "metrics": metrics})
 
 

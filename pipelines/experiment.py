@@ -4,6 +4,7 @@ An experiment file is plain YAML without inheritance or interpolation; its heade
 hardware, the hours and the numbers to expect. Its name is the file's name.
 """
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -145,9 +146,12 @@ def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
     if path.suffix not in {".yaml", ".yml"}:
         path = EXPERIMENTS / f"{name_or_path}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.yaml")))
+            known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
+            guesses = difflib.get_close_matches(name_or_path, known, n=1)
+            hint = f"; did you mean `{guesses[0]}`?" if guesses else "."
             raise ConfigError(
-                f"no experiment called {name_or_path!r}. There are: {known}; or give the path of a YAML file"
+                f"no experiment called {name_or_path!r}{hint} There are: {', '.join(known)}; "
+                "or give the path of a YAML file"
             )
     values = {"name": path.stem, **read_yaml(path)}
     if store is not None:

@@ -44,12 +44,17 @@ def add_up_grains(config: object, parts: Sequence[PartSummary]) -> Mapping[str, 
     return {"grains": totals}
 
 
-def count_units(before: pa.Table, after: pa.Table, dropped: Mapping[str, int]) -> dict[str, Count]:
-    """Rows by `dropped` reason; captions and concepts only ever leave with their row."""
+def count_units(
+    before: pa.Table, after: pa.Table, dropped: Mapping[str, int], concepts_dropped: Mapping[str, int] | None = None
+) -> dict[str, Count]:
+    """Rows by `dropped` reason; captions, and concepts but for `concepts_dropped`, only ever leave with their row."""
+    own = {"concepts": {rule: number for rule, number in (concepts_dropped or {}).items() if number}}
     counts = {"rows": Count(before.num_rows, after.num_rows, dropped)}
     for unit in ("captions", "concepts"):
         num_in, num_out = total(before, unit), total(after, unit)
-        lost = {"row_dropped": num_in - num_out} if num_in > num_out else {}
+        lost = own.get(unit, {})
+        if with_row := num_in - num_out - sum(lost.values()):
+            lost = {**lost, "row_dropped": with_row}
         counts[unit] = Count(num_in, num_out, lost)
     return counts
 

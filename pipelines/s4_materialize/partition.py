@@ -5,8 +5,8 @@ row's shard depends on its key and the seed alone: rows that come or go elsewher
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ class PartitionConfig(ScoreThresholds):
 
     num_shards: int = Field(ge=1, le=99_999)
     seed: int = Field(default=0, ge=0)
+    without_grains: tuple[Literal["object", "region"], ...] = ()  # boxes of these grains stay out of the shards
 
 
 def shard_of(key: str, seed: int, num_shards: int) -> int:
@@ -58,13 +59,13 @@ def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out:
     for read in part.reads[2:]:
         keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
     rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
-    kept = rows.filter(pa.array(keep, pa.bool_()))
+    kept, num_left_out = leave_out_grains(rows.filter(pa.array(keep, pa.bool_())), config.without_grains)
     file_rows = {"drops.parquet": len(drops)}
     for shard, bucket in split_by_shard(kept, config.seed, config.num_shards):
         write_table(bucket, out.path / bucket_name(shard))
         file_rows[bucket_name(shard)] = bucket.num_rows
     write_table(drop_table(drops), out.path / "drops.parquet")
-    counts = count_units(rows, kept, count_rules(drops, "row"))
+    counts = count_units(rows, kept, count_rules(drops, "row"), {"grain_left_out": num_left_out})
     added = {unit: sum(len(items[unit]) for items in additions.values()) for unit in ADDED}
     summary = {"grains": count_grains(kept), "added": added}
     return PartResult(counts, file_rows, summary)
@@ -104,6 +105,18 @@ def add_items(rows: pa.Table, additions: Additions) -> pa.Table:
     return rows
 
 
+def leave_out_grains(rows: pa.Table, grains: Collection[str]) -> tuple[pa.Table, int]:
+    """`rows` without the concepts of these grains, and how many those were. Rows stay, whatever is left of them."""
+    lists = [concepts or [] for concepts in rows["concepts"].to_pylist()] if grains else []
+    kept = [[concept for concept in concepts if concept["grain"] not in grains] for concepts in lists]
+    num_left_out = sum(map(len, lists)) - sum(map(len, kept))
+    if num_left_out:
+        place = rows.schema.get_field_index("concepts")
+        field = rows.schema.field(place)
+        rows = rows.set_column(place, field, pa.array(kept, field.type))
+    return rows, num_left_out
+
+
 def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
     """Each non-empty shard with its rows sorted by key, shards in ascending order."""
     keys = np.array(rows["key"].to_pylist(), dtype="U32")
@@ -132,7 +145,7 @@ def _scored_rows(inputs: PartReader, rows_read: Read, scores_read: Read, column:
 
 PARTITION = Stage(
     name="partition",
-    version=2,
+    version=3,  # 3: grains may be left out
     config_type=PartitionConfig,
     slots=("rows", "scores", "decisions"),
     plan_parts=plan_partition,

@@ -1,16 +1,22 @@
 """Every experiment that is shipped says what it costs, parses, and names cards and sources that exist."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.experiment import EXPERIMENTS, load_experiment
+from pipelines.estimate import EstimateOptions, estimate
+from pipelines.experiment import EXPERIMENTS, Experiment, load_experiment
 from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.graph import build_graph
+from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.start import StartConfig
 from x2vlm.data.cards import load_card
+from x2vlm.errors import ConfigError
 
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-RECIPES = [name for name in NAMES if name.startswith("base_")]
+RECIPES = [name for name in NAMES if name.startswith(("base_", "large_", "ablation_"))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,17 +26,192 @@ def test_the_header_gives_command_needs_and_expectation(name: str) -> None:
         assert word in header, f"{name}: its header lacks {word!r}"
 
 
+def with_local_files(experiment: Experiment, folder: Path) -> Experiment:
+    """`experiment` with stand-ins for the files that a user has to bring to start from."""
+    (folder / "bert").mkdir()
+    for name in ("open_clip_config.json", "beit.pth", "bert/config.json", "bert/model.safetensors"):
+        (folder / name).write_text("{}")
+
+    def found(config: PretrainConfig) -> PretrainConfig:
+        if config.start is None or config.start.vision is None:
+            return config
+        start = StartConfig(vision=str(folder / "beit.pth"), text=str(folder / "bert"))
+        return config.model_copy(update={"start": start})
+
+    phases = {name: found(config) for name, config in experiment.phases.items()}
+    changes = {"clip_model": str(folder), "phases": phases, "pretrain": found(experiment.pretrain)}
+    return experiment.model_copy(update=changes)
+
+
+def trainings(experiment: Experiment) -> list[PretrainConfig]:
+    return [*experiment.phases.values(), experiment.pretrain]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_becomes_a_graph_once_its_files_are_there(name: str, tmp_path: Path) -> None:
     experiment = load_experiment(name)
     for source in experiment.sources.values():
         assert load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader
-    (tmp_path / "open_clip_config.json").write_text("{}")
-    graph = build_graph(experiment.model_copy(update={"clip_model": str(tmp_path)}))
-    named = {source for stream in experiment.pretrain.data.streams for source in (*stream.sources, *stream.aux_sources)}
-    assert named <= set(experiment.sources)
+    graph = build_graph(with_local_files(experiment, tmp_path))
+    named = {
+        source
+        for config in trainings(experiment)
+        for stream in config.data.streams
+        for source in (*stream.sources, *stream.aux_sources)
+    }
+    assert named == set(experiment.sources)
     assert {f"filter/{source}" for source in named} <= set(graph)
     assert f"decontaminate/{name}" in graph[f"partition/{name}"].inputs["decisions"]
+    first = f"pretrain/{name}.phase1" if experiment.phases else f"pretrain/{name}"
+    assert [len(graph[first].inputs[slot]) for slot in ("start_vision", "start_text", "start_model")] == [1, 2, 0]
+    if experiment.phases:
+        assert graph[f"pretrain/{name}"].inputs["start_model"] == (first,)
+
+
+# The six released configurations, column by column: rows per GPU, GPUs, and what else they say.
+RELEASED: dict[str, dict[str, Any]] = {
+    "base_4m_released": {
+        "gpus": 8, "image": 128, "region": (128, 50), "region_weight": 1.0, "tokens": 40, "lr": 1e-4, "warmup": 2500,
+        "steps": 504_495, "stop_matching": None, "aux": None, "video": None, "gradient": 1 / 8,
+    },
+    "large_4m_released": {
+        "gpus": 16, "image": 64, "region": (64, 25), "region_weight": 1.0, "tokens": 40, "lr": 5e-5, "warmup": 2500,
+        "steps": 504_495, "stop_matching": None, "aux": None, "video": None, "gradient": 1 / 16,
+    },
+    "base_1b_released.phase1": {
+        "gpus": 24, "image": 128, "region": (64, 26), "region_weight": 0.5, "tokens": 30, "lr": 1e-4, "warmup": 2500,
+        "steps": 1_292_034, "stop_matching": 200_000, "aux": 0.15, "video": None, "gradient": 1 / 24,
+    },
+    "base_1b_released": {
+        "gpus": 16, "image": 64, "region": (64, 26), "region_weight": 1.0, "tokens": 40, "lr": 6e-5, "warmup": 1000,
+        "steps": 404_595, "stop_matching": None, "aux": None, "video": (40, 0.35), "gradient": 1 / 16,
+    },
+    "large_1b_released.phase1": {
+        "gpus": 24, "image": 64, "region": (32, 14), "region_weight": 0.5, "tokens": 30, "lr": 5e-5, "warmup": 2500,
+        "steps": 2_584_068, "stop_matching": 200_000, "aux": 0.15, "video": None, "gradient": 1 / 24,
+    },
+    "large_1b_released": {
+        "gpus": 32, "image": 32, "region": (32, 14), "region_weight": 1.0, "tokens": 40, "lr": 3e-5, "warmup": 1000,
+        "steps": 404_595, "stop_matching": None, "aux": None, "video": (20, 0.35), "gradient": 1 / 32,
+    },
+}  # fmt: skip
+FOUR_M = ("coco", "visual_genome", "sbu", "cc3m")
+
+
+@pytest.mark.parametrize("training", sorted(RELEASED))
+def test_a_released_recipe_has_every_value_of_the_released_configuration(training: str) -> None:
+    expected = RELEASED[training]
+    name, _, phase = training.partition(".")
+    experiment = load_experiment(name)
+    config = experiment.phases[phase] if phase else experiment.pretrain
+    gpus = expected["gpus"]
+    assert config.world_size == gpus
+    streams = {stream.kind: stream for stream in config.data.streams}
+    image, region = streams["image"], streams["region"]
+    assert image.batch_size == gpus * expected["image"]
+    assert (region.batch_size, region.num_images) == tuple(gpus * number for number in expected["region"])
+    assert (image.loss_weight, region.loss_weight) == (1.0, expected["region_weight"])
+    assert image.sources == (("laion_en",) if phase else FOUR_M)
+    assert image.aux_sources == ((*FOUR_M, "cc12m") if phase else ())
+    assert (image.aux_share or None, image.match_main) == (expected["aux"], not phase)
+    assert (experiment.pretrain.start is not None and experiment.pretrain.start.node is not None) == bool(
+        experiment.phases
+    )
+    if expected["video"]:
+        rows, aux_share = expected["video"]
+        video = streams["video"]
+        assert (video.batch_size, video.aux_share, video.loss_weight) == (gpus * rows, aux_share, 1.0)
+        assert (video.sources, video.aux_sources) == (("howto100m", "yttemporal"), ("webvid",))
+        assert config.data.examples.frames_per_clip == config.model.num_frames == 3
+    else:
+        assert "video" not in streams
+        assert config.model.num_frames is None
+    masking, examples = config.data.examples.masking, config.data.examples
+    assert (examples.max_tokens, masking.prob, masking.max_masks) == (expected["tokens"], 0.5, 12)
+    assert (masking.whole_word, masking.skipgram_prob, masking.skipgram_size) == (True, 0.2, 3)
+    assert (examples.regions.max_regions, examples.regions.min_share_in_crop) == (5, 0.5)
+    train = config.train
+    assert (train.optimizer.lr, train.optimizer.lr_multiplier, train.optimizer.weight_decay) == (
+        expected["lr"],
+        2,
+        0.01,
+    )
+    assert (train.warmup_steps, train.steps, train.clip_norm) == (expected["warmup"], expected["steps"], 1.0)
+    assert train.stop_matching_at == expected["stop_matching"]
+    assert train.objective.contrastive_gradient == pytest.approx(expected["gradient"])
+    assert train.objective.negative_group_size == (expected["image"] if "4m" in name else None)
+    assert train.objective.box_loss_on_whole_images is False
+    model = config.model
+    width, depth, heads = (768, 12, 12) if name.startswith("base") else (1024, 24, 16)
+    assert (model.vision.width, model.vision.depth, model.vision.num_heads) == (width, depth, heads)
+    assert (model.text.width, model.text.num_layers, model.text.num_heads) == (width, 12, heads)
+    assert (model.fusion.num_layers, model.fusion.num_heads, model.fusion.intermediate) == (6, heads, 4 * width)
+    assert (model.text.intermediate, model.vision.image_res, model.vision.patch_size) == (4 * width, 224, 16)
+    assert (model.embed_dim, model.temperature) == (256, 0.07)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "paper" in name])
+def test_a_recipe_of_the_paper_has_what_the_paper_states(name: str) -> None:
+    experiment = load_experiment(name)
+    for config in trainings(experiment):
+        assert config.data.examples.max_tokens == 30  # X2-VLM A.2
+        assert config.data.examples.masking.prob == 0.4  # X2-VLM 3.3.1
+        assert config.train.objective.contrastive_gradient == "true"  # as equations are written
+        assert config.model.vision.image_res == 224
+    first = trainings(experiment)[0]
+    assert first.train.optimizer.lr == (1e-4 if name.startswith("base") else 5e-5)
+    assert first.train.warmup_steps == 2500
+    if "4m" in name:
+        assert first.train.steps == (500_000 if name.startswith("base") else 250_000)
+        assert first.world_size == (8 if name.startswith("base") else 16)
+        assert first.data.streams[0].batch_size == 1024
+        assert set(experiment.sources) == set(FOUR_M)
+
+
+def test_each_ablation_differs_from_ours_in_what_its_name_says_and_in_nothing_else() -> None:
+    def values(name: str) -> dict[str, Any]:
+        return load_experiment(f"ablation_{name}").model_dump(exclude={"name"})
+
+    ours = values("ours")
+    assert ours["pretrain"]["train"]["steps"] == 100_000  # X2-VLM 4.6
+    for name, field in (("no_aligning", "align_regions"), ("no_box", "locate_regions")):
+        other = values(name)
+        assert other["pretrain"]["train"]["objective"].pop(field) is False
+        assert ours["pretrain"]["train"]["objective"][field] is True
+        other["pretrain"]["train"]["objective"][field] = True
+        assert other == ours
+    for name, grain in (("no_object", "object"), ("no_region", "region")):
+        other = values(name)
+        assert other["partition"].pop("without_grains") == (grain,)
+        assert other == {**ours, "partition": {k: v for k, v in ours["partition"].items() if k != "without_grains"}}
+    other = values("no_grains")
+    streams = ours["pretrain"]["data"]["streams"]
+    assert other["pretrain"]["data"]["streams"] == tuple(stream for stream in streams if stream["kind"] == "image")
+    other["pretrain"]["data"]["streams"] = streams
+    assert other == ours
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_hours_of_a_header_are_what_the_estimate_says(name: str) -> None:
+    header = " ".join(
+        line.removeprefix("#").strip()
+        for line in (EXPERIMENTS / f"{name}.yaml").read_text().splitlines()
+        if "#" in line
+    )
+    told = [
+        (int(a100.replace(",", "")), int(h200.replace(",", "")))
+        for a100, h200 in re.findall(r"([\d,]+) GPU hours on A100 .*?, ([\d,]+) on H200", header)
+    ]
+    phases = estimate(load_experiment(name), EstimateOptions(gpus=("A100-80", "H200")))
+    assert told == [tuple(round(gpu.gpu_hours) for gpu in phase.gpus) for phase in phases]
+    assert "estimated, not measured" in header
+
+
+def test_an_unknown_experiment_is_answered_with_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean `large_4m_released`"):
+        load_experiment("large_4m_relased")
+    with pytest.raises(ConfigError, match=r"There are: ablation_no_aligning, .*sample, world"):
+        load_experiment("zzz")
 
 
 def test_the_two_4m_recipes_differ_where_paper_and_release_do() -> None:

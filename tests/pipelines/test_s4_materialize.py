@@ -195,6 +195,21 @@ def test_totals_per_grain_agree_with_the_samples_in_the_shards(corpus: Corpus, t
     assert buckets.summary["grains"] == packed.summary["grains"]
 
 
+def test_grains_left_out_are_counted_and_nothing_else_changes(corpus: Corpus, tmp_path: Path) -> None:
+    before, _ = materialize(corpus, tmp_path / "all")
+    after, packed = materialize(corpus, tmp_path / "some", CONFIG.model_copy(update={"without_grains": ("object",)}))
+    grains = before.summary["grains"]
+    assert grains["objects"] > 0
+    assert after.summary["grains"]["objects"] == 0
+    assert after.summary["grains"]["regions"] == grains["regions"] > 0
+    assert after.counts("concepts").dropped == {"grain_left_out": grains["objects"], "row_dropped": 2}
+    assert after.counts() == before.counts()
+    assert after.counts("captions") == before.counts("captions")
+    concepts = [concept for one in readers(packed).values() for sample in one.samples() for concept in sample.concepts]
+    assert {concept.grain for concept in concepts} == {"region"}
+    assert len(concepts) == grains["regions"]
+
+
 def test_the_order_in_which_parts_run_changes_no_byte(corpus: Corpus, tmp_path: Path) -> None:
     first = [run.bytes_of() for run in materialize(corpus, tmp_path / "first")]
     for seed in range(3):

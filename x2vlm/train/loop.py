@@ -20,7 +20,7 @@ from x2vlm.data.loader import StepData, StepLoader, iterate_steps, substitutes_t
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import CorruptArtifact, X2VLMError
 from x2vlm.models.weights import load_own_tensors, own_tensors
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.objective_config import ObjectiveConfig, counted_losses
 from x2vlm.objectives import pretrain_losses
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 from x2vlm.train.config import TrainConfig
@@ -122,6 +122,7 @@ def train_step(trainer: Trainer, data: StepData) -> dict[str, Any]:
             parts = pretrain_losses(
                 model, batch.to(ranks.device, non_blocking=True), config=objective, gather=trainer.gather
             )
+        parts = counted_losses(batch.kind, parts, objective)
         (weight * sum_of(parts)).backward()  # type: ignore[no-untyped-call]
         losses |= {f"{name}/{part}": value.detach() for part, value in parts.items()}
     average_gradients(trainer.parameters, ranks)
