@@ -142,8 +142,8 @@ def run_experiment(
     experiment = experiment.model_copy(update={"retries": rounds})
     if options.estimate:
         phases = estimate(experiment, estimate_options(options), _open_store(experiment.store_uri))
-        data = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
-        return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), data)
+        told = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
+        return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), told)
     graph = build_graph(experiment)
     store = _open_store(experiment.store_uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())

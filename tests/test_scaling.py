@@ -59,8 +59,8 @@ def test_bytes_are_those_of_the_study() -> None:
     assert gradient_bytes(P["base"], 64) / 1e9 == pytest.approx(2.0, abs=0.05)
     assert gradient_bytes(P["large"], 64, 2) / 1e9 == pytest.approx(2.4, abs=0.07)
     assert gradient_bytes(P["base"], 1) == 0
-    # 16.5 MB of features, and the same again on the way back.
-    assert contrastive_bytes(128, 64) / 2e6 == pytest.approx(16.5, abs=0.05)
+    # The study: 16.5 MB of bf16 features, and the same again on the way back. Ours: float32, one way.
+    assert contrastive_bytes(128, 64) / 1e6 == pytest.approx(2 * 16.5, abs=0.1)
     assert contrastive_bytes(128, 1) == 0
 
 

@@ -48,14 +48,15 @@ def gradient_bytes(num_parameters: int, world_size: int, bytes_per_number: int =
 
 
 def contrastive_bytes(
-    rows: int, world_size: int, num_batches: int = 2, embed_dim: int = 256, bytes_per_number: int = 2
+    rows: int, world_size: int, num_batches: int = 2, embed_dim: int = 256, bytes_per_number: int = 4
 ) -> int:
-    """Bytes that each process receives for the contrastive losses of a step: features of both sides, and back.
+    """Bytes that each process receives for the contrastive losses of a step: features of images and of texts.
 
-    `rows` are its own rows of one batch, `num_batches` how many batches have a contrastive loss.
+    `rows` are its own rows of one batch, `num_batches` how many batches have a contrastive loss. Features travel once,
+    in float32: every process computes the whole loss, so the backward pass sends nothing. bf16 features with their
+    gradients sent back would be as many bytes.
     """
-    one_way = (world_size - 1) * rows * embed_dim * bytes_per_number * 2 * num_batches
-    return 2 * one_way
+    return (world_size - 1) * rows * embed_dim * bytes_per_number * 2 * num_batches
 
 
 @dataclass(frozen=True)
