@@ -15,7 +15,7 @@ import pydantic
 
 from pipelines.experiment import Experiment
 from pipelines.flow.store import Store
-from pipelines.graph import phase_key
+from pipelines.input_files import phase_key
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.text_lengths import TextLengths, text_lengths
 from x2vlm.config import FrozenConfig, parse_config, read_yaml

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pydantic
 
-from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, resolve, source_uri
+from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, source_uri
 from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
+from pipelines.input_files import folder_files, phase_key, start_inputs
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
@@ -23,7 +24,6 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN
-from pipelines.s5_pretrain.start import MODEL_FILES, START_SLOTS, is_hub_name, text_folder_files
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
@@ -153,7 +153,7 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, role: str) ->
                 inputs={
                     "rows": (f"filter/{branch}",),
                     "media": (f"download/{branch}",),
-                    "model": _folder_files(experiment.clip_model, "clip_model"),
+                    "model": folder_files(experiment.clip_model, "clip_model"),
                 },
                 runtime=_runtime(experiment, "score"),
             )
@@ -231,11 +231,6 @@ def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[s
     return nodes + _phase_nodes(experiment, experiment.name, experiment.pretrain, train, decisions)
 
 
-def phase_key(experiment: str, phase: str) -> str:
-    """What the nodes of an earlier phase are called: "pretrain/<this>"."""
-    return f"{experiment}.{phase}"
-
-
 def _phase_nodes(
     experiment: Experiment, name: str, config: PretrainConfig, train: list[str], decisions: tuple[str, ...]
 ) -> list[Node]:
@@ -267,7 +262,7 @@ def _phase_nodes(
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),
-                **_start_inputs(experiment, config),
+                **start_inputs(config.start, experiment.name),
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain", on_driver=True),
@@ -293,38 +288,6 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
     return [branch for branch in train if cards[branch.partition(".retry")[0]] in named]
 
 
-def _start_inputs(experiment: Experiment, config: PretrainConfig) -> dict[str, tuple[str | SourceFile, ...]]:
-    """What the first weights of a training are read from, by slot."""
-    inputs: dict[str, tuple[str | SourceFile, ...]] = {slot: () for slot in START_SLOTS}
-    start = config.start
-    if start is None:
-        return inputs
-    if start.vision is not None and not is_hub_name(start.vision):
-        inputs["start_vision"] = (_start_file(start.vision, "start.vision"),)
-    if start.text is not None and not is_hub_name(start.text):
-        folder = resolve(start.text)
-        names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-        files = text_folder_files(names, str(folder))
-        inputs["start_text"] = tuple(_start_file(f"{start.text}/{name}", "start.text") for name in files)
-    if start.checkpoint is not None:
-        is_folder = resolve(start.checkpoint).is_dir()
-        files = [f"{start.checkpoint}/{name}" for name in MODEL_FILES] if is_folder else [start.checkpoint]
-        inputs["start_model"] = tuple(_start_file(file, "start.checkpoint") for file in files)
-    if start.node:
-        inputs["start_model"] = (f"pretrain/{phase_key(experiment.name, start.node)}",)
-    return inputs
-
-
-def _start_file(path: str, field: str) -> SourceFile:
-    """A file to start from. ConfigError where there is none, with what to write for a name on the hub."""
-    if "://" not in path and not resolve(path).is_file():
-        raise ConfigError(
-            f"{field}: no file {resolve(path)}. A model on the Hugging Face hub is named with its commit: "
-            "owner/name@<40 hex digits>"
-        )
-    return SourceFile(source_uri(path), field)
-
-
 def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
     """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
 
@@ -345,17 +308,6 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
         raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
     local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)
     return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
-
-
-def _folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
-    """Every file of a model folder, by name, without its README; nothing for a model known by its name."""
-    if folder is None:
-        return ()
-    path = resolve(folder)
-    if not path.is_dir():
-        raise ConfigError(f"{card}: {path} is not a folder; give the folder that holds the model's config and weights")
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md")
-    return tuple(SourceFile(source_uri(str(file)), card) for file in files)
 
 
 def _runtime(experiment: Experiment, stage: str, on_driver: bool = False) -> Runtime:

@@ -1,10 +1,11 @@
 """Two phases in one experiment, run on the shipped sample: what the second starts from, and what makes which due."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.planner import plan
@@ -33,11 +34,29 @@ def _folder(done: Run, key: str) -> Path:
     return Path(done.experiment.store) / "parts/pretrain" / fingerprint[:2] / fingerprint
 
 
+def _start_of(done: Run, key: str) -> dict[str, torch.Tensor]:
+    """The weights that a training started with, as it laid them down."""
+    (part,) = done.nodes[key].manifest.parts
+    (path,) = Path(done.experiment.store).glob(f"state/**/{part.record.fingerprint}*/start.safetensors")
+    return load_file(path)
+
+
+def test_the_first_phase_starts_from_the_files_of_backbones_and_lineage_has_their_hashes(done: Run) -> None:
+    folder = Path(done.experiment.store).parent
+    started = _start_of(done, FIRST)
+    vision, text = load_file(folder / "beit.safetensors"), load_file(folder / "bert/model.safetensors")
+    assert torch.equal(started["vision.trunk.blocks.2.mlp.fc1.weight"], vision["blocks.2.mlp.fc1.weight"])
+    word = "embeddings.word_embeddings.weight"
+    assert torch.equal(started[f"text.encoder.{word}"], text[f"bert.{word}"])
+    inputs = {record.node: record.root for record in done.nodes[FIRST].manifest.inputs if record.slot == "start_vision"}
+    assert inputs == {"source:start.vision": hashlib.sha256((folder / "beit.safetensors").read_bytes()).hexdigest()}
+    slots = [record.slot for record in done.nodes[FIRST].manifest.inputs]
+    assert slots.count("start_text") == 2  # its config and its weights, nothing else of the folder
+
+
 def test_the_second_phase_starts_from_the_weights_of_the_first(done: Run) -> None:
     (part,) = done.nodes[LAST].manifest.parts
-    trained = load_file(_folder(done, FIRST) / "model.safetensors")
-    (state,) = Path(done.experiment.store).glob(f"state/**/{part.record.fingerprint}*/start.safetensors")
-    started = load_file(state)
+    trained, started = load_file(_folder(done, FIRST) / "model.safetensors"), _start_of(done, LAST)
     assert set(started) - set(trained) == {"frame_position"}
     for name, value in trained.items():
         assert torch.equal(started[name], value), name
@@ -65,6 +84,14 @@ def test_a_change_of_the_second_phase_leaves_the_first_alone(done: Run) -> None:
     actions = _actions(two_phases(Path(done.experiment.store).parent, phase2={"clip_norm": 2.0}))
     assert actions[LAST] == "RUN"
     assert {key for key, action in actions.items() if action != "REUSE"} == {LAST}
+
+
+def test_another_backbone_makes_both_phases_due(done: Run, tmp_path: Path) -> None:
+    experiment = two_phases(tmp_path)
+    vision = load_file(tmp_path / "beit.safetensors")
+    save_file({**vision, "cls_token": vision["cls_token"] + 1}, tmp_path / "beit.safetensors")
+    actions = _actions(experiment.model_copy(update={"store": done.experiment.store}))
+    assert {key for key, action in actions.items() if action != "REUSE"} == {FIRST, LAST}
 
 
 def test_a_change_of_the_first_phase_makes_both_due_and_gives_the_second_another_identity(done: Run) -> None:

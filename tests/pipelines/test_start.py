@@ -129,16 +129,20 @@ def test_towers_are_the_backbones_and_the_rest_is_what_chance_gave(backbones):
     assert origin == "vision: blocks.1.attn.qkv.weight"  # not where this machine keeps the file
 
 
-def test_every_parameter_moves_at_the_rate_its_origin_asks_for(inputs, tmp_path):
-    """The whole stage, one step. The first step of Adam moves a number by the rate, whatever its gradient is."""
-    out = Out(tmp_path / "out", str(tmp_path / "state"))
+def _train_one_step(config, inputs, folder):
+    """(result, folder of outputs) of the whole stage."""
+    out = Out(folder / "out", str(folder / "state"))
     out.path.mkdir()
-    config = CONFIG.model_copy(update={"start": CONFIG.start.recorded()})
+    config = config.model_copy(update={"start": config.start.recorded()})
     (part,) = plan_pretrain(config, inputs)
-    result = pretrain_part(config, LocalInputs(), part, out)
-    before, after = load_file(tmp_path / "state/start.safetensors"), load_file(out.path / "model.safetensors")
+    return pretrain_part(config, LocalInputs(), part, out), out.path
+
+
+def _check_rates(folder):
+    """The first step of Adam moves a number by the rate, whatever its gradient is."""
+    before, after = load_file(folder / "state/start.safetensors"), load_file(folder / "out/model.safetensors")
     names = reference_names(build_model(MODEL))
-    new = set(json.loads((out.path / "start.json").read_text())["missing"])
+    new = set(json.loads((folder / "out/start.json").read_text())["missing"])
     rates = {True: 2 * LR, False: LR}
     moved = {name: float((after[name] - before[name]).abs().max()) for name in names if name in after}
     assert len(moved) > 60
@@ -146,11 +150,28 @@ def test_every_parameter_moves_at_the_rate_its_origin_asks_for(inputs, tmp_path)
         if name.endswith("key.bias"):
             continue  # softmax does not see it: its gradient is zero but for rounding
         assert distance == pytest.approx(rates[names[name] in new], rel=0.02), name
-    assert result.summary["start"]["num_missing"] == len(new)
-    assert (
-        result.summary["start"]["weights_sha256"]
-        == hashlib.sha256((tmp_path / "state/start.safetensors").read_bytes()).hexdigest()
-    )
+    return new
+
+
+def test_every_parameter_moves_at_the_rate_its_origin_asks_for(inputs, tmp_path):
+    result, _ = _train_one_step(CONFIG, inputs, tmp_path)
+    new = _check_rates(tmp_path)
+    start = result.summary["start"]
+    assert start["num_missing"] == len(new)
+    content = (tmp_path / "state/start.safetensors").read_bytes()
+    assert start["weights_sha256"] == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.slow
+def test_workers_of_a_real_ray_start_from_the_same_weights_at_the_same_rates(inputs, tmp_path):
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=True)
+    try:
+        _train_one_step(CONFIG.model_copy(update={"world_size": 2}), inputs, tmp_path)
+    finally:
+        ray.shutdown()
+    _check_rates(tmp_path)
 
 
 def test_without_a_text_backbone_the_text_tower_is_new_too(backbones):
@@ -220,6 +241,28 @@ def test_what_is_laid_down_once_is_what_every_worker_loads(backbones, tmp_path):
     Path(job["weights"]).write_bytes(b"cut")
     with pytest.raises(CorruptArtifact, match=r"start\.safetensors: missing or changed"):
         load_start(first, job, is_first=True)
+
+
+def test_a_hub_name_gives_the_files_of_its_commit(monkeypatch, tmp_path, backbones):
+    """Out of a cache on disk, laid out as huggingface_hub does, with the network off."""
+    commit, other = "c" * 40, "d" * 40
+    for name in ("toy/bert", "toy/beit"):
+        for revision in (commit, other):
+            folder = tmp_path / f"models--{name.replace('/', '--')}" / "snapshots" / revision
+            folder.mkdir(parents=True)
+            if name == "toy/beit":
+                save_file(_vision(seed=5 if revision == commit else 6), folder / "model.safetensors")
+            else:
+                for file, path in backbones["start_text"].items():
+                    (folder / file).write_bytes(path.read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = StartConfig(vision=f"toy/beit@{commit}", text=f"toy/bert@{commit}")
+    assert start.recorded() == start
+    model, _ = started_model(CONFIG.model_copy(update={"start": start}), {slot: {} for slot in backbones})
+    expected, _ = started_model(CONFIG, backbones)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
 
 
 def test_a_hub_name_is_refused_offline_with_what_to_do(monkeypatch, tmp_path):

@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
+from safetensors.torch import save_file
+from timm.models.beit import Beit
+from transformers import BertConfig, BertForMaskedLM
 
 from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.blobs import PROJECT_ROOT
@@ -37,6 +41,7 @@ def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[
         "phases": {
             "phase1": {
                 **pretrain,
+                "start": {"vision": str(folder / "beit.safetensors"), "text": str(folder / "bert")},
                 "model": first,
                 "data": {**pretrain["data"], "streams": streams},
                 "train": train | (phase1 or {}),
@@ -49,9 +54,23 @@ def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[
             "train": train | (phase2 or {}),
         },
     }
+    if not (folder / "bert").exists():
+        save_backbones(folder)
     path = folder / "phases.yaml"
     path.write_text(yaml.safe_dump({**values, **changes}))
     return load_experiment(str(path), str(folder / "store"))
+
+
+def save_backbones(folder: Path) -> None:
+    """A BEiT-2 and a BERT of the sample model's sizes, at random, as their publishers would lay them down."""
+    torch.manual_seed(3)
+    beit = Beit(
+        img_size=96, patch_size=16, embed_dim=64, depth=3, num_heads=4, num_classes=5, init_values=0.1,
+        global_pool="avg", use_abs_pos_emb=False, use_rel_pos_bias=True,
+    )  # fmt: skip
+    save_file(beit.state_dict(), folder / "beit.safetensors")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
+    BertForMaskedLM(BertConfig(vocab_size=1033, max_position_embeddings=64, **sizes)).save_pretrained(folder / "bert")
 
 
 class Run(NamedTuple):

@@ -1,0 +1,53 @@
+"""Which files of the user a node reads: those of a model's folder, and those that a training starts from."""
+
+from pipelines.experiment import resolve, source_uri
+from pipelines.flow.stage import SourceFile
+from pipelines.s5_pretrain.start import MODEL_FILES, START_SLOTS, StartConfig, is_hub_name, text_folder_files
+from x2vlm.errors import ConfigError
+
+
+def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
+    """Every file of a model folder, by name, without its README; nothing for a model known by its name."""
+    if folder is None:
+        return ()
+    path = resolve(folder)
+    if not path.is_dir():
+        raise ConfigError(f"{card}: {path} is not a folder; give the folder that holds the model's config and weights")
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md")
+    return tuple(SourceFile(source_uri(str(file)), card) for file in files)
+
+
+def phase_key(experiment: str, phase: str) -> str:
+    """What the nodes of an earlier phase are called: "pretrain/<this>"."""
+    return f"{experiment}.{phase}"
+
+
+def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[str | SourceFile, ...]]:
+    """What the first weights of a training are read from, by slot."""
+    inputs: dict[str, tuple[str | SourceFile, ...]] = {slot: () for slot in START_SLOTS}
+    if start is None:
+        return inputs
+    if start.vision is not None and not is_hub_name(start.vision):
+        inputs["start_vision"] = (_start_file(start.vision, "start.vision"),)
+    if start.text is not None and not is_hub_name(start.text):
+        folder = resolve(start.text)
+        names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        files = text_folder_files(names, str(folder))
+        inputs["start_text"] = tuple(_start_file(f"{start.text}/{name}", "start.text") for name in files)
+    if start.checkpoint is not None:
+        is_folder = resolve(start.checkpoint).is_dir()
+        files = [f"{start.checkpoint}/{name}" for name in MODEL_FILES] if is_folder else [start.checkpoint]
+        inputs["start_model"] = tuple(_start_file(file, "start.checkpoint") for file in files)
+    if start.node:
+        inputs["start_model"] = (f"pretrain/{phase_key(experiment, start.node)}",)
+    return inputs
+
+
+def _start_file(path: str, field: str) -> SourceFile:
+    """A file to start from. ConfigError where there is none, with what to write for a name on the hub."""
+    if "://" not in path and not resolve(path).is_file():
+        raise ConfigError(
+            f"{field}: no file {resolve(path)}. A model on the Hugging Face hub is named with its commit: "
+            "owner/name@<40 hex digits>"
+        )
+    return SourceFile(source_uri(path), field)
