@@ -1,7 +1,8 @@
 """Pre-train a model: everything from upstream files to evaluation. The same command resumes after any crash.
 
-ray job submit --working-dir . -- python jobs/full_pretrain.py base_4m
+ray job submit --working-dir . -- python jobs/full_pretrain.py base_4m_paper
 python jobs/full_pretrain.py sample --dry-run
+python jobs/full_pretrain.py base_4m_paper --estimate
 """
 
 import argparse

@@ -49,7 +49,11 @@ def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, sto
                 numbers[kind] += [len(tokenizer.encode(text, examples.max_tokens)) for text in texts]
     mean = {kind: sum(found) / len(found) if found else ASSUMED[kind] for kind, found in numbers.items()}
     counted = ", ".join(f"{len(found)} {kind}" for kind, found in numbers.items() if found)
-    return TextLengths(mean, f"measured on texts of the packed shards ({counted})")
+    assumed = ", ".join(kind for kind, found in numbers.items() if not found)
+    return TextLengths(
+        mean,
+        f"measured on texts of the packed shards: {counted or 'none'}" + (f"; {assumed} assumed" if assumed else ""),
+    )
 
 
 def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:

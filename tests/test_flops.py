@@ -174,8 +174,8 @@ def test_a_backward_pass_costs_twice_the_forward_pass() -> None:
         ("NVIDIA H100 80GB HBM3", "H100"),
         ("NVIDIA H100 PCIe", "H100-PCIe"),
         ("NVIDIA H200", "H200"),
-        ("NVIDIA A10", "A10"),
-        ("Tesla V100-SXM2-32GB", "V100-32"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla V100-SXM2-32GB", None),  # no bf16
         ("NVIDIA GeForce RTX 3060", None),
     ],
 )

@@ -213,7 +213,7 @@ def _swin_flops(cfg: VisionConfig) -> int:
 
 @dataclass(frozen=True)
 class Device:
-    """Dense bf16 (V100: fp16) FLOP per second and memory of one GPU, as its maker states them."""
+    """Dense bf16 FLOP per second and memory of one GPU, as its maker states them."""
 
     flops_per_second: float
     memory_bytes: int
@@ -222,15 +222,15 @@ class Device:
 
 # Without sparsity: the makers' sheets give twice these numbers where they count zeros.
 DEVICES: dict[str, Device] = {
-    "V100-32": Device(125e12, 32 * 2**30, "NVIDIA V100 data sheet: 125 TFLOPS tensor (fp16), SXM2, 32 GB"),
-    "A10": Device(125e12, 24 * 2**30, "NVIDIA A10 data sheet: 125 TFLOPS bf16"),
     "A100-40": Device(312e12, 40 * 2**30, "NVIDIA A100 data sheet: 312 TFLOPS bf16, 40 GB"),
     "A100-80": Device(312e12, 80 * 2**30, "NVIDIA A100 data sheet: 312 TFLOPS bf16, 80 GB"),
     "L40S": Device(362e12, 48 * 2**30, "NVIDIA L40S data sheet: 362 TFLOPS bf16, 733 with sparsity"),
     "H100-PCIe": Device(756e12, 80 * 2**30, "NVIDIA H100 data sheet: 1,513 TFLOPS bf16 with sparsity, PCIe"),
     "H100": Device(989e12, 80 * 2**30, "NVIDIA H100 data sheet: 1,979 TFLOPS bf16 with sparsity, SXM"),
     "H200": Device(989e12, 141 * 10**9, "NVIDIA H200 data sheet: 1,979 TFLOPS bf16 with sparsity, 141 GB"),
-    "B200": Device(2250e12, 180 * 10**9, "NVIDIA DGX B200 data sheet: 36 PFLOPS bf16 with sparsity, 1,440 GB, 8 GPUs"),
+    "B200": Device(
+        2250e12, 180 * 10**9, "NVIDIA HGX B200: 4,500 TFLOPS bf16 with sparsity at 1,000 W; 1,440 GB in 8 GPUs"
+    ),
 }
 PEAK_FLOPS: dict[str, float] = {name: device.flops_per_second for name, device in DEVICES.items()}
 
@@ -245,7 +245,7 @@ def find_device(reported: str, memory_bytes: int | None = None) -> str | None:
     words = reported.upper().replace("-", " ").split()
     if "H100" in words and "PCIE" in words:
         return "H100-PCIe"
-    if "A100" in words or "V100" in words:
+    if "A100" in words:
         small = (memory_bytes is not None and memory_bytes < 60 * 2**30) or any("40GB" in word for word in words)
-        return "V100-32" if "V100" in words else "A100-40" if small else "A100-80"
-    return next((word for word in ("A10", "L40S", "H100", "H200", "B200") if word in words), None)
+        return "A100-40" if small else "A100-80"
+    return next((word for word in ("L40S", "H100", "H200", "B200") if word in words), None)
