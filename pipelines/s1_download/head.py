@@ -6,14 +6,14 @@ line is passed over.
 """
 
 import re
-from typing import BinaryIO
+from typing import Protocol
 
 from pipelines.s1_download.guard import Refusal
 
 MAX_LINE_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_INTERIM_HEADS = 10  # 100 Continue
-STATUS_LINE = re.compile(rb"HTTP/1\.[0-9]+[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
+STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]+)[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
 # Any byte may stand in a value: who reads it decides, and an opt-out that cannot be read counts as one.
 HEADER_LINE = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[ \t]*(.*?)[ \t]*\r?\n", re.DOTALL)
 FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # goes on with the line before it (RFC 9112 5.2)
@@ -47,14 +47,27 @@ class Headers:
         return kind if kind.count("/") == 1 else "text/plain"
 
 
+class Stream(Protocol):
+    """What a response is read from."""
+
+    def read(self, num_bytes: int, /) -> bytes: ...
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
 class Response:
-    """A head, and the stream from which the body is still to be read."""
+    """A head, and the stream from which the body is still to be read.
 
-    def __init__(self, fp: BinaryIO, status: int, reason: str, headers: Headers) -> None:
-        self.fp, self.status, self.reason, self.headers = fp, status, reason, headers
+    `minor` is the x of HTTP/1.x, as it was sent. `is_spent` becomes true when exactly as many bytes were read as the
+    head announced.
+    """
+
+    def __init__(self, fp: Stream, minor: bytes, status: int, reason: str, headers: Headers) -> None:
+        self.fp, self.minor, self.status, self.reason, self.headers = fp, minor, status, reason, headers
+        self.is_spent = False
 
 
-def read_head(stream: BinaryIO) -> Response:
+def read_head(stream: Stream) -> Response:
     """The head of the final response; 100 Continue is skipped.
 
     Refusal with rule connection_reset if nothing comes or the head breaks off, bad_response for another protocol, more
@@ -65,14 +78,14 @@ def read_head(stream: BinaryIO) -> Response:
         match = STATUS_LINE.fullmatch(line)
         if match is None:
             raise _breaks_off() if b"HTTP/".startswith(line[:5]) and line[-1:] != b"\n" else _no_status_line(line)
-        status, reason = int(match[1]), (match[2] or b"").decode("latin-1").strip()
+        status, reason = int(match[2]), (match[3] or b"").decode("latin-1").strip()
         headers = _headers(stream)
         if status != 100:
-            return Response(stream, status, reason, headers)
+            return Response(stream, match[1], status, reason, headers)
     raise Refusal("bad_response", f"more than {MAX_INTERIM_HEADS} interim responses")
 
 
-def _headers(stream: BinaryIO) -> Headers:
+def _headers(stream: Stream) -> Headers:
     lines: list[tuple[str, str]] = []
     can_go_on = False  # whether a folded line has a header before it
     while (line := _line(stream)) not in (b"\r\n", b"\n"):
@@ -91,7 +104,7 @@ def _headers(stream: BinaryIO) -> Headers:
     return Headers(lines)
 
 
-def _line(stream: BinaryIO) -> bytes:
+def _line(stream: Stream) -> bytes:
     """The next line; without its end only where the stream has ended."""
     line = stream.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:

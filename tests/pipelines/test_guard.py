@@ -16,9 +16,11 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.s1_download.connection import tls_context
 from pipelines.s1_download.guard import Policy, Refusal, check_address, is_public, parse_target
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.resolver import Resolver, resolve
-from pipelines.s1_download.transport import Fetcher, Limits, guarded_opener, manners, tls_context
+from pipelines.s1_download.transport import Fetcher, guarded_opener, manners
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.head import Headers, read_head
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.opt_out import opt_out_signal
-from pipelines.s1_download.transport import Fetcher, Limits, manners, request_head
+from pipelines.s1_download.transport import Fetcher, manners, request_head
 from x2vlm.errors import ConfigError
 
 OK = b"HTTP/1.1 200 OK\r\n"
