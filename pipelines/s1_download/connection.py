@@ -1,9 +1,13 @@
-"""One connection: opened to judged addresses only, and watched while a response is read from it."""
+"""Connections: opened to judged addresses only, watched while a response is read, and kept for the next request."""
 
 import functools
+import select
 import socket
 import ssl
+import threading
 import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.s1_download.guard import Refusal, Target
@@ -14,6 +18,9 @@ READ_BYTES = 128 << 10  # asked for at once: most pictures of the web come whole
 # A read waits so long at a time and then looks at its limits again. As long as no limit is nearer the socket's timeout
 # stays as it is, which saves a system call a read.
 WAIT_SECONDS = 1.0
+# Servers hang up on clients that are silent for so long and more: Apache after 5 s, nginx after 75.
+IDLE_SECONDS = 4.0
+MAX_IDLE = 64  # of all hosts together
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ def tls_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def connect(target: Target, addresses: list[str], clock: Clock) -> Connection:
+def connect(target: Target, addresses: Sequence[str], clock: Clock) -> Connection:
     """A connection to the first of `addresses` that answers; Refusal with rule connect_failed or tls_failed."""
     reasons = []
     give_up = time.monotonic() + clock.connect_seconds
@@ -164,3 +171,101 @@ class WatchedSocket:
     def hang_up(self) -> None:
         """End the connection."""
         self._raw.close()
+
+
+class Connections:
+    """What is open, by host: in use, or idle after a response that was read to its end. Safe between threads.
+
+    An idle one serves the next request to the same site, which is a scheme, a host and a port: hosts share nothing,
+    whatever address they have. A host has at most `most_per_host` as long as no more requests are under way.
+    """
+
+    def __init__(self, most_per_host: int) -> None:
+        self._most_per_host = most_per_host
+        self._idle: OrderedDict[str, deque[_Idle]] = OrderedDict()  # the host of which one was kept last comes last
+        self._num_idle = 0
+        self._in_use: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, target: Target, addresses: Sequence[str]) -> Connection | None:
+        """An idle one that leads to one of `addresses`, which were judged for this request; None: open one.
+
+        One on which anything has come since, be it the end or bytes that nobody asked for, is closed: who knows what
+        they would be taken for. Each call must be followed by `done`.
+        """
+        site = target.scheme, target.port
+        with self._lock:
+            self._in_use[target.host] += 1
+        while idle := self._pop(target.host, site):
+            connection = idle.connection
+            is_young = time.monotonic() - idle.since < IDLE_SECONDS
+            if is_young and connection.address in addresses and _is_quiet(connection.socket):
+                return connection
+            connection.socket.close()
+        return None
+
+    def keep(self, target: Target, connection: Connection) -> None:
+        """Have one that was in use, and from which exactly one whole response was read, for later."""
+        now = time.monotonic()
+        with self._lock:
+            self._idle.setdefault(target.host, deque()).append(_Idle(connection, (target.scheme, target.port), now))
+            self._idle.move_to_end(target.host)
+            self._num_idle += 1
+            unwanted = []
+            while self._num_idle > MAX_IDLE or now - self._longest_idle().since > IDLE_SECONDS:
+                unwanted.append(self._pop_oldest(next(iter(self._idle))))
+        for idle in unwanted:
+            idle.connection.socket.close()
+
+    def done(self, target: Target) -> None:
+        """The end of what `take` began."""
+        with self._lock:
+            self._in_use[target.host] -= 1
+            if not self._in_use[target.host]:
+                del self._in_use[target.host]
+
+    def _pop(self, host: str, site: tuple[str, int]) -> "_Idle | None":
+        """The idle one of `site` that was kept last; without one, room for a new one is made."""
+        with self._lock:
+            of_host = self._idle.get(host)
+            if not of_host:
+                return None
+            for idle in reversed(of_host):
+                if idle.site == site:
+                    of_host.remove(idle)
+                    self._forget(host)
+                    return idle
+            is_full = len(of_host) + self._in_use[host] > self._most_per_host
+            unwanted = self._pop_oldest(host) if is_full else None
+        if unwanted:
+            unwanted.connection.socket.close()
+        return None
+
+    def _longest_idle(self) -> "_Idle":
+        return next(iter(self._idle.values()))[0]
+
+    def _pop_oldest(self, host: str) -> "_Idle":
+        idle = self._idle[host].popleft()
+        self._forget(host)
+        return idle
+
+    def _forget(self, host: str) -> None:
+        self._num_idle -= 1
+        if not self._idle[host]:
+            del self._idle[host]
+
+
+@dataclass(frozen=True, eq=False)
+class _Idle:
+    connection: Connection
+    site: tuple[str, int]  # scheme and port, of the host that it is filed under
+    since: float
+
+
+def _is_quiet(raw: socket.socket) -> bool:
+    """Whether nothing waits to be read, not even the end."""
+    if isinstance(raw, ssl.SSLSocket) and raw.pending():
+        return False
+    poll = select.poll()
+    poll.register(raw, select.POLLIN)
+    return not poll.poll(0)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipelines.s1_download.body import BodyLimits, Room, read_body
-from pipelines.s1_download.connection import WatchedSocket, connect
+from pipelines.s1_download.connection import Connection, Connections, WatchedSocket, connect
 from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import CONTROL_CHARACTER, Policy, Refusal, Target, parse_target
-from pipelines.s1_download.head import Headers, read_head
+from pipelines.s1_download.head import Headers, Response, may_stay_open, read_head
 from pipelines.s1_download.hosts import Breaker, HostGate, wait_before_retry
 from pipelines.s1_download.limits import Clock, Limits
 from pipelines.s1_download.opt_out import opt_out_signal
@@ -74,6 +74,7 @@ class Fetcher:
         self._policy, self._limits, self._manners = policy, limits, manners
         self._resolver = resolver or Resolver()
         self._room = Room(limits.max_bytes)
+        self._connections = Connections(limits.host_connections)
         if CONTROL_CHARACTER.search(manners.user_agent) or not manners.user_agent.isascii():
             raise ConfigError(f"user_agent {manners.user_agent!r}: printable ASCII characters only")
         self._gates: defaultdict[str, HostGate] = defaultdict(
@@ -168,8 +169,68 @@ class Fetcher:
         return location
 
     def _request(self, target: Target, outcome: Outcome, clock: Clock, limits: BodyLimits) -> str | None:
-        watched = self._connect(target, clock, limits)
-        taken = 0
+        # Judged for every request, also where a connection is open already.
+        addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
+        idle = self._connections.take(target, addresses)
+        try:
+            if idle:
+                try:
+                    return self._ask(idle, target, outcome, clock, limits, is_first=False)
+                except HungUpOn:
+                    pass  # it was about to close and has not said a word: RFC 9112 9.3.1 lets us ask again
+            return self._ask(connect(target, addresses, clock), target, outcome, clock, limits)
+        finally:
+            self._connections.done(target)
+
+    def _ask(
+        self,
+        connection: Connection,
+        target: Target,
+        outcome: Outcome,
+        clock: Clock,
+        limits: BodyLimits,
+        is_first: bool = True,
+    ) -> str | None:
+        """Send the request over `connection` and fill `outcome` from the answer; the address of a redirect."""
+        of_this = self._limits
+        if limits.max_bytes != of_this.max_bytes:
+            of_this = replace(of_this, max_bytes=limits.max_bytes)
+        watched = WatchedSocket(connection.socket, clock, of_this)
+        stays_open = False
+        try:
+            watched.sendall(request_head(target, self._manners.user_agent))
+            response = read_head(watched)
+            location = self._read(response, watched, outcome, clock, limits)
+            stays_open = location is None and may_stay_open(response) and not watched.has_more
+            return location
+        except OSError as error:
+            refusal = error if isinstance(error, Refusal) else Refusal("connection_reset", str(error))
+            if refusal.rule == "connection_reset" and not is_first and not watched.num_received:
+                raise HungUpOn from None
+            raise refusal from None
+        finally:
+            if stays_open:
+                self._connections.keep(target, connection)
+            else:
+                watched.hang_up()
+
+    def _read(
+        self, response: Response, watched: WatchedSocket, outcome: Outcome, clock: Clock, limits: BodyLimits
+    ) -> str | None:
+        """Fill `outcome` from `response`; the address of a redirect. Refusal for what is not wanted of it."""
+        outcome.http_status, outcome.headers = response.status, response.headers
+        outcome.content_type = response.headers.content_type()
+        location = response.headers.get("Location")
+        if response.status in (301, 302, 303, 307, 308) and location:
+            return location
+        if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
+            raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
+        watched.expect_body()
+        manners, taken = self._manners, 0
+        if not limits.cuts_long_bodies:  # of robots.txt: what its own headers say of indexing it is no matter
+            outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
+            if outcome.opt_out:
+                raise Refusal("opted_out", outcome.opt_out, response.status)
 
         def take_room(num_bytes: int) -> None:
             nonlocal taken
@@ -182,41 +243,15 @@ class Fetcher:
             watched.pause(time.monotonic() - began)
 
         try:
-            watched.sendall(request_head(target, self._manners.user_agent))
-            response = read_head(watched)
-            outcome.http_status, outcome.headers = response.status, response.headers
-            outcome.content_type = response.headers.content_type()
-            location = response.headers.get("Location")
-            if response.status in (301, 302, 303, 307, 308) and location:
-                return location
-            if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
-                raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
-            watched.expect_body()
-            if limits.cuts_long_bodies:  # robots.txt: what its own headers say of indexing it is no matter
-                outcome.body = read_body(response, limits, take_room)
-                return None
-            manners = self._manners
-            outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
-            if outcome.opt_out:
-                raise Refusal("opted_out", outcome.opt_out, response.status)
             outcome.body = read_body(response, limits, take_room)
-            return None
-        except Refusal:
-            raise
-        except OSError as error:
-            raise Refusal("connection_reset", str(error)) from None
         finally:
             if taken:
                 self._room.give_back(taken)
-            watched.hang_up()
+        return None
 
-    def _connect(self, target: Target, clock: Clock, limits: BodyLimits) -> WatchedSocket:
-        """A socket that leads to a judged address."""
-        addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
-        of_this = self._limits
-        if limits.max_bytes != of_this.max_bytes:
-            of_this = replace(of_this, max_bytes=limits.max_bytes)
-        return WatchedSocket(connect(target, addresses, clock).socket, clock, of_this)
+
+class HungUpOn(Exception):
+    """A connection that was open already ended without a byte of an answer."""
 
 
 def request_head(target: Target, user_agent: str) -> bytes:
@@ -224,7 +259,7 @@ def request_head(target: Target, user_agent: str) -> bytes:
     host = target.url[len(target.scheme) + 3 :].partition("/")[0]
     return (
         f"GET {target.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
-        "Accept-Encoding: identity\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        "Accept-Encoding: identity\r\nAccept: */*\r\n\r\n"
     ).encode("ascii")
 
 

@@ -125,7 +125,7 @@ def test_a_request_is_one_head_whatever_the_url_says(path: str, query: str) -> N
     assert lines[0].count(b" ") == 2
     assert lines[1] == b"Host: a.example:8080"
     assert lines[-2:] == [b"", b""]
-    assert len(lines) == 8
+    assert len(lines) == 7
     assert not any(character < 0x20 or character > 0x7E for line in lines for character in line)
 
 
