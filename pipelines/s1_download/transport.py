@@ -177,7 +177,7 @@ class Fetcher:
                 try:
                     return self._ask(idle, target, outcome, clock, limits, is_first=False)
                 except HungUpOn:
-                    pass  # it was about to close and has not said a word: RFC 9112 9.3.1 lets us ask again
+                    pass  # it was about to close, and RFC 9112 9.3.1 lets us ask again: once, on a new one
             return self._ask(connect(target, addresses, clock), target, outcome, clock, limits)
         finally:
             self._connections.done(target)
@@ -200,6 +200,8 @@ class Fetcher:
         try:
             watched.sendall(request_head(target, self._manners.user_agent))
             response = read_head(watched)
+            if response.status == 408 and not is_first:  # said to a silence, and crossed by our request
+                raise HungUpOn
             location = self._read(response, watched, outcome, clock, limits)
             stays_open = location is None and may_stay_open(response) and not watched.has_more
             return location
@@ -251,7 +253,7 @@ class Fetcher:
 
 
 class HungUpOn(Exception):
-    """A connection that was open already ended without a byte of an answer."""
+    """A connection that was open already came to its end without an answer to what was asked."""
 
 
 def request_head(target: Target, user_agent: str) -> bytes:

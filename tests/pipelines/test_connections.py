@@ -235,20 +235,24 @@ def test_a_connection_that_was_closed_meanwhile_costs_nothing() -> None:
         assert server.asked == [(0, "/a"), (1, "/b")]
 
 
-def test_a_server_that_closes_instead_of_answering_is_asked_again_once() -> None:
-    with Server(lambda c, r, path: CLOSE if (c, r) == (0, 1) else echo(path)) as server:
+@pytest.mark.parametrize("last_words", [CLOSE, b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"])
+def test_a_server_that_hangs_up_instead_of_answering_is_asked_again_once(last_words: bytes) -> None:
+    with Server(lambda c, r, path: last_words if (c, r) == (0, 1) else echo(path)) as server:
         fetch = fetcher(server)
         assert body_at(fetch, f"{server.base}/a") == "the body of /a"
         assert body_at(fetch, f"{server.base}/b") == "the body of /b"
         assert server.asked == [(0, "/a"), (0, "/b"), (1, "/b")]
 
 
-def test_a_server_that_closes_on_a_new_connection_is_not_asked_again() -> None:
-    with Server(lambda c, r, path: CLOSE if c + r else echo(path)) as server:
+@pytest.mark.parametrize(
+    ("last_words", "rule"), [(CLOSE, "connection_reset"), (b"HTTP/1.1 408 Request Timeout\r\n\r\n", "http_408")]
+)
+def test_a_server_that_hangs_up_on_a_new_connection_is_not_asked_again(last_words: bytes, rule: str) -> None:
+    with Server(lambda c, r, path: last_words if c + r else echo(path)) as server:
         fetch = fetcher(server)
         assert body_at(fetch, f"{server.base}/a") == "the body of /a"
-        assert body_at(fetch, f"{server.base}/b") == "connection_reset"
-        assert body_at(fetch, f"{server.base}/c") == "connection_reset"
+        assert body_at(fetch, f"{server.base}/b") == rule
+        assert body_at(fetch, f"{server.base}/c") == rule
         assert server.asked == [(0, "/a"), (0, "/b"), (1, "/b"), (2, "/c")]
 
 
