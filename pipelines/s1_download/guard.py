@@ -87,6 +87,11 @@ def parse_target(url: str) -> Target:
     """`url` taken apart; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
     if plain := PLAIN_URL.fullmatch(url):
         return _plain_target(*plain.groups())
+    return take_apart(url)
+
+
+def take_apart(url: str) -> Target:
+    """`parse_target` of any URL, however it is spelt."""
     text = url.strip()
     if CONTROL_CHARACTER.search(text):
         raise Refusal("url_malformed", "control characters")

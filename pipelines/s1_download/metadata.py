@@ -19,7 +19,6 @@ EXIF_HEADER = b"Exif\0\0"
 # In entropy-coded data 0xFF 0x00 is a byte of data and D0 to D7 are restart marks.
 # A pattern that begins with a plain byte is looked for with memchr: 0.1 ms for a photo, not the 0.8 ms of `\xff+`.
 MARKER = re.compile(rb"\xff\xff*([^\x00\xff])", re.DOTALL)
-WINDOW_BYTES = 64 << 10  # of entropy-coded data that is looked through at once
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
 FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # which begin tables and extensions
 STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -99,7 +98,7 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
             kept.append(view[end - 2 : position])  # of fill bytes before a marker the last is its own
         if code == SOS:
             has_pixels = True
-            stop = _end_of_scan(data, position)
+            stop = end_of_scan(data, position)
             kept.append(view[position:stop])
             position = stop
     if orientation != 1:
@@ -108,13 +107,13 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
     return b"".join(kept)
 
 
-def _end_of_scan(data: bytes, start: int) -> int:
+def end_of_scan(data: bytes, start: int, window_bytes: int = 64 << 10) -> int:
     """Where the marker begins, fill bytes included, that ends the entropy-coded data from `start` on, or where `data`
-    ends: what `\\xff\\xff*[^\\x00\\xff\\xd0-\\xd7]` finds, in 16 us a photo instead of 39.
+    ends: what `\\xff\\xff*[^\\x00\\xff\\xd0-\\xd7]` finds, in 20 us a photo instead of 40.
     """
     octets = np.frombuffer(data, np.uint8)
-    for first in range(start, len(data) - 1, WINDOW_BYTES):
-        window = octets[first : first + WINDOW_BYTES + 1]
+    for first in range(start, len(data) - 1, window_bytes):
+        window = octets[first : first + window_bytes + 1]
         follows = window[1:]
         suspects = (window[:-1] == 0xFF) & (follows != 0)  # of 300 times 0xFF in a photo's data mostly the last alone
         where = int(suspects.argmax())
