@@ -18,10 +18,14 @@ class DenyList:
 
     def check(self, target: Target) -> None:
         """Refusal with rule denied_by_list, naming the entry, if `target` is on the list."""
+        if not self.domains and not self.prefixes:
+            return
         labels = target.host.rstrip(".").split(".")
         for start in range(len(labels)):
             if (domain := ".".join(labels[start:])) in self.domains:
                 raise Refusal("denied_by_list", domain)
+        if target.host not in self.prefixes:
+            return
         path = normalised(target.path)
         for prefix in self.prefixes.get(target.host, ()):
             if path.startswith(prefix):

@@ -5,6 +5,7 @@ processes fetch and decode the rest (`child.py`, `worker.py`) and writes down wh
 captured: no later stage touches the network.
 """
 
+import functools
 import logging
 import re
 import tempfile
@@ -63,6 +64,9 @@ LEDGER_SCHEMA = pa.schema(
         ("author", pa.string()),
     ]
 )
+# Columns of the ledger that are fields of the row's sample, and of what became of it.
+OF_SAMPLE = ("key", "url", "published_hash", "licence", "author")
+OF_RESULT = ("final_url", "status", "reason", "fetched_at", "bytes", "content_type", "opt_out", "robots")
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
@@ -136,10 +140,11 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         domains = domain_table(samples, verdicts, checks)
         verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
         kept, drops = _decide(samples, verdicts)
+        path_of = functools.cache(Path)
         pack = write_media_pack(
             out.path,
             (
-                Payload(got.media.sha256, got.media.format, Path(at.path), at.offset, at.bytes, at.sha256)
+                Payload(got.media.sha256, got.media.format, path_of(at.path), at.offset, at.bytes, at.sha256)
                 for got in verdicts
                 if got.media and (at := got.stored)
             ),
@@ -192,7 +197,7 @@ def _plan_items(
 
     A URL that several rows name is fetched once.
     """
-    items: dict[tuple[object, ...], Item] = {}
+    items: dict[tuple[str, str, float | None, float | None], int] = {}
     item_of_row: dict[int, int] = {}
     refused: dict[int, Result] = {}
     published: defaultdict[int, set[str]] = defaultdict(set)
@@ -209,10 +214,10 @@ def _plan_items(
             refused[row] = Result(-1, refusal.rule, refusal.reason)
             continue
         identity = (sample.kind, url, sample.start_seconds, sample.end_seconds)
-        item = items.setdefault(identity, Item(len(items), sample.kind, url, sample.start_seconds, sample.end_seconds))
-        item_of_row[row] = item.id
-        published[item.id].add(sample.published_hash)
-    planned = [replace(item, hashes=wanted_hashes(published[item.id])) for item in items.values()]
+        item_of_row[row] = items.setdefault(identity, len(items))
+        if sample.published_hash:
+            published[item_of_row[row]].add(sample.published_hash)
+    planned = [Item(number, *identity, wanted_hashes(published.get(number, ()))) for identity, number in items.items()]
     return planned, item_of_row, refused
 
 
@@ -250,34 +255,21 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     """`sample` with what was fetched; boxes that waited for the size of their image are put in pixels."""
     assert verdict.media is not None
     fetch = Fetch(verdict.final_url, verdict.http_status, verdict.content_type, verdict.opt_out)
-    sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
+    if sample.concepts:
+        sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
     return replace(sample, media=verdict.media, fetch=fetch)
 
 
 def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result], checks: Sequence[str]) -> pa.Table:
     """What became of every row's URL, in upstream order."""
-    rows = [
-        {
-            "key": sample.key,
-            "url": sample.url,
-            "final_url": verdict.final_url,
-            "http_status": verdict.http_status or None,
-            "status": verdict.status,
-            "reason": verdict.reason,
-            "fetched_at": verdict.fetched_at,
-            "bytes": verdict.bytes,
-            "content_type": verdict.content_type,
-            "opt_out": verdict.opt_out,
-            "robots": verdict.robots,
-            "sha256": verdict.hashes.get("sha256", ""),
-            "published_hash": sample.published_hash,
-            "hash_check": check,
-            "licence": sample.licence,
-            "author": sample.author,
-        }
-        for sample, verdict, check in zip(samples, verdicts, checks, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=LEDGER_SCHEMA)
+    columns: dict[str, list[Any]] = {
+        **{name: [getattr(sample, name) for sample in samples] for name in OF_SAMPLE},
+        **{name: [getattr(verdict, name) for verdict in verdicts] for name in OF_RESULT},
+        "http_status": [verdict.http_status or None for verdict in verdicts],
+        "sha256": [verdict.hashes.get("sha256", "") for verdict in verdicts],
+        "hash_check": list(checks),
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
 
 def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[Drop]) -> Mapping[str, Count]:

@@ -43,6 +43,14 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
 USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
+# An address that is spelt already as it goes over the wire, which is how most are: it needs no taking apart and putting
+# together again (20 us, in two processes). Anything else does.
+PLAIN_URL = re.compile(
+    r"(https?)://([a-z0-9._-]+)(?::([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?"
+    r"(/[A-Za-z0-9/%:@!$&'()*+,;=~._-]*(?:\?[A-Za-z0-9/?%:@!$&'()*+,;=~._\[\]|-]+)?)"
+)
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
 
 class Refusal(OSError):
     """A URL that will not be fetched, or was not fetched whole. `rule` is the reason that is counted."""
@@ -77,6 +85,13 @@ class Target:
 @functools.lru_cache(maxsize=256)  # an address is taken apart at three places, one after the other
 def parse_target(url: str) -> Target:
     """`url` taken apart; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
+    if plain := PLAIN_URL.fullmatch(url):
+        return _plain_target(*plain.groups())
+    return take_apart(url)
+
+
+def take_apart(url: str) -> Target:
+    """`parse_target` of any URL, however it is spelt."""
     text = url.strip()
     if CONTROL_CHARACTER.search(text):
         raise Refusal("url_malformed", "control characters")
@@ -99,9 +114,16 @@ def parse_target(url: str) -> Target:
         raise Refusal("url_malformed", "no usable host")
     path = f"{path}?{query}" if query else path
     netloc = f"[{host}]" if ":" in host else host
-    default_port = 443 if scheme == "https" else 80
+    default_port = DEFAULT_PORTS[scheme]
     netloc += f":{port}" if port not in (None, default_port) else ""
     return Target(f"{scheme}://{netloc}{path}", scheme, host, port or default_port, path)
+
+
+def _plain_target(scheme: str, host: str, digits: str | None, path: str) -> Target:
+    default_port = DEFAULT_PORTS[scheme]
+    port = int(digits) if digits else default_port
+    netloc = host if port == default_port else f"{host}:{port}"
+    return Target(f"{scheme}://{netloc}{path}", scheme, host, port, path)
 
 
 @functools.lru_cache(maxsize=4096)  # hosts have many pictures; only what is allowed is remembered

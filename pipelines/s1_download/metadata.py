@@ -9,6 +9,9 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from x2vlm.errors import InvalidSample
 
@@ -16,7 +19,6 @@ EXIF_HEADER = b"Exif\0\0"
 # In entropy-coded data 0xFF 0x00 is a byte of data and D0 to D7 are restart marks.
 # A pattern that begins with a plain byte is looked for with memchr: 0.1 ms for a photo, not the 0.8 ms of `\xff+`.
 MARKER = re.compile(rb"\xff\xff*([^\x00\xff])", re.DOTALL)
-MARKER_AFTER_DATA = re.compile(rb"\xff\xff*([^\x00\xff\xd0-\xd7])", re.DOTALL)
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
 FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # which begin tables and extensions
 STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -96,14 +98,43 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
             kept.append(view[end - 2 : position])  # of fill bytes before a marker the last is its own
         if code == SOS:
             has_pixels = True
-            following = MARKER_AFTER_DATA.search(data, position)
-            stop = following.start() if following else len(data)
+            stop = end_of_scan(data, position)
             kept.append(view[position:stop])
             position = stop
     if orientation != 1:
         body = EXIF_HEADER + _orientation_exif(orientation)
         kept.insert(num_leading, struct.pack(">HH", 0xFFE1, 2 + len(body)) + body)
     return b"".join(kept)
+
+
+def end_of_scan(data: bytes, start: int, window_bytes: int = 64 << 10) -> int:
+    """Where the marker begins, fill bytes included, that ends the entropy-coded data from `start` on, or where `data`
+    ends: what `\\xff\\xff*[^\\x00\\xff\\xd0-\\xd7]` finds, in 20 us a photo instead of 40.
+    """
+    octets = np.frombuffer(data, np.uint8)
+    for first in range(start, len(data) - 1, window_bytes):
+        window = octets[first : first + window_bytes + 1]
+        follows = window[1:]
+        suspects = (window[:-1] == 0xFF) & (follows != 0)  # of 300 times 0xFF in a photo's data mostly the last alone
+        where = int(suspects.argmax())
+        if not suspects[where]:
+            continue
+        if not _ends_scan(data[first + where + 1]):  # a restart mark or a fill byte: there will be more of them
+            found = np.flatnonzero(suspects)
+            ends = found[_ends_scan(follows[found])]
+            if not len(ends):
+                continue
+            where = int(ends[0])
+        end = first + where
+        if data[end - 1] == 0xFF:
+            end = start + len(data[start:end].rstrip(b"\xff"))
+        return end
+    return len(data)
+
+
+def _ends_scan(codes: Any) -> Any:
+    """Whether a byte that is not 0 ends a scan when it follows 0xFF; of each byte of an array."""
+    return (codes != 0xFF) & (codes & 0xF8 != 0xD0)
 
 
 def _is_kept_in_jpeg(code: int, body: bytes) -> bool:

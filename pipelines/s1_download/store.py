@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from pipelines.s1_download.jpeg_head import plain_jpeg_header
 from pipelines.s1_download.metadata import size_of_stripped_jpeg, strip_metadata
 from x2vlm.config import FrozenConfig
 from x2vlm.data.media import Header, open_image, probe, reencode_image
@@ -53,7 +54,7 @@ def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadat
 
     Raises InvalidSample with a rule of `open_image`, or metadata_unreadable.
     """
-    header, sha256 = probe(body), hashlib.sha256(body).hexdigest()
+    header, sha256 = plain_jpeg_header(body) or probe(body), hashlib.sha256(body).hexdigest()
     media = Media("image", sha256, len(body), header.width, header.height, header.format)
     if isinstance(store, Reencoded):
         payload = reencode_image(body, store.short_edge, store.quality, store.scaled_decode)

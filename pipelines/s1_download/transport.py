@@ -4,10 +4,6 @@ Every limit holds for the URL as a whole: redirects, retries, name resolution, h
 grow when unpacked all count against the same deadline and the same caps.
 """
 
-import functools
-import io
-import socket
-import ssl
 import threading
 import time
 import urllib.parse
@@ -15,21 +11,21 @@ import urllib.request
 import urllib.response
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Literal
 
-from pipelines.s1_download.body import CHUNK_BYTES, BodyLimits, Room, read_body
+from pipelines.s1_download.body import BodyLimits, Room, read_body
+from pipelines.s1_download.connection import Connection, Connections, WatchedSocket, connect
 from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.guard import CONTROL_CHARACTER, Policy, Refusal, Target, parse_target
-from pipelines.s1_download.head import Headers, read_head
+from pipelines.s1_download.head import Headers, Response, may_stay_open, read_head
 from pipelines.s1_download.hosts import Breaker, HostGate, wait_before_retry
+from pipelines.s1_download.limits import Clock, Limits
 from pipelines.s1_download.opt_out import opt_out_signal
 from pipelines.s1_download.resolver import Resolver, resolve
 from pipelines.s1_download.robots import MAX_ROBOTS_BYTES, RobotsCache
 from x2vlm.errors import ConfigError
 
-HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for marks of chunks
 # A host that ends so has cost seconds and given nothing. An error status costs little and counts as an answer.
 SILENT_RULES = ("connect_failed", "deadline_exceeded", "too_slow")
 
@@ -42,28 +38,6 @@ NO_TALK_RULES = (
     "port_forbidden",
     "tls_failed",
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Caps and deadlines of one URL. Sizes are of the body, on the wire and unpacked alike."""
-
-    max_bytes: int = 32 << 20
-    max_ratio: float = 200.0
-    connect_seconds: float = 5.0
-    total_seconds: float = 20.0
-    min_bytes_per_second: float = 8192.0
-    rate_grace_seconds: float = 5.0  # the rate counts from the first byte on, after this
-    max_redirects: int = 5
-    retries: int = 1  # of what may pass: see hosts.BACK_OFF_SECONDS
-    host_connections: int = 8
-    host_requests_per_second: float = 20.0
-    host_max_failures: int = 10  # in a row without an answer, then the host is given up; 0: never
-
-    @property
-    def body(self) -> BodyLimits:
-        """What holds for the body."""
-        return BodyLimits(self.max_bytes, self.max_ratio)
 
 
 @dataclass(frozen=True)
@@ -93,12 +67,6 @@ class Outcome:
     body: bytes | None = None
 
 
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """The one TLS context of this process: building one per request costs 32 to 49 ms of CPU each."""
-    return ssl.create_default_context()
-
-
 class Fetcher:
     """Fetches URLs under one policy. Safe to share between threads; holds resolved names and each host's queue."""
 
@@ -106,6 +74,7 @@ class Fetcher:
         self._policy, self._limits, self._manners = policy, limits, manners
         self._resolver = resolver or Resolver()
         self._room = Room(limits.max_bytes)
+        self._connections = Connections(limits.host_connections)
         if CONTROL_CHARACTER.search(manners.user_agent) or not manners.user_agent.isascii():
             raise ConfigError(f"user_agent {manners.user_agent!r}: printable ASCII characters only")
         self._gates: defaultdict[str, HostGate] = defaultdict(
@@ -146,7 +115,7 @@ class Fetcher:
                     raise
                 time.sleep(wait)
 
-    def _fetch_robots(self, url: str, clock: "Clock") -> tuple[int, bytes]:
+    def _fetch_robots(self, url: str, clock: Clock) -> tuple[int, bytes]:
         """Status and first bytes of a robots.txt, within the time of the URL that asks; 0 where no answer can be read.
 
         Refusal if not even its host can be talked to: then the URL itself fails for that reason, not for its manners.
@@ -163,7 +132,7 @@ class Fetcher:
             return refusal.http_status, b""
         return outcome.http_status, outcome.body or b""
 
-    def _follow(self, outcome: Outcome, clock: "Clock", limits: BodyLimits, asks_robots: bool) -> None:
+    def _follow(self, outcome: Outcome, clock: Clock, limits: BodyLimits, asks_robots: bool) -> None:
         url, previous = outcome.url, None
         for _ in range(self._limits.max_redirects + 1):
             target = parse_target(url)
@@ -179,7 +148,7 @@ class Fetcher:
             url, previous = _joined(target, location), target
         raise Refusal("too_many_redirects", f"more than {self._limits.max_redirects}", outcome.http_status)
 
-    def _exchange(self, target: Target, outcome: Outcome, clock: "Clock", limits: BodyLimits) -> str | None:
+    def _exchange(self, target: Target, outcome: Outcome, clock: Clock, limits: BodyLimits) -> str | None:
         """Fill `outcome` from one request, or learn that its host is silent; the address of a redirect."""
         with self._lock:
             breaker = self._breakers[target.host, target.port]
@@ -199,57 +168,92 @@ class Fetcher:
         breaker.answered()
         return location
 
-    def _request(self, target: Target, outcome: Outcome, clock: "Clock", limits: BodyLimits) -> str | None:
-        watched = self._connect(target, clock, limits)
-        room = ExitStack()
+    def _request(self, target: Target, outcome: Outcome, clock: Clock, limits: BodyLimits) -> str | None:
+        # Judged for every request, also where a connection is open already.
+        addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
+        idle = self._connections.take(target, addresses)
+        try:
+            if idle:
+                try:
+                    return self._ask(idle, target, outcome, clock, limits, is_first=False)
+                except HungUpOn:
+                    pass  # it was about to close, and RFC 9112 9.3.1 lets us ask again: once, on a new one
+            return self._ask(connect(target, addresses, clock), target, outcome, clock, limits)
+        finally:
+            self._connections.done(target)
+
+    def _ask(
+        self,
+        connection: Connection,
+        target: Target,
+        outcome: Outcome,
+        clock: Clock,
+        limits: BodyLimits,
+        is_first: bool = True,
+    ) -> str | None:
+        """Send the request over `connection` and fill `outcome` from the answer; the address of a redirect."""
+        of_this = self._limits
+        if limits.max_bytes != of_this.max_bytes:
+            of_this = replace(of_this, max_bytes=limits.max_bytes)
+        watched = WatchedSocket(connection.socket, clock, of_this)
+        stays_open = False
+        try:
+            watched.sendall(request_head(target, self._manners.user_agent))
+            response = read_head(watched)
+            if response.status == 408 and not is_first:  # said to a silence, and crossed by our request
+                raise HungUpOn
+            location = self._read(response, watched, outcome, clock, limits)
+            stays_open = location is None and may_stay_open(response) and not watched.has_more
+            return location
+        except OSError as error:
+            refusal = error if isinstance(error, Refusal) else Refusal("connection_reset", str(error))
+            if refusal.rule == "connection_reset" and not is_first and not watched.num_received:
+                raise HungUpOn from None
+            raise refusal from None
+        finally:
+            if stays_open:
+                self._connections.keep(target, connection)
+            else:
+                watched.hang_up()
+
+    def _read(
+        self, response: Response, watched: WatchedSocket, outcome: Outcome, clock: Clock, limits: BodyLimits
+    ) -> str | None:
+        """Fill `outcome` from `response`; the address of a redirect. Refusal for what is not wanted of it."""
+        outcome.http_status, outcome.headers = response.status, response.headers
+        outcome.content_type = response.headers.content_type()
+        location = response.headers.get("Location")
+        if response.status in (301, 302, 303, 307, 308) and location:
+            return location
+        if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
+            raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
+        watched.expect_body()
+        manners, taken = self._manners, 0
+        if not limits.cuts_long_bodies:  # of robots.txt: what its own headers say of indexing it is no matter
+            outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
+            if outcome.opt_out:
+                raise Refusal("opted_out", outcome.opt_out, response.status)
 
         def take_room(num_bytes: int) -> None:
+            nonlocal taken
             began = time.monotonic()
             try:
                 self._room.take(num_bytes, clock.remaining)
             except Refusal:  # the host did nothing wrong
                 raise Refusal("out_of_memory", "no room for a large body before the deadline") from None
-            room.callback(self._room.give_back, num_bytes)
+            taken += num_bytes
             watched.pause(time.monotonic() - began)
 
         try:
-            watched.sendall(request_head(target, self._manners.user_agent))
-            response = read_head(watched.makefile())
-            outcome.http_status, outcome.headers = response.status, response.headers
-            outcome.content_type = response.headers.content_type()
-            location = response.headers.get("Location")
-            if response.status in (301, 302, 303, 307, 308) and location:
-                return location
-            if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
-                raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
-            watched.expect_body()
-            if limits.cuts_long_bodies:  # robots.txt: what its own headers say of indexing it is no matter
-                outcome.body = read_body(response, limits, take_room)
-                return None
-            manners = self._manners
-            outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
-            if outcome.opt_out:
-                raise Refusal("opted_out", outcome.opt_out, response.status)
             outcome.body = read_body(response, limits, take_room)
-            return None
-        except Refusal:
-            raise
-        except OSError as error:
-            raise Refusal("connection_reset", str(error)) from None
         finally:
-            room.close()
-            watched.hang_up()
+            if taken:
+                self._room.give_back(taken)
+        return None
 
-    def _connect(self, target: Target, clock: "Clock", limits: BodyLimits) -> "WatchedSocket":
-        """A socket that leads to a judged address."""
-        addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
-        raw = _open_socket(addresses, target.port, clock)
-        if target.scheme == "https":
-            raw = _wrap_tls(raw, target.host, clock)
-        of_this = self._limits
-        if limits.max_bytes != of_this.max_bytes:
-            of_this = replace(of_this, max_bytes=limits.max_bytes)
-        return WatchedSocket(raw, clock, of_this)
+
+class HungUpOn(Exception):
+    """A connection that was open already came to its end without an answer to what was asked."""
 
 
 def request_head(target: Target, user_agent: str) -> bytes:
@@ -257,7 +261,7 @@ def request_head(target: Target, user_agent: str) -> bytes:
     host = target.url[len(target.scheme) + 3 :].partition("/")[0]
     return (
         f"GET {target.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
-        "Accept-Encoding: identity\r\nAccept: */*\r\nConnection: close\r\n\r\n"
+        "Accept-Encoding: identity\r\nAccept: */*\r\n\r\n"
     ).encode("ascii")
 
 
@@ -269,121 +273,36 @@ def _joined(target: Target, location: str) -> str:
         raise Refusal("url_malformed", f"redirect: {error}") from None
 
 
-def _open_socket(addresses: list[str], port: int, clock: "Clock") -> socket.socket:
-    reasons = []
-    give_up = time.monotonic() + clock.connect_seconds
-    for address in addresses[:4]:
-        remaining = min(clock.remaining(), give_up - time.monotonic())
-        if remaining <= 0:
-            reasons.append("no time left")
-            break
-        try:
-            return socket.create_connection((address, port), timeout=remaining)
-        except OSError as error:
-            reasons.append(f"{address}: {error}")
-    raise Refusal("connect_failed", "; ".join(reasons))
-
-
-def _wrap_tls(raw: socket.socket, host: str, clock: "Clock") -> socket.socket:
-    raw.settimeout(max(0.001, min(clock.remaining(), clock.connect_seconds)))
-    try:
-        return tls_context().wrap_socket(raw, server_hostname=host)
-    except (OSError, ValueError) as error:  # ssl.SSLError and timeouts are OSErrors
-        raw.close()
-        raise Refusal("tls_failed", str(error)) from None
-
-
-class Clock:
-    """The time one URL has left, and how fast its bytes come."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.connect_seconds = limits.connect_seconds
-        self._limits = limits
-        self._end = time.monotonic() + limits.total_seconds
-
-    def remaining(self) -> float:
-        """Seconds left; Refusal with rule deadline_exceeded if none are."""
-        seconds = self._end - time.monotonic()
-        if seconds <= 0:
-            raise Refusal("deadline_exceeded", f"not done in {self._limits.total_seconds:g} seconds")
-        return seconds
-
-
-class WatchedSocket(io.RawIOBase):
-    """A connected socket on which every read is timed and counted."""
-
-    def __init__(self, raw: socket.socket, clock: Clock, limits: Limits) -> None:
-        self._raw, self._clock, self._limits = raw, clock, limits
-        self._num_bytes = 0
-        self._max_bytes = HEADER_ALLOWANCE_BYTES
-        self._first_byte_at: float | None = None
-
-    def makefile(self) -> io.BufferedReader:
-        """Where the response is read from."""
-        return io.BufferedReader(self, CHUNK_BYTES)
-
-    def sendall(self, data: Any) -> None:
-        self._raw.settimeout(self._clock.remaining())
-        self._raw.sendall(data)
-
-    def expect_body(self) -> None:
-        """From now on as many bytes may come as a body may have."""
-        self._max_bytes = self._limits.max_bytes + 2 * HEADER_ALLOWANCE_BYTES
-
-    def pause(self, seconds: float) -> None:
-        """Not count `seconds` in which we did not listen against the host's rate."""
-        if self._first_byte_at is not None:
-            self._first_byte_at += seconds
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            self._raw.settimeout(max(0.001, min(self._clock.remaining(), self._seconds_until_too_slow())))
-            try:
-                count = self._raw.recv_into(buffer)
-            except TimeoutError:
-                continue  # either limit that ended the wait raises by itself
-            self._first_byte_at = self._first_byte_at or time.monotonic()
-            self._num_bytes += count
-            if self._num_bytes > self._max_bytes:
-                rule = "bad_response" if self._max_bytes == HEADER_ALLOWANCE_BYTES else "body_too_large"
-                raise Refusal(rule, f"more than {self._max_bytes} bytes")
-            return count
-
-    def _seconds_until_too_slow(self) -> float:
-        limits = self._limits
-        if self._first_byte_at is None or limits.min_bytes_per_second <= 0:
-            return limits.total_seconds
-        allowed = max(limits.rate_grace_seconds, self._num_bytes / limits.min_bytes_per_second)
-        seconds = self._first_byte_at + allowed - time.monotonic()
-        if seconds <= 0:
-            raise Refusal("too_slow", f"{self._num_bytes} bytes in {allowed:.1f} seconds")
-        return seconds
-
-    def hang_up(self) -> None:
-        """End the connection."""
-        self._raw.close()
-
-
 class GuardedHandler(urllib.request.BaseHandler):
     """Answers every request of urllib, whatever its scheme, from a fetch function; urllib's own handlers are absent."""
 
     def __init__(self, fetch: Callable[[str], Outcome]) -> None:
         self._fetch = fetch
 
-    def default_open(self, request: urllib.request.Request) -> urllib.response.addinfourl:
+    def default_open(self, request: urllib.request.Request) -> "Answer":
         outcome = self._fetch(request.full_url)
         if outcome.body is None:
             raise Refusal(outcome.status, outcome.reason, outcome.http_status)
-        body = io.BytesIO(outcome.body)
-        return urllib.response.addinfourl(
-            body,
-            outcome.headers,  # type: ignore[arg-type]
-            outcome.final_url,
-            outcome.http_status,
-        )
+        body, outcome.body = outcome.body, None  # whoever reads the answer holds the only copy
+        return Answer(outcome.final_url, outcome.http_status, outcome.headers, body)
+
+
+class Answer:
+    """What `urlopen` gives of a response, whose body is here already. urllib's own costs 8 us more to make."""
+
+    def __init__(self, url: str, status: int, headers: Headers, body: bytes) -> None:
+        self.url, self.status, self.headers, self._body = url, status, headers, body
+
+    def read(self) -> bytes:
+        """What is left of the body: all of it, then nothing."""
+        body, self._body = self._body, b""
+        return body
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *exception: object) -> Literal[False]:
+        return False
 
 
 def guarded_opener(fetch: Callable[[str], Outcome]) -> urllib.request.OpenerDirector:

@@ -14,13 +14,12 @@ import resource
 import signal
 import sys
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.s1_download.config import DownloadConfig
@@ -92,7 +91,7 @@ class Worker:
         def fetch(url: str) -> Outcome:
             self._journal.started([item.id for item in items_of_url.get(url, [])])
             outcome = self._fetchers["image"].fetch(url)
-            outcomes[url] = replace(outcome, body=None)  # img2dataset holds the only copy
+            outcomes[url] = outcome  # without its body, once img2dataset has that
             return outcome
 
         def take(url: str, body: bytes | None, message: str) -> None:
@@ -148,7 +147,7 @@ class Worker:
                 content_type=outcome.content_type,
                 opt_out=outcome.opt_out,
                 robots=outcome.robots,
-                fetched_at=datetime.now(UTC).replace(microsecond=0).isoformat(),
+                fetched_at=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
                 bytes=len(body or b""),
                 hashes=body_hashes(item, body, media) if body else {},
                 media=media,

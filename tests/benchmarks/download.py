@@ -1,11 +1,14 @@
 """What a photo costs to fetch and store: our download stage against img2dataset 1.47.0 by itself.
 
-    python -m tests.benchmarks.download [--photos 2000] [--rounds 5] [--modes original reencoded scaled]
+    python -m tests.benchmarks.download [--photos 2000] [--rounds 5] [--modes original reencoded scaled] [--closing]
 
 Both fetch the same URLs from the same server, which is a process of its own, with the same number of threads, and store
 the same thing: the original bytes, or the picture at 256 pixels and quality 95. They take turns (A B A B ...). What
 counts is CPU seconds of the process and all its children; wall time is beside it. Ten URLs give what a run costs before
 its first photo; "marginal" is what is left per photo when that is taken off, "whole" is all of it per photo.
+
+The server keeps connections open for those who want that: we do, img2dataset closes each after one photo. With
+`--closing` it closes every connection itself, and then neither can save any.
 """
 
 import argparse
@@ -72,9 +75,10 @@ def _cpu(costs: Sequence[Cost]) -> float:
 
 
 @contextmanager
-def photo_server(folder: Path) -> Iterator[list[str]]:
+def photo_server(folder: Path, closes: bool = False) -> Iterator[list[str]]:
     """Base addresses at which the photos in `folder` are served by another process until the block ends."""
-    command = [sys.executable, "-m", "tests.benchmarks.photo_server", str(folder), str(NUM_ORIGINS)]
+    module = ["-m", "tests.benchmarks.photo_server"]
+    command = [sys.executable, *module, str(folder), str(NUM_ORIGINS), *(["closes"] if closes else [])]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin
         assert server.stdout
@@ -124,14 +128,14 @@ def compare(mode: str, num_photos: int, rounds: int, bases: Sequence[str], scrat
     )
 
 
-def run(num_photos: int, rounds: int, modes: Sequence[str]) -> Iterator[Comparison]:
-    """A comparison for each of `modes`."""
+def run(num_photos: int, rounds: int, modes: Sequence[str], closes: bool = False) -> Iterator[Comparison]:
+    """A comparison for each of `modes`, with a server that `closes` every connection or one that does not."""
     with tempfile.TemporaryDirectory(prefix="x2vlm-benchmark-") as name:
         scratch = Path(name)
         (scratch / "photos").mkdir()
         for index, photo in enumerate(web_photos(real_photos())):
             (scratch / "photos" / f"{index:04d}.jpg").write_bytes(photo)
-        with photo_server(scratch / "photos") as bases:
+        with photo_server(scratch / "photos", closes) as bases:
             for mode in modes:
                 yield compare(mode, num_photos, rounds, bases, scratch)
 
@@ -158,9 +162,10 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--modes", nargs="+", choices=list(PEER_MODE), default=list(PEER_MODE))
+    parser.add_argument("--closing", action="store_true", help="the server closes every connection after one answer")
     arguments = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
-    for comparison in run(arguments.photos, arguments.rounds, arguments.modes):
+    for comparison in run(arguments.photos, arguments.rounds, arguments.modes, arguments.closing):
         print(describe(comparison), flush=True)
 
 

@@ -1,8 +1,9 @@
 """A web server that costs its clients nothing but their own work. Run as a process of its own.
 
-`python -m tests.benchmarks.photo_server FOLDER NUM_ORIGINS` serves photo `number % len(photos)` of FOLDER with its
-number in a comment at `/<number>.jpg`, and no robots.txt, on so many ports of 127.0.0.1, each of which is an origin.
-It prints the ports as JSON and ends when its input does.
+`python -m tests.benchmarks.photo_server FOLDER NUM_ORIGINS [closes]` serves photo `number % len(photos)` of FOLDER with
+its number in a comment at `/<number>.jpg`, and no robots.txt, on so many ports of 127.0.0.1: each is an origin.
+It keeps a connection open unless the request says otherwise, as servers of the web do, or with `closes` never does. It
+prints the ports as JSON and ends when its input does.
 """
 
 import asyncio
@@ -14,19 +15,24 @@ from tests.benchmarks.photos import numbered
 
 
 class PhotoServer:
-    """Answers one GET per connection from memory."""
+    """Answers GETs from memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, closes: bool) -> None:
+        self._closes = closes
         self._photos = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read a request, send what it asks for, close."""
+        """Read a request and send what it asks for, until either side closes."""
         try:
-            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1].decode()
-            status, body = self._find(path)
-            head = f"HTTP/1.1 {status}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
-            writer.write(f"{head}Server: photos\r\nConnection: close\r\n\r\n".encode() + body)
-            await writer.drain()
+            closes = False
+            while not closes:
+                request = await reader.readuntil(b"\r\n\r\n")
+                closes = self._closes or b"\r\nconnection: close\r\n" in request.lower()
+                status, body = self._find(request.split(b" ", 2)[1].decode())
+                head = f"HTTP/1.1 {status}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
+                head += f"Server: photos\r\nConnection: {'close' if closes else 'keep-alive'}\r\n\r\n"
+                writer.write(head.encode() + body)
+                await writer.drain()
             writer.close()
             await writer.wait_closed()
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -40,7 +46,7 @@ class PhotoServer:
 
 
 async def main() -> None:
-    handler = PhotoServer(Path(sys.argv[1])).answer
+    handler = PhotoServer(Path(sys.argv[1]), sys.argv[3:] == ["closes"]).answer
     servers = [await asyncio.start_server(handler, "127.0.0.1", 0, backlog=256) for _ in range(int(sys.argv[2]))]
     print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
     await asyncio.to_thread(sys.stdin.read)

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,9 +16,20 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.s1_download.guard import Policy, Refusal, check_address, is_public, parse_target
+from pipelines.s1_download.connection import tls_context
+from pipelines.s1_download.guard import (
+    PLAIN_URL,
+    Policy,
+    Refusal,
+    Target,
+    check_address,
+    is_public,
+    parse_target,
+    take_apart,
+)
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.resolver import Resolver, resolve
-from pipelines.s1_download.transport import Fetcher, Limits, guarded_opener, manners, tls_context
+from pipelines.s1_download.transport import Fetcher, guarded_opener, manners
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer
@@ -198,6 +209,41 @@ def test_urls_that_need_no_network_to_be_refused(url: str, rule: str) -> None:
 def test_urls_take_their_wire_form_once_and_for_all(url: str, wire: str) -> None:
     assert parse_target(url).url == wire
     assert parse_target(wire).url == wire
+
+
+def target_of(parse: Callable[[str], Target], url: str) -> Target | str:
+    try:
+        return parse(url)
+    except Refusal as refusal:
+        return refusal.rule
+
+
+@given(
+    st.sampled_from(["http", "https", "HTTP", "ftp", ""]),
+    st.one_of(
+        st.sampled_from(["a.example", "10.0.0.1", "A.example", "a_b.example", "[::1]", "u@h", "", ".", "0x7f.1"]),
+        st.text("ab.-_%@:[]\u00e4", max_size=8),
+    ),
+    st.sampled_from(["", ":80", ":443", ":8080", ":0", ":080", ":64999", ":65000", ":65535", ":65536", ":99999", ":"]),
+    st.text("ab01/%:@!$&'()*+,;=~._-?#[]| \t\n\x00\\^\"\u00e4\u0661", max_size=12),
+)
+def test_an_address_that_is_spelt_plainly_means_the_same(scheme: str, host: str, port: str, rest: str) -> None:
+    for url in (f"{scheme}://{host}{port}{rest}", f"{scheme}://{host}{port}/{rest}"):
+        assert target_of(parse_target, url) == target_of(take_apart, url)
+
+
+@pytest.mark.parametrize("url", ["http://a.example/x.jpg", "https://10.0.0.1:64999/a/b%20c.jpg?size=[l]&x=1|2"])
+def test_most_addresses_are_spelt_plainly(url: str) -> None:
+    assert PLAIN_URL.fullmatch(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a.example", "http://A.example/", "http://a.example:65535/", "http://a.example/#", "http://a.example/\n",
+     "http://a.example/?", "http://u@a.example/", "http://[::1]/", "file:///etc/passwd", "http://a.example/\u0661"],
+)  # fmt: skip
+def test_what_is_not_spelt_plainly_is_taken_apart(url: str) -> None:
+    assert not PLAIN_URL.fullmatch(url)
 
 
 @given(st.text())

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from pipelines.s1_download.guard import Refusal, parse_target
 from pipelines.s1_download.head import Headers, read_head
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.opt_out import opt_out_signal
-from pipelines.s1_download.transport import Fetcher, Limits, manners, request_head
+from pipelines.s1_download.transport import Fetcher, manners, request_head
 from x2vlm.errors import ConfigError
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -124,7 +125,7 @@ def test_a_request_is_one_head_whatever_the_url_says(path: str, query: str) -> N
     assert lines[0].count(b" ") == 2
     assert lines[1] == b"Host: a.example:8080"
     assert lines[-2:] == [b"", b""]
-    assert len(lines) == 8
+    assert len(lines) == 7
     assert not any(character < 0x20 or character > 0x7E for line in lines for character in line)
 
 

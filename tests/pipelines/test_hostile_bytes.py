@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipelines.s1_download.body import BodyLimits, read_body
 from pipelines.s1_download.guard import Policy, Refusal
 from pipelines.s1_download.head import read_head
-from pipelines.s1_download.transport import Fetcher, Limits, manners
+from pipelines.s1_download.limits import Limits
+from pipelines.s1_download.transport import Fetcher, manners
 
 
 class Parrot:

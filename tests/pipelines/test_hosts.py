@@ -12,8 +12,9 @@ import pytest
 
 from pipelines.s1_download.guard import Policy, Refusal
 from pipelines.s1_download.hosts import BACK_OFF_SECONDS, Breaker, retry_after, wait_before_retry
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.resolver import Memory, Resolver
-from pipelines.s1_download.transport import Fetcher, Limits, manners
+from pipelines.s1_download.transport import Fetcher, manners
 from tests.hostile.behaviours import hostile_server
 
 

@@ -1,6 +1,7 @@
 """Stored pictures carry no metadata but their orientation, and not a pixel changes."""
 
 import contextlib
+import re
 import struct
 import warnings
 from io import BytesIO
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.s1_download.metadata import size_of_stripped_jpeg, strip_metadata
+from pipelines.s1_download.metadata import end_of_scan, size_of_stripped_jpeg, strip_metadata
 from pipelines.s1_download.store import without_metadata
 from tests.hostile.payloads import gif_bomb, jpeg
 from x2vlm.data.media import BROKEN_FILE_ERRORS, open_image, probe, probe_image
@@ -212,3 +213,20 @@ def test_a_stored_jpeg_has_the_size_that_was_promised(monkeypatch: pytest.Monkey
     monkeypatch.setattr("pipelines.s1_download.store.strip_metadata", lambda *_: broken)
     with pytest.raises(InvalidSample, match="another size"):
         without_metadata(data, probe(data))
+
+
+SCAN_BYTES = st.lists(st.sampled_from([0xFF, 0xFF, 0x00, 0xD0, 0xD7, 0xD8, 0xD9, 0x01, 0xCF, 0xFE]), max_size=40).map(
+    bytes
+)
+
+
+@given(SCAN_BYTES, st.integers(0, 40), st.integers(1, 9))
+def test_a_scan_ends_at_its_first_marker(data: bytes, start: int, window_bytes: int) -> None:
+    start = min(start, len(data))
+    marker = re.compile(rb"\xff\xff*[^\x00\xff\xd0-\xd7]", re.DOTALL).search(data, start)
+    assert end_of_scan(data, start, window_bytes) == (marker.start() if marker else len(data))
+
+
+def test_the_end_of_a_scan_far_away_is_found() -> None:
+    data = b"\xff\xda" + b"\xff\x00\xff\xd3" * 100_000 + b"\xff" * 300_000 + b"\xd9behind it"
+    assert end_of_scan(data, 2) == 2 + 400_000

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from pipelines.s1_download.deny_list import read_deny_list
 from pipelines.s1_download.guard import Policy, Refusal, parse_target
+from pipelines.s1_download.limits import Limits
 from pipelines.s1_download.opt_out import opt_out_signal, usage_signal
 from pipelines.s1_download.robots import ASK_AGAIN_SECONDS, MAX_ROBOTS_BYTES, RobotsCache, parse_robots
-from pipelines.s1_download.transport import Fetcher, Limits, manners
+from pipelines.s1_download.transport import Fetcher, manners
 from tests.hostile.behaviours import hostile_server
 from x2vlm.errors import ConfigError
 

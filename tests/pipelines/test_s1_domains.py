@@ -25,6 +25,7 @@ from tests.flow_helpers import artifact_input, read_rows, run_stage_part
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
 from x2vlm.config import parse_config
+from x2vlm.data.domains import registered_domain
 from x2vlm.samples import Caption, Sample, sample_key, sample_table, write_table
 
 
@@ -250,3 +251,22 @@ def test_the_graph_has_a_domains_node_and_the_filter_reads_it_only_to_drop(decis
     assert graph["domains/a"].inputs == {"downloads": ("download/a", "download/a.retry1")}
     for branch in ("a", "a.retry1"):
         assert graph[f"filter/{branch}"].inputs.get("flagged") == (("domains/a",) if decision == "drop" else None)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["http", "https", "HTTP", " http"]),
+            st.sampled_from(
+                ["a.example", "b.a.example", "c.co.uk", "10.0.0.1", "u@a.example", "x.blogspot.com", "[::1]"]
+            ),
+            st.sampled_from(["", ":8080", "/", "/x.jpg", ":81/x?y=http://b.example/", "?q", "#f", "\\@b.example/"]),
+        ).map(lambda parts: f"{parts[0]}://{parts[1]}{parts[2]}"),
+        max_size=8,
+    )
+)
+def test_a_site_that_is_known_has_the_domain_of_its_url(urls: list[str]) -> None:
+    samples = [Sample(f"{row:032x}", "s", str(row), "train", "image", url) for row, url in enumerate(urls)]
+    table = domain_table(samples, [Result(row, "dns_failed") for row in range(len(urls))], [""] * len(urls))
+    expected = Counter(map(registered_domain, urls))
+    assert dict(zip(table["domain"].to_pylist(), table["rows"].to_pylist(), strict=True)) == expected
