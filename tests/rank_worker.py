@@ -105,3 +105,31 @@ def _matching(model, batch, group, negatives) -> dict[str, Tensor]:
     loss.backward()
     gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
     return {"loss": loss.detach()} | gradients
+
+
+def grouped_matching_of_one(kind: str, size: int) -> dict[str, Tensor]:
+    """Matching loss and gradients of one process that draws negatives of the whole batch in groups of `size`."""
+    model, batch = _matching_problem(kind, slice(0, 4))
+    return _grouped_matching(model, batch, size, None, None)
+
+
+def grouped_matching(rank: int, world_size: int, kind: str, size: int) -> dict[str, Tensor]:
+    """The same averaged over two ranks, which lend each other rows if a group spans both."""
+    model, batch = _matching_problem(kind, slice(2 * rank, 2 * rank + 2))
+    everyone = gather_over()
+    group = NegativeGroup(everyone, length=9) if size > batch.num_rows else None
+    results = _grouped_matching(model, batch, size, everyone, group)
+    return {name: _mean(value, world_size) for name, value in results.items()}
+
+
+def _grouped_matching(model, batch, size, gather, group) -> dict[str, Tensor]:
+    from x2vlm.objective_config import ObjectiveConfig
+    from x2vlm.objectives import pretrain_losses
+
+    loss = pretrain_losses(
+        model, batch, config=ObjectiveConfig(negative_group_size=size), gather=gather, negative_group=group,
+        generator=torch.Generator().manual_seed(11),
+    )["matching"]  # fmt: skip
+    loss.backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    return {"loss": loss.detach()} | gradients

@@ -425,28 +425,32 @@ def test_equal_meanings_are_never_negatives_of_each_other():
 
 
 def test_no_loss_makes_the_host_wait_for_the_device():
-    """On the meta device there are no values: whatever reads one on the host raises."""
+    """On the meta device there are no values: whatever reads one on the host raises. (Drawn negatives: test_waits.)"""
     with torch.device("meta"):
         model = tiny_model(num_frames=2).train()
+    known = {"lengths": (7, 5, 4), "num_masked": (2, 1, 1)}
     batches = [
-        region_batch(image_ids_B=torch.tensor([4, 4, 5])),
-        tiny_batch("image", torch.zeros(3, 3, 64, 64)),
-        tiny_batch("video", torch.zeros(3, 2, 3, 64, 64)),
-        tiny_batch("text"),
+        region_batch(image_ids_B=torch.tensor([4, 4, 5]), image_of=(0, 0, 1), **known),
+        tiny_batch("image", torch.zeros(3, 3, 64, 64), **known),
+        tiny_batch("video", torch.zeros(3, 2, 3, 64, 64), **known),
+        tiny_batch("text", **known),
     ]
+    negatives = (torch.tensor([2, 2, 0]), torch.tensor([2, 2, 1]))
     for batch in batches:
-        losses = pretrain_losses(model, batch.to("meta"))
+        losses = pretrain_losses(model, batch.to("meta"), negatives)
         sum(losses.values()).backward()
         assert all(loss.is_meta for loss in losses.values())
 
 
 def test_image_keys_are_projected_once_per_image_and_summary():
-    """Three regions of two images, five looks at each: 2 x 16 patches and 2 x 3 summary tokens, whatever is fused."""
+    """Three regions of two images, five looks at each: 2 x 16 patches and 5 summary tokens, whatever is fused."""
     model, seen = tiny_model(), []
     for layer in model.fusion.layers:
         layer.cross_attention.key.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].numel()))
-    pretrain_losses(model, region_batch())
-    assert sum(seen) == len(model.fusion.layers) * (2 * 16 + 2 * 3)
+    # Pictures with as many regions as each other need no padding, pictures with fewer one slot for each they lack.
+    pretrain_losses(model, region_batch(), (torch.tensor([2, 2, 0]), torch.tensor([2, 2, 1])))
+    padding = sum(seen) - len(model.fusion.layers) * (2 * 16 + 5)
+    assert padding in (0, len(model.fusion.layers))
 
 
 def test_losses_under_bfloat16_autocast_are_float32_and_close():

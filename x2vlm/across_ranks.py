@@ -53,8 +53,8 @@ class NegativeGroup:
     gather: Gather
     length: int = 40
 
-    def share_texts(self, text_BLD: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """States and masks of the texts of all ranks, with a gradient to each rank's own.
+    def share_texts(self, text_BLD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """States and lengths of the texts of all ranks, with a gradient to each rank's own.
 
         Ranks pad to `length` first: finding out the longest text would make the host wait. ValueError if one is longer.
         """
@@ -62,8 +62,7 @@ class NegativeGroup:
         if missing < 0:
             raise ValueError(f"texts of {text_BLD.shape[1]} tokens cannot be shared: raise length ({self.length})")
         text = torch.nn.functional.pad(text_BLD, (0, 0, 0, missing))
-        mask = torch.nn.functional.pad(mask_BL.to(torch.uint8), (0, missing))
-        return _SharedRows.apply(text, self.gather), self.gather.rows(mask).bool()  # type: ignore[no-untyped-call]
+        return _SharedRows.apply(text, self.gather), self.gather.rows(lengths_B)  # type: ignore[no-untyped-call]
 
     def share_images(self, vision: VisionTokens) -> VisionTokens:
         """The rows of all ranks, with a gradient to each rank's own; all must bring equally many images and rows.

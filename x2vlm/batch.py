@@ -27,6 +27,10 @@ class Batch:
     masked_ids_BL: Tensor  # int64, the same captions with some words replaced
     masked_positions_BK: Tensor  # int64, 0 where unused
     masked_labels_BK: Tensor  # int64, UNUSED_LABEL where unused
+    # What the host must know to lay out a step. Where None, the losses ask the device, which makes the host wait:
+    lengths: tuple[int, ...] | None = None  # tokens of every text row, which stand first
+    num_masked: tuple[int, ...] | None = None  # masked words of every row, whose slots come first
+    image_of: tuple[int, ...] | None = None  # region batches: `image_of_R` again
     pixels: Tensor | None = None  # image: B C H W; region: M C H W; video: B F C H W; text: None
     # Rows with equal ids show the same picture: never each other's negatives in the matching loss, and both right in
     # the contrastive loss of image and video batches. Without them every other row is a negative.
@@ -44,6 +48,13 @@ class Batch:
         missing = [name for name in needed[self.kind] if getattr(self, name) is None]
         if missing:
             raise ValueError(f"a batch of kind {self.kind} needs {', '.join(missing)}")
+        num_rows, length = self.text_ids_BL.shape
+        for name, most in (("lengths", length), ("num_masked", self.masked_labels_BK.shape[1]), ("image_of", None)):
+            values = getattr(self, name)
+            if values is not None and len(values) != num_rows:
+                raise ValueError(f"a batch of {num_rows} texts has {len(values)} {name}")
+            if values and most is not None and max(values) > most:
+                raise ValueError(f"{name} of a batch go up to {max(values)}, its rows hold {most}")
 
     @property
     def num_rows(self) -> int:

@@ -13,14 +13,10 @@ from torch import Tensor
 from x2vlm.across_ranks import Gather
 from x2vlm.batch import Batch
 from x2vlm.errors import ConfigError
+from x2vlm.models.fusion import VisionMemory
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import (
-    contrastive,
-    draw_negatives,
-    masked_lm_pass,
-    matching_pass,
-)
+from x2vlm.objectives import contrastive, draw_negatives, masked_lm, matching
 
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
@@ -71,7 +67,35 @@ def parallel_text_losses(
             negatives = (of_other, of_own)
         memory = model.remember(sentence_as_image(own_BLD, batch.text_mask_BL))
         rows = torch.arange(batch.num_rows, device=own_BLD.device)
-        losses["matching"] = matching_pass(model, other_BLD, other_mask_BL, memory, negatives, has_negative, rows)
+        losses["matching"] = _matching_pass(model, other_BLD, other_mask_BL, memory, negatives, has_negative, rows)
     other_memory = model.remember(sentence_as_image(other_BLD, other_mask_BL))
-    losses["masked_lm"] = masked_lm_pass(model, batch, other_memory)
+    losses["masked_lm"] = _masked_lm_pass(model, batch, other_memory)
     return losses
+
+
+def _matching_pass(
+    model: X2VLM,
+    text_BLD: Tensor,
+    text_mask_BL: Tensor,
+    memory: VisionMemory,
+    negatives: tuple[Tensor, Tensor],
+    has_negative_B: Tensor | None,
+    rows: Tensor,
+) -> Tensor:
+    """The matching loss from one fusion call on 3 B rows: own pairs, texts with wrong images, images with wrong texts.
+
+    `rows` are the B texts and images that belong together, `negatives` (image row per text, text row per image); all
+    are row numbers of `text_BLD` and of `memory`, which may hold more.
+    """
+    image_negative, text_negative = negatives
+    text_rows = torch.cat([rows, rows, text_negative])
+    image_rows = torch.cat([rows, image_negative, rows])
+    fused = model.fuse(text_BLD[text_rows], text_mask_BL[text_rows], memory.select(image_rows))
+    return matching(model.match(fused), has_negative_B)
+
+
+def _masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory) -> Tensor:
+    """The masked-word loss of the batch's sentences, looking at the other ones."""
+    masked_BLD = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
+    fused = model.fuse(masked_BLD, batch.text_mask_BL, memory)
+    return masked_lm(model.predict_words(fused, batch.masked_positions_BK), batch.masked_labels_BK)

@@ -31,6 +31,7 @@ def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Seque
         kind="region",
         pixels=torch.stack(list(pixels)),
         image_of_R=torch.tensor(list(image_of), dtype=torch.long),
+        image_of=tuple(image_of),
         patch_mask_RP=torch.from_numpy(np.stack([region.patch_mask_P for region in regions])),
         box_cxcywh_R4=torch.tensor([region.box_cxcywh for region in regions], dtype=torch.float32),
         is_whole_image_R=torch.tensor([region.is_whole_image for region in regions]),
@@ -43,6 +44,8 @@ def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
     length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return {
         "keys": [row.key for row in rows],
+        "lengths": tuple(len(row.ids) for row in rows),
+        "num_masked": tuple(len(row.masked.positions) for row in rows),
         "image_ids_B": torch.tensor([row.image_id for row in rows], dtype=torch.long),
         "text_ids_BL": _padded([row.ids for row in rows], length, 0),
         "text_mask_BL": _padded([[1] * len(row.ids) for row in rows], length, 0),

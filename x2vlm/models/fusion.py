@@ -1,8 +1,10 @@
 """The fusion layers: self-attention, cross-attention to image tokens, feed-forward; each followed by a LayerNorm.
 
-B rows, M images, L text tokens, P patches, N = P + 1, H heads, E width of a head, D text width.
-Keys and values of the image side depend on no text, so they are projected once (`remember`) and looked at by every
-pass: positives, negatives, masked words, boxes. Patches are projected once per image, summary tokens once per row.
+B rows, M images, L text tokens, P patches, N = P + 1, H heads, E width of a head, D text width; of a plan T tokens,
+S slots of image keys, K tokens that are read.
+There are two ways through the layers. `forward` takes padded texts, each with its row of image tokens, and serves tasks
+and generation; keys and values of the image side are projected once (`remember`) for any number of calls. `run`
+follows a FusionPlan and serves training: packed tokens of many passes together, each picture's keys once.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from x2vlm.models.config import FusionConfig
+from x2vlm.models.fusion_plan import CrossLayout, FusionPlan
+from x2vlm.models.packing import SelfLayout, attend
+from x2vlm.models.rows import take_rows
 from x2vlm.models.tokens import VisionTokens, with_summary
 
 
@@ -77,11 +82,31 @@ class Attention(nn.Module):
             keys_BHNE,
             values_BHNE,
             attn_mask=mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
+            dropout_p=self._dropout_now(),
         )
-        attended_BLD = attended_BHLE.transpose(1, 2).flatten(2)
-        normed_BLD: Tensor = self.norm(self.dropout(self.output(attended_BLD)) + hidden_BLD)
-        return normed_BLD
+        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
+
+    def within(self, hidden_TD: Tensor, asking_KD: Tensor, layout: SelfLayout) -> Tensor:
+        """States (K, D) of the asking tokens after looking at their own texts."""
+        keys, values = self.key(hidden_TD), self.value(hidden_TD)
+        attended = layout.attend(self.query(asking_KD), keys, values, self.num_heads, self._dropout_now())
+        return self._finish(attended, asking_KD)
+
+    def across(self, asking_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
+        """States (K, D) of the asking tokens after looking at their pictures, whose states stand in their slots."""
+        keys_values = self.key(memory_SD), self.value(memory_SD)
+        attended = attend(
+            self.query(asking_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
+            self._dropout_now(),
+        )  # fmt: skip
+        return self._finish(attended, asking_KD)
+
+    def _dropout_now(self) -> float:
+        return self.attention_dropout if self.training else 0.0
+
+    def _finish(self, attended: Tensor, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.norm(self.dropout(self.output(attended)) + hidden)
+        return normed
 
 
 class FeedForward(nn.Module):
@@ -137,6 +162,24 @@ class FusionLayer(nn.Module):
         fed_BLD: Tensor = self.feed_forward(hidden_BLD)
         return fed_BLD
 
+    def run(
+        self,
+        hidden_TD: Tensor,
+        asking_KD: Tensor,
+        num_crossing: int,
+        memory_SD: Tensor | None,
+        within: SelfLayout,
+        across: CrossLayout | None,
+    ) -> Tensor:
+        """States (K, D) of the asking tokens after the layer; the first `num_crossing` of them have a picture."""
+        asking_KD = self.self_attention.within(hidden_TD, asking_KD, within)
+        if across is not None and memory_SD is not None:
+            crossing, others = asking_KD.split_with_sizes([num_crossing, len(asking_KD) - num_crossing])
+            crossed = self.cross_attention.across(crossing, memory_SD, across)
+            asking_KD = torch.cat([crossed, others]) if len(others) else crossed
+        fed_KD: Tensor = self.feed_forward(asking_KD)
+        return fed_KD
+
 
 class FusionEncoder(nn.Module):
     """A stack of fusion layers; without image tokens the cross-attention parts are skipped, as in the reference."""
@@ -168,6 +211,31 @@ class FusionEncoder(nn.Module):
                 keys_values = keys.expand(memory.image_of_B), values.expand(memory.image_of_B)
             hidden_BLD = layer(hidden_BLD, mask_B1LL, keys_values, memory_mask)
         return hidden_BLD
+
+    def run(
+        self, texts_XD: Tensor, pictures_XD: Tensor | None, plan: FusionPlan, prune_last_layer: bool
+    ) -> tuple[Tensor, ...]:
+        """The states that the plan reads, for each of its passes (reads, D).
+
+        `texts_XD` and `pictures_XD` are the states of its two tables. With `prune_last_layer` the last layer is
+        computed for what is read alone, all other tokens being keys and values there.
+        """
+        hidden_TD = take_rows(texts_XD, plan.tokens_T)
+        memory_SD = None
+        if plan.memory is not None and pictures_XD is not None:
+            memory_SD = plan.memory.spread(pictures_XD)
+        *layers, last = self._layers()
+        for layer in layers:
+            hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+        if prune_last_layer:
+            asking_KD = take_rows(hidden_TD, plan.reads_K)
+            read_KD = last.run(
+                hidden_TD, asking_KD, plan.num_crossing_reads, memory_SD, plan.within_reads, plan.across_reads
+            )
+        else:
+            hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+            read_KD = take_rows(hidden_TD, plan.reads_K)
+        return tuple(plan.order.spread(read_KD).split_with_sizes(plan.reads_per_pass))
 
     def _layers(self) -> list[FusionLayer]:
         return [layer for layer in self.layers if isinstance(layer, FusionLayer)]

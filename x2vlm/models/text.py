@@ -1,13 +1,34 @@
 """The text tower: any transformers encoder that takes ids and a mask and has only self-attention.
 
-B captions, L tokens.
+B captions, L tokens of a padded caption, T tokens of all captions behind each other, H heads, E width of a head.
+Architectures whose positions we know run packed: their attention is ours, handed to transformers by name.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, PreTrainedModel, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.config import TextConfig
+from x2vlm.models.packing import SelfLayout
+
+# Attention over padded captions as in transformers' own "sdpa", and over packed ones when a layout comes along.
+ATTENTION = "x2vlm_packed"
+# Architectures that number positions from 0, and from one after that of the padding.
+_FROM_ZERO = ("bert", "electra")
+_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class TextEncoder(nn.Module):
@@ -16,6 +37,13 @@ class TextEncoder(nn.Module):
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
+        if self.can_pack:
+            encoder.set_attn_implementation(ATTENTION)
+
+    @property
+    def can_pack(self) -> bool:
+        """True for architectures whose captions may stand behind each other (`forward_packed`)."""
+        return self.encoder.config.model_type in (*_FROM_ZERO, *_AFTER_PADDING)
 
     @property
     def width(self) -> int:
@@ -35,6 +63,41 @@ class TextEncoder(nn.Module):
         mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
         states_BLD: Tensor = self.encoder(input_ids=ids_BL, attention_mask=mask_B1LL).last_hidden_state
         return states_BLD
+
+    def forward_packed(self, ids_T: Tensor, offsets_T: Tensor, layout: SelfLayout) -> Tensor:
+        """States (T, width) of captions behind each other; `offsets_T` counts from 0 within each caption."""
+        config = self.encoder.config
+        first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
+        states_1TD: Tensor = self.encoder(
+            input_ids=ids_T[None],
+            position_ids=offsets_T[None] + first,
+            token_type_ids=torch.zeros_like(ids_T)[None],
+            packed_layout=layout,
+        ).last_hidden_state
+        return states_1TD[0]
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packed_layout: SelfLayout | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in every layer: (B, H, L, E) to (B, L, H, E), packed captions as one row of T tokens."""
+    if packed_layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)
+    num_heads = query.shape[1]
+    query_TD, key_TD, value_TD = (states.transpose(1, 2).flatten(2)[0] for states in (query, key, value))
+    attended_TD = packed_layout.attend(query_TD, key_TD, value_TD, num_heads, dropout)
+    return attended_TD.reshape(1, len(attended_TD), num_heads, -1), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def build_text_encoder(cfg: TextConfig) -> TextEncoder:

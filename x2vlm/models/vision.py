@@ -5,6 +5,7 @@ The class token takes part in attention but its output is dropped: token 0 of an
 normalised patch tokens, so that a region is described the same way by the mean over the patches under its box.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,9 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from x2vlm.errors import ConfigError
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.models.beit_blocks import run_blocks
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, VisionConfig
 from x2vlm.models.precision import full_precision
 from x2vlm.models.tokens import VisionTokens
@@ -28,9 +32,17 @@ class VisionEncoder(nn.Module):
         self.cfg = cfg
         self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
 
-    def forward(self, images_BCHW: Tensor) -> VisionTokens:
-        """One row per image: token 0 is the mean of the normalised patches."""
-        patches_BPD = _PATCHES[self.cfg.backbone](self.trunk, images_BCHW)
+    def forward(self, images_BCHW: Tensor, execution: ExecutionConfig | None = None) -> VisionTokens:
+        """One row per image: token 0 is the mean of the normalised patches.
+
+        ConfigError if `execution` asks a tower other than BEiT-2 to compile or to recompute its blocks.
+        """
+        execution = execution or ExecutionConfig()
+        if self.cfg.backbone != "beit2" and (execution.compile_blocks or execution.checkpoint_vision_blocks):
+            raise ConfigError(
+                f"compile_blocks and checkpoint_vision_blocks know the blocks of beit2 only, not of {self.cfg.backbone}"
+            )
+        patches_BPD = _PATCHES[self.cfg.backbone](self.trunk, images_BCHW, execution)
         return VisionTokens(summary_BD=patches_BPD.mean(dim=1), patches_MPD=patches_BPD)
 
 
@@ -81,30 +93,33 @@ def _build_swin(cfg: VisionConfig) -> nn.Module:
     )
 
 
-def _beit_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+def _beit_patches(trunk: nn.Module, images_BCHW: Tensor, execution: ExecutionConfig) -> Tensor:
     assert isinstance(trunk, Beit)
     hidden = trunk.patch_embed(images_BCHW)
     hidden = torch.cat([trunk.cls_token.expand(hidden.shape[0], -1, -1), hidden], dim=1)
-    for block in trunk.blocks:
-        hidden = block(hidden)
+    hidden = run_blocks(list(trunk.blocks), hidden, execution)
     patches_BPD: Tensor = trunk.fc_norm(hidden[:, 1:])
     return patches_BPD
 
 
-def _clip_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+def _clip_patches(trunk: nn.Module, images_BCHW: Tensor, _: ExecutionConfig) -> Tensor:
     assert isinstance(trunk, VisionTransformer)
     patches_BPD: Tensor = trunk.forward_features(images_BCHW)[:, 1:]
     return patches_BPD
 
 
-def _swin_patches(trunk: nn.Module, images_BCHW: Tensor) -> Tensor:
+def _swin_patches(trunk: nn.Module, images_BCHW: Tensor, _: ExecutionConfig) -> Tensor:
     assert isinstance(trunk, SwinTransformer)
     patches_BPD: Tensor = trunk.forward_features(images_BCHW).flatten(1, 2)  # rows and columns of the last stage
     return patches_BPD
 
 
 _TRUNKS = {"beit2": _build_beit, "clip_vit": _build_clip, "swin": _build_swin}
-_PATCHES = {"beit2": _beit_patches, "clip_vit": _clip_patches, "swin": _swin_patches}
+_PATCHES: dict[str, Callable[[nn.Module, Tensor, ExecutionConfig], Tensor]] = {
+    "beit2": _beit_patches,
+    "clip_vit": _clip_patches,
+    "swin": _swin_patches,
+}
 
 
 def average_frames(frames: VisionTokens, num_frames: int, position_1F1D: Tensor | None) -> VisionTokens:
@@ -131,7 +146,8 @@ def pool_patches(patches_MPD: Tensor, image_of_R: Tensor, patch_mask_RP: Tensor)
     num_images, num_patches, width = patches_MPD.shape
     with full_precision(patches_MPD):
         mask_RP = patch_mask_RP.float()
-        image_RM = torch.nn.functional.one_hot(image_of_R, num_images).float()
+        # Not one_hot: on some devices it makes the host wait to look for numbers that are too large.
+        image_RM = (image_of_R[:, None] == torch.arange(num_images, device=image_of_R.device)).float()
         weight_RMP = image_RM[:, :, None] * mask_RP[:, None, :]
         total_RD = weight_RMP.flatten(1) @ patches_MPD.float().reshape(num_images * num_patches, width)
         mean_RD = total_RD / mask_RP.sum(dim=1, keepdim=True).clamp_min(1)

@@ -53,10 +53,18 @@ class X2VLM(nn.Module):
         ConfigError if a clip has more frames than the model has positions. Without positions any count goes.
         """
         num_frames = frames_BFCHW.shape[1]
+        self.require_frames(num_frames)
+        return self.join_frames(self.vision(frames_BFCHW.flatten(0, 1)), num_frames)
+
+    def require_frames(self, num_frames: int) -> None:
+        """ConfigError if a clip of so many frames has more than the model has positions."""
         known = self.config.num_frames
         if known is not None and num_frames > known:
             raise ConfigError(f"clips have {num_frames} frames, the model has positions for {known}: set num_frames")
-        return average_frames(self.vision(frames_BFCHW.flatten(0, 1)), num_frames, self.frame_position)
+
+    def join_frames(self, frames: VisionTokens, num_frames: int) -> VisionTokens:
+        """One row per clip from encoded frames, those of a clip behind each other."""
+        return average_frames(frames, num_frames, self.frame_position)
 
     def pool_regions(self, vision: VisionTokens, image_of_R: Tensor, patch_mask_RP: Tensor) -> VisionTokens:
         """One row per region of already encoded images.

@@ -1,0 +1,223 @@
+"""Every way of carrying out a step gives the losses and gradients of the plain, padded one."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import Data2VecTextConfig, Data2VecTextModel
+
+from tests.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.objectives.steps import gradients, mixed_step, padded_losses, step_model
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.models import packing
+from x2vlm.models.x2vlm import swap_text_encoder
+from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.objectives import pretrain_losses, step_losses
+
+SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    model, (batches, negatives) = step_model(), mixed_step()
+    losses = padded_losses(model, batches, negatives)
+    return losses, gradients(model, losses)
+
+
+@pytest.mark.parametrize("values", list(itertools.product([True, False], repeat=5)))
+def test_every_combination_of_savings_is_exact(plain, values):
+    model, (batches, negatives) = step_model(), mixed_step()
+    execution = ExecutionConfig(**dict(zip(SWITCHES, values, strict=True)))
+    require_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), plain)
+
+
+def test_nothing_but_rounding_is_left_in_double_precision(plain):
+    model, (batches, negatives) = step_model().double(), mixed_step()
+    batches = {label: _double(batch) for label, batch in batches.items()}
+    losses = padded_losses(model, batches, negatives)
+    expected = losses, gradients(model, losses)
+    # The losses themselves are computed in float32, whatever the model is.
+    require_equal(model, step_losses(model, batches, negatives=negatives), expected, 1e-6, 2e-6)
+
+
+def _double(batch):
+    return batch if batch.pixels is None else replace(batch, pixels=batch.pixels.double())
+
+
+def test_a_batch_alone_and_one_whose_lengths_the_device_knows_give_the_same(plain):
+    model, (batches, negatives) = step_model(), mixed_step(known=False)
+    require_equal(model, step_losses(model, batches, negatives=negatives), plain)
+    alone = {label: pretrain_losses(model, batch, negatives.get(label)) for label, batch in batches.items()}
+    require_equal(model, alone, plain)
+
+
+@pytest.mark.parametrize("architecture", ["xlm-roberta", "data2vec-text"])
+@pytest.mark.parametrize("packs", [True, False])
+def test_other_text_towers_are_exact_too(architecture, packs):
+    """XLM-R numbers its positions from after the padding; a tower we cannot pack runs padded in a packed step."""
+    batches, negatives = mixed_step()
+    batches = {label: _pad_with_one(batch) for label, batch in batches.items()}
+    if architecture == "xlm-roberta":
+        model = step_model(architecture=architecture, pad_id=1, type_vocab_size=1)
+    else:
+        config = Data2VecTextConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=48, type_vocab_size=1, pad_token_id=1,
+        )  # fmt: skip
+        model = swap_text_encoder(step_model(), Data2VecTextModel(config, add_pooling_layer=False)).eval()
+    assert model.text.can_pack == (architecture == "xlm-roberta")
+    losses = padded_losses(model, batches, negatives)
+    expected = losses, gradients(model, losses)
+    require_equal(
+        model, step_losses(model, batches, negatives=negatives, execution=ExecutionConfig(pack_texts=packs)), expected
+    )
+
+
+def _pad_with_one(batch):
+    mask = batch.text_mask_BL.bool()
+    ids, masked = batch.text_ids_BL.masked_fill(~mask, 1), batch.masked_ids_BL.masked_fill(~mask, 1)
+    return replace(batch, text_ids_BL=ids, masked_ids_BL=masked)
+
+
+@pytest.mark.parametrize("name", ["image", "regions", "text_only"])
+def test_plain_execution_equals_the_reference_too(shared_dir, name):
+    """The defaults are held to the reference's numbers by tests/test_objectives.py; this is the padded way."""
+    golden = shared_dir / "golden"
+    model, case = read_model(golden), read_case(golden / name)
+    negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
+    plain = ExecutionConfig(**dict.fromkeys(SWITCHES, False))
+    for execution in (ExecutionConfig(), plain):
+        losses = pretrain_losses(model, to_batch(case), negatives, execution=execution)
+        recorded = case.info["losses_f64"]
+        for key, value in losses.items():
+            assert value.item() == pytest.approx(recorded[LOSS_NAMES[key]], abs=2e-5), key
+
+
+def test_streams_without_a_matching_loss_and_streams_alone():
+    model, (batches, negatives) = step_model(), mixed_step()
+    expected = padded_losses(model, batches, negatives)
+    quiet = {"images": ObjectiveConfig(matching=False), "regions": ObjectiveConfig(matching=False)}
+    losses = step_losses(model, batches, quiet, negatives=negatives)
+    assert set(losses["images"]) == {"contrastive", "masked_lm"}
+    assert set(losses["regions"]) == {"contrastive", "masked_lm", "box_l1", "box_giou"}
+    assert set(losses["clips"]) == {"contrastive", "matching", "masked_lm"}
+    assert set(losses["texts"]) == {"masked_lm"}
+    for label, parts in losses.items():
+        for name, value in parts.items():
+            assert value.item() == pytest.approx(expected[label][name].item(), rel=1e-5), (label, name)
+
+
+def test_a_step_without_any_masked_word_has_zero_word_losses_and_a_graph():
+    model, (batches, negatives) = step_model(), mixed_step()
+    batches = {
+        label: replace(
+            batch,
+            masked_labels_BK=torch.full_like(batch.masked_labels_BK, -100),
+            num_masked=(0,) * batch.num_rows,
+        )
+        for label, batch in batches.items()
+    }
+    for one_call in (True, False):
+        execution = ExecutionConfig(one_fusion_call=one_call)
+        losses = step_losses(model, batches, negatives=negatives, execution=execution)
+        assert all(parts["masked_lm"].item() == 0 for parts in losses.values())
+        found = gradients(model, losses)
+        assert all(value.isfinite().all() for value in found.values())
+        assert found["word_head.transform.weight"].abs().max() == 0
+
+
+def test_bfloat16_steps_point_the_same_way(plain):
+    model, (batches, negatives) = step_model(), mixed_step()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = step_losses(model, batches, negatives=negatives)
+    for label, parts in plain[0].items():
+        for name, value in parts.items():
+            assert losses[label][name].dtype == torch.float32
+            assert losses[label][name].item() == pytest.approx(value.item(), rel=0.02, abs=0.05), (label, name)
+    found = torch.cat([value.flatten() for value in gradients(model, losses).values()])
+    expected = torch.cat([value.flatten() for value in plain[1].values()])
+    assert cosine_similarity(found, expected, dim=0) >= 0.99
+
+
+def test_dropout_is_applied_in_training_only_and_everywhere_at_its_rate():
+    model, (batches, negatives) = step_model(dropout=0.2, attention_dropout=0.3), mixed_step()
+    shares: dict[str, list[float]] = {}
+
+    def watch(name):
+        def hook(_, inputs, output):
+            shares.setdefault(name, []).append(((output == 0) & (inputs[0] != 0)).float().mean().item())
+
+        return hook
+
+    parts = [(name, part) for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p]
+    for name, part in parts:
+        part.register_forward_hook(watch(name))
+
+    def run():
+        return step_losses(model, batches, negatives=negatives)["images"]["matching"].item()
+
+    assert run() == run()
+    assert max(share for found in shares.values() for share in found) == 0
+    shares.clear()
+    model.train()
+    assert run() != run()
+    # Dropouts of attention probabilities are rates handed to the attention cores, never modules that run.
+    applied = {name for name, _ in parts if not name.endswith("attention.self.dropout")}
+    assert shares.keys() == applied
+    for name, found in shares.items():
+        rate = dict(parts)[name].p
+        # 16 x 300 numbers or more: 5 standard deviations are 0.03.
+        assert sum(found) / len(found) == pytest.approx(rate, abs=0.03), name
+
+
+def test_attention_dropout_reaches_every_attention_core(monkeypatch):
+    model, (batches, negatives) = step_model(attention_dropout=0.3), mixed_step()
+    rates: list[float] = []
+    ours = packing.scaled_dot_product_attention
+
+    def watched(*states, dropout_p, **options):
+        rates.append(dropout_p)
+        return ours(*states, dropout_p=dropout_p, **options)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", watched)
+    step_losses(model, batches, negatives=negatives)
+    assert set(rates) == {0.0}
+    rates.clear()
+    step_losses(model.train(), batches, negatives=negatives)
+    assert set(rates) == {0.3, model.config.fusion.attention_dropout}
+
+
+def test_texts_that_cannot_be_laid_out_are_refused():
+    model, (batches, negatives) = step_model(), mixed_step(known=False)
+    batch = batches["images"]
+    for mask, message in (
+        (batch.text_mask_BL.roll(1, dims=1), "padding must stand at the end"),
+        (batch.text_mask_BL & (torch.arange(6) != 2)[:, None], "row 2 has no token"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pretrain_losses(model, replace(batch, text_mask_BL=mask), negatives["images"])
+    with pytest.raises(ValueError, match="6 texts has 2 lengths"):
+        replace(batch, lengths=(3, 4))
+    with pytest.raises(ValueError, match="go up to 41"):
+        replace(batch, lengths=(41, 4, 4, 4, 4, 4))
+
+
+def require_equal(model, losses, plain, tolerance=1e-5, gradient_tolerance=1e-4):
+    expected_losses, expected = plain
+    assert losses.keys() == expected_losses.keys()
+    for label, parts in expected_losses.items():
+        assert losses[label].keys() == parts.keys()
+        for name, value in parts.items():
+            assert losses[label][name].item() == pytest.approx(value.item(), rel=tolerance), (label, name)
+    found = gradients(model, losses)
+    largest = max(value.norm() for value in expected.values())
+    worst = {}
+    for name, value in expected.items():
+        # Biases of keys move all scores of a query alike: their gradient is rounding around zero.
+        scale = max(value.norm(), gradient_tolerance * largest)
+        worst[name] = ((found[name] - value).norm() / scale).item()
+    name = max(worst, key=worst.get)
+    assert worst[name] <= gradient_tolerance, (name, worst[name])
+    return worst

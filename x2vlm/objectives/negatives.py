@@ -1,0 +1,85 @@
+"""Hard negatives of the matching loss: drawn on the device, from a group of rows, without making the host wait.
+
+B rows of this rank, G rows of a group, C groups of this rank, E width of the comparison space.
+"""
+
+import torch
+from torch import Tensor
+
+from x2vlm.across_ranks import Gather, NegativeGroup
+from x2vlm.errors import ConfigError
+from x2vlm.models.precision import full_precision
+
+
+def draw_negatives(
+    image_BE: Tensor,
+    text_BE: Tensor,
+    temperature: Tensor,
+    image_ids_B: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    group: Gather | None = None,
+    *,
+    group_size: int | None = None,
+    all_rows: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A hard negative image for every text, a hard negative text for every image, and which rows have one: (B,) each.
+
+    Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image: from the rows of
+    this rank, with `group_size` from consecutive groups of so many of them, or with `group` from the rows of all its
+    ranks, numbered in rank order. `generator` must live on the features' device. Nothing waits for the device.
+
+    `all_rows` = (rows of all ranks, number of our first) draws as if one process did it for all: with generators in
+    equal states on every rank, a row's negatives do not depend on how many ranks share the batch.
+    """
+    num_rows = len(image_BE)
+    size = num_rows if group_size is None or group is not None else group_size
+    with torch.no_grad(), full_precision(image_BE):
+        image, text = image_BE.float(), text_BE.float()
+        rows = torch.arange(num_rows, device=image.device)
+        ids = rows + (0 if group is None else group.rank * num_rows) if image_ids_B is None else image_ids_B
+        # (C, G, ...) candidates for (C, B / C, ...) rows: several groups of this rank, or one of several ranks.
+        images, texts, all_ids = (
+            (x.reshape(-1, size, *x.shape[1:]) if group is None else group.rows(x)[None]) for x in (image, text, ids)
+        )
+        num_groups = len(images)
+        same_BG = (ids.view(num_groups, -1, 1) == all_ids[:, None]).flatten(0, 1)
+        similar_images = text.reshape(num_groups, -1, text.shape[-1]) @ images.transpose(1, 2) / temperature.float()
+        similar_texts = image.reshape(num_groups, -1, image.shape[-1]) @ texts.transpose(1, 2) / temperature.float()
+        first_of_group = rows // size * size if group is None else 0
+        image_of_text = _draw(negative_weights(similar_images.flatten(0, 1), same_BG), generator, all_rows)
+        text_of_image = _draw(negative_weights(similar_texts.flatten(0, 1), same_BG), generator, all_rows)
+        return image_of_text + first_of_group, text_of_image + first_of_group, ~same_BG.all(dim=1)
+
+
+def negative_weights(similarity_BG: Tensor, same_BG: Tensor) -> Tensor:
+    """Weights to draw a negative for each of B rows from G candidates: softmax + 1e-5, zero where `same_BG`."""
+    return (similarity_BG.softmax(dim=1) + 1e-5).masked_fill(same_BG, 0.0)
+
+
+def require_group(label: str, size: int | None, num_rows: int, group: NegativeGroup | None) -> None:
+    """ConfigError unless groups of `size` rows of the whole batch can be had from `num_rows` rows of each rank."""
+    if size is None:
+        return
+    if group is not None:
+        shared = num_rows * group.gather.world_size
+        if shared != size:
+            raise ConfigError(
+                f"{label}: {shared} rows in a group of ranks, negative_group_size is {size}: make it equal"
+            )
+    elif num_rows % size:
+        raise ConfigError(
+            f"{label}: negative_group_size {size} does not divide the {num_rows} rows of a rank: choose a divisor, or "
+            f"one that ranks fill together and pass their NegativeGroup"
+        )
+
+
+def _draw(weights_BG: Tensor, generator: torch.Generator | None, all_rows: tuple[int, int] | None) -> Tensor:
+    """One draw per row with probability proportional to its weights; 0 for a row of zeros.
+
+    `torch.multinomial` raises on such a row, and to find out it makes the host wait for the device. Dividing by
+    exponential noise and taking the largest is the same distribution and does neither.
+    """
+    num_rows, size = weights_BG.shape
+    total, first = all_rows or (num_rows, 0)
+    noise = weights_BG.new_empty(total, size).exponential_(generator=generator)[first : first + num_rows]
+    return (weights_BG / noise.clamp_min(torch.finfo(noise.dtype).tiny)).argmax(dim=1)

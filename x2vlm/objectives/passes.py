@@ -1,0 +1,269 @@
+"""The passes of a step through the fusion layers: own pairs, wrong pairs, masked words, boxes.
+
+B rows of a stream, G rows of it on all ranks of its negative group, M images, P patches, K reads, X lines of a table,
+D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.models.fusion_plan import NOTHING, Pass, PictureTable, TextTable, plan_fusion
+from x2vlm.models.packing import Courier, Numbers, fetch
+from x2vlm.models.tokens import VisionTokens
+from x2vlm.objectives.streams import Drawn, Stream
+from x2vlm.objectives.towers import padded_texts
+
+if TYPE_CHECKING:
+    from x2vlm.models.x2vlm import X2VLM
+
+# Line of the table of positions that holds the class token's place in a text.
+CLASS_TOKEN = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Fused states that a head reads; `slots` numbers the masked words they belong to (None: every slot)."""
+
+    states_KD: Tensor
+    slots: Tensor | None = None
+
+
+def run_passes(
+    model: X2VLM,
+    streams: Sequence[Stream],
+    drawn: Sequence[Drawn | None],
+    table: TextTable,
+    execution: ExecutionConfig,
+) -> dict[str, list[Reading | None]]:
+    """For each of the heads matching, masked_lm and boxes what it reads of every stream (None: nothing).
+
+    Readings of matching are the own pairs, then texts with wrong images, then images with wrong texts.
+    """
+    lent = [_lend(stream, pairs, table) for stream, pairs in zip(streams, drawn, strict=True)]
+    known = _fetch(drawn, lent)
+    table, first_lent_text = _join_texts(table, lent, known, streams)
+    pictures, places = _join_pictures(lent, known)
+    wanted: list[tuple[str, int, Pass]] = []
+    positions: list[Tensor] = [torch.zeros(1, dtype=torch.long, device=table.states_XD.device)]
+    num_positions = 1
+    for number, stream in enumerate(streams):
+        place, pairs = places[number], drawn[number]
+        own = np.full(stream.num_rows, NOTHING) if place is None else place.first_row + np.arange(stream.num_rows)
+        clean = None if stream.clean is None else stream.clean + np.arange(stream.num_rows)
+        if pairs is not None and place is not None and clean is not None:
+            images, texts = known[number].images, known[number].texts
+            assert images is not None
+            assert texts is not None
+            wrong = first_lent_text[number] + texts
+            for text, row in ((clean, own), (clean, place.first_shared_row + images), (wrong, own)):
+                wanted.append(("matching", number, _class_tokens(text, row)))
+        words = _masked_words(stream, own, num_positions, execution.only_masked_words)
+        positions.append(stream.batch.masked_positions_BK.flatten())
+        num_positions += positions[-1].numel()
+        wanted.append(("masked_lm", number, words))
+        if stream.batch.kind == "region" and place is not None and clean is not None:
+            wanted.append(("boxes", number, _class_tokens(clean, place.whole_rows)))
+    states = _fuse(model, [each for *_, each in wanted], table, pictures, torch.cat(positions), execution)
+    return _readings(streams, wanted, states, execution)
+
+
+def _class_tokens(texts: Numbers, rows: Numbers) -> Pass:
+    return Pass(texts, rows, np.ones_like(texts), np.full_like(texts, CLASS_TOKEN))
+
+
+def _masked_words(stream: Stream, rows: Numbers, first_position: int, only_real: bool) -> Pass:
+    texts = stream.masked + np.arange(stream.num_rows)
+    num_slots = stream.batch.masked_positions_BK.shape[1]
+    if only_real:
+        num_reads = np.bincount(stream.view.masked_rows, minlength=stream.num_rows)
+        return Pass(texts, rows, num_reads, first_position + stream.masked_slots)
+    every = first_position + np.arange(stream.num_rows * num_slots)
+    return Pass(texts, rows, np.full_like(texts, num_slots), every)
+
+
+def _fuse(
+    model: X2VLM,
+    passes: list[Pass],
+    table: TextTable,
+    pictures: PictureTable | None,
+    positions_X: Tensor,
+    execution: ExecutionConfig,
+) -> list[Tensor]:
+    """What every pass reads (K, D): from one call for all, or from one call each."""
+    states: list[Tensor] = []
+    for together in [passes] if execution.one_fusion_call else [[each] for each in passes]:
+        plan = plan_fusion(together, table, pictures, positions_X, share_image_keys=execution.share_image_keys)
+        seen = None if pictures is None else pictures.states_XD
+        states += model.fusion.run(table.states_XD, seen, plan, execution.prune_last_layer)
+    return states
+
+
+def _readings(
+    streams: Sequence[Stream],
+    wanted: Sequence[tuple[str, int, Pass]],
+    states: Sequence[Tensor],
+    execution: ExecutionConfig,
+) -> dict[str, list[Reading | None]]:
+    found: dict[str, list[Reading | None]] = {}
+    for head in ("matching", "masked_lm", "boxes"):
+        found[head] = [None] * len(streams)
+        for number, stream in enumerate(streams):
+            own = [read for (name, of, _), read in zip(wanted, states, strict=True) if (name, of) == (head, number)]
+            slots = None
+            if head == "masked_lm" and execution.only_masked_words:
+                slots = Courier.deliver(stream.masked_slots, own[0].device)
+            if own:
+                found[head][number] = Reading(own[0] if len(own) == 1 else torch.cat(own), slots)
+    return found
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """What a stream's texts may look at: its own pictures, with a negative group also those of its other ranks."""
+
+    rows: VisionTokens
+    own_image_of: Numbers | None  # of this rank's rows; None: row b shows image b
+    whole_MD: Tensor | None  # summaries of the images of a region batch
+    rank: int
+    num_ranks: int
+    texts_GLD: Tensor | None
+    lengths_G: Tensor | None
+
+    @property
+    def image_of_G(self) -> Tensor | None:
+        """On the device, where only the other ranks know it."""
+        return self.rows.image_of_B if self.texts_GLD is not None else None
+
+
+def _lend(stream: Stream, pairs: Drawn | None, table: TextTable) -> _Lent | None:
+    if stream.pictures is None:
+        return None
+    whole = stream.pictures.whole
+    whole_MD = None if whole is None else whole.summary_BD
+    if stream.group is None or pairs is None or stream.clean is None:
+        return _Lent(stream.pictures.rows, stream.view.image_of, whole_MD, 0, 1, None, None)
+    texts = stream.clean + np.arange(stream.num_rows)
+    longest = stream.batch.text_ids_BL.shape[1]
+    lengths_B = Courier.deliver(table.visible[texts], table.states_XD.device)
+    texts_GLD, lengths_G = stream.group.share_texts(padded_texts(table, texts, longest), lengths_B)
+    rows = stream.group.share_images(stream.pictures.rows)
+    gather = stream.group.gather
+    return _Lent(rows, stream.view.image_of, whole_MD, gather.rank, gather.world_size, texts_GLD, lengths_G)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the host had to ask the device for, of one stream."""
+
+    images: Numbers | None
+    texts: Numbers | None
+    image_of: Numbers | None
+    lengths: Numbers | None
+
+
+def _fetch(drawn: Sequence[Drawn | None], lent: Sequence[_Lent | None]) -> list[_Known]:
+    """The one wait of a step."""
+    asked: list[list[Tensor | None]] = []
+    for pairs, loan in zip(drawn, lent, strict=True):
+        asked.append(
+            [
+                None if pairs is None else pairs.image_of_text,
+                None if pairs is None else pairs.text_of_image,
+                None if loan is None else loan.image_of_G,
+                None if loan is None else loan.lengths_G,
+            ]
+        )
+    values = iter(fetch([tensor for each in asked for tensor in each if tensor is not None]))
+    return [_Known(*(None if tensor is None else next(values) for tensor in each)) for each in asked]
+
+
+def _join_texts(
+    table: TextTable, lent: Sequence[_Lent | None], known: Sequence[_Known], streams: Sequence[Stream]
+) -> tuple[TextTable, list[int]]:
+    """The table with the texts of other ranks behind it, and where the texts begin that wrong pairs number."""
+    states, starts, held, visible = [table.states_XD], [table.starts], [table.held], [table.visible]
+    num_states, num_texts, first = len(table.states_XD), len(table.starts), []
+    for loan, values, stream in zip(lent, known, streams, strict=True):
+        if loan is None or loan.texts_GLD is None or values.lengths is None:
+            first.append(NOTHING if stream.clean is None else stream.clean)
+            continue
+        num_shared, length = loan.texts_GLD.shape[:2]
+        first.append(num_texts)
+        states.append(loan.texts_GLD.flatten(0, 1))
+        starts.append(num_states + length * np.arange(num_shared))
+        # Without packing every text holds its padding, here up to the length of the group.
+        packs = (table.held == table.visible).all()
+        held.append(values.lengths if packs else np.full_like(values.lengths, length))
+        visible.append(values.lengths)
+        num_states += num_shared * length
+        num_texts += num_shared
+    if len(states) == 1:
+        return table, first
+    joined = (np.concatenate(each) for each in (starts, held, visible))
+    return TextTable(torch.cat(states), *joined), first
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Rows of a stream in the table of pictures."""
+
+    first_row: int
+    first_shared_row: int
+    whole_rows: Numbers
+
+
+def _join_pictures(
+    lent: Sequence[_Lent | None], known: Sequence[_Known]
+) -> tuple[PictureTable | None, list[_Place | None]]:
+    """One table for the pictures of all streams, and where each stream's rows are in it."""
+    loans = [loan for loan in lent if loan is not None]
+    if not loans:
+        return None, [None] * len(lent)
+    num_patches = loans[0].rows.patches_MPD.shape[1]
+    num_states = sum(len(loan.rows.patches_MPD) for loan in loans) * num_patches
+    summaries: list[Tensor] = []
+    masks: list[Tensor] = []
+    image_of: list[Numbers] = []
+    mask_of: list[Numbers] = []
+    places: list[_Place | None] = []
+    num_images = num_rows = num_masks = 0
+    for loan, values in zip(lent, known, strict=True):
+        if loan is None:
+            places.append(None)
+            continue
+        own, shared = loan.rows, loan.rows.num_rows
+        rank_images = len(own.patches_MPD) // loan.num_ranks
+        images = loan.own_image_of if values.image_of is None else values.image_of
+        image_of.append(num_images + (np.arange(shared) if images is None else images))
+        mask_of.append(np.full(shared, NOTHING) if own.patch_mask_BP is None else num_masks + np.arange(shared))
+        summaries.append(own.summary_BD)
+        if own.patch_mask_BP is not None:
+            masks.append(own.patch_mask_BP)
+            num_masks += shared
+        whole_rows = np.zeros(0, dtype=np.int64)
+        if loan.whole_MD is not None and loan.own_image_of is not None:
+            whole_rows = num_rows + shared + loan.own_image_of
+            image_of.append(num_images + loan.rank * rank_images + np.arange(rank_images))
+            mask_of.append(np.full(rank_images, NOTHING))
+            summaries.append(loan.whole_MD)
+        places.append(_Place(num_rows + loan.rank * (shared // loan.num_ranks), num_rows, whole_rows))
+        num_rows += sum(len(each) for each in summaries[-1 - (len(whole_rows) > 0) :])
+        num_images += len(own.patches_MPD)
+    patches = [loan.rows.patches_MPD.flatten(0, 1) for loan in loans]
+    table = PictureTable(
+        states_XD=torch.cat([*patches, *summaries]),
+        num_patches=num_patches,
+        image_of_row=np.concatenate(image_of),
+        summary_of_row=num_states + np.arange(num_rows),
+        mask_of_row=np.concatenate(mask_of),
+        patch_mask_RP=torch.cat([*masks, torch.ones_like(masks[0][:1])]) if masks else None,
+    )
+    return table, places

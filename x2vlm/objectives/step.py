@@ -1,0 +1,197 @@
+"""All losses of one optimizer step: every stream's towers, negatives, fusion passes and heads together.
+
+B rows of a stream, K reads, X lines of a table, D width, E width of the comparison space, V vocabulary.
+The host waits for the device once, to learn which texts were drawn as negatives: their lengths decide the layout of the
+fusion call. What it must know of the batches themselves comes along with them (`Batch.lengths` and its neighbours).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from x2vlm.across_ranks import Gather, NegativeGroup
+from x2vlm.batch import Batch
+from x2vlm.box_losses import box_losses
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.models.packing import Courier
+from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.objectives.host import host_views
+from x2vlm.objectives.losses import contrastive, masked_lm, matching
+from x2vlm.objectives.negatives import draw_negatives, require_group
+from x2vlm.objectives.passes import Reading, run_passes
+from x2vlm.objectives.streams import Drawn, Stream
+from x2vlm.objectives.towers import Texts, encode_pictures, encode_texts
+
+if TYPE_CHECKING:
+    from x2vlm.models.x2vlm import X2VLM
+
+
+def step_losses(
+    model: X2VLM,
+    batches: Mapping[str, Batch],
+    objectives: Mapping[str, ObjectiveConfig] | None = None,
+    *,
+    negatives: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    gather: Gather | None = None,
+    negative_groups: Mapping[str, NegativeGroup] | None = None,
+    generator: torch.Generator | None = None,
+    execution: ExecutionConfig | None = None,
+) -> dict[str, dict[str, Tensor]]:
+    """Unweighted losses of every stream by its label: masked_lm; with pictures contrastive, matching; of regions boxes.
+
+    `negatives` = (image index per text, text index per image) pins the pairs of a stream's matching loss; with a
+    negative group they are drawn from, and counted over, the rows of all its ranks. Otherwise they come from this
+    rank's rows, in groups of `negative_group_size`; with that set and a `gather`, generators in equal states on every
+    rank make them independent of the number of ranks. `execution` changes the arithmetic's order, never its result.
+    The temperature is used as it is: clamp it before (`X2VLM.clamp_temperature`). ConfigError if a group size does not
+    fit the rows; ValueError for texts without a token or padded in front.
+    """
+    execution = execution or ExecutionConfig()
+    views = host_views(list(batches.values()))
+    pictures = encode_pictures(model, list(batches.values()), execution)
+    texts = encode_texts(model, list(batches.values()), views, execution)
+    streams = [
+        Stream(
+            label=label,
+            batch=batch,
+            view=views[number],
+            config=(objectives or {}).get(label) or ObjectiveConfig(),
+            pictures=pictures[number],
+            clean=texts.clean[number],
+            masked=texts.masked[number],
+            group=(negative_groups or {}).get(label),
+        )
+        for number, (label, batch) in enumerate(batches.items())
+    ]
+    losses: dict[str, dict[str, Tensor]] = {stream.label: {} for stream in streams}
+    drawn: list[Drawn | None] = []
+    for stream in streams:
+        pinned = (negatives or {}).get(stream.label)
+        loss, pairs = _compare(model, stream, texts, gather, pinned, generator)
+        losses[stream.label] |= {} if loss is None else {"contrastive": loss}
+        drawn.append(pairs)
+    readings = run_passes(model, streams, drawn, texts.table, execution)
+    for stream, found in zip(streams, _read(model, streams, drawn, readings), strict=True):
+        losses[stream.label] |= found
+    return losses
+
+
+def pretrain_losses(
+    model: X2VLM,
+    batch: Batch,
+    negatives: tuple[Tensor, Tensor] | None = None,
+    *,
+    config: ObjectiveConfig | None = None,
+    gather: Gather | None = None,
+    negative_group: NegativeGroup | None = None,
+    generator: torch.Generator | None = None,
+    execution: ExecutionConfig | None = None,
+) -> dict[str, Tensor]:
+    """The losses of one batch; everything is as in `step_losses`."""
+    return step_losses(
+        model,
+        {"": batch},
+        {"": config or ObjectiveConfig()},
+        negatives=None if negatives is None else {"": negatives},
+        gather=gather,
+        negative_groups=None if negative_group is None else {"": negative_group},
+        generator=generator,
+        execution=execution,
+    )[""]
+
+
+def _compare(
+    model: X2VLM,
+    stream: Stream,
+    texts: Texts,
+    gather: Gather | None,
+    pinned: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor | None, Drawn | None]:
+    """The contrastive loss of a stream with pictures and, if it has a matching loss, its wrong pairs."""
+    if stream.pictures is None or stream.clean is None:
+        return None, None
+    batch, config = stream.batch, stream.config
+    first = texts.table.starts[stream.clean : stream.clean + batch.num_rows]
+    states_BD = texts.table.states_XD.index_select(0, Courier.deliver(first, texts.table.states_XD.device))
+    image_BE, text_BE = model.project(stream.pictures.rows, states_BD[:, None])
+    loss = contrastive(
+        image_BE,
+        text_BE,
+        model.temperature,
+        gather=gather,
+        gradient=config.contrastive_gradient,
+        # Regions of one image are different things: their texts are true negatives of each other here.
+        image_ids_B=None if batch.kind == "region" else batch.image_ids_B,
+    )
+    if not config.matching:
+        return loss, None
+    if pinned is not None:
+        return loss, Drawn(*pinned, has_negative=None)
+    size, group = config.negative_group_size, stream.group
+    require_group(stream.label, size, batch.num_rows, group)
+    all_rows = None
+    if size is not None and gather is not None:
+        all_rows = gather.world_size * batch.num_rows, gather.rank * batch.num_rows
+    image_of_text, text_of_image, has_negative = draw_negatives(
+        image_BE,
+        text_BE,
+        model.temperature,
+        batch.image_ids_B,
+        generator,
+        None if group is None else group.gather,
+        group_size=size,
+        all_rows=all_rows,
+    )
+    return loss, Drawn(image_of_text, text_of_image, has_negative)
+
+
+def _read(
+    model: X2VLM, streams: list[Stream], drawn: list[Drawn | None], readings: Mapping[str, list[Reading | None]]
+) -> list[dict[str, Tensor]]:
+    """The losses of the fused states: each head is asked once for all streams."""
+    match = _once(lambda states: model.match(states[:, None]), readings["matching"])
+    boxes = _once(lambda states: model.locate(states[:, None]), readings["boxes"])
+    words = _once(
+        lambda states: model.word_head(states[None], model.text.word_embeddings.weight)[0], readings["masked_lm"]
+    )
+    found: list[dict[str, Tensor]] = []
+    for number, stream in enumerate(streams):
+        losses: dict[str, Tensor] = {}
+        pairs, reading, logits = drawn[number], readings["masked_lm"][number], words[number]
+        assert reading is not None
+        assert logits is not None
+        matched, box_cxcywh = match[number], boxes[number]
+        if matched is not None:
+            losses["matching"] = matching(matched, None if pairs is None else pairs.has_negative)
+        labels = stream.batch.masked_labels_BK.flatten()
+        if reading.slots is not None:
+            labels = labels.index_select(0, reading.slots)
+        losses["masked_lm"] = masked_lm(logits[None], labels[None])
+        if box_cxcywh is not None:
+            losses["box_l1"], losses["box_giou"] = _boxes(stream, box_cxcywh)
+        found.append(losses)
+    return found
+
+
+def _once(head, readings: list[Reading | None]) -> list[Tensor | None]:  # type: ignore[no-untyped-def]
+    """What `head` says of every reading, from one call."""
+    states = [reading.states_KD for reading in readings if reading is not None]
+    if not states:
+        return [None] * len(readings)
+    said = iter(head(states[0] if len(states) == 1 else torch.cat(states)).split([len(each) for each in states]))
+    return [None if reading is None else next(said) for reading in readings]
+
+
+def _boxes(stream: Stream, box_cxcywh_R4: Tensor) -> tuple[Tensor, Tensor]:
+    batch, config = stream.batch, stream.config
+    assert batch.box_cxcywh_R4 is not None
+    assert batch.is_whole_image_R is not None
+    counts = ~batch.is_whole_image_R.bool()
+    if config.box_loss_on_whole_images:
+        counts = torch.ones_like(counts)
+    return box_losses(box_cxcywh_R4, batch.box_cxcywh_R4, counts, config.parity)

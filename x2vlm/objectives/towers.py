@@ -1,0 +1,131 @@
+"""The towers, once for all streams of a step: every picture in one call, every text in one call.
+
+B rows, M images, R regions, P patches, L tokens, X states of a table, D width, C H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from x2vlm.batch import Batch
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.models.fusion_plan import TextTable, ranges
+from x2vlm.models.packing import Courier, Numbers, add_sequences
+from x2vlm.models.rows import take_rows
+from x2vlm.models.tokens import VisionTokens
+from x2vlm.objectives.host import HostView
+
+if TYPE_CHECKING:
+    from x2vlm.models.x2vlm import X2VLM
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Image tokens of every text row of a stream and, for regions, of the pictures they lie in."""
+
+    rows: VisionTokens
+    whole: VisionTokens | None
+
+
+def encode_pictures(model: X2VLM, batches: Sequence[Batch], execution: ExecutionConfig) -> list[Pictures | None]:
+    """For every batch its image tokens, None for texts alone; pictures of equal size share one call, frames too."""
+    pixels = {number: batch.float_pixels() for number, batch in enumerate(batches) if batch.kind != "text"}
+    for number, values in pixels.items():
+        if batches[number].kind == "video":
+            model.require_frames(values.shape[1])
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for number, values in pixels.items():
+        by_shape.setdefault(tuple(values.shape[-3:]), []).append(number)
+    found: list[Pictures | None] = [None] * len(batches)
+    for numbers in by_shape.values():
+        flat = [pixels[number].flatten(0, -4) for number in numbers]
+        tokens: VisionTokens = model.vision(flat[0] if len(flat) == 1 else torch.cat(flat), execution)
+        sizes = [len(values) for values in flat]
+        pieces = zip(tokens.summary_BD.split_with_sizes(sizes), tokens.patches_MPD.split_with_sizes(sizes), strict=True)
+        for number, (summary, patches) in zip(numbers, pieces, strict=True):
+            found[number] = _pictures(model, batches[number], VisionTokens(summary, patches), pixels[number])
+    return found
+
+
+def _pictures(model: X2VLM, batch: Batch, images: VisionTokens, pixels: Tensor) -> Pictures:
+    if batch.kind == "video":
+        return Pictures(model.join_frames(images, pixels.shape[1]), None)
+    if batch.kind == "image":
+        return Pictures(images, None)
+    assert batch.image_of_R is not None
+    assert batch.patch_mask_RP is not None
+    return Pictures(model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP), images)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of a step in one table; `clean` and `masked` say where each stream's begin (None: not encoded)."""
+
+    table: TextTable
+    clean: list[int | None]
+    masked: list[int]
+
+
+def encode_texts(
+    model: X2VLM, batches: Sequence[Batch], views: Sequence[HostView], execution: ExecutionConfig
+) -> Texts:
+    """States of the clean and the masked texts of all batches; of a text batch the masked ones only."""
+    ids: list[Tensor] = []
+    lengths: list[Numbers] = []
+    clean: list[int | None] = []
+    masked: list[int] = []
+    num_texts = 0
+    for batch, view in zip(batches, views, strict=True):
+        clean.append(None if batch.kind == "text" else num_texts)
+        if batch.kind != "text":
+            ids.append(batch.text_ids_BL)
+            lengths.append(view.lengths)
+            num_texts += batch.num_rows
+        masked.append(num_texts)
+        ids.append(batch.masked_ids_BL)
+        lengths.append(view.lengths)
+        num_texts += batch.num_rows
+    if execution.pack_texts and model.text.can_pack:
+        table = _packed(model, ids, lengths)
+    else:
+        table = _padded(model, ids, lengths, hold_padding=not execution.pack_texts)
+    return Texts(table, clean, masked)
+
+
+def _packed(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers]) -> TextTable:
+    counts = np.concatenate(lengths)
+    widths = np.concatenate([np.full(len(each), each.shape[1]) for each in ids])
+    courier = Courier(ids[0].device)
+    tokens = courier.add(ranges(np.cumsum(widths) - widths, counts))
+    offsets = courier.add(ranges(np.zeros_like(counts), counts))
+    sequences = add_sequences(courier, counts, counts)
+    courier.send()
+    ids_T = torch.cat([each.flatten() for each in ids]).index_select(0, courier.get(tokens))
+    states_TD = model.text.forward_packed(ids_T, courier.get(offsets), sequences.redeem(courier))
+    return TextTable(states_TD, np.cumsum(counts) - counts, counts, counts)
+
+
+def _padded(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers], hold_padding: bool) -> TextTable:
+    states, starts, held, base = [], [], [], 0
+    for ids_BL, counts in zip(ids, lengths, strict=True):
+        length = ids_BL.shape[1]
+        real = torch.arange(length, device=ids_BL.device) < Courier.deliver(counts, ids_BL.device)[:, None]
+        states.append(model.encode_text(ids_BL, real).flatten(0, 1))
+        starts.append(base + length * np.arange(len(counts)))
+        held.append(np.full_like(counts, length) if hold_padding else counts)
+        base += length * len(counts)
+    table = states[0] if len(states) == 1 else torch.cat(states)
+    return TextTable(table, np.concatenate(starts), np.concatenate(held), np.concatenate(lengths))
+
+
+def padded_texts(table: TextTable, texts: Numbers, length: int) -> Tensor:
+    """States (B, length, D) of the given texts; what stands behind the end of a text is of another or repeated."""
+    offsets = np.minimum(np.arange(length), table.visible[texts][:, None] - 1)
+    index_BL = Courier.deliver(table.starts[texts][:, None] + offsets, table.states_XD.device)
+    return take_rows(table.states_XD, index_BL.flatten()).reshape(-1, length, table.states_XD.shape[1])
