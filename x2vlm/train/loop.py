@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # building a model imports timm and transformers; naming its 
 
 log = logging.getLogger(__name__)
 
+# Folders beside the metrics.
+HEARTBEATS, PROFILE = "heartbeats", "profile"
+
 
 def fit(
     model: X2VLM,
@@ -68,7 +71,7 @@ def fit(
     torch.set_num_threads(config.cpu_threads)
     folder = metrics_uri.rpartition("/")[0]
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(f"{folder}/heartbeats", ranks, runtime.stall_seconds))
+        watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
         stop = stack.enter_context(StopOnSignal())
         model.to(ranks.device).train()
         copy_from_first(model, ranks)
@@ -80,7 +83,7 @@ def fit(
         progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
         metrics = stack.enter_context(MetricsLog(metrics_uri, first_step)) if ranks.is_first else None
         saves = stack.enter_context(BackgroundSaves(checkpoints)) if ranks.is_first else None
-        profile = stack.enter_context(StepProfile(f"{folder}/profile", runtime.profile_steps if metrics else None))
+        profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if metrics else None))
         steps_ahead = _steps_ahead(runtime, ranks)
         pin = ranks.device.type == "cuda"
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=pin)

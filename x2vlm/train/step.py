@@ -162,6 +162,6 @@ def _send(num_parameters: int, names: tuple[str, ...], values: Tensor) -> Pendin
     if not values.is_cuda:
         return PendingNumbers(num_parameters, names, values, None)
     host = values.to("cpu", non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()  # type: ignore[no-untyped-call]
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
     return PendingNumbers(num_parameters, names, host, ready)
