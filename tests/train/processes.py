@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.training_corpus import DATA, MODEL, TOKENIZER
@@ -85,6 +86,28 @@ def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, tim
     for process in processes:
         process.join()
     return [process.exitcode or 0 for process in processes]
+
+
+def on_ranks(work: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """What `work(rank, world_size, *arguments)` gave on each of the processes; as `tests.rank_worker`, but forked."""
+    import torch
+    import torch.multiprocessing
+
+    with TemporaryDirectory() as folder:
+        torch.multiprocessing.start_processes(
+            _work, args=(world_size, folder, work, arguments), nprocs=world_size, start_method="forkserver"
+        )
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def _work(rank: int, world_size: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
+    torch.save(work(rank, world_size, *arguments), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
 
 
 def _train(start: Start, rank: int, meet: str) -> None:

@@ -1,4 +1,4 @@
-"""A run that was killed, stopped, moved or disturbed has the bits of one that was not: weights, moments, metrics, samples.
+"""A run that was killed, stopped, moved or disturbed has the bits of one that was not: weights, metrics, samples.
 
 All runs are real processes over gloo and the real loop; see `tests.train.processes` for what kills them.
 """
