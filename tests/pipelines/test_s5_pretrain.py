@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pydantic
 import pytest
 
+from pipelines.experiment import load_experiment
 from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
+from pipelines.graph import build_graph
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.worker import fetch_shards
@@ -163,6 +165,29 @@ def test_the_part_reads_every_shard_and_its_fingerprint_knows_the_recipe(inputs)
     assert part_fingerprint(PRETRAIN, CONFIG, part) != part_fingerprint(PRETRAIN, other, part)
 
 
+def test_how_a_run_is_watched_and_placed_is_no_part_of_what_it_is(inputs):
+    """The graph binds the runtime to the stage's function; fingerprints know config and bytes alone."""
+    experiment = load_experiment("sample")
+    watched = experiment.model_copy(update={"train_runtime": TrainRuntime(log_every=7, stall_seconds=9.0)})
+    nodes = [build_graph(one)["pretrain/sample"] for one in (experiment, watched)]
+    assert nodes[0].config == nodes[1].config
+    assert nodes[1].stage.run_part.keywords == {"runtime": watched.train_runtime}
+    (part,) = plan_pretrain(CONFIG, inputs)
+    first, second = (part_fingerprint(node.stage, CONFIG, part) for node in nodes)
+    assert first == second
+
+
+def test_a_held_out_share_is_measured_and_never_in_the_record_of_samples(inputs, tmp_path):
+    data = DATA.model_copy(update={"validation_share": 0.3})
+    train = CONFIG.train.model_copy(update={"validate_every": 4, "validation_batches": 1})
+    result, path = _run(CONFIG.model_copy(update={"data": data, "train": train}), inputs, tmp_path)
+    assert result.summary["metrics"]["valid/image/contrastive"] > 0
+    assert 0 <= result.summary["metrics"]["valid/image/image_of_text@10"] <= 100
+    held_out = set(pq.read_table(inputs["shards"][0].parts[-1].files[1].uri)["key"].to_pylist())
+    assert held_out
+    assert not held_out & set(pq.read_table(path / "samples.parquet")["key"].to_pylist())
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused(inputs, tmp_path):
     small = MODEL.model_copy(update={"text": MODEL.text.model_copy(update={"vocab_size": 10})})
     with pytest.raises(ConfigError, match=r"model\.text\.vocab_size is 10"):
@@ -182,6 +207,9 @@ def test_a_changed_index_is_refused(inputs, tmp_path):
     [
         ({"world_size": 3}, "no multiple of world_size"),
         ({"model": MODEL.model_copy(update={"num_frames": 1})}, "clips have 2 frames"),
+        ({"world_size": 4, "min_workers": 3}, "no multiple of min_workers"),
+        ({"world_size": 2, "min_workers": 4}, "is more than world_size"),
+        ({"train": {**CONFIG.train.model_dump(), "validate_every": 2}}, "needs held-out shards"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(change, message):

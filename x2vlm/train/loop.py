@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,56 +74,80 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
         stop = stack.enter_context(StopOnSignal())
-        model.to(ranks.device).train()
-        copy_from_first(model, ranks)
-        streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
-        trainer = Trainer(model, build_optimizer(model, config.optimizer), config, ranks, loader.config.seed, streams)
+        trainer = _build_trainer(model, loader, config, ranks)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
-        saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
         progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
-        metrics = stack.enter_context(MetricsLog(metrics_uri, first_step)) if ranks.is_first else None
-        saves = stack.enter_context(BackgroundSaves(checkpoints)) if ranks.is_first else None
-        profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if metrics else None))
-        steps_ahead = _steps_ahead(runtime, ranks)
+        saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
+        writer = stack.enter_context(_Writer(metrics_uri, first_step, checkpoints)) if ranks.is_first else None
+        profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
         pin = ranks.device.type == "cuda"
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=pin)
         for data, waited in _timed(steps, watchdog, first_step):
             step = data.step
             profile.before(step)
             watchdog.beat(step, "train")
-            host = {
-                "asks_stop": float(stop.is_asked),
-                "asks_save": float(bool(asks_save and asks_save(step))),
-                "data_wait": waited,
-                "replaced": float(len(data.substitutes)),
-                **_work(trainer, loader, data),
-            }
-            progress.add(data, train_step(trainer, data, host))
+            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(bool(asks_save and asks_save(step)))}
+            host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
+            progress.add(data, train_step(trainer, data, host | _work(trainer, loader, data)))
             watchdog.beat(step, "read numbers")
-            is_validated = _is_due(step, config.validate_every, config.steps)
+            is_validated = held_out is not None and _is_due(step, config.validate_every, config.steps)
             is_saved = _is_due(step, config.checkpoint_every, config.steps)
-            lines = progress.read(0 if is_validated or is_saved else steps_ahead)
+            lines = progress.read(0 if is_validated or is_saved else _steps_ahead(runtime, ranks))
             if progress.asks_stop or progress.asks_save:
+                is_saved = True
                 lines += progress.read()
             if is_validated and held_out is not None:
                 beat = functools.partial(watchdog.beat, step, "validate")
                 lines[-1] |= validate(trainer, held_out, config.validation_batches, beat)
-            if metrics:
-                _write(metrics, lines, config.steps, runtime.log_every)
-            if is_saved or progress.asks_stop or progress.asks_save:
-                watchdog.beat(step, "save")
-                progress.asks_save = False
-                if metrics and saves:
-                    metrics.sync()
-                    state = {**saved_facts, "skipped_in_a_row": progress.skipped_in_a_row}
-                    metrics.note(save_wait_seconds=round(saves.save(_snapshot(trainer, step + 1, state)), 4))
+            watchdog.beat(step, "save")
+            if writer:
+                writer.write(lines, config.steps, runtime.log_every)
+                if is_saved:
+                    writer.save(trainer, step + 1, {**saved_facts, "skipped_in_a_row": progress.skipped_in_a_row})
+            progress.asks_save = False
             profile.after(step)
             if on_step:
                 on_step(step)
             if progress.asks_stop and step + 1 < config.steps:
                 raise TrainingStopped(step + 1)
     return first_step
+
+
+class _Writer:
+    """What the first rank alone does: metrics and checkpoints. On leaving the `with` block both are whole."""
+
+    def __init__(self, metrics_uri: str, first_step: int, checkpoints: CheckpointStore) -> None:
+        self._metrics = MetricsLog(metrics_uri, first_step)
+        self._saves = BackgroundSaves(checkpoints)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._saves.__exit__(kind, error, at)
+        finally:
+            self._metrics.close()
+
+    def write(self, lines: list[dict[str, Any]], num_steps: int, log_every: int) -> None:
+        for line in lines:
+            self._metrics.write(line)
+            if (line["step"] + 1) % log_every == 0 or line["step"] + 1 == num_steps:
+                log.info("%s", console_line(line, num_steps))
+
+    def save(self, trainer: Trainer, step: int, facts: Mapping[str, Any]) -> None:
+        """The checkpoint after `step` steps, behind; the metrics reach as far first."""
+        self._metrics.sync()
+        checkpoint = Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
+        self._metrics.note(save_wait_seconds=round(self._saves.save(checkpoint), 4))
+
+
+def _build_trainer(model: X2VLM, loader: StepLoader, config: TrainConfig, ranks: Ranks) -> Trainer:
+    model.to(ranks.device).train()
+    copy_from_first(model, ranks)
+    streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
+    return Trainer(model, build_optimizer(model, config.optimizer), config, ranks, loader.config.seed, streams)
 
 
 def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> Iterator[tuple[StepData, float]]:
@@ -143,13 +168,6 @@ def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, flo
     return work_of(data, trainer.model.config, loader.config.examples, objectives)
 
 
-def _write(metrics: MetricsLog, lines: list[dict[str, Any]], num_steps: int, log_every: int) -> None:
-    for line in lines:
-        metrics.write(line)
-        if (line["step"] + 1) % log_every == 0 or line["step"] + 1 == num_steps:
-            log.info("%s", console_line(line, num_steps))
-
-
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:
     """On a GPU one step: reading the numbers of a step then finds the next one queued, and the GPU never waits."""
     if runtime.steps_ahead is not None:
@@ -159,10 +177,6 @@ def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:
 
 def _is_due(step: int, every: int | None, num_steps: int) -> bool:
     return every is not None and ((step + 1) % every == 0 or step + 1 == num_steps)
-
-
-def _snapshot(trainer: Trainer, step: int, facts: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
 
 
 def _intervals(found: Mapping[str, Any], first_step: int, world_size: int) -> list[list[int]]:
