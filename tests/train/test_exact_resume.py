@@ -97,6 +97,37 @@ def test_killed_and_resumed_equals_undisturbed(runs, start, tmp_path, world_size
 
 
 @pytest.mark.slow
+def test_readers_end_with_a_killed_trainer(start, tmp_path):
+    """SIGKILL of the process they read for: no reader and no server of readers may stay (they hold its log open)."""
+    dying = dataclasses.replace(start, folder=str(tmp_path), num_workers=2, kill_after=1, name="1")
+    seen = set()
+
+    def look(processes):
+        while len(holders := _holders(tmp_path / "1-rank-0.log") - {processes[0].pid}) < 3 and processes[0].is_alive():
+            time.sleep(0.01)
+        seen.update(holders)
+
+    assert run(dying, look) == [-signal.SIGKILL], logs(tmp_path)
+    assert len(seen) >= 3  # two readers and their server
+    deadline = time.monotonic() + 60
+    while (left := _holders(tmp_path / "1-rank-0.log")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def _holders(path):
+    """Processes whose standard output is `path`."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "fd/1") == str(path):
+                found.add(int(process.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_after", range(STEPS))
 def test_any_step_is_a_good_moment_to_die(runs, start, tmp_path, kill_after):
     expected = runs.straight()
