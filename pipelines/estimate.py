@@ -196,7 +196,8 @@ def matching_share(config: PretrainConfig, stream: StreamConfig) -> float:
         return 0.0
     stop = config.train.stop_matching_at
     running = 1.0 if stop is None else min(1.0, stop / config.train.steps)
-    return running * (1.0 if stream.match_main else stream.aux_share)
+    leader = next((item for item in config.data.streams if item.label == config.train.matching_follows), stream)
+    return running * (1.0 if leader.match_main else leader.aux_share)
 
 
 def load_measured(path: str) -> Measured:

@@ -24,6 +24,7 @@ from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import FrozenConfig, parse_config, read_yaml
 from x2vlm.errors import ConfigError
+from x2vlm.train.config import TrainRuntime
 
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
@@ -86,6 +87,7 @@ class Experiment(FrozenConfig):
     # streams name, and is started from by name: `start: {node: phase1}`.
     phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
+    train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
     evaluate: dict[str, TaskConfig] = {}
     runtime: dict[str, RuntimeConfig] = {}  # by stage name
 

@@ -1,5 +1,6 @@
 """The only place where nodes are wired: an experiment becomes a graph of stages bound to configs and inputs."""
 
+import functools
 from dataclasses import replace
 
 import pydantic
@@ -23,7 +24,7 @@ from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s5_pretrain.stage import PRETRAIN
+from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
@@ -258,7 +259,7 @@ def _phase_nodes(
         ),
         Node(
             key=f"pretrain/{name}",
-            stage=PRETRAIN,
+            stage=replace(PRETRAIN, run_part=functools.partial(pretrain_part, runtime=experiment.train_runtime)),
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),

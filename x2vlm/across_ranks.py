@@ -65,16 +65,22 @@ class NegativeGroup:
         return _SharedRows.apply(text, self.gather), self.gather.rows(lengths_B)  # type: ignore[no-untyped-call]
 
     def share_images(self, vision: VisionTokens) -> VisionTokens:
-        """The rows of all ranks, with a gradient to each rank's own; all must bring equally many images and rows.
+        """The rows of all ranks, with a gradient to each rank's own; all must bring equally many rows.
 
         Every rank projects the keys of all of them: one rank more costs as much as one more fusion pass's image side.
+        Ranks whose regions lie in different numbers of pictures bring as many as they have rows, the last ones empty:
+        finding out the largest number would make the host wait. ValueError if there are more pictures than rows.
         """
-        image_of, patch_mask = vision.image_of_B, vision.patch_mask_BP
+        image_of, patch_mask, patches = vision.image_of_B, vision.patch_mask_BP, vision.patches_MPD
         if image_of is not None:
-            image_of = self.gather.rows(image_of + self.gather.rank * len(vision.patches_MPD))
+            num_empty = vision.num_rows - len(patches)
+            if num_empty < 0:
+                raise ValueError(f"{len(patches)} pictures of {vision.num_rows} regions: leave out those without any")
+            patches = torch.nn.functional.pad(patches, (0, 0, 0, 0, 0, num_empty))
+            image_of = self.gather.rows(image_of + self.gather.rank * len(patches))
         return VisionTokens(
             summary_BD=_SharedRows.apply(vision.summary_BD, self.gather),  # type: ignore[no-untyped-call]
-            patches_MPD=_SharedRows.apply(vision.patches_MPD, self.gather),  # type: ignore[no-untyped-call]
+            patches_MPD=_SharedRows.apply(patches, self.gather),  # type: ignore[no-untyped-call]
             image_of_B=image_of,
             patch_mask_BP=None if patch_mask is None else self.gather.rows(patch_mask.to(torch.uint8)).bool(),
         )

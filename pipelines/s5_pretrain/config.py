@@ -23,6 +23,7 @@ class PretrainConfig(FrozenConfig):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     world_size: int = pydantic.Field(default=8, ge=1)
+    min_workers: int | None = pydantic.Field(default=None, ge=1)
     record_samples: bool = True
 
     @pydantic.model_validator(mode="after")
@@ -33,6 +34,18 @@ class PretrainConfig(FrozenConfig):
                     f"stream {stream.label}: batch_size {stream.batch_size} is no multiple of world_size "
                     f"{self.world_size}"
                 )
+            if self.min_workers is not None and stream.batch_size % self.min_workers:
+                raise ValueError(
+                    f"stream {stream.label}: batch_size {stream.batch_size} is no multiple of min_workers "
+                    f"{self.min_workers}"
+                )
+        if self.min_workers is not None and self.min_workers > self.world_size:
+            raise ValueError(f"min_workers ({self.min_workers}) is more than world_size ({self.world_size})")
+        if self.train.validate_every is not None and not self.data.validation_share:
+            raise ValueError("train.validate_every needs held-out shards: set data.validation_share")
+        labels = [stream.label for stream in self.data.streams]
+        if self.train.matching_follows not in (None, *labels):
+            raise ValueError(f"train.matching_follows: {self.train.matching_follows!r} is none of the streams {labels}")
         frames = self.data.examples.frames_per_clip
         has_clips = any(stream.kind == "video" for stream in self.data.streams)
         if has_clips and self.model.num_frames is not None and frames > self.model.num_frames:

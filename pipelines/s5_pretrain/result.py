@@ -23,6 +23,7 @@ from x2vlm.models.hf import save_weights
 from x2vlm.processor import Processor, processor_for
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.metrics import read_metrics
+from x2vlm.train.validation import split_shards
 
 SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
 # Final numbers are means over this many last steps: a single step says little.
@@ -99,13 +100,15 @@ def describe_model(config: PretrainConfig, shards_root: str) -> CardFacts:
 
 
 def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of all losses over the last NUM_FINAL_STEPS steps that have them."""
-    names = [name for name in metrics[-1] if name == "loss" or "/" in name]
-    final = {}
-    for name in names:
-        values = [line[name] for line in metrics[-NUM_FINAL_STEPS:] if name in line]
-        final[name] = sum(values) / len(values)
-    return final
+    """Means of all losses over those of the last NUM_FINAL_STEPS steps that have them; held-out numbers as they end."""
+    final: dict[str, list[float]] = {}
+    for line in metrics[-NUM_FINAL_STEPS:]:
+        for name, value in line.items():
+            if name.startswith("valid/"):
+                final[name] = [value]
+            elif name == "loss" or "/" in name:
+                final.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in final.items()}
 
 
 def _write_samples(
@@ -114,8 +117,10 @@ def _write_samples(
     """The number of rows of `path`: what each step consumed, worked out from the order and the recorded substitutes."""
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     indexes = [inputs.local_path(files[index_name(path)]) for path in sorted(files) if is_media_file(path)]
+    shards = [ShardFiles(index, index) for index in indexes]  # which samples, not payloads: those are not opened
+    trained, _ = split_shards(shards, config.data.validation_share)
     loader = StepLoader(
-        [ShardFiles(index, index) for index in indexes],  # which samples, not their payloads: those are not opened
+        trained,
         config.data,
         WordPieceTokenizer(inputs.local_path(part.reads[-1].file).read_text(encoding="utf-8").rstrip("\n").split("\n")),
         config.model.vision.image_res,

@@ -14,6 +14,7 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
 from x2vlm.data.shard_files import index_name, is_media_file
 from x2vlm.errors import ConfigError
+from x2vlm.train.config import TrainRuntime
 
 
 def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
@@ -26,8 +27,13 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
     return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
 
 
-def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not fit the model."""
+def pretrain_part(
+    config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, runtime: TrainRuntime | None = None
+) -> PartResult:
+    """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not fit the model.
+
+    `runtime` says how the training is watched and placed; no result depends on it.
+    """
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
     words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
     if len(words) > config.model.text.vocab_size:
@@ -37,6 +43,7 @@ def pretrain_part(config: PretrainConfig, inputs: PartReader, part: Part, out: P
         )
     job: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
+        "runtime": (runtime or TrainRuntime()).model_dump(mode="json"),
         "shards": _shard_uris(part),
         "vocabulary": words,
         "state_uri": out.state_uri,
@@ -80,7 +87,9 @@ def _is_shard_file(path: str) -> bool:
 
 PRETRAIN = Stage(
     name="pretrain",
-    version=4,  # 3: the model's folder has its processor and its card; 4: first weights may be given
+    # 3: the model's folder has its processor and its card; 4: first weights may be given; 5: one backward pass over
+    # packed texts, fixed gradient buckets
+    version=5,
     config_type=PretrainConfig,
     slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,

@@ -2,17 +2,20 @@
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import socket
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import ray
 import torch
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import parse_config
@@ -21,86 +24,170 @@ from x2vlm.data.streams import ShardFiles
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.train.checkpoint import CheckpointStore
-from x2vlm.train.loop import fit
+from x2vlm.train.config import TrainRuntime
+from x2vlm.train.loop import HEARTBEATS, fit
 from x2vlm.train.ranks import current_ranks
+from x2vlm.train.validation import split_shards
+from x2vlm.train.watchdog import STALLED
 
 log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-MAX_WORKER_FAILURES = 3
+JOB = "job.json"
+# Asking Ray whether a machine is about to be taken away is a round trip of all workers.
+PREEMPTION_POLL_STEPS = 50
 
 
 def train(job: Mapping[str, Any], world_size: int) -> None:
-    """Run `train_worker` here if one process is enough and there is no Ray, else on Ray Train."""
+    """Run `train_worker` here if one process is enough and there is no Ray, else on Ray Train.
+
+    The job is left in the state folder too, from where torchrun can take it (`pipelines.s5_pretrain.torchrun`).
+    """
+    fs, state = fsspec.core.url_to_fs(job["state_uri"])
+    fs.makedirs(state, exist_ok=True)
+    fs.pipe_file(f"{state}/{JOB}", json.dumps(job).encode())
     if world_size == 1 and not ray.is_initialized():
         train_worker(job)
     else:
-        _train_on_ray(job, world_size)
+        _train_on_ray(job)
 
 
-def train_worker(job: Mapping[str, Any]) -> None:
-    """What every process does: build model and loader, train to the end. `job` is plain JSON."""
+def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None = None) -> None:
+    """What every process does: build model and loader, train to the end. `job` is plain JSON.
+
+    A checkpoint is written where `asks_save(step)`. TrainingStopped after SIGTERM.
+    """
     # timm and transformers, which a driver of Ray workers does not need
     from pipelines.s5_pretrain.start_weights import load_start, random_model
 
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     ranks = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
-    if ranks.world_size != config.world_size:
-        raise ConfigError(f"{ranks.world_size} processes were started, the experiment says {config.world_size}")
-    loader = StepLoader(
-        fetch_shards(job["shards"]),
-        config.data,
-        WordPieceTokenizer(job["vocabulary"]),
-        config.model.vision.image_res,
-        config.model.vision.patch_size,
-        ranks.rank,
-        ranks.world_size,
-    )
+    _check_world_size(ranks.world_size, config)
+    tokenizer = WordPieceTokenizer(job["vocabulary"])
+
+    def loader(shards: Sequence[ShardFiles]) -> StepLoader:
+        image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
+        return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
+
+    trained, held_out = split_shards(fetch_shards(job["shards"]), config.data.validation_share)
     torch.set_num_threads(config.train.cpu_threads)
     model = random_model(config)
     new_parameters = load_start(model, job.get("start"), ranks.is_first)
     state = job["state_uri"]
-    store = CheckpointStore(f"{state}/checkpoints", config.train.keep_checkpoints)
-    metrics_uri, num_readers = f"{state}/{METRICS}", _num_readers(config)
     fit(
-        model, loader, config.train, ranks, store, metrics_uri, job["facts"], num_readers, new_parameters=new_parameters
+        model,
+        loader(trained),
+        config.train,
+        ranks,
+        CheckpointStore(f"{state}/checkpoints", config.train.keep_checkpoints),
+        f"{state}/{METRICS}",
+        job["facts"],
+        _num_readers(config, runtime),
+        new_parameters=new_parameters,
+        runtime=runtime,
+        held_out=loader(held_out) if config.train.validate_every is not None else None,
+        asks_save=asks_save,
     )
 
 
-def _num_readers(config: PretrainConfig) -> int:
+def ray_worker(job: Mapping[str, Any]) -> None:
+    """`train_worker` on a Ray Train worker. StageFailed, naming rank and node, for whatever goes wrong in it."""
+    try:
+        train_worker(job, PreemptionWatch())
+    except Exception as error:
+        address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        where = f"rank {current_ranks().rank} on node {socket.gethostname()} ({address})"
+        raise StageFailed(f"{where}: {type(error).__name__}: {error}") from error
+
+
+class PreemptionWatch:
+    """True once for every announcement by Ray that a machine of this run will be taken away."""
+
+    def __init__(self) -> None:
+        import ray.train
+
+        self._ask = getattr(ray.train, "get_preemption_info", None)  # alpha in Ray 2.60
+        self._known: Any = None
+
+    def __call__(self, step: int) -> bool:
+        if self._ask is None or step % PREEMPTION_POLL_STEPS:
+            return False
+        told, self._known = self._known, self._ask()
+        if self._known is None or self._known == told:
+            return False
+        log.warning("preemption_announced step=%d info=%s", step, self._known)
+        return True
+
+
+def _check_world_size(world_size: int, config: PretrainConfig) -> None:
+    fewest = config.min_workers or config.world_size
+    if not fewest <= world_size <= config.world_size:
+        allowed = config.world_size if fewest == config.world_size else f"{fewest} to {config.world_size}"
+        raise ConfigError(f"{world_size} processes were started, the experiment says {allowed}")
+
+
+def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
     """Processes that read ahead for one trainer: its share of the cores where a GPU waits, else none."""
+    if runtime.readers is not None:
+        return runtime.readers
     if not torch.cuda.is_available():
         return 0
     return max(1, (os.cpu_count() or 1) // max(1, min(config.world_size, torch.cuda.device_count())) - 1)
 
 
-def _train_on_ray(job: Mapping[str, Any], world_size: int) -> None:
-    """Run `train_worker` on `world_size` Ray Train workers; lost ones are replaced and go on from the checkpoint.
+def _train_on_ray(job: Mapping[str, Any]) -> None:
+    """Run `ray_worker` on Ray Train workers; lost ones are replaced and go on from the checkpoint.
 
     The run's name is new every time: under an old one Ray would go on from its own snapshot and do nothing.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    config = parse_config(PretrainConfig, job["config"], "pretrain job")
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     state_uri = job["state_uri"]
     name = f"pretrain-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
     if not ray.is_initialized():
         ray.init()
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= world_size  # type: ignore[no-untyped-call]
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= (config.min_workers or config.world_size)  # type: ignore[no-untyped-call]
+    workers = config.world_size if config.min_workers is None else (config.min_workers, config.world_size)
     trainer = TorchTrainer(
-        train_worker,
+        ray_worker,
         train_loop_config=dict(job),
-        scaling_config=ScalingConfig(num_workers=world_size, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=workers,  # type: ignore[arg-type]  # Ray's stub knows Tune's search spaces, not its own pair
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": runtime.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            placement_strategy=runtime.placement,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=f"{state_uri}/ray",
-            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            # Ray's own default is 0: no worker is ever replaced.
+            failure_config=FailureConfig(max_failures=runtime.max_failures),
         ),
     )
-    log.info("ray_train run=%s workers=%d gpu=%s", name, world_size, use_gpu)
-    result = trainer.fit()
-    if result.error:
-        raise StageFailed(f"pretrain: {name} failed: {result.error}") from result.error
+    log.info("ray_train run=%s workers=%s gpu=%s max_failures=%d", name, workers, use_gpu, runtime.max_failures)
+    _forget_stall(state_uri)
+    try:
+        error = trainer.fit().error
+    except TrainingFailedError as raised:
+        error = raised
+    if error:
+        raise StageFailed(f"pretrain: {name} failed: {_stall(state_uri) or error}") from error
+
+
+def _forget_stall(state_uri: str) -> None:
+    fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
+    if fs.exists(state):
+        fs.rm(state)
+
+
+def _stall(state_uri: str) -> str:
+    """What the watchdogs of this run found out, where they ended it: all that Ray knows is that workers died."""
+    fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
+    return str(json.loads(fs.cat_file(state))["message"]) if fs.exists(state) else ""
 
 
 def fetch_shards(shards: Sequence[Mapping[str, str]]) -> list[ShardFiles]:

@@ -4,22 +4,28 @@ import hashlib
 import json
 import os
 import signal
-from dataclasses import dataclass
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pydantic
 import pytest
 
+from pipelines.experiment import load_experiment
 from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
+from pipelines.graph import build_graph
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.worker import fetch_shards
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
 from x2vlm import inference
-from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.models.hf import load_pretrained
-from x2vlm.train.loop import TrainConfig
+from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.metrics import read_metrics
 
 STEPS = 4
@@ -159,6 +165,29 @@ def test_the_part_reads_every_shard_and_its_fingerprint_knows_the_recipe(inputs)
     assert part_fingerprint(PRETRAIN, CONFIG, part) != part_fingerprint(PRETRAIN, other, part)
 
 
+def test_how_a_run_is_watched_and_placed_is_no_part_of_what_it_is(inputs):
+    """The graph binds the runtime to the stage's function; fingerprints know config and bytes alone."""
+    experiment = load_experiment("sample")
+    watched = experiment.model_copy(update={"train_runtime": TrainRuntime(log_every=7, stall_seconds=9.0)})
+    nodes = [build_graph(one)["pretrain/sample"] for one in (experiment, watched)]
+    assert nodes[0].config == nodes[1].config
+    assert nodes[1].stage.run_part.keywords == {"runtime": watched.train_runtime}
+    (part,) = plan_pretrain(CONFIG, inputs)
+    first, second = (part_fingerprint(node.stage, CONFIG, part) for node in nodes)
+    assert first == second
+
+
+def test_a_held_out_share_is_measured_and_never_in_the_record_of_samples(inputs, tmp_path):
+    data = DATA.model_copy(update={"validation_share": 0.3})
+    train = CONFIG.train.model_copy(update={"validate_every": 4, "validation_batches": 1})
+    result, path = _run(CONFIG.model_copy(update={"data": data, "train": train}), inputs, tmp_path)
+    assert result.summary["metrics"]["valid/image/contrastive"] > 0
+    assert 0 <= result.summary["metrics"]["valid/image/image_of_text@10"] <= 100
+    held_out = set(pq.read_table(inputs["shards"][0].parts[-1].files[1].uri)["key"].to_pylist())
+    assert held_out
+    assert not held_out & set(pq.read_table(path / "samples.parquet")["key"].to_pylist())
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused(inputs, tmp_path):
     small = MODEL.model_copy(update={"text": MODEL.text.model_copy(update={"vocab_size": 10})})
     with pytest.raises(ConfigError, match=r"model\.text\.vocab_size is 10"):
@@ -178,6 +207,9 @@ def test_a_changed_index_is_refused(inputs, tmp_path):
     [
         ({"world_size": 3}, "no multiple of world_size"),
         ({"model": MODEL.model_copy(update={"num_frames": 1})}, "clips have 2 frames"),
+        ({"world_size": 4, "min_workers": 3}, "no multiple of min_workers"),
+        ({"world_size": 2, "min_workers": 4}, "is more than world_size"),
+        ({"train": {**CONFIG.train.model_dump(), "validate_every": 2}}, "needs held-out shards"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(change, message):
@@ -185,39 +217,95 @@ def test_settings_that_do_not_fit_each_other_are_refused(change, message):
         PretrainConfig.model_validate(CONFIG.model_dump() | change)
 
 
-@pytest.mark.slow
-def test_a_killed_ray_worker_is_replaced_and_the_run_ends_the_same(inputs, tmp_path, monkeypatch):
-    """Two workers on a real Ray; one kills itself after the first checkpoint. Weights equal an undisturbed run."""
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray for all slow tests. Without the dashboard, replacing a worker hangs in Ray 2.60."""
     import ray
 
+    ray.init(num_cpus=6, include_dashboard=True)
+    yield ray
+    ray.shutdown()
+
+
+def _worker_that_dies(marker, rank, step):
+    """The stage's own Ray worker, in which process `rank` kills itself once after `step`, noting when; so does the
+    first process note when the next step is made."""
+
+    def dying_worker(job):
+        import pipelines.s5_pretrain.worker as worker_side
+        from x2vlm.train.loop import fit
+
+        def fit_and_die_once(*arguments, **options):
+            def on_step(made):
+                if not marker.exists() and made == step and arguments[3].rank == rank:
+                    marker.write_text(str(time.time()))
+                    os.kill(os.getpid(), signal.SIGKILL)
+                resumed = marker.with_suffix(".resumed")
+                if marker.exists() and os.getpid() not in before and arguments[3].is_first and not resumed.exists():
+                    resumed.write_text(f"{time.time()} {made}")
+                elif not marker.exists():
+                    before.add(os.getpid())
+
+            before = set()
+            return fit(*arguments, **options, on_step=on_step)
+
+        worker_side.fit = fit_and_die_once
+        worker_side.ray_worker(job)
+
+    return dying_worker
+
+
+@pytest.mark.slow
+def test_one_of_four_killed_ray_workers_is_replaced_and_the_run_ends_the_same(inputs, tmp_path, monkeypatch, cluster):
+    """kill -9 after the first checkpoint: the run goes on by itself and ends with the bits of an undisturbed one.
+
+    How long that takes is printed, not asserted: on two cores it is four processes that import torch and transformers.
+    """
     import pipelines.s5_pretrain.worker as s5
 
-    config = CONFIG.model_copy(update={"world_size": 2})
-    ray.init(num_cpus=4, include_dashboard=True)  # without the dashboard, replacing a worker hangs in Ray 2.60
-    try:
-        _, undisturbed = _run(config, inputs, tmp_path / "undisturbed")
-        marker = tmp_path / "killed"
-
-        def dying_worker(job):
-            """The stage's own worker, imported afresh in the worker's process, with a hook after every step."""
-            import pipelines.s5_pretrain.worker as worker_side
-            from x2vlm.train.loop import fit
-
-            def fit_and_die_once(*args, **named):
-                def on_step(step):
-                    if args[3].rank == 1 and step == 2 and not marker.exists():
-                        marker.touch()
-                        os.kill(os.getpid(), signal.SIGKILL)
-
-                return fit(*args, on_step=on_step, **named)
-
-            worker_side.fit = fit_and_die_once
-            worker_side.train_worker(job)
-
-        monkeypatch.setattr(s5, "train_worker", dying_worker)
-        _, disturbed = _run(config, inputs, tmp_path / "disturbed")
-    finally:
-        ray.shutdown()
-    assert marker.exists()
+    config = CONFIG.model_copy(update={"world_size": 4})
+    _, undisturbed = _run(config, inputs, tmp_path / "undisturbed")
+    marker = tmp_path / "killed"
+    monkeypatch.setattr(s5, "ray_worker", _worker_that_dies(marker, rank=3, step=2))
+    _, disturbed = _run(config, inputs, tmp_path / "disturbed")
+    resumed_at, step = marker.with_suffix(".resumed").read_text().split()
+    seconds = float(resumed_at) - float(marker.read_text())
+    print(f"from the kill to step {step}: {seconds:.1f} s, load {os.getloadavg()[0]:.1f}")  # noqa: T201
+    assert step in ("0", "2")  # the checkpoint of step 2 may not have been whole yet
     assert (disturbed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert [line["step"] for line in read_metrics(disturbed / "metrics.jsonl")] == list(range(STEPS))
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_start_names_its_node_and_the_run_fails(inputs, tmp_path, cluster):
+    """A shard that is gone after planning: the error says which file, and on which node."""
+    config = CONFIG.model_copy(update={"world_size": 2})
+    (part,) = plan_pretrain(config, inputs)
+    gone = [
+        replace(read, file=replace(read.file, uri=read.file.uri + ".gone")) if read.file.path.endswith(".tar") else read
+        for read in part.reads
+    ]
+    out = Out(tmp_path / "out", str(tmp_path / "state"))
+    out.path.mkdir()
+    runtime = TrainRuntime(max_failures=0)
+    with pytest.raises(StageFailed) as raised:
+        pretrain_part(config, LocalInputs(), replace(part, reads=tuple(gone)), out, runtime)
+    assert f"on node {socket.gethostname()}" in str(raised.value)
+    assert ".tar.gone" in str(raised.value)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_run(inputs, tmp_path, cluster):
+    """The job a stage leaves, trained by torchrun: the weights are those of Ray's workers."""
+    config = CONFIG.model_copy(update={"world_size": 2})
+    _run(config, inputs, tmp_path / "ray")
+    job = json.loads((tmp_path / "ray/state/job.json").read_text())
+    job["state_uri"] = str(tmp_path / "torchrun")
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    module = ["-m", "pipelines.s5_pretrain.torchrun", str(tmp_path / "job.json")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *module]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = tmp_path / f"torchrun/checkpoints/step-{STEPS:08d}/model.safetensors"
+    assert last.read_bytes() == (tmp_path / f"ray/state/checkpoints/step-{STEPS:08d}/model.safetensors").read_bytes()
+    assert [line["step"] for line in read_metrics(tmp_path / "torchrun/metrics.jsonl")] == list(range(STEPS))

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import threading
 
 import fsspec
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from x2vlm.train.background_saves import BackgroundSaves
 from x2vlm.train.checkpoint import COMMITTED, Checkpoint, CheckpointStore
 
 
@@ -67,6 +70,101 @@ def test_a_truncated_or_missing_file_falls_back(store):
     folder = store.save(_checkpoint(3))
     store.fs.pipe_file(f"{folder}/model.safetensors", store.fs.cat_file(f"{folder}/model.safetensors")[:-7])
     assert store.load_newest().step == 1
+
+
+MARKERS = {
+    "missing": (None, "not committed"),
+    "no JSON": (b"\x00\xffgarbage", "its COMMITTED marker is not readable"),
+    "another JSON": (b'["step", 2]', "its COMMITTED marker is not readable"),
+    "no mapping of files": (b'{"step": 2, "files": 7}', "its COMMITTED marker is not readable"),
+    "records nothing": (b'{"step": 2, "files": {}}', "does not record model.safetensors, optimizer.safetensors, state"),
+    "another step's": ("other", "its COMMITTED marker is that of step 1"),
+}
+
+
+@pytest.mark.parametrize("case", MARKERS)
+def test_a_marker_that_does_not_vouch_for_the_folder_is_told_and_skipped(store, caplog, case):
+    content, problem = MARKERS[case]
+    first, second = store.save(_checkpoint(1)), store.save(_checkpoint(2))
+    store.fs.rm(f"{second}/{COMMITTED}")
+    if content == "other":
+        content = store.fs.cat_file(f"{first}/{COMMITTED}")
+    if content is not None:
+        store.fs.pipe_file(f"{second}/{COMMITTED}", content)
+    with caplog.at_level(logging.WARNING):
+        assert store.load_newest().step == 1
+    assert problem in caplog.text
+    assert second in caplog.text
+
+
+def test_pruning_never_takes_the_last_good_one(store):
+    """Two newer ones are damaged; saving a third keeps the good old one until there are enough good ones again."""
+    store.save(_checkpoint(1))
+    for step in (2, 3):
+        folder = store.save(_checkpoint(step))
+        store.fs.rm(f"{folder}/model.safetensors")
+        assert store.steps()[0] == 1
+    store.save(_checkpoint(4))
+    assert store.steps() == [1, 4]
+    store.save(_checkpoint(5))
+    assert store.steps() == [4, 5]
+    assert len(store._folders()) == 2  # the damaged ones went with the old ones
+
+
+def test_a_writer_thread_takes_a_copy_at_once(tmp_path, monkeypatch):
+    """Weights that move while they are being written do not show; the next save waits, and what fails is raised."""
+    store = CheckpointStore(str(tmp_path))
+    entered, go_on = threading.Event(), threading.Event()
+    save = CheckpointStore.save
+
+    def slow_save(self, checkpoint):
+        entered.set()
+        assert go_on.wait(60)
+        return save(self, checkpoint)
+
+    monkeypatch.setattr(CheckpointStore, "save", slow_save)
+    checkpoint = _checkpoint(1)
+    with BackgroundSaves(store) as saves:
+        saves.save(checkpoint)
+        assert entered.wait(60)
+        checkpoint.model["layer.weight"].fill_(99.0)
+        assert store.steps() == []
+        second = threading.Thread(target=saves.save, args=(_checkpoint(2),))
+        second.start()
+        assert second.is_alive()  # one write at a time
+        go_on.set()
+        second.join()
+    assert store.steps() == [1, 2]
+    assert torch.equal(load_file(tmp_path / "step-00000001/model.safetensors")["layer.weight"], torch.ones(3, 2))
+
+
+def test_a_failed_write_is_raised_at_the_next_save_or_at_the_end(tmp_path, monkeypatch):
+    def fail(self, checkpoint):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(CheckpointStore, "save", fail)
+    with pytest.raises(OSError, match="disk is full"), BackgroundSaves(CheckpointStore(str(tmp_path))) as saves:
+        saves.save(_checkpoint(1))
+    saves = BackgroundSaves(CheckpointStore(str(tmp_path)))
+    saves.save(_checkpoint(1))
+    with pytest.raises(OSError, match="disk is full"):
+        saves.save(_checkpoint(2))
+
+
+def test_an_error_in_the_training_still_waits_for_the_write(tmp_path):
+    class LossError(Exception):
+        pass
+
+    store = CheckpointStore(str(tmp_path))
+
+    def train():
+        with BackgroundSaves(store) as saves:
+            saves.save(_checkpoint(3))
+            raise LossError
+
+    with pytest.raises(LossError):
+        train()
+    assert store.steps() == [3]
 
 
 def test_a_damaged_checkpoint_is_replaced_by_saving_its_step_again(store):

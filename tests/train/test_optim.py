@@ -210,3 +210,57 @@ def test_linear_schedule_scales_every_group():
 def test_warmup_longer_than_the_run_is_an_error():
     with pytest.raises(ConfigError, match="warmup_steps"):
         linear_schedule(build_optimizer(tiny_model(), OptimizerConfig()), 5, 4)
+
+
+@pytest.mark.parametrize("adamw", ["reference", "torch"])
+def test_a_step_with_found_inf_never_happened(adamw):
+    """Weights, moments and counts as without it, even where it is the first; then all goes on as if it had not been."""
+    config = OptimizerConfig(lr=1e-2, adamw=adamw)
+
+    def train(seeds, skipped=()):
+        model = tiny_model()
+        optimizer = build_optimizer(model, config)
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = torch.zeros_like(gradient) if seed in skipped else gradient
+            optimizer.found_inf = torch.tensor(float(seed in skipped))
+            optimizer.step()
+        return dict(model.named_parameters()), optimizer_tensors(optimizer)
+
+    weights, state = train(range(6), skipped=(0, 3, 4))
+    expected_weights, expected_state = train((1, 2, 5))
+    assert state.keys() == expected_state.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected_state.items())
+    assert all(torch.equal(weights[name], value) for name, value in expected_weights.items())
+
+
+def test_parameters_that_join_later_have_counts_of_their_own():
+    """The second weight makes 2 of 4 steps: as if it had been trained alone, saved and loaded in between."""
+    torch.manual_seed(0)
+    gradients = torch.randn(4, 2, 3)
+
+    def train(used):
+        weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        optimizer = ReferenceAdamW([("first", weights[0]), ("second", weights[1])], lr=0.1)
+        for step in range(4):
+            for number, weight in enumerate(weights):
+                weight.grad = gradients[step, number].clone() if (step, number) in used else None
+            optimizer.step()
+            tensors = load(save(optimizer_tensors(optimizer)))
+            load_optimizer_tensors(optimizer, tensors)
+        return weights
+
+    mixed = train({(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)})
+    alone = train({(1, 1), (3, 1)})
+    assert torch.equal(mixed[1], alone[1])
+    assert torch.equal(mixed[0], train({(step, 0) for step in range(4)})[0])
+
+
+def test_unfused_adamw_of_torch_is_still_to_be_had():
+    fused, plain = (
+        build_optimizer(tiny_model(), OptimizerConfig(adamw="torch", fused=fused)) for fused in (True, False)
+    )
+    assert fused.defaults["fused"]
+    assert not plain.defaults["fused"]

@@ -53,7 +53,10 @@ class ExampleConfig(FrozenConfig):
 
 
 class DataConfig(FrozenConfig):
-    """What is read, in which order and batches; the defaults are the released base 4M recipe."""
+    """What is read, in which order and batches; the defaults are the released base 4M recipe.
+
+    `validation_share` of the shards is never trained on; `TrainConfig.validate_every` looks at it.
+    """
 
     seed: int = 42
     streams: tuple[StreamConfig, ...] = Field(
@@ -65,6 +68,7 @@ class DataConfig(FrozenConfig):
     )
     examples: ExampleConfig = ExampleConfig()
     window_shards: int = Field(default=16, ge=1)  # shards whose rows are shuffled together
+    validation_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> "DataConfig":

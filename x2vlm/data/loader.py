@@ -24,6 +24,7 @@ from x2vlm.data.examples import (
     text_row,
 )
 from x2vlm.data.order import Place
+from x2vlm.data.orphans import end_with_this_process
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import choose_rows
 from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream
@@ -212,6 +213,7 @@ def iterate_steps(
             num_workers=num_workers,
             pin_memory=pin_memory,
             multiprocessing_context="forkserver" if num_workers else None,
+            worker_init_fn=end_with_this_process() if num_workers else None,
         )
     )
 

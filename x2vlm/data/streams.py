@@ -32,6 +32,7 @@ class StreamConfig(FrozenConfig):
     `batch_size` counts text rows over all processes; a region stream draws them from `num_images` pictures. `sources`
     restricts the stream (none named: all). A share of `aux_share` of the batches comes from `aux_sources` (the clean
     sets beside a noisy one); `match_main=False` leaves the matching loss to those (released 1B recipe).
+    `negative_group_size` wins over that of the objective.
     """
 
     kind: Kind
@@ -43,6 +44,7 @@ class StreamConfig(FrozenConfig):
     aux_sources: tuple[str, ...] = ()
     aux_share: float = Field(default=0.0, ge=0, lt=1)
     match_main: bool = True
+    negative_group_size: int | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _is_complete(self) -> "StreamConfig":

@@ -251,8 +251,9 @@ def _join_pictures(
         whole_rows = np.zeros(0, dtype=np.int64)
         if loan.whole_MD is not None and loan.own_image_of is not None:
             whole_rows = num_rows + shared + loan.own_image_of
-            image_of.append(num_images + loan.rank * rank_images + np.arange(rank_images))
-            mask_of.append(np.full(rank_images, NOTHING))
+            num_own = len(loan.whole_MD)  # the rank may have lent empty pictures behind its own
+            image_of.append(num_images + loan.rank * rank_images + np.arange(num_own))
+            mask_of.append(np.full(num_own, NOTHING))
             summaries.append(loan.whole_MD)
         places.append(_Place(num_rows + loan.rank * (shared // loan.num_ranks), num_rows, whole_rows))
         num_rows += sum(len(each) for each in summaries[-1 - (len(whole_rows) > 0) :])

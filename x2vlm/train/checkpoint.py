@@ -27,6 +27,7 @@ from x2vlm.errors import CorruptArtifact
 log = logging.getLogger(__name__)
 
 COMMITTED = "COMMITTED"
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _FOLDER = re.compile(r"step-(\d{8})(-[0-9a-f]+)?$")
 _CHUNK = 1 << 20
 
@@ -116,11 +117,16 @@ class CheckpointStore:
     def _problem(self, folder: str) -> str | None:
         """What is wrong with a checkpoint; None if every file has the bytes that its marker recorded."""
         try:
-            recorded = json.loads(self.fs.cat_file(f"{folder}/{COMMITTED}"))["files"]
+            marker = json.loads(self.fs.cat_file(f"{folder}/{COMMITTED}"))
+            step, recorded = int(marker["step"]), dict(marker["files"])
         except FileNotFoundError:
             return "not committed"
         except (ValueError, KeyError, TypeError):
-            return "its COMMITTED marker is not readable"
+            return f"its {COMMITTED} marker is not readable"
+        if step != _step_of(folder):
+            return f"its {COMMITTED} marker is that of step {step}"
+        if missing := set(FILES) - set(recorded):
+            return f"its {COMMITTED} marker does not record {', '.join(sorted(missing))}"
         for name, sha256 in recorded.items():
             try:
                 if self._sha256(f"{folder}/{name}") != sha256:
@@ -150,7 +156,7 @@ class CheckpointStore:
             yield Path(folder)
             return
         with tempfile.TemporaryDirectory() as scratch:
-            for name in ("state.json", "model.safetensors", "optimizer.safetensors"):
+            for name in FILES:
                 self.fs.get_file(f"{folder}/{name}", f"{scratch}/{name}")
             yield Path(scratch)
 
@@ -159,21 +165,27 @@ class CheckpointStore:
 
         They are hashed again, a few seconds for 3 GB: a damaged one must not count, or the last good one would go.
         """
-        folders = self._folders()
-        valid = [folder for folder in folders if self._problem(folder) is None]
-        for folder in folders:
-            if folder < valid[-self._keep :][0]:
-                self.fs.rm(folder, recursive=True)
+        folders, valid = self._folders(), []
+        for folder in reversed(folders):
+            if self._problem(folder) is None:
+                valid.append(folder)
+            if len(valid) == self._keep:
+                for old in folders[: folders.index(folder)]:
+                    self.fs.rm(old, recursive=True)
+                return
 
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.model.items()}, folder / "model.safetensors")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in checkpoint.optimizer.items()}, folder / "optimizer.safetensors"
-    )
+    for name, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / f"{name}.safetensors")
     state = {"step": checkpoint.step, "facts": dict(checkpoint.facts)}
     (folder / "state.json").write_text(json.dumps(state, sort_keys=True))
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: _sha256_of(path) for path in sorted(folder.iterdir())}
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _step_of(folder: str) -> int:

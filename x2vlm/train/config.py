@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
+from x2vlm.execution_config import ExecutionConfig
 from x2vlm.objective_config import ObjectiveConfig
 
 
@@ -25,13 +26,21 @@ class OptimizerConfig(FrozenConfig):
     eps: float = 1e-8
     # "reference" is the AdamW of transformers the paper used, "torch" is torch.optim.AdamW.
     adamw: Literal["reference", "torch"] = "reference"
+    # One kernel per group for adamw="torch". Without it a step waits for the device to learn whether to skip itself.
+    fused: bool = True
 
 
 class TrainConfig(FrozenConfig):
     """How long and how weights are moved; the defaults are the released base 4M recipe.
 
-    `stop_matching_at`: no matching loss from that step on. `cpu_threads` changes the order of sums, and so the last
-    bits of every result on CPU.
+    `stop_matching_at`: no matching loss from that step on. `matching_follows` names the stream whose batch decides for
+    all streams whether a step has the matching loss (the reference's noisy phase: no aux image batch, no matching of
+    regions either); None: each stream decides for itself. `execution` and `cpu_threads` change the order of sums, and
+    so the last bits of results. `on_nonfinite`: what becomes of a step whose losses or gradients are no numbers; "skip"
+    leaves weights and optimizer as they were, and gives up after `max_skipped_steps` in a row. `gradient_dtype` is what
+    travels between processes; bfloat16 halves the bytes and rounds every gradient to 8 bits. Every `validate_every`
+    steps the losses of `validation_batches` held-out batches (see `DataConfig.validation_share`) and zero-shot
+    retrieval among their image rows are measured; None: never.
     """
 
     steps: int = Field(default=500_000, ge=1)
@@ -40,14 +49,49 @@ class TrainConfig(FrozenConfig):
     clip_norm: float = Field(default=1.0, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    execution: ExecutionConfig = ExecutionConfig()
     stop_matching_at: int | None = Field(default=None, ge=0)
+    matching_follows: str | None = None
     precision: Literal["float32", "bfloat16"] = "bfloat16"
+    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    on_nonfinite: Literal["skip", "stop"] = "skip"
+    max_skipped_steps: int = Field(default=10, ge=1)
     cpu_threads: int = Field(default=1, ge=1)
     checkpoint_every: int = Field(default=1_000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    validate_every: int | None = Field(default=None, ge=1)
+    validation_batches: int = Field(default=8, ge=1)
 
     @model_validator(mode="after")
     def _warms_up_in_time(self) -> "TrainConfig":
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps})")
+        return self
+
+
+class TrainRuntime(FrozenConfig):
+    """How a training is watched and placed. Nothing here changes a weight, so it is never part of a fingerprint.
+
+    `log_every`: steps between two lines on the console; the metrics file has every step. `steps_ahead`: how many steps
+    the host may queue before it reads the numbers of the first; None: 1 on a GPU, 0 on a CPU. `stall_seconds` without
+    progress end the run with an error that names the slowest rank (the first step of a start may take five times as
+    long: it compiles); None: wait for ever. `profile_steps` = (first, last) writes a torch profile of these steps.
+    `readers` processes per trainer read ahead; None: its share of the cores on a GPU machine, none on a CPU.
+    `max_failures` lost workers are replaced before the run fails. `cpus_per_worker` and `placement` go to Ray as they
+    are.
+    """
+
+    log_every: int = Field(default=50, ge=1)
+    steps_ahead: int | None = Field(default=None, ge=0)
+    stall_seconds: float | None = Field(default=300.0, gt=0)
+    profile_steps: tuple[int, int] | None = None
+    readers: int | None = Field(default=None, ge=0)
+    max_failures: int = Field(default=3, ge=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+    @model_validator(mode="after")
+    def _profile_has_an_order(self) -> "TrainRuntime":
+        if self.profile_steps and not 0 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise ValueError(f"profile_steps {self.profile_steps} must be (first, last) with 0 <= first <= last")
         return self

@@ -1,59 +1,46 @@
 """The training loop: the same function on one process, under torchrun and under Ray Train.
 
-Everything random in step s on rank r is seeded by (seed, s, r), batches are a function of s, and gradients are added in
-a fixed order. So on CPU a run that was killed and resumed gives the same losses and weights, bit for bit.
+The state of a run is its checkpoint and nothing else: batches are a function of the step (`x2vlm.data.loader`), and so
+is everything random in it (`x2vlm.train.step`). So a run that was killed and resumed has the weights, bit for bit, of
+one that was not, and its metrics hold every step once.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
-from x2vlm.data.loader import StepData, StepLoader, iterate_steps, substitutes_to_json
-from x2vlm.data.randomness import derive_seed
-from x2vlm.errors import CorruptArtifact, X2VLMError
+from x2vlm.data.loader import StepData, StepLoader, iterate_steps
+from x2vlm.errors import CorruptArtifact
 from x2vlm.models.weights import load_own_tensors, own_tensors
-from x2vlm.objective_config import ObjectiveConfig, counted_losses
-from x2vlm.objectives import pretrain_losses
+from x2vlm.train.background_saves import BackgroundSaves
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
-from x2vlm.train.config import TrainConfig
+from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.metrics import MetricsLog
-from x2vlm.train.optim import (
-    build_optimizer,
-    linear_rate,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
-from x2vlm.train.ranks import Ranks, average_gradients, copy_from_first, gather_json, mean_over_ranks
+from x2vlm.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from x2vlm.train.profiling import StepProfile
+from x2vlm.train.progress import Progress, console_line
+from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups
+from x2vlm.train.step import Trainer, objectives_of, train_step
+from x2vlm.train.stopping import StopOnSignal, TrainingStopped
+from x2vlm.train.throughput import work_of
+from x2vlm.train.validation import validate
+from x2vlm.train.watchdog import Watchdog
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class Trainer:
-    """What a step changes (model, optimizer) and what it needs to know."""
-
-    model: X2VLM
-    optimizer: torch.optim.Optimizer
-    config: TrainConfig
-    ranks: Ranks
-    seed: int
-    streams: Mapping[str, tuple[float, bool]]  # loss weight; whether main batches get the matching loss
-
-    def __post_init__(self) -> None:
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self.gather = self.ranks.gather()
+# Folders beside the metrics.
+HEARTBEATS, PROFILE = "heartbeats", "profile"
 
 
 def fit(
@@ -66,127 +53,152 @@ def fit(
     facts: Mapping[str, Any] | None = None,
     num_workers: int = 0,
     on_step: Callable[[int], None] | None = None,
+    *,
     new_parameters: Collection[str] | None = None,
+    runtime: TrainRuntime | None = None,
+    held_out: StepLoader | None = None,
+    asks_save: Callable[[int], bool] | None = None,
 ) -> int:
     """The step it began at: 0, or that of the newest valid checkpoint. On return `model` has made all steps.
 
-    The first rank writes a checkpoint every `checkpoint_every` steps and at the end, and one line of metrics per step.
-    `facts` (JSON) goes into every checkpoint; `on_step(step)` is called after each. `num_workers` processes read ahead.
-    `new_parameters` (reference names; default: what no backbone brings) move at the larger rate.
-    X2VLMError if a loss stops being a number.
+    The first rank writes a checkpoint every `checkpoint_every` steps and at the end, and one line of metrics per step;
+    heartbeats and profiles go beside the metrics. `facts` (JSON) goes into every checkpoint, with the world size of
+    each interval of steps. `on_step(step)` is called after each step; where `asks_save(step)` is True on any rank, a
+    checkpoint is written then. `num_workers` processes read ahead. `new_parameters` (reference names; default: what no
+    backbone brings) move at the larger rate. `held_out` is what `validate_every` looks at.
+
+    TrainingStopped after SIGTERM, once the step under way is saved. X2VLMError if too many steps in a row have numbers
+    that are none.
     """
+    runtime = runtime or TrainRuntime()
     torch.set_num_threads(config.cpu_threads)
-    model.to(ranks.device).train()
-    copy_from_first(model, ranks)
-    streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
-    trainer = Trainer(
-        model, build_optimizer(model, config.optimizer, new_parameters), config, ranks, loader.config.seed, streams
-    )
-    first_step = _resume(trainer, checkpoints)
-    metrics = MetricsLog(metrics_uri, first_step) if ranks.is_first else None
-    pin = ranks.device.type == "cuda"
-    try:
-        for data in iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=pin):
-            values = train_step(trainer, data)
-            if metrics:
-                metrics.write(values)
-                if _is_checkpoint_due(data.step, config):
-                    metrics.sync()
-                    checkpoints.save(_snapshot(trainer, data.step + 1, facts or {}))
+    folder = metrics_uri.rpartition("/")[0]
+    with ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
+        stop = stack.enter_context(StopOnSignal())
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters)
+        stack.callback(trainer.gradients.close)
+        first_step, found = _resume(trainer, checkpoints)
+        progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
+        saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
+        writer = stack.enter_context(_Writer(metrics_uri, first_step, checkpoints)) if ranks.is_first else None
+        profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
+        pin = ranks.device.type == "cuda"
+        steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=pin)
+        for data, waited in _timed(steps, watchdog, first_step):
+            step = data.step
+            profile.before(step)
+            watchdog.beat(step, "train")
+            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(bool(asks_save and asks_save(step)))}
+            host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
+            progress.add(data, train_step(trainer, data, host | _work(trainer, loader, data)))
+            watchdog.beat(step, "read numbers")
+            is_validated = held_out is not None and _is_due(step, config.validate_every, config.steps)
+            is_saved = _is_due(step, config.checkpoint_every, config.steps)
+            lines = progress.read(0 if is_validated or is_saved else _steps_ahead(runtime, ranks))
+            if progress.asks_stop or progress.asks_save:
+                is_saved = True
+                lines += progress.read()
+            if is_validated and held_out is not None:
+                beat = functools.partial(watchdog.beat, step, "validate")
+                lines[-1] |= validate(trainer, held_out, config.validation_batches, beat)
+            watchdog.beat(step, "save")
+            if writer:
+                writer.write(lines, config.steps, runtime.log_every)
+                if is_saved:
+                    writer.save(trainer, step + 1, {**saved_facts, "skipped_in_a_row": progress.skipped_in_a_row})
+            progress.asks_save = False
+            profile.after(step)
             if on_step:
-                on_step(data.step)
-    finally:
-        if metrics:
-            metrics.close()
+                on_step(step)
+            if progress.asks_stop and step + 1 < config.steps:
+                raise TrainingStopped(step + 1)
     return first_step
 
 
-def train_step(trainer: Trainer, data: StepData) -> dict[str, Any]:
-    """One optimizer step over all streams; gives its metrics line, means over the ranks.
+class _Writer:
+    """What the first rank alone does: metrics and checkpoints. On leaving the `with` block both are whole."""
 
-    Losses are taken before the weights move. Streams are run one after the other, so only one graph is in memory.
-    """
-    started = time.perf_counter()
-    config, ranks, model = trainer.config, trainer.ranks, trainer.model
-    torch.manual_seed(derive_seed(trainer.seed, "step", data.step, ranks.rank))
-    rate = linear_rate(data.step, config.warmup_steps, config.steps, config.min_rate)
-    for group, base_rate in zip(trainer.optimizer.param_groups, trainer.base_rates, strict=True):
-        group["lr"] = base_rate * rate
-    model.clamp_temperature()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    losses: dict[str, Tensor] = {}
-    for name, batch in data.batches.items():
-        weight, match_main = trainer.streams[name]
-        objective = _objective(config, data.step, match_main or data.is_aux[name])
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            parts = pretrain_losses(
-                model, batch.to(ranks.device, non_blocking=True), config=objective, gather=trainer.gather
-            )
-        parts = counted_losses(batch.kind, parts, objective)
-        (weight * sum_of(parts)).backward()  # type: ignore[no-untyped-call]
-        losses |= {f"{name}/{part}": value.detach() for part, value in parts.items()}
-    average_gradients(trainer.parameters, ranks)
-    norm = nn.utils.clip_grad_norm_(trainer.parameters, config.clip_norm)
-    replaced = torch.tensor(float(len(data.substitutes)), device=ranks.device)
-    *means, grad_norm, temperature, mean_replaced = mean_over_ranks(
-        [*losses.values(), norm, model.temperature, replaced], ranks
-    )
-    named = dict(zip(losses, means, strict=True))
-    _require_finite(data.step, named | {"grad_norm": grad_norm})
-    trainer.optimizer.step()
-    total = sum(trainer.streams[name.split("/")[0]][0] * value for name, value in named.items())
-    num_rows = ranks.world_size * sum(batch.num_rows for batch in data.batches.values())
-    seconds = time.perf_counter() - started
-    return {
-        "step": data.step,
-        "loss": total,
-        **named,
-        "lr": config.optimizer.lr * rate,
-        "grad_norm": grad_norm,
-        "temperature": temperature,
-        "seconds": round(seconds, 4),
-        "rows_per_second": round(num_rows / seconds, 2),
-        **_all_substitutes(data, mean_replaced, ranks),
-    }
+    def __init__(self, metrics_uri: str, first_step: int, checkpoints: CheckpointStore) -> None:
+        self._metrics = MetricsLog(metrics_uri, first_step)
+        self._saves = BackgroundSaves(checkpoints)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self._saves.__exit__(kind, error, at)
+        finally:
+            self._metrics.close()
+
+    def write(self, lines: list[dict[str, Any]], num_steps: int, log_every: int) -> None:
+        for line in lines:
+            self._metrics.write(line)
+            if (line["step"] + 1) % log_every == 0 or line["step"] + 1 == num_steps:
+                log.info("%s", console_line(line, num_steps))
+
+    def save(self, trainer: Trainer, step: int, facts: Mapping[str, Any]) -> None:
+        """The checkpoint after `step` steps, behind; the metrics reach as far first."""
+        self._metrics.sync()
+        checkpoint = Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
+        self._metrics.note(save_wait_seconds=round(self._saves.save(checkpoint), 4))
 
 
-def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """The plain sum of a batch's losses."""
-    return torch.stack(list(parts.values())).sum()
+def _build_trainer(
+    model: X2VLM, loader: StepLoader, config: TrainConfig, ranks: Ranks, new_parameters: Collection[str] | None
+) -> Trainer:
+    model.to(ranks.device).train()
+    copy_from_first(model, ranks)
+    streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
+    optimizer = build_optimizer(model, config.optimizer, new_parameters)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams)
+    own = {item.label: item.negative_group_size for item in loader.config.streams}
+    trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
+    sizes = {label: trainer.objective(label).negative_group_size for label in own}
+    rows = {item.label: item.batch_size // ranks.world_size for item in loader.config.streams}
+    trainer.negative_groups = negative_groups(ranks, sizes, rows, loader.config.examples.max_tokens)
+    return trainer
 
 
-def _objective(config: TrainConfig, step: int, is_clean: bool) -> ObjectiveConfig:
-    stopped = config.stop_matching_at is not None and step >= config.stop_matching_at
-    return config.objective.model_copy(update={"matching": config.objective.matching and is_clean and not stopped})
+def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> Iterator[tuple[StepData, float]]:
+    """Every step's data and the seconds that were spent waiting for them."""
+    number = first_step
+    while True:
+        watchdog.beat(number, "wait for data")
+        started = time.perf_counter()
+        data = next(steps, None)
+        if data is None:
+            return
+        yield data, time.perf_counter() - started
+        number = data.step + 1
 
 
-def _require_finite(step: int, values: Mapping[str, float]) -> None:
-    if bad := {name: value for name, value in values.items() if not math.isfinite(value)}:
-        raise X2VLMError(
-            f"step {step}: {', '.join(f'{name} is {value}' for name, value in bad.items())}. The run diverged: lower "
-            "optimizer.lr, lengthen warmup_steps or use precision float32; it resumes from its last checkpoint"
-        )
+def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
+    return work_of(data, trainer.model.config, loader.config.examples, objectives_of(trainer, data))
 
 
-def _all_substitutes(data: StepData, mean_replaced: float, ranks: Ranks) -> dict[str, Any]:
-    """What all ranks had to replace in this step, each replacement once; nothing if nothing."""
-    if mean_replaced == 0:
-        return {}
-    everything = gather_json(substitutes_to_json(data.substitutes), ranks)
-    unique = {tuple(sorted(item.items())): item for item in everything}
-    return {"substitutes": list(unique.values())}
+def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:
+    """On a GPU one step: reading the numbers of a step then finds the next one queued, and the GPU never waits."""
+    if runtime.steps_ahead is not None:
+        return runtime.steps_ahead
+    return 1 if ranks.device.type == "cuda" else 0
 
 
-def _is_checkpoint_due(step: int, config: TrainConfig) -> bool:
-    return (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps
+def _is_due(step: int, every: int | None, num_steps: int) -> bool:
+    return every is not None and ((step + 1) % every == 0 or step + 1 == num_steps)
 
 
-def _snapshot(trainer: Trainer, step: int, facts: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
+def _intervals(found: Mapping[str, Any], first_step: int, world_size: int) -> list[list[int]]:
+    """(first step, number of processes) of every stretch of the run up to now."""
+    intervals = [list(item) for item in found.get("world_sizes", []) if item[0] < first_step]
+    if not intervals or intervals[-1][1] != world_size:
+        intervals.append([first_step, world_size])
+    return intervals
 
 
-def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> int:
-    """Put the newest valid checkpoint into model and optimizer; its number of finished steps, 0 if there is none."""
+def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> tuple[int, Mapping[str, Any]]:
+    """Put the newest valid checkpoint into model and optimizer; its finished steps and its facts, 0 and {} without."""
     found = checkpoints.load_newest()
     step = 0 if found is None else found.step
     steps = gather_json([step], trainer.ranks)
@@ -194,8 +206,9 @@ def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> int:
         raise CorruptArtifact(
             f"the processes see different newest checkpoints (steps {steps}); is the store shared by all machines?"
         )
-    if found is not None:
-        load_own_tensors(trainer.model, found.model, f"checkpoint of step {step}")
-        load_optimizer_tensors(trainer.optimizer, found.optimizer)
-        log.info("resumed step=%d", step)
-    return step
+    if found is None:
+        return 0, {}
+    load_own_tensors(trainer.model, found.model, f"checkpoint of step {step}")
+    load_optimizer_tensors(trainer.optimizer, found.optimizer)
+    log.info("resumed step=%d", step)
+    return step, found.facts

@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import fsspec
@@ -38,13 +39,25 @@ class MetricsLog:
         rewritten.write_text("".join(_line(values) for values in kept), encoding="utf-8")
         rewritten.replace(self.path)
         self._stream = self.path.open("a", encoding="utf-8")
+        self._notes: dict[str, Any] = {}
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def note(self, **values: Any) -> None:
+        """Numbers that belong to no step of their own: they go into the next line."""
+        self._notes |= values
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append the line of one step; `values` must hold "step"."""
         if "step" not in values:
             raise ValueError("a metrics line needs its step")
-        self._stream.write(_line(values))
+        self._stream.write(_line({**values, **self._notes}))
         self._stream.flush()
+        self._notes = {}
 
     def sync(self) -> None:
         """Make what was written so far survive the machine."""

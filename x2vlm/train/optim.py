@@ -6,7 +6,6 @@ Groups are decided by substrings of the reference's parameter names, oddities in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,7 @@ def build_optimizer(
     groups = [group for group in parameter_groups(model, config, new_parameters) if group["params"]]
     rates: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.adamw == "torch":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, **rates)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=config.fused, **rates)
     return ReferenceAdamW(groups, weight_decay=config.weight_decay, **rates)
 
 
@@ -95,8 +94,11 @@ class ReferenceAdamW(torch.optim.Optimizer):
     """AdamW as transformers had it: eps is added to the uncorrected root, decay follows on the already moved weight.
 
     m, v are the usual averages; w -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps); then w -= lr * decay * w.
-    State per parameter: `step` (float32 scalar on the host), `exp_avg`, `exp_avg_sq`. Deterministic.
+    State per parameter: `step` (float32 scalar), `exp_avg`, `exp_avg_sq`. Deterministic. Like torch's fused optimizers
+    it obeys an attribute `found_inf` (0 or 1 on the device): 1 changes nothing, provided the gradients are 0 then.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -107,6 +109,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._zeros: dict[torch.device, Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -116,39 +119,53 @@ class ReferenceAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if moved:
-                self._move(group, moved)
+            by_count: dict[int, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_count.setdefault(id(self._state_of(parameter)["step"]), []).append(parameter)
+            for parameters in by_count.values():
+                self._move(group, parameters)
         return loss
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        states = [self._state_of(parameter) for parameter in parameters]
+        """One step for parameters that have made equally many, and so share the tensor that says how many."""
+        states = [self.state[parameter] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
         beta1, beta2 = group["betas"]
-        rate, rates = float(group["lr"]), []
+        lr, like = float(group["lr"]), parameters[0]
+        taken = torch.ones((), dtype=torch.float64, device=like.device)
+        if self.found_inf is not None:
+            taken -= self.found_inf.double()
+        # All that depends on whether the step is taken stays on the device: the host must not wait for it.
+        count = states[0]["step"] + taken.float()
         for state in states:
-            state["step"] += 1
-            count = state["step"].item()
-            rates.append(-rate * math.sqrt(1 - beta2**count) / (1 - beta1**count))
+            state["step"] = count
+        rate = -lr * (1 - beta2 ** count.double()).sqrt() / (1 - beta1 ** count.double())
+        rate = torch.where(taken > 0, rate, 0.0)  # 0 / 0 where not even the first step was taken
         # Multi-tensor calls: 572 parameters would otherwise be 2,900 launches a step.
-        torch._foreach_mul_(averages, beta1)
+        torch._foreach_mul_(averages, (1 - (1 - beta1) * taken).to(like.dtype))
         torch._foreach_add_(averages, gradients, alpha=1 - beta1)
-        torch._foreach_mul_(squares, beta2)
+        torch._foreach_mul_(squares, (1 - (1 - beta2) * taken).to(like.dtype))
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_addcdiv_(parameters, averages, roots, scalars=rates)
+        torch._foreach_mul_(roots, (1 / rate).to(like.dtype))  # rate 0: roots become infinite, and nothing moves
+        torch._foreach_addcdiv_(parameters, averages, roots)
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+            torch._foreach_mul_(parameters, (1 - lr * group["weight_decay"] * taken).to(like.dtype))
 
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = self._zero(parameter.device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
+
+    def _zero(self, device: torch.device) -> Tensor:
+        """The count that all parameters share before their first step."""
+        return self._zeros.setdefault(device, torch.zeros((), dtype=torch.float32, device=device))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -157,7 +174,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     Rates and decays are not in it: they follow from the config and the schedule's step.
     """
     return {
-        f"{name}/{entry}": value
+        f"{name}/{entry}": value.clone() if entry == "step" else value  # counts share memory, which no file may
         for name, parameter in _named(optimizer).items()
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
@@ -176,11 +193,25 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             raise ConfigError(f"optimizer state: {key} has shape {tuple(value.shape)}, not {tuple(named[name].shape)}")
         states.setdefault(name, {})[entry] = value
     optimizer.state.clear()
+    counts: dict[tuple[float, torch.device], Tensor] = {}
     for name, state in states.items():
         place = named[name]
-        optimizer.state[place] = {
-            entry: value.clone() if entry == "step" else value.to(place, copy=True) for entry, value in state.items()
-        }
+        moved = {entry: value.to(place, copy=True) for entry, value in state.items() if entry != "step"}
+        if "step" in state:
+            moved["step"] = _count(optimizer, state["step"], place.device, counts)
+        optimizer.state[place] = moved
+
+
+def _count(
+    optimizer: torch.optim.Optimizer,
+    step: Tensor,
+    device: torch.device,
+    counts: dict[tuple[float, torch.device], Tensor],
+) -> Tensor:
+    """A parameter's count where its optimizer wants it: shared by equal ones for ours, else one for each."""
+    if isinstance(optimizer, ReferenceAdamW):
+        return counts.setdefault((step.item(), device), step.to(device, copy=True))
+    return step.to(device if optimizer.defaults.get("fused") else "cpu", copy=True)
 
 
 def linear_rate(

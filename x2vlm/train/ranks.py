@@ -1,18 +1,16 @@
 """The processes that train together, and the few things they tell each other. One process needs no process group."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from x2vlm.across_ranks import Gather, gather_over
-
-# Gradients travel in groups of about this many numbers (64 MB): few messages, little extra memory.
-BUCKET_NUMBERS = 1 << 24
+from x2vlm.across_ranks import Gather, NegativeGroup, gather_over
+from x2vlm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -47,44 +45,33 @@ def copy_from_first(model: nn.Module, ranks: Ranks) -> None:
             dist.broadcast(tensor, 0)
 
 
-@torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter], ranks: Ranks) -> None:
-    """Replace every gradient by its mean over the processes; parameters without one are skipped.
+def negative_groups(
+    ranks: Ranks, group_sizes: Mapping[str, int | None], rows_per_rank: Mapping[str, int], max_tokens: int
+) -> dict[str, NegativeGroup]:
+    """By stream the neighbouring ranks that fill a group of negatives together; none where one rank holds whole groups.
 
-    Not torch's DistributedDataParallel: that regroups its buckets after the first step of every start, so with three or
-    more processes a resumed run would add in another order than an undisturbed one. Here the order never changes.
+    Every rank must call it with the same numbers. ConfigError if the rows of a group are neither a share of a rank's
+    rows nor those of some ranks of which whole groups can be made.
     """
-    if ranks.world_size == 1:
-        return
-    bucket: list[Tensor] = []
-    for parameter in parameters:
-        if parameter.grad is not None:
-            bucket.append(parameter.grad)
-        if sum(gradient.numel() for gradient in bucket) >= BUCKET_NUMBERS:
-            _average(bucket, ranks.world_size)
-            bucket = []
-    _average(bucket, ranks.world_size)
-
-
-def _average(gradients: list[Tensor], world_size: int) -> None:
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size
-    start = 0
-    for gradient in gradients:
-        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
-        start += gradient.numel()
-
-
-def mean_over_ranks(values: Sequence[Tensor], ranks: Ranks) -> list[float]:
-    """The mean of each number over the processes: one message, one wait for the device."""
-    stacked = torch.stack([value.detach().float() for value in values]).double()
-    if ranks.world_size > 1:
-        dist.all_reduce(stacked)
-        stacked /= ranks.world_size
-    return stacked.tolist()
+    made: dict[int, Gather] = {}
+    found = {}
+    for label, rows in rows_per_rank.items():
+        group_size = group_sizes[label]
+        if group_size is None or rows % group_size == 0:
+            continue
+        span = group_size // rows
+        if group_size % rows or ranks.world_size % span:
+            raise ConfigError(
+                f"stream {label}: groups of {group_size} negatives cannot be made of {ranks.world_size} processes with "
+                f"{rows} rows each; change negative_group_size or the number of processes"
+            )
+        if span not in made:
+            for first in range(0, ranks.world_size, span):  # a group is made by all ranks, its members or not
+                members = dist.new_group(list(range(first, first + span)))
+                if first <= ranks.rank < first + span:
+                    made[span] = gather_over(members)
+        found[label] = NegativeGroup(made[span], max_tokens)
+    return found
 
 
 def gather_json(value: list[Any], ranks: Ranks) -> list[Any]:

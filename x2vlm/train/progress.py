@@ -1,0 +1,150 @@
+"""What a run says of itself: one line per step, put together when the step's numbers arrive from the device.
+
+Every process takes part, because what they all have to report (replaced samples, keys of a skipped step) is gathered;
+all see the same numbers, so all decide alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from x2vlm.data.loader import StepData, substitutes_to_json
+from x2vlm.errors import X2VLMError
+from x2vlm.train.ranks import gather_json
+from x2vlm.train.step import PendingNumbers, Trainer
+from x2vlm.train.throughput import peak_flops, peak_memory_bytes, speeds
+
+log = logging.getLogger(__name__)
+
+# What differs from run to run though nothing that was computed does.
+_UNITS, _GRAPHS = ("texts", "images", "tokens"), ("executed", "reference")
+CLOCK_NAMES = frozenset(
+    [
+        *("seconds", "data_wait_percent", "peak_memory_bytes", "save_wait_seconds"),
+        *(f"{unit}_per_second" for unit in _UNITS),
+        *(f"{use}_{graph}" for use in ("flops", "mfu") for graph in _GRAPHS),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step whose numbers are on their way, and what may have to be said about its samples."""
+
+    step: int
+    numbers: PendingNumbers
+    keys: dict[str, list[str]]
+    substitutes: list[dict[str, Any]]
+
+
+class Progress:
+    """Queues steps and turns their numbers into lines, in order."""
+
+    def __init__(self, trainer: Trainer, skipped_in_a_row: int = 0) -> None:
+        self._trainer = trainer
+        self._queue: deque[_Queued] = deque()
+        self._peak = peak_flops(trainer.ranks.device)
+        self._last_arrival = time.perf_counter()
+        self.skipped_in_a_row = skipped_in_a_row
+        self.asks_stop = False  # some process was asked to
+        self.asks_save = False
+
+    def add(self, data: StepData, numbers: PendingNumbers) -> None:
+        """The step of `data` has been queued on the device."""
+        keys = {name: batch.keys for name, batch in data.batches.items()}
+        self._queue.append(_Queued(data.step, numbers, keys, substitutes_to_json(data.substitutes)))
+
+    def read(self, keep: int = 0) -> list[dict[str, Any]]:
+        """The lines of all queued steps but the last `keep`; waits for the device to finish these.
+
+        X2VLMError if a step had numbers that are none and the run is to stop then, or has skipped too many in a row;
+        also if processes ran different graphs.
+        """
+        lines = []
+        while len(self._queue) > keep:
+            lines.append(self._line(self._queue.popleft()))
+        return lines
+
+    def _line(self, item: _Queued) -> dict[str, Any]:
+        numbers = item.numbers.read()
+        now = time.perf_counter()
+        seconds, self._last_arrival = max(now - self._last_arrival, 1e-9), now
+        self.asks_stop |= numbers["asks_stop"] > 0
+        self.asks_save |= numbers["asks_save"] > 0
+        trainer = self._trainer
+        if numbers["parameters"] != item.numbers.num_parameters:
+            raise X2VLMError(
+                f"step {item.step}: {item.numbers.num_parameters} parameters have a gradient on rank "
+                f"{trainer.ranks.rank}, {numbers['parameters']} in the mean over the ranks. The processes ran "
+                "different graphs and their weights now differ; this is a bug, please report it. Go on from the last "
+                "checkpoint"
+            )
+        losses = {name: value for name, value in numbers.items() if "/" in name}
+        total = sum(trainer.streams[name.rsplit("/", 1)[0]][0] * value for name, value in losses.items())
+        shown = {"loss": total, **losses, "grad_norm": numbers["grad_norm"]}
+        return {
+            "step": item.step,
+            **{name: value for name, value in shown.items() if math.isfinite(value)},
+            "lr": trainer.config.optimizer.lr * trainer.rate(item.step),
+            "temperature": numbers["temperature"],
+            "world_size": trainer.ranks.world_size,
+            "seconds": round(seconds, 4),
+            "data_wait_percent": round(100 * numbers["data_wait"] / seconds, 2),
+            "peak_memory_bytes": peak_memory_bytes(trainer.ranks.device),
+            **speeds(numbers, seconds, trainer.ranks.world_size, self._peak),
+            **self._substitutes(item, numbers["replaced"]),
+            **self._skipped(item, shown, bool(numbers["finite"])),
+        }
+
+    def _substitutes(self, item: _Queued, mean_replaced: float) -> dict[str, Any]:
+        """What all ranks had to replace in this step, each replacement once; nothing if nothing."""
+        if mean_replaced == 0:
+            return {}
+        everything = gather_json(item.substitutes, self._trainer.ranks)
+        unique = {tuple(sorted(found.items())): found for found in everything}
+        return {"substitutes": list(unique.values())}
+
+    def _skipped(self, item: _Queued, shown: Mapping[str, float], is_finite: bool) -> dict[str, Any]:
+        """That a step was skipped, over which numbers and which samples; nothing if it was not."""
+        if is_finite:
+            self.skipped_in_a_row = 0
+            return {}
+        self.skipped_in_a_row += 1
+        config = self._trainer.config
+        bad = {name: str(value) for name, value in shown.items() if not math.isfinite(value)}
+        keys: dict[str, list[str]] = {}
+        for of_rank in gather_json([item.keys], self._trainer.ranks):
+            for stream, some in of_rank.items():
+                keys[stream] = sorted({*keys.get(stream, []), *some})
+        told = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        if config.on_nonfinite == "stop" or self.skipped_in_a_row > config.max_skipped_steps:
+            raise X2VLMError(
+                f"step {item.step}: {told}; {self.skipped_in_a_row} such steps in a row, the run allows "
+                f"{0 if config.on_nonfinite == 'stop' else config.max_skipped_steps}. No weight was moved by them. "
+                "Lower optimizer.lr, lengthen warmup_steps or use precision float32; the run goes on from its last "
+                f"checkpoint. Samples of the step: {keys}"
+            )
+        if self._trainer.ranks.is_first:
+            log.warning("step_skipped step=%d numbers=%s keys=%s", item.step, bad, keys)
+        return {"skipped": 1, "not_finite": bad, "keys": keys}
+
+
+def console_line(line: Mapping[str, Any], num_steps: int) -> str:
+    """One line of the console: what a person who waits wants to see of a step."""
+    parts = [f"step={line['step'] + 1}/{num_steps}", f"loss={line.get('loss', math.nan):.4f}"]
+    parts += [f"grad_norm={line.get('grad_norm', math.nan):.3f}", f"lr={line['lr']:.3g}"]
+    parts += [f"ms={1000 * line['seconds']:.0f}", f"texts/s={line['texts_per_second']:,.0f}"]
+    parts += [f"images/s={line['images_per_second']:,.0f}", f"tokens/s={line['tokens_per_second']:,.0f}"]
+    for graph in ("executed", "reference"):
+        if f"mfu_{graph}" in line:
+            parts.append(f"mfu_{graph}={100 * line[f'mfu_{graph}']:.1f}%")
+        else:
+            parts.append(f"tflops_{graph}={line[f'flops_{graph}'] / 1e12:.3g}")
+    parts += [f"data_wait={line['data_wait_percent']:.1f}%", f"peak_gb={line['peak_memory_bytes'] / 1e9:.1f}"]
+    return " ".join(parts)

@@ -1,0 +1,193 @@
+"""One optimizer step over all streams: everything is queued on the device, nothing waits for it.
+
+Everything random in step s on rank r is seeded by (seed, s, r), and gradients are added in a fixed order. So on CPU a
+run that was killed and resumed gives the same losses and weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from x2vlm.across_ranks import NegativeGroup
+from x2vlm.batch import Batch
+from x2vlm.data.loader import StepData
+from x2vlm.data.randomness import derive_seed
+from x2vlm.objective_config import ObjectiveConfig, counted_losses
+from x2vlm.objectives import step_losses
+from x2vlm.train.config import TrainConfig
+from x2vlm.train.gradients import GradientBuckets
+from x2vlm.train.optim import linear_rate
+from x2vlm.train.ranks import Ranks
+
+if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.x2vlm import X2VLM
+
+
+@dataclass
+class Trainer:
+    """What a step changes (model, optimizer) and what it needs to know."""
+
+    model: X2VLM
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    ranks: Ranks
+    seed: int
+    streams: Mapping[str, tuple[float, bool]]  # loss weight; whether main batches get the matching loss
+    negative_groups: Mapping[str, NegativeGroup] = field(default_factory=dict)
+    negative_group_sizes: Mapping[str, int] = field(default_factory=dict)  # of streams with a size of their own
+
+    def __post_init__(self) -> None:
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.gradients = GradientBuckets(parameters, self.ranks, self.config.gradient_dtype)
+        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.gather = self.ranks.gather()
+        # torch's own optimizers skip a step on the device only where they are fused.
+        self.skips_on_device = hasattr(self.optimizer, "found_inf") or bool(self.optimizer.defaults.get("fused"))
+
+    def objective(self, stream: str, matching: bool = True) -> ObjectiveConfig:
+        """What a stream's batches are trained on, with or without the matching loss."""
+        common = self.config.objective
+        size = self.negative_group_sizes.get(stream, common.negative_group_size)
+        return common.model_copy(update={"matching": common.matching and matching, "negative_group_size": size})
+
+    def rate(self, step: int) -> float:
+        """Share of the base rates in force at `step`."""
+        config = self.config
+        return linear_rate(step, config.warmup_steps, config.steps, config.min_rate)
+
+
+@dataclass(frozen=True)
+class PendingNumbers:
+    """The numbers of a step, on their way from the device; `names` says which.
+
+    `num_parameters` got a gradient on this process; on others it must have been as many.
+    """
+
+    num_parameters: int
+    names: tuple[str, ...]
+    values: Tensor
+    ready: torch.cuda.Event | None
+
+    def read(self) -> dict[str, float]:
+        """The numbers; waits for the device to finish that step."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+
+def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | None = None) -> PendingNumbers:
+    """One optimizer step; gives its numbers: means over the ranks, losses taken before the weights move.
+
+    They are every loss as `<stream>/<loss>`, temperature, parameters (that got a gradient), all of `of_host`, which
+    must have the same names on all ranks, then grad_norm and finite. Where that is 0, some number of the step is none,
+    and neither weights nor optimizer have changed.
+    """
+    config, ranks, model, optimizer = trainer.config, trainer.ranks, trainer.model, trainer.optimizer
+    torch.manual_seed(derive_seed(trainer.seed, "step", data.step, ranks.rank))
+    rate = trainer.rate(data.step)
+    for group, base_rate in zip(optimizer.param_groups, trainer.base_rates, strict=True):
+        group["lr"] = base_rate * rate
+    model.clamp_temperature()
+    batches = {name: batch.to(ranks.device, non_blocking=True) for name, batch in data.batches.items()}
+    objectives = objectives_of(trainer, data)
+    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        losses = stream_losses(trainer, batches, objectives, derive_seed(trainer.seed, "negatives", data.step))
+    named = {f"{name}/{part}": loss for name, parts in losses.items() for part, loss in parts.items()}
+    total = torch.stack([trainer.streams[name][0] * sum_of(parts) for name, parts in losses.items()]).sum()
+
+    trainer.gradients.begin(tuple(named))
+    total.backward()  # type: ignore[no-untyped-call]
+    num_parameters = trainer.gradients.finish()
+    host = {"parameters": float(num_parameters), **(of_host or {})}
+    with torch.no_grad():
+        means = _means([*named.values(), model.temperature], list(host.values()), ranks)
+        norm = nn.utils.get_total_norm(trainer.gradients.buffers) / ranks.world_size
+        finite = means[: len(named)].isfinite().all() & norm.isfinite()
+        _scale(trainer, norm, finite)
+        _move(trainer, finite)
+    names = (*named, "temperature", *host, "grad_norm", "finite")
+    return _send(num_parameters, names, torch.cat([means, norm.double().view(1), finite.double().view(1)]))
+
+
+def stream_losses(
+    trainer: Trainer, batches: Mapping[str, Batch], objectives: Mapping[str, ObjectiveConfig], seed: int
+) -> dict[str, dict[str, Tensor]]:
+    """Unweighted losses of all streams of a step that the weights learn from.
+
+    Where negatives come from groups of rows, `seed` must be equal on all ranks: it makes the draw one of the whole
+    batch, which does not depend on how many ranks share it.
+    """
+    generator = None
+    if any(objective.negative_group_size is not None for objective in objectives.values()):
+        generator = torch.Generator(trainer.ranks.device).manual_seed(seed)
+    losses = step_losses(
+        trainer.model,
+        batches,
+        objectives,
+        gather=trainer.gather,
+        negative_groups=trainer.negative_groups,
+        generator=generator,
+        execution=trainer.config.execution,
+    )
+    return {name: counted_losses(batches[name].kind, parts, objectives[name]) for name, parts in losses.items()}
+
+
+def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
+    """The plain sum of a batch's losses."""
+    return torch.stack(list(parts.values())).sum()
+
+
+def objectives_of(trainer: Trainer, data: StepData) -> dict[str, ObjectiveConfig]:
+    """What is computed for every stream in a step: the matching loss may have stopped, or be left to aux batches."""
+    config = trainer.config
+    stopped = config.stop_matching_at is not None and data.step >= config.stop_matching_at
+
+    def is_matched(name: str) -> bool:
+        leader = config.matching_follows or name
+        return not stopped and (trainer.streams[leader][1] or data.is_aux[leader])
+
+    return {name: trainer.objective(name, is_matched(name)) for name in data.batches}
+
+
+def _means(of_device: list[Tensor], of_host: list[float], ranks: Ranks) -> Tensor:
+    """The mean of each number over the processes, in one message, on the device."""
+    own = torch.tensor(of_host, dtype=torch.float64, pin_memory=ranks.device.type == "cuda")
+    values = [torch.stack([value.detach().double() for value in of_device]), own.to(ranks.device, non_blocking=True)]
+    means = torch.cat(values)
+    if ranks.world_size > 1:
+        dist.all_reduce(means)
+        means /= ranks.world_size
+    return means
+
+
+def _scale(trainer: Trainer, norm: Tensor, finite: Tensor) -> None:
+    """Turn the sums over the ranks into means, clipped to the largest norm; zeros if the step is to be skipped."""
+    factor = (trainer.config.clip_norm / (norm + 1e-6)).clamp(max=1.0) / trainer.ranks.world_size
+    torch._foreach_mul_(trainer.gradients.buffers, factor)
+    for buffer in trainer.gradients.buffers:
+        buffer.masked_fill_(~finite, 0.0)
+
+
+def _move(trainer: Trainer, finite: Tensor) -> None:
+    """Let the optimizer make its step, or not, without telling the host which."""
+    if trainer.skips_on_device:
+        trainer.optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
+        trainer.optimizer.step()
+    elif bool(finite):  # the one wait of an optimizer that is neither ours nor fused
+        trainer.optimizer.step()
+
+
+def _send(num_parameters: int, names: tuple[str, ...], values: Tensor) -> PendingNumbers:
+    """Start the copy to the host. On a GPU it lands in page-locked memory while the host goes on."""
+    if not values.is_cuda:
+        return PendingNumbers(num_parameters, names, values, None)
+    host = values.to("cpu", non_blocking=True)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
+    return PendingNumbers(num_parameters, names, host, ready)

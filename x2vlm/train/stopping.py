@@ -1,0 +1,51 @@
+"""How a training is asked to stop or to save early, and what it then ends with."""
+
+import logging
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from x2vlm.errors import X2VLMError
+
+log = logging.getLogger(__name__)
+
+# What a process ends with after it was asked to stop and saved its state: EX_TEMPFAIL, "try again later".
+EXIT_STOPPED = 75
+
+
+class TrainingStopped(X2VLMError):
+    """The training was asked to stop: `step` steps are finished and saved, and the same command goes on from there."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped as asked after {step} steps, which are saved; the same command goes on from there")
+        self.step = step
+
+    def __reduce__(self) -> tuple[type["TrainingStopped"], tuple[int]]:
+        return TrainingStopped, (self.step,)
+
+
+class StopOnSignal:
+    """Inside the `with` block SIGTERM asks for a stop instead of killing.
+
+    Only the main thread of a process can do that; elsewhere (a Ray Train worker's thread) signals stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self._before: Any = None
+        self._is_installed = False
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._is_installed = True
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._is_installed:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.is_asked = True
+        log.warning("stop_asked signal=%d", number)
