@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.benchmarks.reference_graph_losses import reference_losses
 from tests.benchmarks.step_inputs import (
     MAX_TOKENS,
-    StreamShape,
+    TINY,
+    TINY_MODEL,
     graph_inputs,
     make_batches,
     pinned_negatives,
@@ -21,7 +22,7 @@ from tests.benchmarks.training_step import SWITCHES
 from tests.golden_cases import LOSS_NAMES
 from x2vlm.batch import Batch
 from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.config import ModelConfig
 from x2vlm.models.reference import reference_names
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import ReferenceAdamW
@@ -32,23 +33,10 @@ LOSS, GRADIENT = 1e-5, 1e-4  # relative
 SMALLEST = 1e-6
 COMBINATIONS = list(itertools.product([True, False], repeat=len(SWITCHES)))
 
-TINY = without_dropout(
-    ModelConfig(
-        vision=VisionConfig(image_res=64, width=48, depth=2, num_heads=3),
-        text=TextConfig(width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=1100, max_positions=48),
-        fusion=FusionConfig(num_layers=2, num_heads=4, intermediate=64),
-        embed_dim=16,
-        num_frames=3,
-    )
-)
-STREAMS = (
-    StreamShape("image", 6, 6, mean_length=20, deviation=15),  # from 3 to 40 tokens
-    StreamShape("region", 8, 3, mean_length=6, deviation=2),
-    StreamShape("video", 4, 4, mean_length=14, deviation=4, frames=3),
-)
+MODEL = without_dropout(TINY_MODEL)
 
 
-def random_model(config: ModelConfig = TINY) -> X2VLM:
+def random_model(config: ModelConfig = MODEL) -> X2VLM:
     """Random weights as large as trained ones: no bias, scale or table is zero, and every input moves every loss."""
     torch.manual_seed(0)
     model = build_model(config).train()
@@ -61,7 +49,7 @@ def random_model(config: ModelConfig = TINY) -> X2VLM:
 
 
 def four_streams() -> dict[str, Batch]:
-    batches = make_batches(STREAMS, TINY)
+    batches = make_batches(TINY, MODEL)
     texts = replace(batches["image"], kind="text", pixels=None)
     return batches | {"text": texts}
 
