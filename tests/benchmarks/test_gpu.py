@@ -7,18 +7,19 @@ import time
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from tests.benchmarks.gpu import bench as bench_module
 from tests.benchmarks.gpu.__main__ import ENVIRONMENT, main, table
 from tests.benchmarks.gpu.bench import NO_GPU, Bench, Timing, per_second
-from tests.benchmarks.gpu.ceilings import cosine, eager, flex
+from tests.benchmarks.gpu.ceilings import cosine, eager, flex, fused
 from tests.benchmarks.gpu.steps import LADDER
 
 HEAVY = ("ray", "mlflow", "open_clip", "webdataset", "av", "img2dataset")
 MEASURED = ("ms", "least_ms", "most_ms", "peak_gb", "waits_per_step", "tflops", "terabytes_per_second", "wait_percent",
             "first_step_seconds", "mfu_executed_percent", "mfu_reference_percent", "texts_per_second",
             "images_per_second", "real_tokens_per_second", "ms_without_loader")  # fmt: skip
-GPU_ONLY = ("sdpa efficient", "sdpa cudnn", "flex")
+GPU_ONLY = ("sdpa efficient", "padded keys", "sdpa cudnn", "flex")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,15 @@ def test_cosine_sees_angle_not_size():
     assert cosine(one, {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0]), "c": None}) == pytest.approx(0.6)
     with pytest.raises(ValueError, match="gradients"):
         cosine(one, {"a": torch.tensor([3.0, 0.0]), "b": None, "c": None})
+
+
+@pytest.mark.parametrize("pad_keys", [False, True])
+def test_aligned_biases_change_nothing(pad_keys):
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 17, 16) for _ in range(3))
+    bias = torch.randn(3, 17, 17)
+    found = fused(SDPBackend.MATH, pad_keys)(query, key, value, bias)
+    torch.testing.assert_close(found, eager(query, key, value, bias), atol=1e-5, rtol=0)
 
 
 @pytest.mark.slow  # importing the compiler takes 3 CPU seconds

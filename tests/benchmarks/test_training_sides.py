@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.reference_graph_losses import reference_losses
+from tests.benchmarks.step_flops import SWITCHES
 from tests.benchmarks.step_inputs import (
     MAX_TOKENS,
     TINY,
@@ -18,7 +19,6 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, PlainAdamW, ReferenceSide, plain_groups
-from tests.benchmarks.training_step import SWITCHES
 from tests.golden_cases import LOSS_NAMES
 from x2vlm.batch import Batch
 from x2vlm.execution_config import ExecutionConfig

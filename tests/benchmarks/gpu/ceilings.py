@@ -31,7 +31,7 @@ from x2vlm.models.reference import reference_names
 from x2vlm.models.x2vlm import build_model
 
 COPY_BYTES = 2 << 30
-ALIGNMENT = 8  # keys are padded to a multiple of it: fused kernels want aligned rows of the bias
+ALIGNMENT = 8  # numbers between rows of a bias that fused kernels take without a copy
 TOKENS_BASE, TOKENS_LARGE = 178 * 197, 89 * 197  # of the images of one 4M step
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -105,15 +105,18 @@ def eager(query: Tensor, key: Tensor, value: Tensor, bias_HNN: Tensor) -> Tensor
     return scores.softmax(dim=-1) @ value
 
 
-def fused(backend: SDPBackend) -> Attend:
-    """Attention by that kernel alone; keys padded so that rows of the bias are aligned."""
+def fused(backend: SDPBackend, pad_keys: bool = False) -> Attend:
+    """Attention by that kernel alone, rows of the bias aligned: in memory only, as our blocks do, or with more keys."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, bias_HNN: Tensor) -> Tensor:
-        missing = -key.shape[2] % ALIGNMENT
+        num_tokens, missing = key.shape[2], -key.shape[2] % ALIGNMENT
         bias = pad(bias_HNN, (0, missing), value=float("-inf"))[None].expand(len(query), -1, -1, -1)
+        if pad_keys:
+            key, value = (pad(states, (0, 0, 0, missing)) for states in (key, value))
+        else:
+            bias = bias[..., :num_tokens]
         with sdpa_kernel(backend):
-            padded = (pad(states, (0, 0, 0, missing)) for states in (key, value))
-            return scaled_dot_product_attention(query, *padded, attn_mask=bias)
+            return scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
     return attend
 
@@ -132,6 +135,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, bias_HNN: Tensor) -> Tensor:
 ATTENTION: dict[str, Attend] = {
     "eager": eager,
     "sdpa efficient": fused(SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa efficient, padded keys": fused(SDPBackend.EFFICIENT_ATTENTION, pad_keys=True),
     "sdpa cudnn": fused(SDPBackend.CUDNN_ATTENTION),
     "sdpa math": fused(SDPBackend.MATH),
     "flex": flex,
