@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.benchmarks.gpu.ceilings import cosine
 from tests.benchmarks.reference_graph_losses import reference_losses
 from tests.benchmarks.step_flops import SWITCHES
 from tests.benchmarks.step_inputs import (
@@ -81,6 +82,20 @@ def test_every_combination_of_switches_gives_the_losses_and_gradients_of_the_ref
     for name, theirs in reference_names(model).items():
         error = (parameters[name].grad - gradients[theirs]).norm()
         assert error <= GRADIENT * max(gradients[theirs].norm(), SMALLEST / GRADIENT * whole), name
+
+
+def test_half_precision_of_the_reference_points_the_same_way(reference):
+    """float16 under autocast with a scaled loss: the gradients that clipping sees are those of float32, nearly."""
+    model, losses, gradients = reference
+    batches = four_streams()
+    side = ReferenceSide(model, half_precision=True)
+    pinned = {name: tuple(rows.tolist() for rows in pair) for name, pair in pinned_negatives(batches).items()}
+    found = side.backward({name: graph_inputs(batch) for name, batch in batches.items()}, pinned)
+    side.scaler.unscale_(side.optimizer)
+    for name, value in losses.items():
+        stream, part = name.split("/")
+        assert found[stream][part].item() == pytest.approx(value.item(), rel=0.02), name
+    assert cosine(gradients, {name: p.grad for name, p in side.graph.named_parameters()}) > 0.999
 
 
 def test_one_other_word_shows(reference):

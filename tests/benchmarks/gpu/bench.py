@@ -1,5 +1,6 @@
 """Where a part of the benchmark runs, how it is timed, and the JSON file that it fills."""
 
+import gc
 import itertools
 import json
 import logging
@@ -78,6 +79,7 @@ class Bench:
             except RuntimeError as error:
                 row["refused"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         if self.is_gpu:
+            gc.collect()
             torch.cuda.empty_cache()
         self.rows.append(row)
         self.write()

@@ -28,7 +28,7 @@ from x2vlm.execution_config import ExecutionConfig
 from x2vlm.flops import PEAK_FLOPS, Rewrites, find_device, step_flops
 from x2vlm.flops import REFERENCE as REFERENCE_GRAPH
 from x2vlm.models.config import ModelConfig
-from x2vlm.models.x2vlm import X2VLM, build_model
+from x2vlm.models.x2vlm import build_model
 from x2vlm.train.config import OptimizerConfig
 from x2vlm.train.optim import parameter_groups
 
@@ -77,24 +77,21 @@ def flops_of(config: ModelConfig, streams: Sequence[StreamShape], execution: Exe
     return step_flops(config, batch_shapes(streams), rewrites)
 
 
-def make_step(
-    rung: Rung, config: ModelConfig, streams: Sequence[StreamShape], device: str
-) -> tuple[Callable[[], object], X2VLM]:
-    """A whole optimizer step of that rung on fixed batches, and the model it trains (of R0 and R1: it starts from)."""
+def make_step(rung: Rung, config: ModelConfig, streams: Sequence[StreamShape], device: str) -> Callable[[], object]:
+    """A whole optimizer step of that rung on fixed batches."""
     torch.manual_seed(0)
     model = build_model(config).to(device).train()
     batches = make_batches(streams, config, device)
-    half = device == "cuda"  # on a CPU float16 has no autocast for everything the step does
     if rung.attention is not None:
-        reference = ReferenceSide(model, rung.attention, half_precision=half)
+        reference = ReferenceSide(model, rung.attention, half_precision=True)
         inputs = {name: graph_inputs(batch) for name, batch in batches.items()}
-        return lambda: reference.step(inputs), model
+        return lambda: reference.step(inputs)
     optimizer = None
     if rung.fused_optimizer:
         groups = [group for group in parameter_groups(model, OptimizerConfig(lr=LEARNING_RATE)) if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=DECAY, fused=True)
-    side = OurSide(model, rung.execution, half_precision=half, optimizer=optimizer)
-    return lambda: side.step(batches), model
+    side = OurSide(model, rung.execution, half_precision=True, optimizer=optimizer)
+    return lambda: side.step(batches)
 
 
 def run_rung(
@@ -108,8 +105,8 @@ def run_rung(
 ) -> dict[str, Any]:
     """Milliseconds, rates, both utilisations, memory and waits of one rung."""
     row: dict[str, Any] = {"lengths": histogram(streams)}
+    step = make_step(rung, config, streams, bench.device)
     with bench.peak_memory(row):
-        step, _ = make_step(rung, config, streams, bench.device)
         timing = bench.time_steps(step, warmup, rounds)
     row |= {"ms": rounded(timing.median), "least_ms": rounded(timing.least), "most_ms": rounded(timing.most)}
     row["waits_per_step"] = bench.count_waits(step)
