@@ -10,15 +10,23 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from tests.benchmarks.gpu import bench as bench_module
-from tests.benchmarks.gpu.__main__ import ENVIRONMENT, main, table
+from tests.benchmarks.gpu.__main__ import COLUMNS, ENVIRONMENT, main, table
 from tests.benchmarks.gpu.bench import NO_GPU, Bench, Timing, per_second
 from tests.benchmarks.gpu.ceilings import cosine, eager, flex, fused
-from tests.benchmarks.gpu.steps import LADDER
+from tests.benchmarks.gpu.steps import LADDER, noise_of
 
 HEAVY = ("ray", "mlflow", "open_clip", "webdataset", "av", "img2dataset")
-MEASURED = ("ms", "least_ms", "most_ms", "peak_gb", "waits_per_step", "tflops", "terabytes_per_second", "wait_percent",
-            "first_step_seconds", "mfu_executed_percent", "mfu_reference_percent", "texts_per_second",
-            "images_per_second", "real_tokens_per_second", "ms_without_loader")  # fmt: skip
+MEASURED = (
+    *COLUMNS,
+    "noise",
+    "least_ms",
+    "most_ms",
+    "terabytes_per_second",
+    "first_step_seconds",
+    "images_per_second",
+    "real_tokens_per_second",
+    "ms_without_loader",
+)
 GPU_ONLY = ("sdpa efficient", "padded keys", "sdpa cudnn", "flex")
 
 
@@ -49,7 +57,7 @@ def test_without_a_gpu_it_says_so_and_gives_no_number(tiny_run):
         for row in part["rows"]:
             assert all(row.get(key) is None for key in MEASURED), row
     table_lines = [line for line in printed.splitlines() if line.startswith(("R0", "GEMM", "loader"))]
-    assert len(table_lines) == 4
+    assert len(table_lines) == 5
     assert all(set(line[60:].split()) == {"-"} for line in table_lines)
 
 
@@ -107,6 +115,18 @@ def test_nothing_starts_when_the_time_is_up(tmp_path, monkeypatch):
 def test_rates_come_from_medians_in_milliseconds():
     assert per_second(256, Timing(64.0, 60.0, 90.0)) == 4000
     assert per_second(256, Timing()) is None
+
+
+def test_rungs_are_compared_with_the_first_and_noise_is_said(tmp_path):
+    bench = Bench("2", tmp_path, "cpu", True, seconds=600)
+    first = bench.measure("R0", lambda: {"ms": 300.0})
+    for name, milliseconds, speedup in (("R5", 100.0, 3.0), ("refused", None, None)):
+        row = bench.measure(name, lambda ms=milliseconds: {"ms": ms})
+        bench.compare(row, first)
+        assert json.loads(bench.path.read_text())["rows"][-1]["speedup"] == speedup
+    assert noise_of(0.97) == "3.0%"
+    assert "INCONCLUSIVE" in noise_of(1.07)
+    assert noise_of(None) is None
 
 
 def test_cosine_sees_angle_not_size():

@@ -75,13 +75,11 @@ def measure(streams: Sequence[StreamShape], rounds: int, with_switches: bool) ->
     reference = ReferenceSide(start)
     steps: dict[str, Callable[[], object]] = {REFERENCE: lambda: reference.step(inputs)}
     ours = executions() if with_switches else {OURS: executions()[OURS]}
+    shared = OurSide(start).optimizer  # one model and optimizer for all of ours: seven would take 4 GB
     for name, execution in ours.items():
-        model = build_model(SMALL_MODEL).train()
-        model.load_state_dict(start.state_dict())
-        side = OurSide(model, execution)
+        side = OurSide(start, execution, optimizer=shared)
         steps[name] = lambda side=side: side.step(batches)
-    again = ReferenceSide(start)
-    steps[REFERENCE_AGAIN] = lambda: again.step(inputs)
+    steps[REFERENCE_AGAIN] = lambda: reference.step(inputs)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():

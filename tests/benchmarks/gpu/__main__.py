@@ -22,11 +22,18 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "3": (run_part_3, 450),
 }
 ENVIRONMENT = 4  # exit code: what the machine must have is missing
-COLUMNS = (
-    ("ms", "ms"), ("tflops", "TFLOP/s"), ("texts_per_second", "texts/s"), ("mfu_executed_percent", "MFU exec %"),
-    ("mfu_reference_percent", "MFU ref %"), ("peak_gb", "GB"), ("waits_per_step", "waits"), ("wait_percent", "data %"),
-)  # fmt: skip
-OTHER_FACTS = ("largest_loss_difference", "gradient_cosine", "terabytes_per_second", "first_step_seconds")
+COLUMNS = {
+    "ms": "ms",
+    "speedup": "x R0",
+    "tflops": "TFLOP/s",
+    "texts_per_second": "texts/s",
+    "mfu_executed_percent": "MFU exec %",
+    "mfu_reference_percent": "MFU ref %",
+    "peak_gb": "GB",
+    "waits_per_step": "waits",
+    "wait_percent": "data %",
+}
+OTHER_FACTS = ("noise", "largest_loss_difference", "gradient_cosine", "terabytes_per_second", "first_step_seconds")
 
 
 def table(path: Path) -> list[str]:
@@ -36,11 +43,11 @@ def table(path: Path) -> list[str]:
     note = f"; {found['note']}" if "note" in found else ""
     lines = [
         f"part {found['part']}: {facts['device']}, torch {facts['torch']}{note}",
-        f"{'':60}" + "".join(f"{title:>11}" for _, title in COLUMNS),
+        f"{'':60}" + "".join(f"{title:>11}" for title in COLUMNS.values()),
     ]
     for row in found["rows"]:
         said = row.get("refused") or row.get("left_out") or ("" if note else _facts(row))
-        cells = "".join(f"{_cell(row, key):>11}" for key, _ in COLUMNS)
+        cells = "".join(f"{_cell(row, key):>11}" for key in COLUMNS)
         lines.append(f"{row['name'][:59]:60}" + (f" {said[:87]}" if said else cells))
     return lines
 

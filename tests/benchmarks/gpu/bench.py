@@ -86,6 +86,12 @@ class Bench:
         log.info("measured part=%s name=%r %s", self.part, name, row.get("refused") or row.get("left_out") or "")
         return row
 
+    def compare(self, row: dict[str, Any], baseline: dict[str, Any]) -> None:
+        """Adds to the row how many times faster it was than `baseline`; null if either was not timed."""
+        ours, theirs = row.get("ms"), baseline.get("ms")
+        row["speedup"] = None if ours is None or theirs is None else round(theirs / ours, 2)
+        self.write()
+
     def write(self) -> None:
         content = {"part": self.part, "tiny": self.is_tiny, "facts": self.facts, "rows": self.rows}
         if not self.is_gpu:

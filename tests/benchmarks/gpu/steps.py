@@ -39,6 +39,7 @@ TOY_MODEL = ModelConfig(
     embed_dim=16,
 )
 
+MOST_NOISE = 0.05  # of R0 against itself: beyond it the run says nothing
 PADDED = ExecutionConfig(
     pack_texts=False, one_fusion_call=False, prune_last_layer=False, only_masked_words=False, share_image_keys=True
 )
@@ -135,6 +136,17 @@ def utilisation(bench: Bench, timing: Any, flops: int, kind: str) -> dict[str, A
 
 def run_part_2(bench: Bench) -> None:
     config, streams = (TOY_MODEL, TINY[:2]) if bench.is_tiny else (BASE_MODEL, BASE_4M)
+    first: dict[str, Any] = {}
     for rung in LADDER:
         profile = {REFERENCE.name: "R0", OURS.name: "R5"}.get(rung.name)
-        bench.measure(rung.name, lambda rung=rung, p=profile: run_rung(bench, rung, config, streams, p))
+        row = bench.measure(rung.name, lambda rung=rung, p=profile: run_rung(bench, rung, config, streams, p))
+        first = first or row
+        bench.compare(row, first)
+    bench.measure("R0 against itself", lambda: {"noise": noise_of(row.get("speedup"))})
+
+
+def noise_of(speedup: float | None) -> str | None:
+    """How far the two runs of R0 are apart and what follows; null if they were not timed."""
+    if speedup is None:
+        return None
+    return f"{abs(speedup - 1):.1%}" + (": INCONCLUSIVE" if abs(speedup - 1) > MOST_NOISE else "")
