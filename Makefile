@@ -44,9 +44,10 @@ MEASURES = training_step readers filters scoring shuffle leaks curation why down
 benchmarks: setup                    ## everything that measures on CPUs, one after the other: an hour or more
 	for name in $(MEASURES); do echo "== $$name" && $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
 
-# Three commands of at most ten minutes each, so that a machine lent for ten minutes is enough for one.
+# Three commands of at most ten minutes each, so that a machine lent for ten minutes is enough for one. No setup: it
+# may have no network; with its own Python and torch, `make gpu-benchmarks PYTHON=python3`.
 GPU_RESULTS ?= runs/gpu
-gpu-benchmarks: setup                ## a training step on one GPU: JSON, profiles and tables in GPU_RESULTS
+gpu-benchmarks:                      ## a training step on one GPU: JSON, profiles and tables in GPU_RESULTS
 	for part in 1 2 3; do $(PYTHON) -m tests.benchmarks.gpu --part $$part --out $(GPU_RESULTS) || exit 1; done
 
 lock:                                ## pin again after a change of dependencies
