@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # them again: 14 CPU seconds for `import x2vlm.models.x2vlm` instead of 5.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test slow lint format clean lock
+.PHONY: setup demo test slow lint format clean lock benchmarks gpu-benchmarks
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -39,6 +39,16 @@ lint: setup                          ## format, style, types and import directio
 format: setup
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+MEASURES = training_step readers filters scoring shuffle leaks curation why download
+benchmarks: setup                    ## everything that measures on CPUs, one after the other: an hour or more
+	for name in $(MEASURES); do echo "== $$name" && $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
+
+# Three commands of at most ten minutes each, so that a machine lent for ten minutes is enough for one. No setup: it
+# may have no network; with its own Python and torch, `make gpu-benchmarks PYTHON=python3`.
+GPU_RESULTS ?= runs/gpu
+gpu-benchmarks:                      ## a training step on one GPU: JSON, profiles and tables in GPU_RESULTS
+	for part in 1 2 3; do $(PYTHON) -m tests.benchmarks.gpu --part $$part --out $(GPU_RESULTS) || exit 1; done
 
 lock:                                ## pin again after a change of dependencies
 	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > build-constraints.txt

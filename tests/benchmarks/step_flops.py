@@ -1,9 +1,10 @@
 """Arithmetic of one training step, counted operation by operation on tensors without values.
 
+    python -m tests.benchmarks.step_flops       base and large, every switch off by itself: one CPU minute
+
 `FlopCounterMode` counts matrix products and convolutions, forward and backward, 2 per multiply-add, attention included:
 on the meta device torch writes attention out as two products. Nothing of it depends on a machine, so the numbers are
-pinned as integers in `test_flops.py`. Its first convolution has no gradient for the pixels, so totals are 0.1 % below
-three times the forward pass.
+pinned as integers in `test_flops.py`. Pixels get no gradient, so totals are 0.1 % below three times the forward pass.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,30 @@ from collections.abc import Sequence
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.benchmarks.step_inputs import StreamShape, graph_inputs, make_batches, pinned_negatives, without_dropout
+from tests.benchmarks.step_inputs import (
+    BASE_4M,
+    BASE_MODEL,
+    LARGE_4M,
+    LARGE_MODEL,
+    StreamShape,
+    graph_inputs,
+    histogram,
+    make_batches,
+    pinned_negatives,
+    without_dropout,
+)
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
 from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import build_model
+
+SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words")
+
+
+def executions() -> dict[str, ExecutionConfig]:
+    """Our step as it comes, with every switch off by itself, and with all off."""
+    single = {f"ours without {name}": ExecutionConfig(**{name: False}) for name in SWITCHES}
+    return {"ours": ExecutionConfig(), **single, "ours, all off": ExecutionConfig(**dict.fromkeys(SWITCHES, False))}
 
 
 def reference_flops(config: ModelConfig, streams: Sequence[StreamShape]) -> int:
@@ -39,3 +59,17 @@ def our_flops(config: ModelConfig, streams: Sequence[StreamShape], execution: Ex
     with FlopCounterMode(display=False) as counter:
         side.backward(batches, pinned_negatives(batches))
     return int(counter.get_total_flops())
+
+
+def main() -> None:
+    for title, config, streams in (("base", BASE_MODEL, BASE_4M), ("large", LARGE_MODEL, LARGE_4M)):
+        print(f"{title} 4M, one GPU's step; tokens with [CLS] and [SEP]: {histogram(streams)}")
+        reference = reference_flops(config, streams)
+        print(f"  {'reference graph':34} {reference / 1e12:8.3f} TFLOP")
+        for name, execution in executions().items():
+            flops = our_flops(config, streams, execution)
+            print(f"  {name:34} {flops / 1e12:8.3f} TFLOP {reference / flops:6.2f}x fewer", flush=True)
+
+
+if __name__ == "__main__":
+    main()

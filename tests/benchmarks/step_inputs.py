@@ -23,6 +23,7 @@ from x2vlm.data.batching import picture_batch, region_batch
 from x2vlm.data.examples import TextRow
 from x2vlm.data.masking import MaskedText
 from x2vlm.data.regions import RegionRow, whole_image_row
+from x2vlm.flops import BatchShape
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 MAX_TOKENS, MAX_MASKS, SHORTEST = 40, 12, 3  # [CLS], a word, [SEP]
@@ -73,6 +74,11 @@ BASE_4M = (images(128), regions(128, 50))
 LARGE_4M = (images(64), regions(64, 25))
 BASE_STAGE_2 = (images(64), regions(64, 26), videos(40))
 SMALL = (images(16), regions(16, 6))  # for CPUs
+TINY = (  # for tests: lengths from 3 to 40
+    StreamShape("image", 6, 6, mean_length=20, deviation=15),
+    StreamShape("region", 8, 3, mean_length=6, deviation=2),
+    StreamShape("video", 4, 4, mean_length=14, deviation=4, frames=3),
+)
 
 BASE_MODEL = ModelConfig()
 LARGE_MODEL = ModelConfig(
@@ -84,6 +90,14 @@ SMALL_MODEL = ModelConfig(
     vision=VisionConfig(width=256, depth=4, num_heads=4),
     text=TextConfig(width=256, num_layers=4, num_heads=4, intermediate=1024),
     fusion=FusionConfig(num_layers=2, num_heads=4, intermediate=1024),
+)
+
+TINY_MODEL = ModelConfig(
+    vision=VisionConfig(image_res=64, width=48, depth=2, num_heads=3),
+    text=TextConfig(width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=1100, max_positions=48),
+    fusion=FusionConfig(num_layers=2, num_heads=4, intermediate=64),
+    embed_dim=16,
+    num_frames=3,
 )
 
 
@@ -128,12 +142,30 @@ def _make_batch(stream: StreamShape, model: ModelConfig, device: str, seed: int)
     return picture_batch(stream.kind, rows, list(pixels), MAX_MASKS).to(device)
 
 
+def num_masked(length: int) -> int:
+    """Masked words of a text: half of its tokens, one at least, MAX_MASKS at most (released recipe)."""
+    return min(MAX_MASKS, max(1, round(length * 0.5)), length - 1)
+
+
+def batch_shapes(streams: Sequence[StreamShape]) -> list[BatchShape]:
+    """The same streams as the closed form of their FLOPs takes them."""
+    return [
+        BatchShape(
+            kind=stream.kind,
+            num_pictures=stream.pictures * stream.frames,
+            text_lengths=tuple(stream.lengths),
+            num_masked=tuple(map(num_masked, stream.lengths)),
+        )
+        for stream in streams
+    ]
+
+
 def _text_row(
     random: np.random.RandomState, length: int, owner: int, model: ModelConfig, stream: StreamShape
 ) -> TextRow:
     """[CLS] words [SEP] with half of the tokens masked, at most MAX_MASKS, as the released recipe does."""
     ids = [CLS, *random.randint(FIRST_WORD, model.text.vocab_size, length - 2).tolist(), SEP]
-    count = min(MAX_MASKS, max(1, round(length * 0.5)), length - 1)
+    count = num_masked(length)
     positions = sorted((1 + random.permutation(length - 1)[:count]).tolist())
     masked = [MASK if place in positions else number for place, number in enumerate(ids)]
     hidden = MaskedText(masked, positions, [ids[place] for place in positions])

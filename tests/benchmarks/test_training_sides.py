@@ -7,21 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.benchmarks.gpu.ceilings import cosine
 from tests.benchmarks.reference_graph_losses import reference_losses
+from tests.benchmarks.step_flops import SWITCHES
 from tests.benchmarks.step_inputs import (
     MAX_TOKENS,
-    StreamShape,
+    TINY,
+    TINY_MODEL,
     graph_inputs,
     make_batches,
     pinned_negatives,
     without_dropout,
 )
 from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, PlainAdamW, ReferenceSide, plain_groups
-from tests.benchmarks.training_step import SWITCHES
 from tests.golden_cases import LOSS_NAMES
 from x2vlm.batch import Batch
 from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.config import ModelConfig
 from x2vlm.models.reference import reference_names
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import ReferenceAdamW
@@ -32,23 +34,10 @@ LOSS, GRADIENT = 1e-5, 1e-4  # relative
 SMALLEST = 1e-6
 COMBINATIONS = list(itertools.product([True, False], repeat=len(SWITCHES)))
 
-TINY = without_dropout(
-    ModelConfig(
-        vision=VisionConfig(image_res=64, width=48, depth=2, num_heads=3),
-        text=TextConfig(width=32, num_layers=2, num_heads=4, intermediate=64, vocab_size=1100, max_positions=48),
-        fusion=FusionConfig(num_layers=2, num_heads=4, intermediate=64),
-        embed_dim=16,
-        num_frames=3,
-    )
-)
-STREAMS = (
-    StreamShape("image", 6, 6, mean_length=20, deviation=15),  # from 3 to 40 tokens
-    StreamShape("region", 8, 3, mean_length=6, deviation=2),
-    StreamShape("video", 4, 4, mean_length=14, deviation=4, frames=3),
-)
+MODEL = without_dropout(TINY_MODEL)
 
 
-def random_model(config: ModelConfig = TINY) -> X2VLM:
+def random_model(config: ModelConfig = MODEL) -> X2VLM:
     """Random weights as large as trained ones: no bias, scale or table is zero, and every input moves every loss."""
     torch.manual_seed(0)
     model = build_model(config).train()
@@ -61,7 +50,7 @@ def random_model(config: ModelConfig = TINY) -> X2VLM:
 
 
 def four_streams() -> dict[str, Batch]:
-    batches = make_batches(STREAMS, TINY)
+    batches = make_batches(TINY, MODEL)
     texts = replace(batches["image"], kind="text", pixels=None)
     return batches | {"text": texts}
 
@@ -93,6 +82,20 @@ def test_every_combination_of_switches_gives_the_losses_and_gradients_of_the_ref
     for name, theirs in reference_names(model).items():
         error = (parameters[name].grad - gradients[theirs]).norm()
         assert error <= GRADIENT * max(gradients[theirs].norm(), SMALLEST / GRADIENT * whole), name
+
+
+def test_half_precision_of_the_reference_points_the_same_way(reference):
+    """float16 under autocast with a scaled loss: the gradients that clipping sees are those of float32, nearly."""
+    model, losses, gradients = reference
+    batches = four_streams()
+    side = ReferenceSide(model, half_precision=True)
+    pinned = {name: tuple(rows.tolist() for rows in pair) for name, pair in pinned_negatives(batches).items()}
+    found = side.backward({name: graph_inputs(batch) for name, batch in batches.items()}, pinned)
+    side.scaler.unscale_(side.optimizer)
+    for name, value in losses.items():
+        stream, part = name.split("/")
+        assert found[stream][part].item() == pytest.approx(value.item(), rel=0.02), name
+    assert cosine(gradients, {name: p.grad for name, p in side.graph.named_parameters()}) > 0.999
 
 
 def test_one_other_word_shows(reference):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.benchmarks.step_flops import SWITCHES, executions
 from tests.benchmarks.step_inputs import SMALL, all_longest
-from tests.benchmarks.training_step import OURS, REFERENCE, REFERENCE_AGAIN, Measured, describe, executions, measure
+from tests.benchmarks.training_step import OURS, REFERENCE, REFERENCE_AGAIN, Measured, describe, measure
 
 TRIES = 3
 
@@ -31,7 +32,7 @@ def test_a_noisy_machine_gives_no_verdict():
 
 
 def test_every_switch_has_its_row():
-    rows = executions(with_switches=True)
+    rows = executions()
     off = {name for row in rows.values() for name, value in row.model_dump().items() if value is False}
-    assert off >= {"share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words"}
-    assert len({row.model_dump_json() for row in rows.values()}) == len(rows) == 7
+    assert off >= set(SWITCHES)
+    assert len({row.model_dump_json() for row in rows.values()}) == len(rows) == len(SWITCHES) + 2

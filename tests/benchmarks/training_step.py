@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.benchmarks.step_flops import our_flops, reference_flops
+from tests.benchmarks.step_flops import executions, our_flops, reference_flops
 from tests.benchmarks.step_inputs import (
     SMALL,
     SMALL_MODEL,
@@ -32,11 +32,9 @@ from tests.benchmarks.step_inputs import (
     make_batches,
 )
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
-from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.x2vlm import build_model
 
 REFERENCE, REFERENCE_AGAIN, OURS = "reference graph", "reference graph again", "ours"
-SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words")
 MOST_NOISE = 0.05
 
 
@@ -67,14 +65,6 @@ class Measured:
         return statistics.median(both) / self.median(OURS)
 
 
-def executions(with_switches: bool) -> dict[str, ExecutionConfig]:
-    """Our contestants: as it comes, and on request every switch off by itself and all off."""
-    if not with_switches:
-        return {OURS: ExecutionConfig()}
-    single = {f"ours without {name}": ExecutionConfig(**{name: False}) for name in SWITCHES}
-    return {OURS: ExecutionConfig(), **single, "ours, all off": ExecutionConfig(**dict.fromkeys(SWITCHES, False))}
-
-
 def measure(streams: Sequence[StreamShape], rounds: int, with_switches: bool) -> Measured:
     """Whole optimizer steps in turns on one thread; the first round is warm-up and not counted."""
     torch.set_num_threads(1)
@@ -84,13 +74,12 @@ def measure(streams: Sequence[StreamShape], rounds: int, with_switches: bool) ->
     start = build_model(SMALL_MODEL).train()
     reference = ReferenceSide(start)
     steps: dict[str, Callable[[], object]] = {REFERENCE: lambda: reference.step(inputs)}
-    for name, execution in executions(with_switches).items():
-        model = build_model(SMALL_MODEL).train()
-        model.load_state_dict(start.state_dict())
-        side = OurSide(model, execution)
+    ours = executions() if with_switches else {OURS: executions()[OURS]}
+    shared = OurSide(start).optimizer  # one model and optimizer for all of ours: seven would take 4 GB
+    for name, execution in ours.items():
+        side = OurSide(start, execution, optimizer=shared)
         steps[name] = lambda side=side: side.step(batches)
-    again = ReferenceSide(start)
-    steps[REFERENCE_AGAIN] = lambda: again.step(inputs)
+    steps[REFERENCE_AGAIN] = lambda: reference.step(inputs)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -100,7 +89,7 @@ def measure(streams: Sequence[StreamShape], rounds: int, with_switches: bool) ->
                 seconds[name].append(time.process_time() - before)
     counted = reference_flops(SMALL_MODEL, streams)
     flops = {REFERENCE: counted, REFERENCE_AGAIN: counted}
-    flops |= {name: our_flops(SMALL_MODEL, streams, execution) for name, execution in executions(with_switches).items()}
+    flops |= {name: our_flops(SMALL_MODEL, streams, execution) for name, execution in ours.items()}
     return Measured(seconds, flops, histogram(streams))
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import av
-from av.error import FFmpegError
 from PIL import Image
 
 from x2vlm.data.media import BROKEN_FILE_ERRORS, MAX_DECODED_PIXELS
@@ -98,6 +96,8 @@ def sample_clip(
     The whole clip is decoded, so that a file that breaks off is found. Raises InvalidSample with rule empty_body,
     not_a_video, too_many_pixels, too_long, clip_out_of_range or decode_failed.
     """
+    import av  # FFmpeg: training reads stored frames, on machines that need not have it
+
     if not data:
         raise InvalidSample("empty_body", "0 bytes")
     start, end = start_seconds or 0.0, math.inf if end_seconds is None else end_seconds
@@ -113,7 +113,7 @@ def sample_clip(
             return _sample(container, frames_per_second, start, end, max_short_edge, limits)
     except InvalidSample:
         raise
-    except (FFmpegError, *BROKEN_FILE_ERRORS) as error:
+    except (av.error.FFmpegError, *BROKEN_FILE_ERRORS) as error:
         raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
 
 

@@ -1,0 +1,152 @@
+"""Part 2: one step of the base 4M recipe on one GPU, from the reference's graph to ours, one change a rung.
+
+Every rung is a fresh model with the same start weights, dropout on. R0 and R1 are the reference's graph in float16
+under autocast with a loss scale (in the place of Apex O1); R2 to R5 are our step in bfloat16. Texts are the same; the
+reference pads them to 40 tokens, R2 to the longest of the batch (its FLOPs are given for 40).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from tests.benchmarks.gpu.bench import Bench, per_second, rounded
+from tests.benchmarks.step_inputs import (
+    BASE_4M,
+    BASE_MODEL,
+    TINY,
+    TINY_MODEL,
+    StreamShape,
+    batch_shapes,
+    graph_inputs,
+    histogram,
+    make_batches,
+)
+from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, ReferenceSide
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.flops import PEAK_FLOPS, Rewrites, find_device, step_flops
+from x2vlm.flops import REFERENCE as REFERENCE_GRAPH
+from x2vlm.models.config import ModelConfig
+from x2vlm.models.x2vlm import build_model
+from x2vlm.train.config import OptimizerConfig
+from x2vlm.train.optim import parameter_groups
+
+TOY_MODEL = ModelConfig(
+    vision=TINY_MODEL.vision.model_copy(update={"depth": 1}),
+    text=TINY_MODEL.text.model_copy(update={"num_layers": 1}),
+    fusion=TINY_MODEL.fusion.model_copy(update={"num_layers": 1}),
+    embed_dim=16,
+)
+
+MOST_NOISE = 0.05  # of R0 against itself: beyond it the run says nothing
+PADDED = ExecutionConfig(
+    pack_texts=False, one_fusion_call=False, prune_last_layer=False, only_masked_words=False, share_image_keys=True
+)
+EXACT = ExecutionConfig()
+COMPILED = ExecutionConfig(compile_blocks=True)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A way to make the step: the reference's graph with that attention, or ours with those switches."""
+
+    name: str
+    attention: str | None = None
+    execution: ExecutionConfig | None = None
+    fused_optimizer: bool = False
+
+
+REFERENCE = Rung("R0 reference graph, fp16", attention="eager")
+OURS = Rung("R5 R4 + fused AdamW", execution=COMPILED, fused_optimizer=True)
+LADDER = (
+    REFERENCE,
+    Rung("R1 R0 + fused attention", attention="sdpa"),
+    Rung("R2 ours: shared image keys, bf16, no row-wise waits", execution=PADDED),
+    Rung("R3 R2 + packed texts, one fusion call, pruned", execution=EXACT),
+    Rung("R4 R3 + compiled image blocks", execution=COMPILED),
+    OURS,
+    Rung("R0 again", attention="eager"),
+)
+
+
+def flops_of(config: ModelConfig, streams: Sequence[StreamShape], execution: ExecutionConfig | None) -> int:
+    """FLOPs of a step in closed form; None as execution is the reference's graph. Compiling changes nothing."""
+    rewrites = REFERENCE_GRAPH
+    if execution is not None:
+        rewrites = Rewrites(**execution.model_dump(include={field.name for field in fields(Rewrites)}))
+    return step_flops(config, batch_shapes(streams), rewrites)
+
+
+def make_step(rung: Rung, config: ModelConfig, streams: Sequence[StreamShape], device: str) -> Callable[[], object]:
+    """A whole optimizer step of that rung on fixed batches."""
+    torch.manual_seed(0)
+    model = build_model(config).to(device).train()
+    batches = make_batches(streams, config, device)
+    if rung.attention is not None:
+        reference = ReferenceSide(model, rung.attention, half_precision=True)
+        inputs = {name: graph_inputs(batch) for name, batch in batches.items()}
+        return lambda: reference.step(inputs)
+    optimizer = None
+    if rung.fused_optimizer:
+        groups = [group for group in parameter_groups(model, OptimizerConfig(lr=LEARNING_RATE)) if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=DECAY, fused=True)
+    side = OurSide(model, rung.execution, half_precision=True, optimizer=optimizer)
+    return lambda: side.step(batches)
+
+
+def run_rung(
+    bench: Bench,
+    rung: Rung,
+    config: ModelConfig,
+    streams: tuple[StreamShape, ...],
+    profile: str | None = None,
+    warmup: int | None = None,
+    rounds: int | None = None,
+) -> dict[str, Any]:
+    """Milliseconds, rates, both utilisations, memory and waits of one rung."""
+    row: dict[str, Any] = {"lengths": histogram(streams)}
+    step = make_step(rung, config, streams, bench.device)
+    with bench.peak_memory(row):
+        timing = bench.time_steps(step, warmup, rounds)
+    row |= {"ms": rounded(timing.median), "least_ms": rounded(timing.least), "most_ms": rounded(timing.most)}
+    row["waits_per_step"] = bench.count_waits(step)
+    texts = sum(stream.rows for stream in streams)
+    pictures = sum(stream.pictures * stream.frames for stream in streams)
+    tokens = sum(length for stream in streams for length in stream.lengths)
+    for unit, amount in (("texts", texts), ("images", pictures), ("real_tokens", tokens)):
+        row[f"{unit}_per_second"] = rounded(per_second(amount, timing), 1)
+    row |= utilisation(bench, timing, flops_of(config, streams, rung.execution), "executed")
+    row |= utilisation(bench, timing, flops_of(config, streams, None), "reference")
+    if profile:
+        row["profile"] = bench.profile_top(profile, step)
+    return row
+
+
+def utilisation(bench: Bench, timing: Any, flops: int, kind: str) -> dict[str, Any]:
+    """FLOPs of a step, and the share of the device's dense bfloat16 peak that they are; null for a GPU not listed.
+
+    With the FLOPs of the reference's graph it is a proxy for speed, not a utilisation, and may exceed 100 %.
+    """
+    peak = PEAK_FLOPS.get(find_device(torch.cuda.get_device_name()) or "") if bench.is_gpu else None
+    rate = per_second(flops, timing)
+    percent = None if rate is None or peak is None else 100 * rate / peak
+    return {f"{kind}_flop": flops, f"mfu_{kind}_percent": rounded(percent, 1)}
+
+
+def run_part_2(bench: Bench) -> None:
+    config, streams = (TOY_MODEL, TINY[:2]) if bench.is_tiny else (BASE_MODEL, BASE_4M)
+    first: dict[str, Any] = {}
+    for rung in LADDER:
+        profile = {REFERENCE.name: "R0", OURS.name: "R5"}.get(rung.name)
+        row = bench.measure(rung.name, lambda rung=rung, p=profile: run_rung(bench, rung, config, streams, p))
+        first = first or row
+        bench.compare(row, first)
+    bench.measure("R0 against itself", lambda: {"noise": noise_of(row.get("speedup"))})
+
+
+def noise_of(speedup: float | None) -> str | None:
+    """How far the two runs of R0 are apart and what follows; null if they were not timed."""
+    if speedup is None:
+        return None
+    return f"{abs(speedup - 1):.1%}" + (": INCONCLUSIVE" if abs(speedup - 1) > MOST_NOISE else "")
