@@ -19,10 +19,11 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from x2vlm.batch import MEAN, STD
 from x2vlm.config import FrozenConfig, parse_config
 from x2vlm.data.captions import pre_caption
 from x2vlm.data.tokenizer import TextTokenizer, UnigramTokenizer, WordPieceTokenizer, parse_vocabulary
-from x2vlm.data.transforms import MEAN, STD, evaluation_pixels
+from x2vlm.data.transforms import evaluation_pixels
 from x2vlm.data.visuals import Source, Visual, read_visual
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.models.config import ModelConfig

@@ -1,12 +1,9 @@
 """Training processes: on this one, or on Ray Train workers that are replaced when they are lost."""
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
 import socket
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,9 +17,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import parse_config
 from x2vlm.data.loader import StepLoader
+from x2vlm.data.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
 from x2vlm.data.streams import ShardFiles
 from x2vlm.data.tokenizer import WordPieceTokenizer
-from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
+from x2vlm.errors import ConfigError, StageFailed
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import HEARTBEATS, fit
@@ -70,7 +68,8 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
         return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
 
-    trained, held_out = split_shards(fetch_shards(job["shards"]), config.data.validation_share)
+    cache = ShardCache(Path(runtime.shard_cache or DEFAULT_FOLDER), runtime.shard_cache_bytes)
+    trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
     torch.set_num_threads(config.train.cpu_threads)
     model = random_model(config)
     new_parameters = load_start(model, job.get("start"), ranks.is_first)
@@ -188,36 +187,3 @@ def _stall(state_uri: str) -> str:
     """What the watchdogs of this run found out, where they ended it: all that Ray knows is that workers died."""
     fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
     return str(json.loads(fs.cat_file(state))["message"]) if fs.exists(state) else ""
-
-
-def fetch_shards(shards: Sequence[Mapping[str, str]]) -> list[ShardFiles]:
-    """The shards as local files: in place if they are local, else copied once per machine.
-
-    Indexes are checked against their sha256; payloads are checked one by one when they are read.
-    """
-    files = []
-    for shard in shards:
-        media = _local_copy(shard["media"], shard["media_sha256"])
-        index = _local_copy(shard["index"], shard["index_sha256"])
-        actual = hashlib.sha256(index.read_bytes()).hexdigest()
-        if actual != shard["index_sha256"]:
-            raise CorruptArtifact(
-                f"{shard['index']}: sha256 is {actual[:12]}…, recorded is {shard['index_sha256'][:12]}…; rerun pack"
-            )
-        files.append(ShardFiles(media, index))
-    return files
-
-
-def _local_copy(uri: str, sha256: str) -> Path:
-    fs, path = fsspec.core.url_to_fs(uri)
-    if "file" in fs.protocol:
-        return Path(path)
-    cache = Path(tempfile.gettempdir()) / "x2vlm-shards"
-    cache.mkdir(parents=True, exist_ok=True)
-    target = cache / f"{sha256}{Path(path).suffix}"
-    with (cache / f"{sha256}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several workers of a machine want the same file
-        if not target.exists():
-            fs.get_file(path, f"{target}.tmp")
-            os.replace(f"{target}.tmp", target)
-    return target

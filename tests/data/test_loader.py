@@ -1,15 +1,22 @@
 """The loader: batches are a function of the step alone, whatever the number of processes or readers."""
 
+import hashlib
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tests.training_corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loader import StepLoader, Substitute, iterate_steps
 from x2vlm.data.shards import ShardReader
-from x2vlm.data.streams import StreamConfig
+from x2vlm.data.streams import Stream, StreamConfig
 from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.samples import write_table
 
 NUM_STEPS = 8
+AUX = StreamConfig(kind="image", batch_size=4, name="mixed", sources=("drawn",), aux_sources=("clean",), aux_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def _same(first, second):
 
 def _rows(batch):
     """Everything that belongs to a text row, one tuple of lists per row, pixels included."""
-    pixels = batch.pixels if batch.image_of_R is None else batch.pixels[batch.image_of_R]
+    pixels = batch.float_pixels() if batch.image_of_R is None else batch.float_pixels()[batch.image_of_R]
     # Padding depends on the longest text of a batch, so texts are compared without it.
     texts = [
         tuple(ids[mask.bool()].tolist() for ids in (text, masked))
@@ -40,6 +47,88 @@ def _rows(batch):
     ]
     boxes = [None] * batch.num_rows if batch.box_cxcywh_R4 is None else batch.box_cxcywh_R4.tolist()
     return list(zip(batch.keys, texts, batch.masked_labels_BK.tolist(), boxes, pixels.flatten(1).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "num_workers"),
+    [(2, 1), *(pytest.param(world, workers, marks=pytest.mark.slow) for world in (1, 2, 4) for workers in (1, 3))],
+)
+def test_processes_and_readers_together_change_nothing(tmp_path, world_size, num_workers):
+    """With broken pictures, in main, aux and region batches: keys, pixels and substitutes of every global step."""
+    shards = make_shards(tmp_path, broken=(2, 3, 6, 11))
+    config = DATA.model_copy(update={"streams": (*DATA.streams, AUX)})
+    whole = _loader(shards, config)
+    parts = [
+        iterate_steps(_loader(shards, config, rank, world_size), 0, NUM_STEPS, num_workers)
+        for rank in range(world_size)
+    ]
+    replaced = Counter()
+    for actual in zip(*parts, strict=True):
+        expected = whole[actual[0].step]
+        for name, batch in expected.batches.items():
+            assert [row for data in actual for row in _rows(data.batches[name])] == _rows(batch)
+        assert {item for data in actual for item in data.substitutes} == set(expected.substitutes)
+        replaced.update(item.stream for item in expected.substitutes)
+    assert set(replaced) == {"image", "region", "mixed"}
+
+
+def test_a_broken_clip_is_replaced_by_another(tmp_path):
+    shards = make_shards(tmp_path, num_images=4, num_videos=8)
+    for files in shards:
+        rows = ShardReader(files.media, files.index)
+        for number, sample in enumerate(rows.samples()):
+            if sample.source_row == "5":
+                _spoil(files, rows, number)
+    config = DATA.model_copy(update={"streams": DATA.streams[2:]})
+    whole, parts = _loader(shards, config), [_loader(shards, config, rank, 2) for rank in range(2)]
+    replaced = []
+    for step in range(4):
+        expected, actual = whole[step], [part[step] for part in parts]
+        assert [row for data in actual for row in _rows(data.batches["video"])] == _rows(expected.batches["video"])
+        assert {item for data in actual for item in data.substitutes} == set(expected.substitutes)
+        replaced += expected.substitutes
+    assert {item.rule for item in replaced} == {"bad_frames_blob"}
+
+
+def _spoil(files, rows, number):
+    """Make a payload undecodable and the index agree with it, as if it had been stored like that."""
+    table, data = rows.table, bytearray(files.media.read_bytes())
+    offset, size = (table[name][number].as_py() for name in ("payload_offset", "payload_bytes"))
+    data[offset] ^= 1
+    files.media.write_bytes(bytes(data))
+    sums = table["payload_sha256"].to_pylist()
+    sums[number] = hashlib.sha256(data[offset : offset + size]).hexdigest()
+    place = table.schema.get_field_index("payload_sha256")
+    write_table(table.set_column(place, table.schema.field(place), pa.array(sums)), files.index)
+
+
+def test_every_window_of_ten_thousand_samples_holds_each_streams_quota():
+    """Aux batches of one sample: of any 10,000 in a row their share is exact to within one."""
+    shares = {"main": 0.15, "rare": 0.01, "half": 0.5}
+    for name, share in shares.items():
+        stream = StreamConfig(
+            kind="image", batch_size=1, name=name, sources=("web",), aux_sources=("clean",), aux_share=share
+        )
+        is_aux = Stream.is_aux_step
+        plan = object.__new__(Stream)
+        plan.config = stream
+        counts = np.cumsum([0, *(is_aux(plan, step) for step in range(30_000))])
+        windows = counts[10_000:] - counts[:-10_000]
+        assert np.abs(windows - 10_000 * share).max() <= 1
+
+
+def test_a_group_of_region_pictures_chooses_its_own_rows(tmp_path):
+    shards = make_shards(tmp_path, num_images=120, num_videos=0)
+    stream = StreamConfig(kind="region", batch_size=200, num_images=100)
+    assert stream.row_groups == 2
+    config = DATA.model_copy(update={"streams": (stream,)})
+    whole = _loader(shards, config)
+    slots = whole.streams[0].slots(0)
+    for half in range(2):
+        loader = _loader(shards, config, rank=half, world_size=2)
+        planned = loader.plan(loader.streams[0], 0, [], metadata_only=False)
+        assert {item.slot for item in planned} <= set(slots[half * 50 : half * 50 + 50])
+    assert StreamConfig(kind="region", batch_size=1024, num_images=400).row_groups == 8
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

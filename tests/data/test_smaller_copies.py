@@ -9,7 +9,9 @@ from PIL import Image
 
 from pipelines.s1_download.store import OriginalBytes, Reencoded, media_to_store
 from tests.training_corpus import TOKENIZER
+from x2vlm.batch import normalised
 from x2vlm.data.examples import ExampleConfig, Recipe, plan_regions, region_pixels
+from x2vlm.data.rows import row_of
 from x2vlm.data.transforms import AugmentConfig, cut_and_resize, cut_smaller_copy
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Concept, Grain, Sample
@@ -50,10 +52,10 @@ def test_a_region_of_a_smaller_copy_shows_what_it_shows_in_the_original(orientat
     assert smaller.media is not None
     assert replace(smaller.media, format="jpeg") == original.media
     for epoch in range(12):
-        plan = plan_regions(smaller, epoch, RECIPE)
-        assert plan.picture == plan_regions(original, epoch, RECIPE).picture
-        first = region_pixels(original, whole, plan, RECIPE).numpy()
-        second = region_pixels(smaller, small, plan, RECIPE).numpy()
+        plan = plan_regions(row_of(smaller), epoch, RECIPE)
+        assert plan.picture == plan_regions(row_of(original), epoch, RECIPE).picture
+        first = normalised(region_pixels(row_of(original), whole, plan, RECIPE).pixels).numpy()
+        second = normalised(region_pixels(row_of(smaller), small, plan, RECIPE).pixels).numpy()
         assert np.abs(first - second).mean() < 0.06  # of a deviation; edges of the box blur
         (row,) = plan.rows
         cx, cy, w, h = (64 * value for value in row.box_cxcywh)
@@ -79,6 +81,7 @@ def test_a_picture_of_another_shape_is_refused(size: tuple[int, int]) -> None:
     sample, whole = stored(picture_with_a_box(1))
     buffer = BytesIO()
     Image.open(BytesIO(whole)).resize(size).save(buffer, "JPEG")
+    row = row_of(sample)
     with pytest.raises(InvalidSample) as refused:
-        region_pixels(sample, buffer.getvalue(), plan_regions(sample, 0, RECIPE), RECIPE)
+        region_pixels(row, buffer.getvalue(), plan_regions(row, 0, RECIPE), RECIPE)
     assert refused.value.rule == "size_changed"

@@ -18,10 +18,11 @@ from x2vlm.box_losses import box_losses, generalised_iou, to_xyxy
 from x2vlm.data.captions import mentions_a_side, pre_caption, pre_question
 from x2vlm.data.frames import choose_clips, choose_frames
 from x2vlm.data.masking import MaskingConfig, choose_positions, mask_text
+from x2vlm.data.operations import Operation, apply_operation
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import RegionConfig, choose_rows, draw_crop_around, patch_mask, place_boxes, whole_image_row
 from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
-from x2vlm.data.transforms import Operation, apply_operation, cut_and_resize
+from x2vlm.data.transforms import cut_and_resize
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box
 from x2vlm.tasks.scoring import box_iou
@@ -63,11 +64,11 @@ def _info(folder: Path) -> dict[str, Any]:
 def check_augment(folder: Path) -> list[Difference]:
     """Every picture operation with the recorded arguments."""
     recorded, arguments = load_file(folder / "tensors.safetensors"), _info(folder)["arguments"]
-    image = Image.fromarray(recorded["image"])
+    pixels_NCHW = torch.from_numpy(recorded["image"]).permute(2, 0, 1)[None].contiguous()
     found = []
     for name, values in arguments.items():
-        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0)
-        ours = np.asarray(apply_operation(image, operation, parity="reference")).astype(int)
+        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0, wraps=name == "Sharpness")
+        ours = apply_operation(pixels_NCHW, operation)[0].permute(1, 2, 0).numpy().astype(int)
         largest = int(np.abs(ours - recorded[f"out_{name}"]).max())
         found.append(Difference(name, largest, GREY_LEVELS.get(name, EXACT)))
     return found

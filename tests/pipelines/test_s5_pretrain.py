@@ -20,9 +20,9 @@ from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
 from pipelines.graph import build_graph
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
-from pipelines.s5_pretrain.worker import fetch_shards
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
 from x2vlm import inference
+from x2vlm.data.shard_cache import local_shards
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.models.hf import load_pretrained
 from x2vlm.train.config import TrainConfig, TrainRuntime
@@ -199,7 +199,7 @@ def test_a_changed_index_is_refused(inputs, tmp_path):
     tar, index = part.files
     job = {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": "0" * 64}
     with pytest.raises(CorruptArtifact, match="rerun pack"):
-        fetch_shards([job])
+        local_shards([job])
 
 
 @pytest.mark.parametrize(

@@ -129,8 +129,12 @@ def test_one_step_is_the_plain_sum_of_losses(shards):
     loss = sum(weights[name.split("/")[0]] * value for name, value in values.items() if "/" in name)
     assert loss == pytest.approx(total.item(), abs=2e-5)
     assert values["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters()}
     for name, value in own_tensors(plain).items():
-        assert torch.allclose(own_tensors(ours)[name], value, atol=1e-6), name
+        gradient = gradients.get(name)
+        # AdamW's first step is lr * g / (|g| + 1e-8): of a gradient below that, the order of sums decides the quotient.
+        settled = torch.ones_like(value, dtype=torch.bool) if gradient is None else gradient.abs() > 1e-7
+        assert torch.allclose(own_tensors(ours)[name][settled], value[settled], atol=1e-6), name
 
 
 def test_batches_without_matching_have_no_matching_loss(shards):

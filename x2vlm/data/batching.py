@@ -11,32 +11,41 @@ import torch
 from torch import Tensor
 
 from x2vlm.batch import UNUSED_LABEL, Batch, Kind
-from x2vlm.data.examples import TextRow
+from x2vlm.data.examples import Picture, TextRow
 
 # Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
 LENGTH_MULTIPLE = 8
 
 
-def picture_batch(kind: Kind, rows: Sequence[TextRow], pixels: Sequence[Tensor], max_masks: int) -> Batch:
-    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to row b of the pixels."""
-    return Batch(kind=kind, pixels=torch.stack(list(pixels)), **_texts(rows, max_masks))
+def picture_batch(kind: Kind, rows: Sequence[TextRow], pictures: Sequence[Picture], max_masks: int) -> Batch:
+    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to picture b."""
+    return Batch(kind=kind, **_pixels(pictures), **_texts(rows, max_masks))
 
 
-def region_batch(rows: Sequence[TextRow], image_of: Sequence[int], pixels: Sequence[Tensor], max_masks: int) -> Batch:
+def region_batch(
+    rows: Sequence[TextRow], image_of: Sequence[int], pictures: Sequence[Picture], max_masks: int
+) -> Batch:
     """A region batch: `image_of` says for every row which of the M pictures it lies in."""
     regions = [row.region for row in rows if row.region is not None]
     if len(regions) != len(rows):
         raise ValueError("a region batch holds rows without a region")
     return Batch(
         kind="region",
-        pixels=torch.stack(list(pixels)),
         image_of_R=torch.tensor(list(image_of), dtype=torch.long),
         image_of=tuple(image_of),
         patch_mask_RP=torch.from_numpy(np.stack([region.patch_mask_P for region in regions])),
         box_cxcywh_R4=torch.tensor([region.box_cxcywh for region in regions], dtype=torch.float32),
         is_whole_image_R=torch.tensor([region.is_whole_image for region in regions]),
+        **_pixels(pictures),
         **_texts(rows, max_masks),
     )
+
+
+def _pixels(pictures: Sequence[Picture]) -> dict[str, Any]:
+    return {
+        "pixels": torch.stack([picture.pixels for picture in pictures]),
+        "operations": tuple(own for picture in pictures for own in picture.operations),
+    }
 
 
 def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
@@ -56,4 +65,7 @@ def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
-    return torch.tensor([[*row, *[filler] * (length - len(row))] for row in rows], dtype=torch.long)
+    padded = np.full((len(rows), length), filler, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)

@@ -10,7 +10,11 @@ from x2vlm.data.texts import MADE_OF
 
 def concept_texts(concepts: pa.StructArray) -> pa.Array:
     """`x2vlm.data.texts.concept_text` of every concept: attributes, then the label, then what it is made of."""
-    labels, lists = pc.fill_null(concepts.field("text"), ""), concepts.field("attributes")
+    labels, lists = concepts.field("text"), concepts.field("attributes")
+    if labels.null_count:
+        labels = pc.fill_null(labels, "")
+    if not len(lists.values):
+        return labels
     counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     if not counts.any():
         return labels

@@ -2,19 +2,26 @@
 
 What a step holds is decided for all ranks together (`plan`), from metadata; then a rank loads its share. A row whose
 media cannot be used is replaced by another one that the slot alone determines, and both are recorded.
+
+So there is no state of reader processes to save, to gather or to restore. torchdata's StatefulDataLoader has to do all
+of that: it counts batches and skips as many, or asks data set and sampler in every worker for their state. It gathers
+over the workers of a rank and not over ranks, so its checkpoint is tied to the number of both, and is as large as what
+the data sets keep (a shuffle buffer, say). Here the step is the checkpoint, and another world size or another number of
+readers goes on with the same samples and pixels.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from x2vlm.batch import Batch
 from x2vlm.data.batching import picture_batch, region_batch
 from x2vlm.data.config import DataConfig
 from x2vlm.data.examples import (
+    Picture,
     Recipe,
     RegionPlan,
     choose_caption,
@@ -27,10 +34,10 @@ from x2vlm.data.order import Place
 from x2vlm.data.orphans import end_with_this_process
 from x2vlm.data.randomness import Draws
 from x2vlm.data.regions import choose_rows
+from x2vlm.data.rows import Row
 from x2vlm.data.streams import ShardFiles, ShardSet, Slot, Stream
 from x2vlm.data.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
-from x2vlm.samples import Sample
 
 # Rows in a row that may be unusable before the shards are called broken.
 MAX_ATTEMPTS = 50
@@ -52,7 +59,7 @@ class Item:
 
     slot: Slot
     place: Place
-    sample: Sample
+    row: Row
     caption: str = ""
     regions: RegionPlan | None = None
     rows: tuple[tuple[int, int], ...] = ()
@@ -113,31 +120,45 @@ class StepLoader(Dataset[StepData]):
     def plan(self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True) -> list[Item]:
         """The samples of a stream's step, as far as metadata can tell whether they are usable.
 
-        `metadata_only` plans for all ranks; otherwise image and video streams plan this rank's rows only. Region
-        streams always plan everything, because rows are chosen over all pictures of the step.
+        `metadata_only` plans for all ranks, otherwise for this one. Region streams choose rows over all pictures of a
+        group (`StreamConfig.row_groups`), so they plan every group of which this rank has a row.
         """
         slots = stream.slots(step)
         if stream.config.kind != "region":
             mine = slots if metadata_only else slots[self._share(len(slots))]
             return [self._item(stream, slot, substitutes) for slot in mine]
-        all_ranks_plan_this: list[Substitute] = substitutes if self.rank == 0 else []
-        items = [self._item(stream, slot, all_ranks_plan_this) for slot in slots]
+        num_rows = stream.config.batch_size
+        share = range(num_rows) if metadata_only else range(num_rows)[self._share(num_rows)]
+        groups = stream.config.row_groups
+        rows_each, pictures_each = num_rows // groups, len(slots) // groups
+        items: list[Item] = []
+        for group in range(share.start // rows_each, -(-share.stop // rows_each)):
+            first_row = group * rows_each
+            # Every rank with rows of a group finds the same unusable ones; the first of them tells.
+            told = substitutes if metadata_only or first_row >= share.start else []
+            pictures = slots[group * pictures_each : (group + 1) * pictures_each]
+            draws = Draws(self.config.seed, stream.config.label, "rows", step, group)
+            wanted = range(max(first_row, share.start) - first_row, min(first_row + rows_each, share.stop) - first_row)
+            items += self._with_chosen_rows(
+                [self._item(stream, slot, told) for slot in pictures], rows_each, wanted, draws
+            )
+        return items
+
+    def _with_chosen_rows(self, items: Sequence[Item], num_rows: int, wanted: range, draws: Draws) -> list[Item]:
+        """The pictures of a group that have a row among numbers `wanted` of the `num_rows` chosen ones."""
         owners = [(number, row) for number, item in enumerate(items) for row in range(_num_rows(item))]
-        draws = Draws(self.config.seed, stream.config.label, "rows", step)
-        chosen = choose_rows(len(owners), stream.config.batch_size, draws)
-        share = slice(None) if metadata_only else self._share(len(chosen))
+        seen: Counter[int] = Counter()
         rows: dict[int, list[tuple[int, int]]] = {}
-        for index in range(len(chosen))[share]:
-            number, row = owners[chosen[index]]
-            repeat = index - chosen.index(chosen[index])
-            rows.setdefault(number, []).append((row, repeat))
+        for index, chosen in enumerate(choose_rows(len(owners), num_rows, draws)):
+            if index in wanted:
+                number, row = owners[chosen]
+                rows.setdefault(number, []).append((row, seen[chosen]))
+            seen[chosen] += 1
         return [_with_rows(items[number], tuple(picked)) for number, picked in rows.items()]
 
     def consumed(self, step: int) -> list[tuple[str, str]]:
         """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`substitutes`)."""
-        return [
-            (stream.config.label, item.sample.key) for stream in self.streams for item in self.plan(stream, step, [])
-        ]
+        return [(stream.config.label, item.row.key) for stream in self.streams for item in self.plan(stream, step, [])]
 
     def _share(self, num_rows: int) -> slice:
         size = num_rows // self.world_size
@@ -148,57 +169,57 @@ class StepLoader(Dataset[StepData]):
         failed: list[tuple[str, str]] = []
         for attempt in range(first_attempt, first_attempt + MAX_ATTEMPTS):
             place = stream.place(slot, attempt)
-            sample = stream.sample(slot, place)
+            row = stream.row(slot, place)
             try:
-                item = self._decide(stream, slot, place, sample)
+                item = self._decide(stream, slot, place, row)
             except InvalidSample as error:
-                failed.append((sample.key, error.rule))
+                failed.append((row.key, error.rule))
                 continue
-            substitutes += [Substitute(stream.config.label, key, rule, sample.key) for key, rule in failed]
+            substitutes += [Substitute(stream.config.label, key, rule, row.key) for key, rule in failed]
             return item
         raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} rows in a row are unusable, last {failed[-1]}")
 
-    def _decide(self, stream: Stream, slot: Slot, place: Place, sample: Sample) -> Item:
+    def _decide(self, stream: Stream, slot: Slot, place: Place, row: Row) -> Item:
         if stream.config.kind == "region":
-            return Item(slot, place, sample, regions=plan_regions(sample, place.epoch, self.recipe))
-        return Item(slot, place, sample, caption=choose_caption(sample, place.epoch, self.recipe))
+            return Item(slot, place, row, regions=plan_regions(row, place.epoch, self.recipe))
+        return Item(slot, place, row, caption=choose_caption(row, place.epoch, self.recipe))
 
-    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, torch.Tensor]:
+    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, Picture]:
         """The item and its pixels, or those of the first one to take instead whose media can be used."""
         for attempt in range(1, MAX_ATTEMPTS):
             try:
                 return item, self._pixels(stream, item)
             except InvalidSample as error:
                 other = self._item(stream, item.slot, substitutes, first_attempt=attempt)
-                substitutes.append(Substitute(stream.config.label, item.sample.key, error.rule, other.sample.key))
+                substitutes.append(Substitute(stream.config.label, item.row.key, error.rule, other.row.key))
                 item = _with_rows(other, _refilled(item.rows, _num_rows(other)))
         raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} media in a row are unusable")
 
-    def _pixels(self, stream: Stream, item: Item) -> torch.Tensor:
+    def _pixels(self, stream: Stream, item: Item) -> Picture:
         payload = stream.payload(item.slot, item.place)
         if item.regions is not None:
-            return region_pixels(item.sample, payload, item.regions, self.recipe)
-        return picture_pixels(item.sample, payload, item.caption, item.place.epoch, self.recipe)
+            return region_pixels(item.row, payload, item.regions, self.recipe)
+        return picture_pixels(item.row, payload, item.caption, item.place.epoch, self.recipe)
 
     def _load_pictures(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
-        rows, pixels = [], []
+        rows, pictures = [], []
         for planned in items:
             item, picture = self._with_pixels(stream, planned, substitutes)
-            rows.append(text_row(item.caption, item.sample, item.place.epoch, self.recipe))
-            pixels.append(picture)
-        return picture_batch(stream.config.kind, rows, pixels, self.config.examples.masking.max_masks)
+            rows.append(text_row(item.caption, item.row, item.place.epoch, self.recipe))
+            pictures.append(picture)
+        return picture_batch(stream.config.kind, rows, pictures, self.config.examples.masking.max_masks)
 
     def _load_regions(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
-        rows, image_of, pixels = [], [], []
+        rows, image_of, pictures = [], [], []
         for number, planned in enumerate(items):
             item, picture = self._with_pixels(stream, planned, substitutes)
             assert item.regions is not None
-            pixels.append(picture)
-            for row, repeat in item.rows:
-                region, text = item.regions.rows[row], item.regions.texts[row]
-                rows.append(text_row(text, item.sample, item.place.epoch, self.recipe, region, repeat))
+            pictures.append(picture)
+            for index, repeat in item.rows:
+                region, text = item.regions.rows[index], item.regions.texts[index]
+                rows.append(text_row(text, item.row, item.place.epoch, self.recipe, region, repeat))
                 image_of.append(number)
-        return region_batch(rows, image_of, pixels, self.config.examples.masking.max_masks)
+        return region_batch(rows, image_of, pictures, self.config.examples.masking.max_masks)
 
 
 def iterate_steps(

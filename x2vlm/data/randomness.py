@@ -7,10 +7,13 @@ stable bits but not stable distributions across versions.
 
 import hashlib
 import json
+import struct
 from collections.abc import Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_WORDS = struct.Struct(">4Q")
 
 
 class Draws:
@@ -26,7 +29,7 @@ class Draws:
         if not self._words:
             block = hashlib.sha256(self._key + self._counter.to_bytes(8, "big")).digest()
             self._counter += 1
-            self._words = [int.from_bytes(block[start : start + 8], "big") for start in (24, 16, 8, 0)]
+            self._words = [*_WORDS.unpack(block)][::-1]
         return self._words.pop()
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:

@@ -6,24 +6,21 @@ aux sources, exactly floor(steps * aux_share) of all batches so far come from th
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
 from x2vlm.data.order import Place, WindowedOrder
-from x2vlm.data.shards import ShardReader
+from x2vlm.data.row_counts import IndexCounts, count_rows
+from x2vlm.data.rows import Kind, Row, ShardRows
+from x2vlm.data.shards import OpenableFile, PayloadFile
 from x2vlm.errors import ConfigError
-from x2vlm.samples import Sample
 
-Kind = Literal["image", "region", "video"]
+PICTURES_PER_GROUP = 50
 
 
 class StreamConfig(FrozenConfig):
@@ -57,6 +54,20 @@ class StreamConfig(FrozenConfig):
         return self
 
     @property
+    def row_groups(self) -> int:
+        """How many groups the pictures of a region step form, each of which chooses its rows by itself.
+
+        As many as divide pictures and rows evenly and leave at least 50 pictures to each, which is what a process of
+        the released recipe chose 128 rows from. It does not depend on how many processes there are now, and spares
+        them planning pictures of which they get no row.
+        """
+        if self.num_images is None:
+            return 1
+        common = math.gcd(self.num_images, self.batch_size)
+        most = max(1, self.num_images // PICTURES_PER_GROUP)
+        return max(number for number in range(1, most + 1) if common % number == 0)
+
+    @property
     def label(self) -> str:
         """What the stream is called in metrics and in the record of consumed samples."""
         return self.name or self.kind
@@ -69,10 +80,10 @@ class StreamConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where the payloads (a tar or Parquet file) and the index of a shard lie on this machine."""
+    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened."""
 
-    media: Path
-    index: Path
+    media: OpenableFile
+    index: OpenableFile
 
 
 class ShardSet:
@@ -83,31 +94,29 @@ class ShardSet:
             raise ConfigError("no shards to train on; did the pack stage drop everything?")
         self.files = tuple(files)
         self._max_open = max_open
-        self.reader = functools.lru_cache(max_open)(self._open)
-        self.rows = functools.lru_cache(8 * max_open)(self._rows)
+        self.rows = functools.lru_cache(max_open)(lambda shard: ShardRows(self.files[shard].index))
+        self.payloads = functools.lru_cache(max_open)(lambda shard: PayloadFile(self.files[shard].media))
+        self.usable = functools.lru_cache(8 * max_open)(self._usable)
+        self._counts: tuple[IndexCounts, ...] = ()
 
-    def _open(self, shard: int) -> ShardReader:
-        return ShardReader(self.files[shard].media, self.files[shard].index)
+    def counts(self, kind: Kind, sources: tuple[str, ...]) -> list[int]:
+        """How many rows of each shard a stream of that kind can use."""
+        if not self._counts:
+            self._counts = count_rows([files.index for files in self.files])
+        return [counts.of(kind, sources) for counts in self._counts]
 
-    def _rows(self, shard: int, kind: Kind, sources: tuple[str, ...]) -> np.ndarray:
+    def _usable(self, shard: int, kind: Kind, sources: tuple[str, ...]) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""
-        table = pq.read_table(self.files[shard].index, columns=["kind", "source", "captions", "concepts"])
-        return np.flatnonzero(usable(table, kind, sources).to_numpy(zero_copy_only=False)).astype(np.int32)
+        return self.rows(shard).usable(kind, sources)
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[ShardFiles, ...], int]]:
-        return ShardSet, (self.files, self._max_open)
+    def __reduce__(self) -> tuple[Callable[..., "ShardSet"], tuple[Any, ...]]:
+        return _shard_set, (self.files, self._max_open, self._counts)
 
 
-def usable(table: pa.Table, kind: Kind, sources: tuple[str, ...]) -> pa.ChunkedArray:
-    """True for rows that a stream can use: right medium and source, with a caption (image, video) or a box (region)."""
-    needed = table["concepts"] if kind == "region" else table["captions"]
-    mask = pc.and_(
-        pc.equal(table["kind"], "video" if kind == "video" else "image"),
-        pc.greater(pc.fill_null(pc.list_value_length(needed), 0), 0),
-    )
-    if sources:
-        mask = pc.and_(mask, pc.is_in(table["source"], pa.array(sources)))
-    return mask
+def _shard_set(files: tuple[ShardFiles, ...], max_open: int, counts: tuple[IndexCounts, ...]) -> ShardSet:
+    shards = ShardSet(files, max_open)
+    shards._counts = counts
+    return shards
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,7 @@ class Stream:
         self._sources = {False: config.sources, True: config.aux_sources}
         self._orders = {
             is_aux: WindowedOrder(
-                [len(shards.rows(shard, config.kind, sources)) for shard in range(len(shards.files))],
+                shards.counts(config.kind, sources),
                 seed,
                 f"{config.label}{'-aux' if is_aux else ''}",
                 window,
@@ -156,16 +165,17 @@ class Stream:
         order = self._orders[slot.is_aux]
         return order.substitute(slot.position, attempt) if attempt else order.place(slot.position)
 
-    def sample(self, slot: Slot, place: Place) -> Sample:
-        """The sample at `place`, from the shard's index."""
-        return self.shards.reader(place.shard).sample(self._row(slot, place))
+    def row(self, slot: Slot, place: Place) -> Row:
+        """The row at `place`, from the shard's index."""
+        return self.shards.rows(place.shard).row(self._number(slot, place))
 
     def payload(self, slot: Slot, place: Place) -> bytes:
         """The stored media bytes at `place`; CorruptArtifact if the shard is damaged."""
-        return self.shards.reader(place.shard).payload(self._row(slot, place))
+        location = self.shards.rows(place.shard).location(self._number(slot, place))
+        return self.shards.payloads(place.shard).read(location.key, location.offset, location.bytes, location.sha256)
 
-    def _row(self, slot: Slot, place: Place) -> int:
-        return int(self.shards.rows(place.shard, self.config.kind, self._sources[slot.is_aux])[place.row])
+    def _number(self, slot: Slot, place: Place) -> int:
+        return int(self.shards.usable(place.shard, self.config.kind, self._sources[slot.is_aux])[place.row])
 
     def _num_aux(self, steps: int) -> int:
         """How many of the first `steps` batches are aux; the tiny addition keeps 0.15 * 20 from being 2.99..."""

@@ -1,41 +1,28 @@
-"""How a picture becomes numbers: crop, mirror, colour and geometry changes, resize, normalise.
+"""How a picture becomes bytes of a fixed size: crop, mirror, resize, then changes of colour and geometry.
 
-What will be done is decided first (`plan_picture`, a value made of draws) and then done (`apply_plan`): so all frames
-of a clip can share one plan, and boxes can go through the same crop and mirror.
+What will be done is decided first (`plan_picture`, a value made of draws); here it is cut (`cut_plan`), and the
+operations follow where the model is (`x2vlm.data.operations`). So all frames of a clip can share one plan, boxes can go
+through the same crop and mirror, and a batch of bytes is a quarter as large on its way as one of numbers.
 C channels, H W pixels.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from x2vlm.batch import normalised
 from x2vlm.data.config import AugmentConfig
+from x2vlm.data.operations import COLOUR_OPS, GEOMETRY_OPS, Operation, operation_at
 from x2vlm.data.randomness import Draws
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-GREY = (128, 128, 128)
-
-# At strength 7 of 10 (the reference's only setting): enhancement, shear, shift in pixels, degrees.
-ENHANCE_SPAN, ENHANCE_FLOOR, MAX_SHEAR, MAX_SHIFT_PIXELS, MAX_DEGREES = 1.8, 0.1, 0.3, 10.0, 30.0
-COLOUR_OPS = ("identity", "autocontrast", "equalize", "brightness", "sharpness")
-GEOMETRY_OPS = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-
 Crop = tuple[int, int, int, int]  # left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One change of a picture: its name, and how much (pixels, degrees, factor), signed."""
-
-    name: str
-    amount: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,43 +59,56 @@ def draw_crop(width: int, height: int, draws: Draws, min_area: float) -> Crop:
     return left, top, left + w, top + h
 
 
+def least_size_of(size: tuple[int, int], crop: Crop, image_res: int) -> tuple[int, int]:
+    """How large a smaller copy of a picture must be for its crop to have `image_res` pixels on each side."""
+    left, top, right, bottom = crop
+    return -(-size[0] * image_res // (right - left)), -(-size[1] * image_res // (bottom - top))
+
+
 def draw_operations(draws: Draws, config: AugmentConfig, names: Sequence[str]) -> tuple[Operation, ...]:
     """`num_ops` names with replacement, each kept with `op_prob`; geometric ones go either way."""
     operations = []
     for _ in range(config.num_ops):
         name, kept, negative = draws.choice(names), draws.chance(config.op_prob), draws.chance(0.5)
         if kept:
-            operations.append(operation_at(name, config.strength, negative))
+            operations.append(operation_at(name, config.strength, negative, wraps=config.parity == "reference"))
     return tuple(operations)
 
 
-def operation_at(name: str, strength: float, negative: bool = False) -> Operation:
-    """The operation `name` at a strength of 0 to 10."""
-    share = strength / 10
-    if name in ("brightness", "sharpness"):
-        return Operation(name, share * ENHANCE_SPAN + ENHANCE_FLOOR)
-    largest = {"shear": MAX_SHEAR, "translate": MAX_SHIFT_PIXELS, "rotate": MAX_DEGREES}.get(name.split("_")[0], 0.0)
-    return Operation(name, -share * largest if negative else share * largest)
-
-
-def apply_plan(
-    image: Image.Image,
+def cut_plan(
+    pixels_HWC: Tensor,
     plan: PicturePlan,
     image_res: int,
     parity: Literal["reference"] | None = None,
     planned_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """`image` (RGB) as normalised float32 (C, H, W) with H = W = `image_res` after the steps of `plan`.
+    """A decoded picture as bytes (C, H, W) with H = W = `image_res`, cut as `plan` says; its operations come later.
 
-    `planned_size` is the size that the plan's crop was made for, if `image` is a smaller copy of that picture.
+    `planned_size` (width, height) is what the plan's crop was made for, if this is a smaller copy of that picture.
     """
-    if planned_size is None or planned_size == image.size:
-        picture = cut_and_resize(image, plan.crop, plan.flipped, image_res)
-    else:
-        picture = cut_smaller_copy(image, planned_size, plan.crop, plan.flipped, image_res)
-    for operation in plan.operations:
-        picture = apply_operation(picture, operation, parity)
-    return normalised(picture)
+    if planned_size is not None and planned_size != size_of(pixels_HWC):
+        image = Image.fromarray(pixels_HWC.numpy())
+        return image_bytes(cut_smaller_copy(image, planned_size, plan.crop, plan.flipped, image_res))
+    if parity == "reference":
+        return image_bytes(cut_and_resize(Image.fromarray(pixels_HWC.numpy()), plan.crop, plan.flipped, image_res))
+    return cut_bytes(pixels_HWC, plan.crop, plan.flipped, image_res)
+
+
+def size_of(pixels_HWC: Tensor) -> tuple[int, int]:
+    """Width and height of a decoded picture."""
+    return pixels_HWC.shape[1], pixels_HWC.shape[0]
+
+
+def cut_bytes(pixels_HWC: Tensor, crop: Crop, flipped: bool, image_res: int) -> Tensor:
+    """`cut_and_resize` as bytes (C, H, W), by torch: the same antialiased bicubic in a third of Pillow's time.
+
+    Between its two passes each rounds to bytes, in an order of its own: on crops of 79 photos 2.3 % of the bytes differ
+    (64 dB). From the filter without any rounding they are equally far: 57.17 dB here, 57.15 dB in Pillow.
+    """
+    left, top, right, bottom = crop
+    cut_CHW = pixels_HWC[top:bottom, left:right].contiguous().permute(2, 0, 1)
+    resized_CHW = interpolate(cut_CHW[None], (image_res, image_res), mode="bicubic", antialias=True)[0]
+    return resized_CHW.flip(2) if flipped else resized_CHW.contiguous()
 
 
 def cut_and_resize(image: Image.Image, crop: Crop, flipped: bool, image_res: int) -> Image.Image:
@@ -135,68 +135,9 @@ def cut_smaller_copy(
 
 def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
     """The whole of `image` (RGB) squashed to a square, normalised: (C, H, W)."""
-    return normalised(image.resize((image_res, image_res), Image.Resampling.BICUBIC))
+    return normalised(image_bytes(image.resize((image_res, image_res), Image.Resampling.BICUBIC)))
 
 
-def normalised(image: Image.Image) -> Tensor:
-    """RGB bytes as float32 (C, H, W), with CLIP's mean taken off and divided by its deviation."""
-    pixels_CHW = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255.0
-    return ((pixels_CHW - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]).contiguous()
-
-
-def apply_operation(
-    image: Image.Image, operation: Operation, parity: Literal["reference"] | None = None
-) -> Image.Image:
-    """`image` (RGB) after one operation; what comes into view from outside is grey."""
-    name, amount = operation.name, operation.amount
-    if name == "sharpness" and parity == "reference":
-        return _sharpen_wrapping(image, amount)
-    if name in _GEOMETRY:
-        return _affine(image, _GEOMETRY[name](amount, *image.size))
-    return _COLOUR[name](image, amount)
-
-
-_COLOUR: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "identity": lambda image, amount: image,
-    "autocontrast": lambda image, amount: ImageOps.autocontrast(image),
-    "equalize": lambda image, amount: ImageOps.equalize(image),
-    "brightness": lambda image, amount: ImageEnhance.Brightness(image).enhance(amount),
-    "sharpness": lambda image, amount: ImageEnhance.Sharpness(image).enhance(amount),
-}
-
-Affine = tuple[float, float, float, float, float, float]
-
-
-def _rotation(degrees: float, width: int, height: int) -> Affine:
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = width / 2, height / 2
-    return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
-
-
-# Amount, width and height to the six numbers that send a pixel of the result to its place in the original.
-_GEOMETRY: dict[str, Callable[[float, int, int], Affine]] = {
-    "shear_x": lambda amount, width, height: (1.0, -amount, 0.0, 0.0, 1.0, 0.0),
-    "shear_y": lambda amount, width, height: (1.0, 0.0, 0.0, -amount, 1.0, 0.0),
-    "translate_x": lambda amount, width, height: (1.0, 0.0, amount, 0.0, 1.0, 0.0),
-    "translate_y": lambda amount, width, height: (1.0, 0.0, 0.0, 0.0, 1.0, amount),
-    "rotate": _rotation,
-}
-
-
-def _affine(image: Image.Image, matrix: Affine) -> Image.Image:
-    """Bilinear; the grey frame makes the edge fade into grey, as OpenCV's constant border does."""
-    a, b, c, d, e, f = matrix
-    frame = 2
-    c, f = c + frame + 0.5 - 0.5 * (a + b), f + frame + 0.5 - 0.5 * (d + e)  # Pillow counts from pixel corners
-    framed = ImageOps.expand(image, frame, GREY)
-    return framed.transform(
-        image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR, fillcolor=GREY
-    )
-
-
-def _sharpen_wrapping(image: Image.Image, factor: float) -> Image.Image:
-    """The reference's sharpening: what leaves 0..255 comes back at the other end (4 % of the golden bytes)."""
-    smooth = np.asarray(image.filter(ImageFilter.SMOOTH), dtype=np.float64)
-    original = np.asarray(image, dtype=np.float64)
-    wrapped = np.trunc(smooth + factor * (original - smooth)).astype(np.int64) & 255
-    return Image.fromarray(wrapped.astype(np.uint8))
+def image_bytes(image: Image.Image) -> Tensor:
+    """A picture (RGB) as bytes (C, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))

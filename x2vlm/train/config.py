@@ -77,8 +77,9 @@ class TrainRuntime(FrozenConfig):
     progress end the run with an error that names the slowest rank (the first step of a start may take five times as
     long: it compiles); None: wait for ever. `profile_steps` = (first, last) writes a torch profile of these steps.
     `readers` processes per trainer read ahead; None: its share of the cores on a GPU machine, none on a CPU.
-    `max_failures` lost workers are replaced before the run fails. `cpus_per_worker` and `placement` go to Ray as they
-    are.
+    Shards of an object store are copied below `shard_cache` (None: the machine's folder for temporary files), together
+    at most `shard_cache_bytes` (None: no limit). `max_failures` lost workers are replaced before the run fails.
+    `cpus_per_worker` and `placement` go to Ray as they are.
     """
 
     log_every: int = Field(default=50, ge=1)
@@ -86,6 +87,8 @@ class TrainRuntime(FrozenConfig):
     stall_seconds: float | None = Field(default=300.0, gt=0)
     profile_steps: tuple[int, int] | None = None
     readers: int | None = Field(default=None, ge=0)
+    shard_cache: str | None = None
+    shard_cache_bytes: int | None = Field(default=None, gt=0)
     max_failures: int = Field(default=3, ge=0)
     cpus_per_worker: float = Field(default=1.0, gt=0)
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
