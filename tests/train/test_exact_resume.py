@@ -138,7 +138,7 @@ def test_any_step_is_a_good_moment_to_die(runs, start, tmp_path, kill_after):
 
 # A checkpoint is 2 files, 3 hashes, 4 syncs, 1 rename and 1 sync of the folder: 11 calls. 1-11 are those of step 3.
 @pytest.mark.parametrize(
-    "call", [pytest.param(call, marks=() if call in (2, 10, 11) else pytest.mark.slow) for call in range(1, 23)]
+    "call", [pytest.param(call, marks=() if call == 10 else pytest.mark.slow) for call in range(1, 23)]
 )
 def test_killed_while_a_checkpoint_is_being_written(runs, start, tmp_path, call):
     """The training goes on while the thread writes; wherever that dies, nothing half-written counts."""
@@ -249,13 +249,13 @@ def test_on_nonfinite_stop_ends_at_the_first(start, tmp_path):
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_stops_all_at_one_step(start, tmp_path, world_size):
     """SIGTERM to one process: all end with the code for it within 25 s of it, and the next start ends like one run."""
-    train = {"steps": 60, "checkpoint_every": 1000}
+    train = {"steps": 40, "checkpoint_every": 1000}
     long = dataclasses.replace(start, world_size=world_size, train=train, folder=str(tmp_path / "stopped"), name="1")
     told = {}
 
     def terminate_one(processes):
         metrics = Path(long.folder) / "metrics.jsonl"
-        while len(read_metrics(metrics)) < 5:
+        while len(read_metrics(metrics)) < 3:
             assert all(process.is_alive() for process in processes), logs(long.folder)
             time.sleep(0.01)
         told["at"] = time.monotonic()
@@ -264,7 +264,7 @@ def test_sigterm_saves_and_stops_all_at_one_step(start, tmp_path, world_size):
     assert run(long, terminate_one) == [EXIT_STOPPED] * world_size, logs(long.folder)
     assert time.monotonic() - told["at"] < 25  # the promise: preempted machines get 30 s
     steps = len(lines_of(long.folder))
-    assert 5 <= steps < 60
+    assert 3 <= steps < 40
     assert CheckpointStore(f"{long.folder}/checkpoints").steps() == [steps]
     if world_size == 1:  # to the end, and against an undisturbed run
         straight = dataclasses.replace(long, folder=str(tmp_path / "straight"), train=train)

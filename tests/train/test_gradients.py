@@ -77,7 +77,7 @@ def mean_gradients(rank, world_size, wire, with_box):
     }
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_means_equal_one_process_with_all_rows_and_bytes_the_formula(world_size):
     """C7: every parameter is sent once a step as float32, most of it before the backward pass is over."""
     results = on_ranks(mean_gradients, world_size, "float32", True)
@@ -196,7 +196,7 @@ def five_steps(rank, world_size, tars):
     }
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_real_step_sends_what_the_formula_says_and_weights_stay_equal(tmp_path, world_size):
     """C7. All-reduce: gradients 4 P and 8 bytes a number. Gathered for the contrastive loss, by process: features of
     B / W pictures and texts of E float32 for each stream, and 8 bytes a row for picture ids (regions need none)."""
