@@ -7,7 +7,7 @@ the staged 4M data, so every table prints the histogram, and the case of 40 toke
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -20,7 +20,7 @@ from tests.benchmarks.reference_graph import GraphSizes
 from tests.benchmarks.reference_graph_losses import GraphInputs
 from x2vlm.batch import Batch
 from x2vlm.data.batching import picture_batch, region_batch
-from x2vlm.data.examples import TextRow
+from x2vlm.data.examples import Picture, TextRow
 from x2vlm.data.masking import MaskedText
 from x2vlm.data.regions import RegionRow, whole_image_row
 from x2vlm.flops import BatchShape
@@ -137,9 +137,12 @@ def _make_batch(stream: StreamShape, model: ModelConfig, device: str, seed: int)
         pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     owner = [row * stream.pictures // stream.rows for row in range(stream.rows)]
     rows = [_text_row(random, length, owner[row], model, stream) for row, length in enumerate(stream.lengths)]
+    pictures = [Picture(torch.zeros(shape[1:], dtype=torch.uint8), ((),) * stream.frames)] * stream.pictures
     if stream.kind == "region":
-        return region_batch(rows, owner, list(pixels), MAX_MASKS).to(device)
-    return picture_batch(stream.kind, rows, list(pixels), MAX_MASKS).to(device)
+        batch = region_batch(rows, owner, pictures, MAX_MASKS)
+    else:
+        batch = picture_batch(stream.kind, rows, pictures, MAX_MASKS)
+    return replace(batch, pixels=pixels, operations=None).to(device)  # normalised already: no part of what is measured
 
 
 def num_masked(length: int) -> int:

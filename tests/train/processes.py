@@ -191,7 +191,8 @@ def _noted(iterate: Callable[..., Any], start: Start, rank: int) -> Callable[...
             if data.step in start.nan_steps and rank == 0:
                 name = next(iter(data.batches))
                 batch = data.batches[name]
-                data = replace(data, batches={**data.batches, name: replace(batch, pixels=batch.pixels * float("nan"))})
+                poisoned = replace(batch, pixels=batch.float_pixels() * float("nan"), operations=None)
+                data = replace(data, batches={**data.batches, name: poisoned})
             if data.step == start.hang_at and rank == start.world_size - 1:
                 _hang_here()
             yield data

@@ -10,6 +10,7 @@ import torch
 from tests.train.test_loop import CONFIG
 from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
 from x2vlm.data.loader import StepLoader
+from x2vlm.execution_config import ExecutionConfig
 from x2vlm.flops import forward_flops
 from x2vlm.models.x2vlm import build_model
 from x2vlm.objective_config import ObjectiveConfig
@@ -108,7 +109,7 @@ def test_work_counts_real_tokens_and_every_frame(watched):
     _, _, loader = watched
     data = loader[0]
     objectives = {name: ObjectiveConfig() for name in data.batches}
-    work = work_of(data, MODEL, DATA.examples, objectives)
+    work = work_of(data, MODEL, DATA.examples, objectives, ExecutionConfig())
     assert work["texts"] == 4 + 8 + 4
     regions = data.batches["region"].pixels.shape[0]
     assert work["images"] == 4 + regions + 4 * 2

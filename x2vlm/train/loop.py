@@ -175,7 +175,8 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
 
 
 def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    return work_of(data, trainer.model.config, loader.config.examples, objectives_of(trainer, data))
+    objectives, execution = objectives_of(trainer, data), trainer.config.execution
+    return work_of(data, trainer.model.config, loader.config.examples, objectives, execution)
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:

@@ -1,5 +1,6 @@
 """How much work a step was, and how fast that is: counted from what the step holds, never from padded shapes."""
 
+import dataclasses
 import resource
 import sys
 from collections.abc import Mapping
@@ -9,13 +10,18 @@ import torch
 from x2vlm.batch import UNUSED_LABEL, Batch
 from x2vlm.data.config import ExampleConfig
 from x2vlm.data.loader import StepData
-from x2vlm.flops import PEAK_FLOPS, BatchShape, find_device, step_flops
+from x2vlm.execution_config import ExecutionConfig
+from x2vlm.flops import PEAK_FLOPS, BatchShape, Rewrites, find_device, step_flops
 from x2vlm.models.config import ModelConfig
 from x2vlm.objective_config import ObjectiveConfig
 
 
 def work_of(
-    data: StepData, model: ModelConfig, examples: ExampleConfig, objectives: Mapping[str, ObjectiveConfig]
+    data: StepData,
+    model: ModelConfig,
+    examples: ExampleConfig,
+    objectives: Mapping[str, ObjectiveConfig],
+    execution: ExecutionConfig,
 ) -> dict[str, float]:
     """Texts, images (frames count), real tokens and training FLOPs of one process's share of a step.
 
@@ -23,11 +29,12 @@ def work_of(
     """
     shapes = [shape_of(batch, objectives[name].matching) for name, batch in data.batches.items()]
     sizes = (examples.max_tokens, examples.masking.max_masks)
+    executed = Rewrites(**{field.name: getattr(execution, field.name) for field in dataclasses.fields(Rewrites)})
     return {
         "texts": float(sum(len(shape.text_lengths) for shape in shapes)),
         "images": float(sum(shape.num_pictures for shape in shapes)),
         "tokens": float(sum(sum(shape.text_lengths) for shape in shapes)),
-        "executed_flops": float(step_flops(model, shapes, "executed", *sizes)),
+        "executed_flops": float(step_flops(model, shapes, executed, *sizes)),
         "reference_flops": float(step_flops(model, shapes, "reference", *sizes)),
     }
 
@@ -36,8 +43,10 @@ def shape_of(batch: Batch, matching: bool) -> BatchShape:
     """What decides the FLOPs of a batch, read from its tensors on the host."""
     pixels = batch.pixels
     num_pictures = 0 if pixels is None else pixels.shape[0] * (pixels.shape[1] if batch.kind == "video" else 1)
-    lengths = tuple((batch.text_mask_BL != 0).sum(dim=1).tolist())
-    num_masked = tuple((batch.masked_labels_BK != UNUSED_LABEL).sum(dim=1).tolist())
+    lengths, num_masked = batch.lengths, batch.num_masked
+    if lengths is None or num_masked is None:
+        lengths = tuple((batch.text_mask_BL != 0).sum(dim=1).tolist())
+        num_masked = tuple((batch.masked_labels_BK != UNUSED_LABEL).sum(dim=1).tolist())
     return BatchShape(batch.kind, num_pictures, lengths, num_masked, matching)
 
 
