@@ -94,6 +94,16 @@ def test_what_a_killed_download_left_is_written_over(bucket, options, tmp_path):
     assert ShardCache(tmp_path / "cache", options=options).fetch(uri, sha256).read_bytes() == b"whole"
 
 
+def test_what_a_killed_download_left_takes_no_room(bucket, options, tmp_path):
+    (tmp_path / "cache").mkdir()
+    left = tmp_path / "cache" / f"{'0' * 64}.tar.partial"
+    left.write_bytes(b"w" * 90)
+    cache = ShardCache(tmp_path / "cache", max_bytes=100, options=options)
+    cache.fetch(*bucket("shard-0.tar", b"x" * 50))
+    assert not left.exists()
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
+
+
 def _fetch_all(folder, files, options, results):
     cache = ShardCache(folder, max_bytes=2500, options=options)
     results.put([hashlib.sha256(CachedFile(cache, *file).open().read()).hexdigest() for file in files])

@@ -52,7 +52,7 @@ class CachedFile:
 class ShardCache:
     """Local copies of remote files below `folder`, together at most `max_bytes` (None: no limit).
 
-    The least recently asked for go first. `options` are fsspec's, for the store.
+    Files that several processes fetch at the same time may be more than that together. The least recently asked for go first. `options` are fsspec's, for the store.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> None:
@@ -79,13 +79,14 @@ class ShardCache:
         size = int(fs.size(path))
         if self.max_bytes is not None and size > self.max_bytes:
             raise ConfigError(f"{uri}: {size} bytes do not fit into a shard cache of {self.max_bytes}; make it larger")
-        self._make_room(size)
         partial, digest = target.with_name(target.name + PARTIAL), hashlib.sha256()
+        self._make_room(size, partial)
         try:
-            with fs.open(path, "rb", block_size=CHUNK_BYTES) as source, partial.open("wb") as file:
+            with fs.open(path, "rb", block_size=CHUNK_BYTES) as source, partial.open("r+b") as file:
                 while chunk := source.read(CHUNK_BYTES):
                     digest.update(chunk)
                     file.write(chunk)
+                file.truncate()
             if digest.hexdigest() != sha256:
                 raise CorruptArtifact(
                     f"{uri}: sha256 is {digest.hexdigest()[:12]}…, recorded is {sha256[:12]}…; rerun the pack stage"
@@ -95,14 +96,19 @@ class ShardCache:
             partial.unlink(missing_ok=True)
         log.info("shard_cache fetched=%s bytes=%d", uri, size)
 
-    def _make_room(self, wanted: int) -> None:
-        """Throw away the least recently asked for until `wanted` more bytes fit."""
-        if self.max_bytes is None:
-            return
+    def _make_room(self, wanted: int, partial: Path) -> None:
+        """Throw away the least recently asked for until `wanted` more bytes fit, and take them for `partial`.
+
+        What others are fetching counts with its full size from the start. A partial file that nobody is fetching is
+        what a killed process left.
+        """
         with _locked(self.folder / "room.lock"):
             kept = []
-            for path in self.folder.iterdir():
+            for path in [] if self.max_bytes is None else self.folder.iterdir():
                 if path.suffix == ".lock":
+                    continue
+                if path.suffix == PARTIAL and not _is_locked(path.with_name(f"{path.name.split('.')[0]}.lock")):
+                    path.unlink(missing_ok=True)
                     continue
                 try:
                     status = path.stat()
@@ -111,12 +117,14 @@ class ShardCache:
                 kept.append((status.st_mtime_ns, status.st_size, path))
             used = sum(size for _, size, _ in kept)
             for _, size, path in sorted(kept):
-                if used + wanted <= self.max_bytes:
-                    return
+                if self.max_bytes is None or used + wanted <= self.max_bytes:
+                    break
                 if path.suffix != PARTIAL:
                     path.unlink(missing_ok=True)
                     used -= size
                     log.info("shard_cache evicted=%s bytes=%d", path.name, size)
+            with partial.open("wb") as file:
+                file.truncate(wanted)
 
 
 def local_shards(shards: Sequence[Mapping[str, str]], cache: ShardCache | None = None) -> list[ShardFiles]:
@@ -149,3 +157,13 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether some process holds the lock at `path`."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
