@@ -52,7 +52,8 @@ class CachedFile:
 class ShardCache:
     """Local copies of remote files below `folder`, together at most `max_bytes` (None: no limit).
 
-    Files that several processes fetch at the same time may be more than that together. The least recently asked for go first. `options` are fsspec's, for the store.
+    Files that several processes fetch at the same time may be more than that together. The least recently asked for go
+    first. `options` are fsspec's, for the store.
     """
 
     def __init__(self, folder: Path, max_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> None:
