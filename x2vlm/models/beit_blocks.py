@@ -1,6 +1,6 @@
 """The blocks of a BEiT tower, run as their timm modules describe, with an attention that stays on a fused kernel.
 
-B images, N tokens, H heads, E width of a head, D width.
+B images, C clips, N tokens, H heads, E width of a head, D width.
 timm owns the parameters and their names; only the order of operations is ours. The learned position bias of every
 layer and head keeps plain FlashAttention out of reach: it has no gradient for a bias.
 """
@@ -19,29 +19,40 @@ from torch.utils.checkpoint import checkpoint
 from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.packing import LENGTH_MULTIPLE
 from x2vlm.models.rows import take_rows
+from x2vlm.models.temporal import Clips, TimeAttention, look_over_time
 
 # Both take a bias and give its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
 # "No available kernel" instead of silently using 6 times the memory.
 FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
-RunBlock = Callable[[Block, Tensor, Tensor | None, Tensor | None], Tensor]
+Run = Callable[..., Tensor]
 
 
-def run_blocks(blocks: Sequence[nn.Module], hidden_BND: Tensor, execution: ExecutionConfig) -> Tensor:
-    """States after all blocks; every `checkpoint_vision_blocks`-th is computed again in the backward pass."""
-    run: RunBlock = _compiled() if execution.compile_blocks else run_block
+def run_blocks(
+    blocks: Sequence[nn.Module], hidden_BND: Tensor, execution: ExecutionConfig, clips: Clips | None = None
+) -> Tensor:
+    """States after all blocks; every `checkpoint_vision_blocks`-th is computed again in the backward pass.
+
+    With `clips` the rows are frames, and each block lets them look over time first.
+    """
+    plain: Run = run_block if clips is None else run_clip_block
+    run = _compiled(plain) if execution.compile_blocks else plain
     every = execution.checkpoint_vision_blocks
     fused = partial(_fused_kernels, hidden_BND.device)
     with fused():
         for number, block in enumerate(blocks):
             assert isinstance(block, Block)
             keeps = _kept_rows(block.drop_path1, hidden_BND), _kept_rows(block.drop_path2, hidden_BND)
+            given = (block, hidden_BND, *keeps)
+            if clips is not None:
+                keep_C111 = _kept_rows(block.drop_path1, hidden_BND.unflatten(0, (-1, clips.num_frames)))
+                given = (*given, clips.attention.blocks[number], clips.num_frames, keep_C111)
             if every and number % every == 0 and torch.is_grad_enabled():
                 hidden_BND = checkpoint(
-                    run, block, hidden_BND, *keeps, use_reentrant=False, context_fn=lambda: (nullcontext(), fused())
+                    run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused())
                 )
             else:
-                hidden_BND = run(block, hidden_BND, *keeps)
+                hidden_BND = run(*given)
     return hidden_BND
 
 
@@ -52,6 +63,20 @@ def run_block(block: Block, hidden_BND: Tensor, keep_attention: Tensor | None, k
     expanded = block.gamma_2 * block.mlp(block.norm2(hidden_BND))
     fed_BND: Tensor = hidden_BND + (expanded if keep_mlp is None else expanded * keep_mlp)
     return fed_BND
+
+
+def run_clip_block(
+    block: Block,
+    hidden_BND: Tensor,
+    keep_attention: Tensor | None,
+    keep_mlp: Tensor | None,
+    over_time: TimeAttention,
+    num_frames: int,
+    keep_time: Tensor | None,
+) -> Tensor:
+    """The block on frames of clips: attention over time, then all that `run_block` does frame by frame."""
+    hidden_BND = look_over_time(over_time, hidden_BND, num_frames, keep_time)
+    return run_block(block, hidden_BND, keep_attention, keep_mlp)
 
 
 def attend_with_bias(attention: Attention, hidden_BND: Tensor) -> Tensor:
@@ -84,10 +109,10 @@ def position_bias(attention: Attention, dtype: torch.dtype) -> Tensor:
 
 
 def _kept_rows(drop_path: nn.Module, hidden_BND: Tensor) -> Tensor | None:
-    """What stochastic depth multiplies every image with: drawn outside of the block, it is no part of its graph."""
+    """What stochastic depth multiplies every image (or clip) with, drawn outside of the block: no part of its graph."""
     if not drop_path.training or isinstance(drop_path, nn.Identity):
         return None
-    kept_B11: Tensor = drop_path(hidden_BND.new_ones(len(hidden_BND), 1, 1))
+    kept_B11: Tensor = drop_path(hidden_BND.new_ones(len(hidden_BND), *[1] * (hidden_BND.dim() - 1)))
     return kept_B11
 
 
@@ -96,7 +121,7 @@ def _fused_kernels(device: torch.device) -> AbstractContextManager[object]:
 
 
 @cache
-def _compiled() -> RunBlock:
+def _compiled(run: Run) -> Run:
     """The block compiled for fixed shapes; all blocks share one graph, their weights being inputs."""
-    compiled: RunBlock = torch.compile(run_block, dynamic=False)
+    compiled: Run = torch.compile(run, dynamic=False)
     return compiled

@@ -28,6 +28,9 @@ class VisionConfig(FrozenConfig):
     `clip_vit` is the ViT of CLIP (absolute positions, quick GELU). In `swin`, `width` and `num_heads` are those of the
     last of four stages, `depth` counts all blocks (24 is Swin-B: 2, 2, 18, 2) and `patch_size` is the stride of its
     output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
+
+    Frames of a clip are averaged behind the tower. With `temporal: attention` its blocks look over time as well
+    (`x2vlm.models.temporal`, BEiT-2 only), which takes `num_frames` of the model.
     """
 
     backbone: Literal["beit2", "clip_vit", "swin"] = "beit2"
@@ -40,6 +43,7 @@ class VisionConfig(FrozenConfig):
     layer_norm_eps: float = 1e-6
     layer_scale_init: float = Field(default=0.1, gt=0)
     drop_path: float = Field(default=0.1, ge=0, lt=1)
+    temporal: Literal["mean", "attention"] = "mean"
 
     @model_validator(mode="after")
     def _divides(self) -> "VisionConfig":
@@ -50,6 +54,8 @@ class VisionConfig(FrozenConfig):
             _require_divisible("num_heads", self.num_heads, "8 (stages double them)", 8)
             if self.patch_size != SWIN_STRIDE or self.depth < SWIN_OUTER_BLOCKS + 1:
                 raise ValueError(f"a Swin tower has patch_size {SWIN_STRIDE} and at least 7 blocks")
+        if self.temporal == "attention" and self.backbone != "beit2":
+            raise ValueError(f"temporal: attention is for backbone beit2 only, {self.backbone} can only take the mean")
         return self
 
     @property
@@ -108,6 +114,11 @@ class ModelConfig(FrozenConfig):
     @model_validator(mode="after")
     def _divides(self) -> "ModelConfig":
         _require_divisible("text.width", self.text.width, "fusion.num_heads", self.fusion.num_heads)
+        if self.vision.temporal == "attention" and (self.num_frames is None or self.num_frames < 2):
+            raise ValueError(
+                f"vision.temporal: attention learns an embedding per frame: set num_frames to 2 or more, "
+                f"it is {self.num_frames}"
+            )
         return self
 
 

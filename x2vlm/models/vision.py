@@ -21,19 +21,33 @@ from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.beit_blocks import run_blocks
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, VisionConfig
 from x2vlm.models.precision import full_precision
+from x2vlm.models.temporal import Clips, TemporalAttention
 from x2vlm.models.tokens import VisionTokens
 
 
 class VisionEncoder(nn.Module):
-    """Turns pixels into VisionTokens; `trunk` is a timm model without a head."""
+    """Turns pixels into VisionTokens; `trunk` is a timm model without a head.
+
+    `temporal` is None until `add_temporal` is called, which the model does last.
+    """
 
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
+        self.temporal: TemporalAttention | None = None
 
-    def forward(self, images_BCHW: Tensor, execution: ExecutionConfig | None = None) -> VisionTokens:
+    def add_temporal(self, num_frames: int) -> None:
+        """Fresh attention over up to `num_frames` frames of a clip; it starts as if it were not there."""
+        self.temporal = TemporalAttention(self.cfg, num_frames)
+
+    def forward(
+        self, images_BCHW: Tensor, execution: ExecutionConfig | None = None, num_frames: int = 1
+    ) -> VisionTokens:
         """One row per image: token 0 is the mean of the normalised patches.
+
+        Rows are frames of clips if `num_frames` > 1, those of a clip adjacent: only a tower with attention over time
+        cares. A clip of one frame is an image.
 
         ConfigError if `execution` asks a tower other than BEiT-2 to compile or to recompute its blocks.
         """
@@ -42,7 +56,8 @@ class VisionEncoder(nn.Module):
             raise ConfigError(
                 f"compile_blocks and checkpoint_vision_blocks know the blocks of beit2 only, not of {self.cfg.backbone}"
             )
-        patches_BPD = _PATCHES[self.cfg.backbone](self.trunk, images_BCHW, execution)
+        clips = None if self.temporal is None or num_frames == 1 else Clips(self.temporal, num_frames)
+        patches_BPD = _PATCHES[self.cfg.backbone](self.trunk, images_BCHW, execution, clips)
         return VisionTokens(summary_BD=patches_BPD.mean(dim=1), patches_MPD=patches_BPD)
 
 
@@ -93,29 +108,31 @@ def _build_swin(cfg: VisionConfig) -> nn.Module:
     )
 
 
-def _beit_patches(trunk: nn.Module, images_BCHW: Tensor, execution: ExecutionConfig) -> Tensor:
+def _beit_patches(trunk: nn.Module, images_BCHW: Tensor, execution: ExecutionConfig, clips: Clips | None) -> Tensor:
     assert isinstance(trunk, Beit)
     hidden = trunk.patch_embed(images_BCHW)
+    if clips is not None:
+        hidden = clips.attention.mark_frames(hidden, clips.num_frames)
     hidden = torch.cat([trunk.cls_token.expand(hidden.shape[0], -1, -1), hidden], dim=1)
-    hidden = run_blocks(list(trunk.blocks), hidden, execution)
+    hidden = run_blocks(list(trunk.blocks), hidden, execution, clips)
     patches_BPD: Tensor = trunk.fc_norm(hidden[:, 1:])
     return patches_BPD
 
 
-def _clip_patches(trunk: nn.Module, images_BCHW: Tensor, _: ExecutionConfig) -> Tensor:
+def _clip_patches(trunk: nn.Module, images_BCHW: Tensor, *_: object) -> Tensor:
     assert isinstance(trunk, VisionTransformer)
     patches_BPD: Tensor = trunk.forward_features(images_BCHW)[:, 1:]
     return patches_BPD
 
 
-def _swin_patches(trunk: nn.Module, images_BCHW: Tensor, _: ExecutionConfig) -> Tensor:
+def _swin_patches(trunk: nn.Module, images_BCHW: Tensor, *_: object) -> Tensor:
     assert isinstance(trunk, SwinTransformer)
     patches_BPD: Tensor = trunk.forward_features(images_BCHW).flatten(1, 2)  # rows and columns of the last stage
     return patches_BPD
 
 
 _TRUNKS = {"beit2": _build_beit, "clip_vit": _build_clip, "swin": _build_swin}
-_PATCHES: dict[str, Callable[[nn.Module, Tensor, ExecutionConfig], Tensor]] = {
+_PATCHES: dict[str, Callable[[nn.Module, Tensor, ExecutionConfig, Clips | None], Tensor]] = {
     "beit2": _beit_patches,
     "clip_vit": _clip_patches,
     "swin": _swin_patches,
@@ -126,7 +143,8 @@ def average_frames(frames: VisionTokens, num_frames: int, position_1F1D: Tensor 
     """One row per clip from B x F frame rows (frames of a clip adjacent): the token-wise mean over its frames.
 
     The frame position is added to every token before the mean, so all it contributes is a constant per clip length:
-    the order of the frames is not seen (X2-VLM Table 10: averaging beat temporal attention).
+    unless the tower itself looked over time, the order of the frames is not seen (X2-VLM Table 10: averaging beat
+    temporal attention).
     """
     shift_1D = 0 if position_1F1D is None else position_1F1D[:, :num_frames].mean(dim=1)[:, 0]
     summary_BFD = frames.summary_BD.reshape(-1, num_frames, *frames.summary_BD.shape[1:])

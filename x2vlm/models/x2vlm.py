@@ -41,6 +41,10 @@ class X2VLM(nn.Module):
         if config.num_frames is not None:
             self.frame_position = nn.Parameter(torch.empty(1, config.num_frames, 1, config.vision.width))
             nn.init.trunc_normal_(self.frame_position, std=0.02)
+        if config.vision.temporal == "attention":
+            assert config.num_frames is not None
+            # Last, so that all other start values are those of the model that averages frames.
+            self.vision.add_temporal(config.num_frames)
 
     def encode_image(self, images_BCHW: Tensor) -> VisionTokens:
         """One row per image: token 0 (the mean of the patches) and the patches; nothing is masked."""
@@ -50,11 +54,12 @@ class X2VLM(nn.Module):
     def encode_video(self, frames_BFCHW: Tensor) -> VisionTokens:
         """One row per clip: the mean over its frames of (frame tokens + frame position).
 
+        With `vision.temporal: attention` the tower's patches have looked at those of the other frames before.
         ConfigError if a clip has more frames than the model has positions. Without positions any count goes.
         """
         num_frames = frames_BFCHW.shape[1]
         self.require_frames(num_frames)
-        return self.join_frames(self.vision(frames_BFCHW.flatten(0, 1)), num_frames)
+        return self.join_frames(self.vision(frames_BFCHW.flatten(0, 1), num_frames=num_frames), num_frames)
 
     def require_frames(self, num_frames: int) -> None:
         """ConfigError if a clip of so many frames has more than the model has positions."""

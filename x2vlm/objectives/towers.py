@@ -34,18 +34,23 @@ class Pictures:
 
 
 def encode_pictures(model: X2VLM, batches: Sequence[Batch], execution: ExecutionConfig) -> list[Pictures | None]:
-    """For every batch its image tokens, None for texts alone; pictures of equal size share one call, frames too."""
+    """For every batch its image tokens, None for texts alone; pictures of equal size share one call, frames too.
+
+    Not so where the tower looks over time: there the frames of clips go by themselves, clip by clip of equal length.
+    """
     pixels = {number: batch.float_pixels() for number, batch in enumerate(batches) if batch.kind != "text"}
     for number, values in pixels.items():
         if batches[number].kind == "video":
             model.require_frames(values.shape[1])
+    looks_over_time = model.config.vision.temporal == "attention"
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, values in pixels.items():
-        by_shape.setdefault(tuple(values.shape[-3:]), []).append(number)
+        num_frames = values.shape[1] if looks_over_time and batches[number].kind == "video" else 1
+        by_shape.setdefault((num_frames, *values.shape[-3:]), []).append(number)
     found: list[Pictures | None] = [None] * len(batches)
-    for numbers in by_shape.values():
+    for (num_frames, *_), numbers in by_shape.items():
         flat = [pixels[number].flatten(0, -4) for number in numbers]
-        tokens: VisionTokens = model.vision(flat[0] if len(flat) == 1 else torch.cat(flat), execution)
+        tokens: VisionTokens = model.vision(flat[0] if len(flat) == 1 else torch.cat(flat), execution, num_frames)
         sizes = [len(values) for values in flat]
         pieces = zip(tokens.summary_BD.split_with_sizes(sizes), tokens.patches_MPD.split_with_sizes(sizes), strict=True)
         for number, (summary, patches) in zip(numbers, pieces, strict=True):
