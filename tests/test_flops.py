@@ -141,6 +141,45 @@ def test_an_image_tower_costs_what_torch_counts(backbone: str) -> None:
     assert _counted(model.encode_image, pixels) == 5 * flops.vision_flops(cfg.vision)
 
 
+ATTENTIVE = SMALL.model_copy(
+    update={"num_frames": 4, "vision": SMALL.vision.model_copy(update={"temporal": "attention"})}
+)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 4])
+def test_attention_over_time_costs_what_torch_counts(num_frames: int) -> None:
+    clips = torch.empty(5, num_frames, 3, 48, 48, device="meta")
+    model = build_model(ATTENTIVE).to("meta")
+    frames = 5 * num_frames * flops.vision_flops(ATTENTIVE.vision)
+    over_time = 5 * flops.temporal_flops(ATTENTIVE.vision, num_frames)
+    assert _counted(model.encode_video, clips) == frames + over_time
+    assert (over_time == 0) == (num_frames == 1)
+    assert _counted(build_model(SMALL).to("meta").encode_video, clips) == frames
+    # Of the vision part alone: what else a step does knows nothing of time.
+    shape = BatchShape("video", 5 * num_frames, (14,) * 5, (7,) * 5)
+    found, plain = (flops.forward_flops_by_part(config, shape) for config in (ATTENTIVE, SMALL))
+    assert found.vision == frames + over_time
+    assert found.total - plain.total == over_time
+
+
+def test_a_backward_pass_over_time_costs_twice_the_forward_pass() -> None:
+    """Of the blocks: nothing needs a gradient with respect to pixels, which is a product less."""
+    model = build_model(ATTENTIVE).to("meta")
+    assert model.vision.temporal is not None
+    block = model.vision.temporal.blocks[0]
+    patches = torch.empty(5, 4, 9, 48, device="meta", requires_grad=True)
+    assert _counted(block, patches) * ATTENTIVE.vision.depth == 5 * flops.temporal_flops(ATTENTIVE.vision, 4)
+    both = _counted(lambda: torch.autograd.backward(block(patches).sum()))
+    assert both == flops.TRAINING_PER_FORWARD * _counted(block, patches)
+
+
+def test_attention_over_time_of_pictures_costs_nothing_and_clips_are_of_equal_length() -> None:
+    for shape in (_shape("image", 4, 4), _shape("region", 4, 2)):
+        assert flops.forward_flops(ATTENTIVE, shape) == flops.forward_flops(SMALL, shape)
+    with pytest.raises(ValueError, match="7 frames do not belong to 4 equal clips"):
+        flops.forward_flops(ATTENTIVE, _shape("video", 4, 7))
+
+
 def test_text_and_fusion_stacks_cost_what_torch_counts() -> None:
     length, rows = 11, 4
     model = build_model(SMALL).to("meta").eval()

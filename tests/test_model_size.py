@@ -1,11 +1,24 @@
 """Counts of parameters against real models, and the memory model against the study's table, typed in here."""
 
 import pytest
+import torch
 
-from tests.test_flops import BASE, BASE_4M, BASE_PHASE_2, LARGE, LARGE_4M, LARGE_PHASE_2, SMALL, TOWERS, _shape
+from tests.test_flops import (
+    ATTENTIVE,
+    BASE,
+    BASE_4M,
+    BASE_PHASE_2,
+    LARGE,
+    LARGE_4M,
+    LARGE_PHASE_2,
+    SMALL,
+    TOWERS,
+    _shape,
+)
 from x2vlm.flops import BatchShape, Graph
 from x2vlm.model_size import checkpoint_bytes, num_parameters, peak_memory
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.temporal import TimeAttention, look_over_time
 from x2vlm.models.x2vlm import build_model
 
 
@@ -17,8 +30,9 @@ from x2vlm.models.x2vlm import build_model
         SMALL.model_copy(update={"tie_words": False}),
         SMALL.model_copy(update={"vision": TOWERS["clip_vit"]}),
         SMALL.model_copy(update={"vision": TOWERS["swin"]}),
+        ATTENTIVE,
     ],
-    ids=["plain", "frames", "untied", "clip_vit", "swin"],
+    ids=["plain", "frames", "untied", "clip_vit", "swin", "attention over time"],
 )
 def test_parameters_are_those_of_the_real_model(config: ModelConfig) -> None:
     assert num_parameters(config) == sum(parameter.numel() for parameter in build_model(config).parameters())
@@ -70,6 +84,34 @@ def test_memory_is_what_the_table_says(
     for found, wanted in zip(parts, expected, strict=True):
         assert found / 1e9 == pytest.approx(wanted, abs=0.35, rel=0.02)
     assert memory.total / 1e9 == pytest.approx(sum(expected), rel=0.025)
+
+
+@pytest.mark.parametrize("checkpointed", [0, 2])
+def test_attention_over_time_keeps_what_torch_saves_of_it(checkpointed: int) -> None:
+    """Counted on tensors of float32, which are twice as large; scores and what a norm keeps per row are left out."""
+    config, num_clips, num_frames = BASE.model_copy(update={"num_frames": 3}), 5, 3
+    vision = config.vision.model_copy(update={"temporal": "attention"})
+    attentive = config.model_copy(update={"vision": vision})
+    shape = [_shape("image", 4, 4), _shape("video", num_clips, num_clips * num_frames)]
+    found, plain = (
+        peak_memory(each, shape, checkpoint_vision_blocks=checkpointed).vision for each in (attentive, config)
+    )
+    saved: dict[int, int] = {}
+    with torch.device("meta"):
+        block = TimeAttention(vision)
+        hidden = torch.zeros(num_clips * num_frames, 197, 768, requires_grad=True)
+    weights = {parameter.untyped_storage()._cdata for parameter in block.parameters()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        look_over_time(block, hidden, num_frames)
+    held = 12 - checkpointed + (checkpointed > 0)
+    assert found - plain == pytest.approx(held * sum(saved.values()) / 2, rel=0.015)
 
 
 def test_smaller_phase_2_of_large_takes_half() -> None:

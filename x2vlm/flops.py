@@ -40,6 +40,16 @@ class BatchShape:
             raise ValueError(f"a {self.kind} batch cannot have {self.num_pictures} pictures")
 
     @property
+    def num_frames(self) -> int:
+        """Frames of a clip, 1 of any other kind; ValueError if the clips cannot all have the same number."""
+        if self.kind != "video":
+            return 1
+        frames, left = divmod(self.num_pictures, len(self.text_lengths))
+        if left:
+            raise ValueError(f"{self.num_pictures} frames do not belong to {len(self.text_lengths)} equal clips")
+        return frames
+
+    @property
     def num_visuals(self) -> int:
         """Rows of image keys that differ in their patches: pictures, or clips, whose frames are averaged."""
         return len(self.text_lengths) if self.kind == "video" else self.num_pictures
@@ -111,7 +121,7 @@ def forward_flops_by_part(
     cls_passes = 0 if shape.kind == "text" else 3 * shape.matching + (shape.kind == "region")
     text_runs = 1 if shape.kind == "text" else 2
     return ForwardFlops(
-        vision=shape.num_pictures * vision_flops(config.vision),
+        vision=shape.num_pictures * vision_flops(config.vision) + _clips_flops(config.vision, shape),
         text=text_runs * sum(text_flops(config, length) for length in lengths),
         image_keys=_key_rows(config, shape, use, cls_passes + 1) * image_key_flops(config),
         fusion=sum(
@@ -131,6 +141,14 @@ def vision_flops(cfg: VisionConfig) -> int:
     patches, width = cfg.grid**2, cfg.width
     embed = 2 * patches * 3 * cfg.patch_size**2 * width
     return embed + cfg.depth * _block_flops(patches + 1, patches + 1, width, int(width * cfg.mlp_ratio))
+
+
+def temporal_flops(cfg: VisionConfig, num_frames: int) -> int:
+    """What attention over time adds to a clip of `num_frames`; 0 for a tower that averages frames."""
+    if cfg.temporal == "mean" or num_frames == 1:
+        return 0
+    per_patch = num_frames * 2 * 4 * cfg.width**2 + 4 * num_frames**2 * cfg.width
+    return cfg.depth * cfg.grid**2 * per_patch
 
 
 def num_image_tokens(cfg: VisionConfig) -> int:
@@ -173,6 +191,12 @@ def _fusion_layer_flops(config: ModelConfig, length: int, read: int, with_image:
     own = 2 * 2 * length * width**2 + 2 * 2 * read * width**2 + 4 * read * length * width
     across = 2 * 2 * read * width**2 + 4 * read * tokens * width if with_image else 0
     return own + across + 2 * 2 * read * width * config.fusion.intermediate
+
+
+def _clips_flops(cfg: VisionConfig, shape: BatchShape) -> int:
+    if cfg.temporal == "mean" or shape.kind != "video":
+        return 0
+    return len(shape.text_lengths) * temporal_flops(cfg, shape.num_frames)
 
 
 def _key_rows(config: ModelConfig, shape: BatchShape, use: Rewrites, passes: int) -> int:

@@ -33,6 +33,9 @@ class _Kept:
 _FUSED = _Kept(vision=24, text=24, fusion=32, logit=6)
 # Attention scores, dropout masks and float32 softmax kept as well, at 197 image tokens and 40 of text.
 _EAGER = _Kept(vision=68.7, text=51, fusion=98, logit=10)
+# Attention over time, per token of a clip's frames: the input of its norm, what the norm makes of it, queries, keys,
+# values and what they attend to, in bf16. Its scores are 3 % of one of these at 3 frames.
+_OVER_TIME = 12
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def num_parameters(config: ModelConfig) -> int:
     heads = _mlp_parameters(width, 2) + _mlp_parameters(width, 4)
     compare = config.embed_dim * (config.vision.width + width + 2) + 1
     frames = (config.num_frames or 0) * config.vision.width
+    if config.vision.temporal == "attention":
+        frames += _temporal_parameters(config.vision, config.num_frames or 0)
     stacks = text.num_layers * layer + fusion.num_layers * fused
     return _vision_parameters(config.vision) + embeddings + stacks + words + heads + compare + frames
 
@@ -96,9 +101,14 @@ def peak_memory(
             key_rows += shared if use.share_image_keys else passes * len(lengths)  # type: ignore[assignment]
     width, block = config.text.width, pictures * tokens * config.vision.width
     depth, again = config.vision.depth, min(checkpoint_vision_blocks, config.vision.depth)
-    blocks = (depth - again + (again > 0)) * kept.vision + again * _BF16
+    held = depth - again + (again > 0)
+    blocks = held * kept.vision + again * _BF16
+    over_time = 0.0
+    if config.vision.temporal == "attention":
+        frames = sum(shape.num_pictures for shape in shapes if shape.num_frames > 1)
+        over_time = held * _OVER_TIME * frames * tokens * config.vision.width
     return Memory(
-        vision=blocks * block,
+        vision=blocks * block + over_time,
         text=kept.text * text_tokens * config.text.num_layers * width,
         fusion=kept.fusion * fusion_tokens * config.fusion.num_layers * width,
         image_keys=2 * _BF16 * key_rows * tokens * config.fusion.num_layers * width,
@@ -128,6 +138,12 @@ def _vision_parameters(cfg: VisionConfig) -> int:
     # Biases of queries and values only, two layer scales, one position table per block; one norm behind them.
     table = ((2 * cfg.grid - 1) ** 2 + 3) * cfg.num_heads
     return embed + width + cfg.depth * (block + 4 * width + table) + 2 * width
+
+
+def _temporal_parameters(cfg: VisionConfig, num_frames: int) -> int:
+    """A norm, queries, keys and values, and a map behind them in every block; one embedding per frame."""
+    width = cfg.width
+    return cfg.depth * (2 * width + 3 * (width**2 + width) + width**2 + width) + num_frames * width
 
 
 def _swin_parameters(cfg: VisionConfig) -> int:

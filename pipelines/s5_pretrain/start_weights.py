@@ -20,7 +20,7 @@ from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.models.hf import load_pretrained
 from x2vlm.models.hub import locate_model
 from x2vlm.models.initialize import initialize
-from x2vlm.models.reference import LoadReport, export_reference_state, load_reference_state
+from x2vlm.models.reference import LoadReport, load_reference_state, named_state
 from x2vlm.models.released import read_checkpoint
 from x2vlm.models.weights import load_own_tensors, own_tensors
 from x2vlm.models.x2vlm import X2VLM, build_model
@@ -34,7 +34,15 @@ HUB_WEIGHTS = "model.safetensors"  # of a timm model on the hub
 REPORT = "start.json"
 WEIGHTS = "start.safetensors"
 # What a start may leave at random: nothing else of a tower or of the fusion layers. Reference names.
-_HEADS = ("vision_proj.", "text_proj.", "temp", "itm_head.", "bbox_head.", "absolute_frame_pos_embed")
+_HEADS = (
+    "vision_proj.",
+    "text_proj.",
+    "temp",
+    "itm_head.",
+    "bbox_head.",
+    "absolute_frame_pos_embed",
+    "vision_temporal.",
+)
 _WORD_HEADS = ("text_encoder.cls.", "mlm_head.")
 _FINAL_NORM = "vision_encoder.fc_norm."  # a tower that was only pre-trained has the norm of its class token instead
 
@@ -118,7 +126,7 @@ def _from_model(model: X2VLM, files: Mapping[str, Path]) -> LoadReport:
     """From a folder of ours (config and weights) or a reference checkpoint."""
     if set(MODEL_FILES) <= set(files):
         saved = load_pretrained(*(files[name] for name in MODEL_FILES))
-        return load_reference_state(model, export_reference_state(saved))
+        return load_reference_state(model, named_state(saved))
     with tempfile.TemporaryDirectory() as scratch:
         (path,) = _folder_of(files, Path(scratch) / "checkpoint").iterdir()
         return load_reference_state(model, read_checkpoint(path).state)

@@ -1,7 +1,7 @@
 """Steps to compute losses of, and the same losses from the model's public calls: padded, pass by pass, row by row."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ NUM_SLOTS = 5
 Negatives = dict[str, tuple[Tensor, Tensor]]
 
 
-def step_model(**text: Any) -> X2VLM:
+def step_model(temporal: Literal["mean", "attention"] = "mean", **text: Any) -> X2VLM:
     """A model whose image and text widths differ, for captions of up to 40 tokens and clips of two frames."""
     torch.manual_seed(0)
     sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "intermediate": 32, "vocab_size": 50, "max_positions": 48}
-    model = build_model(tiny_config(num_frames=2, text=TextConfig(**(sizes | text)))).eval()
+    vision = tiny_config().vision.model_copy(update={"temporal": temporal})
+    model = build_model(tiny_config(num_frames=2, vision=vision, text=TextConfig(**(sizes | text)))).eval()
     with torch.no_grad():  # start values leave biases at zero and the layers close to the identity
         for name, parameter in model.named_parameters():
             if name != "temperature":

@@ -75,6 +75,35 @@ def test_other_text_towers_are_exact_too(architecture, packs):
     )
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_clips_that_look_over_time_are_exact_beside_images_and_regions(packs):
+    """Two streams of clips, whose frames go through the tower together but apart from the pictures."""
+    model, (batches, negatives) = step_model("attention"), mixed_step()
+    clips = batches["clips"]
+    batches["more clips"] = replace(clips, pixels=clips.pixels.flip(0, 1))
+    negatives["more clips"] = negatives["clips"]
+    losses = padded_losses(model, batches, negatives)
+    assert losses["clips"]["contrastive"] != losses["more clips"]["contrastive"]
+    expected = losses, gradients(model, losses)
+    assert expected[1]["vision.temporal.blocks.0.qkv.weight"].abs().max() > 0
+    calls = []
+    model.vision.register_forward_hook(lambda _, inputs, tokens: calls.append((len(inputs[0]), inputs[2])))
+    execution = ExecutionConfig() if packs else ExecutionConfig(**dict.fromkeys(SWITCHES, False))
+    require_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), expected)
+    assert calls == [(6 + 4, 1), (6 + 6, 2)]
+
+
+def test_clips_of_two_lengths_do_not_mix():
+    model, (batches, negatives) = step_model("attention"), mixed_step()
+    clips = batches["clips"]
+    whole = model.encode_video(clips.pixels)
+    batches = {"clips": clips, "stills": replace(clips, pixels=clips.pixels[:, :1])}
+    pins = {label: negatives["clips"] for label in batches}
+    expected = padded_losses(model, batches, pins)
+    assert not torch.equal(model.encode_video(clips.pixels[:, :1]).summary_BD, whole.summary_BD)
+    require_equal(model, step_losses(model, batches, negatives=pins), (expected, gradients(model, expected)))
+
+
 def _pad_with_one(batch):
     mask = batch.text_mask_BL.bool()
     ids, masked = batch.text_ids_BL.masked_fill(~mask, 1), batch.masked_ids_BL.masked_fill(~mask, 1)

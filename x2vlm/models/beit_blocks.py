@@ -48,9 +48,7 @@ def run_blocks(
                 keep_C111 = _kept_rows(block.drop_path1, hidden_BND.unflatten(0, (-1, clips.num_frames)))
                 given = (*given, clips.attention.blocks[number], clips.num_frames, keep_C111)
             if every and number % every == 0 and torch.is_grad_enabled():
-                hidden_BND = checkpoint(
-                    run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused())
-                )
+                hidden_BND = checkpoint(run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused()))
             else:
                 hidden_BND = run(*given)
     return hidden_BND

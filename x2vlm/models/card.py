@@ -54,6 +54,8 @@ def render_card(config: ModelConfig, num_parameters: int, facts: CardFacts) -> s
 def _sizes(config: ModelConfig, num_parameters: int) -> str:
     vision, text = config.vision, config.text
     frames = "any number of frames" if config.num_frames is None else f"up to {config.num_frames} frames, in order"
+    if vision.temporal == "attention":
+        frames += ", with attention over time"
     rows = {
         "parameters": f"{num_parameters:,}",
         "image tower": f"{vision.backbone}, {vision.depth} blocks of width {vision.width}, {vision.image_res} pixels",

@@ -41,6 +41,7 @@ _TOP_LEVEL = {
     "temperature": "temp",
     "frame_position": "absolute_frame_pos_embed",
     "vision.trunk.": "vision_encoder.",
+    "vision.temporal.": "vision_temporal.",  # ours alone: the reference averages frames only
     "vision_proj.": "vision_proj.",
     "text_proj.": "text_proj.",
     "match_head.": "itm_head.",
@@ -57,6 +58,7 @@ _CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
 # Heads of fine-tuned checkpoints that this model does not have; their tasks build and load them.
 _TASK_HEADS = re.compile(r"^(cls_head|text_decoder)\.")
 _TABLE = "relative_position_bias_table"
+_FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
 
 
 @dataclass
@@ -82,7 +84,7 @@ def reference_names(model: X2VLM) -> dict[str, str]:
 def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadReport:
     """Fills `model` from a reference checkpoint's `model` entry and reports what went where.
 
-    Position tables of another resolution are resized and frame positions cut to the common count, both listed under
+    Position tables of another resolution are resized, frame positions and frame embeddings cut to the common count, all listed under
     `resized`. Heads of downstream tasks are listed under `unexpected`, parameters without a value under `missing`.
     ConfigError, before anything is changed, for keys nobody can explain, shapes that do not fit, and tied entries
     that disagree.
@@ -114,8 +116,18 @@ def export_reference_state(model: X2VLM) -> dict[str, Tensor]:
     """The model's state under the reference's names, constants and tied duplicates included.
 
     Tied words give the pre-training layout, untied ones the layout with separate encoders. Tensors share memory with
-    the model where they can.
+    the model where they can. ConfigError if the reference's code cannot compute the model: it averages frames only.
     """
+    if model.vision.temporal is not None:
+        raise ConfigError(
+            "vision.temporal is attention: the reference has no attention over time and would silently average frames; "
+            "save this model with x2vlm.models.hf.save_pretrained, or export one with vision.temporal: mean"
+        )
+    return named_state(model)
+
+
+def named_state(model: X2VLM) -> dict[str, Tensor]:
+    """`export_reference_state`, but of parts the reference lacks as well: what `load_reference_state` takes."""
     parameters = dict(model.named_parameters())
     state = {reference: parameters[name].detach() for name, reference in reference_names(model).items()}
     for name, buffer in model.vision.trunk.named_buffers():
@@ -202,7 +214,7 @@ def _fit(key: str, value: Tensor, target: Tensor) -> Tensor:
         grids = [math.isqrt(x.shape[1] - 1) for x in (target, value)]
         resized: Tensor = resample_abs_pos_embed(value, [grids[0]] * 2, [grids[1]] * 2)
         return resized
-    if key == "absolute_frame_pos_embed" and value.shape[-1] == target.shape[-1]:
+    if key in _FRAME_TABLES and value.shape[-1] == target.shape[-1]:
         common = min(value.shape[1], target.shape[1])
         return torch.cat([value[:, :common].to(target), target[:, common:]], dim=1)
     raise ConfigError(f"reference state: {key} has shape {tuple(value.shape)}, the model needs {tuple(target.shape)}")

@@ -32,7 +32,8 @@ _NO_DECAY = (
     "norm2.bias",
     "norm2.weight",
 )
-# What no backbone brings along: heads and temperature always, cross-attention and frame position where they exist.
+# What no backbone brings along: heads and temperature always; cross-attention, frame position and attention over time
+# where they exist.
 _NEW_PARTS = (
     "vision_proj.",
     "text_proj.",
@@ -41,6 +42,7 @@ _NEW_PARTS = (
     "bbox_head.",
     "absolute_frame_pos_embed",
     "crossattention.",
+    "vision_temporal.",
 )
 
 
