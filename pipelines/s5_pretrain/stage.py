@@ -88,8 +88,8 @@ def _is_shard_file(path: str) -> bool:
 PRETRAIN = Stage(
     name="pretrain",
     # 3: the model's folder has its processor and its card; 4: first weights may be given; 5: one backward pass over
-    # packed texts, fixed gradient buckets
-    version=5,
+    # packed texts, fixed gradient buckets; 6: the image tower may look over time (by default it does not)
+    version=6,
     config_type=PretrainConfig,
     slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,

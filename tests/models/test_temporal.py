@@ -1,7 +1,10 @@
 """Attention over the frames of a clip: against loops over positions and frames, and against the model without it."""
 
+import math
+
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
 from tests.models.test_x2vlm import tiny_config, tiny_model
@@ -190,6 +193,42 @@ def test_stochastic_depth_takes_attention_over_time_from_whole_clips():
     kept = added.unflatten(0, (40, 3)).flatten(1)
     assert_close(kept, kept[:, :1].expand_as(kept), atol=1e-4, rtol=0)
     assert {round(value, 3) for value in kept[:, 0].tolist()} == {0.0, 2.0}
+
+
+def directed_clips(num_clips, seed):
+    """Clips that get brighter or, the same frames turned around, darker; labels say which."""
+    brighter = clips(num_clips, seed=seed) * 0.3 + torch.linspace(-1, 1, NUM_FRAMES)[:, None, None, None]
+    return torch.cat([brighter, brighter.flip(1)]), torch.arange(2.0).repeat_interleave(num_clips)
+
+
+@pytest.mark.parametrize("temporal", ["mean", "attention"])
+def test_only_attention_learns_which_frame_came_first_and_it_learns_from_its_start(temporal):
+    """The averaging model sees the same thing twice with two labels: no weights bring it below the entropy of a coin.
+
+    Of the attentive one only what is new is trained, from zero.
+    """
+    model = model_of(temporal, drop_path=0.0).train()
+    readout = torch.randn(24, generator=torch.Generator().manual_seed(3))
+    trained = model.vision.temporal.parameters() if temporal == "attention" else model.vision.parameters()
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+
+    def loss_of(seed):
+        pixels, labels = directed_clips(4, seed)
+        logits = model.encode_video(pixels).summary_BD @ readout
+        return binary_cross_entropy_with_logits(logits, labels), (logits > 0) == labels.bool()
+
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss_of(seed=1)[0].backward()
+        optimizer.step()
+    with torch.no_grad():
+        loss, is_right = loss_of(seed=2)
+    if temporal == "mean":
+        assert loss >= math.log(2) - 1e-4
+        assert is_right.sum() == 4
+    else:
+        assert loss < 0.2
+        assert is_right.all()
 
 
 @pytest.mark.slow

@@ -191,6 +191,25 @@ def test_each_ablation_differs_from_ours_in_what_its_name_says_and_in_nothing_el
     assert other == ours
 
 
+def test_the_two_temporal_recipes_differ_in_how_frames_meet_and_in_nothing_else() -> None:
+    mean, attention = (
+        load_experiment(f"ablation_temporal_{name}").model_dump(exclude={"name"}) for name in ("mean", "attention")
+    )
+    assert mean["pretrain"]["model"]["vision"].pop("temporal") == "mean"
+    assert attention["pretrain"]["model"]["vision"].pop("temporal") == "attention"
+    assert mean == attention
+    # What is known: 100,000 steps (X2-VLM 4.6), 3 frames (A.2), and the 4M set as in the other ablations.
+    assert mean["pretrain"]["train"] == load_experiment("ablation_ours").model_dump()["pretrain"]["train"]
+    assert mean["pretrain"]["data"]["examples"]["frames_per_clip"] == mean["pretrain"]["model"]["num_frames"] == 3
+    ours, large = load_experiment("ablation_ours"), load_experiment("base_1b_paper")
+    images, regions, clips = load_experiment("ablation_temporal_mean").pretrain.data.streams
+    assert (images, regions) == ours.pretrain.data.streams
+    assert clips == large.pretrain.data.streams[2]
+    for name, source in load_experiment("ablation_temporal_mean").sources.items():
+        assert source == large.sources[name]
+    assert mean["filter"] == large.filter.model_dump()
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_hours_of_a_header_are_what_the_estimate_says(name: str) -> None:
     header = " ".join(

@@ -220,6 +220,34 @@ def test_a_reference_checkpoint_and_a_saved_folder_give_the_same_start(tmp_path)
             assert torch.equal(model.state_dict()[name], value), name
 
 
+def test_a_model_that_looks_over_time_starts_from_one_that_averages_and_goes_on_from_itself(tmp_path):
+    def start_from(folder):
+        vision = MODEL.vision.model_copy(update={"temporal": "attention"})
+        model = MODEL.model_copy(update={"num_frames": 2, "vision": vision})
+        config = CONFIG.model_copy(update={"model": model, "start": StartConfig(checkpoint="x")})
+        named = {name: folder / name for name in ("config.json", "model.safetensors")}
+        return started_model(config, {"start_vision": {}, "start_text": {}, "start_model": named})
+
+    torch.manual_seed(9)
+    save_pretrained(build_model(MODEL.model_copy(update={"num_frames": 2})), tmp_path / "mean")
+    model, report = start_from(tmp_path / "mean")
+    names = reference_names(model)
+    added = {names[name] for name, _ in model.named_parameters() if ".temporal." in name}
+    assert set(report.missing) == added
+    assert added
+    groups = parameter_groups(model, OptimizerConfig(lr=LR, lr_multiplier=2), report.missing)
+    new = {names[name] for group in groups if group["lr"] == 2 * LR for name, _ in group["params"]}
+    assert new == added
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    save_pretrained(model, tmp_path / "attention")
+    again, report = start_from(tmp_path / "attention")
+    assert not report.missing
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_start_that_leaves_a_tower_at_random_is_refused(backbones, tmp_path):
     vision = MODEL.vision.model_copy(update={"depth": 3})
     deeper = CONFIG.model_copy(update={"model": MODEL.model_copy(update={"vision": vision})})

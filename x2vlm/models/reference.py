@@ -84,8 +84,9 @@ def reference_names(model: X2VLM) -> dict[str, str]:
 def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadReport:
     """Fills `model` from a reference checkpoint's `model` entry and reports what went where.
 
-    Position tables of another resolution are resized, frame positions and frame embeddings cut to the common count, all listed under
-    `resized`. Heads of downstream tasks are listed under `unexpected`, parameters without a value under `missing`.
+    Position tables of another resolution are resized, frame positions and frame embeddings cut to the common count, all
+    listed under `resized`. Heads of downstream tasks are listed under `unexpected`, parameters without a value under
+    `missing`.
     ConfigError, before anything is changed, for keys nobody can explain, shapes that do not fit, and tied entries
     that disagree.
     """
