@@ -34,7 +34,7 @@ _FUSED = _Kept(vision=24, text=24, fusion=32, logit=6)
 # Attention scores, dropout masks and float32 softmax kept as well, at 197 image tokens and 40 of text.
 _EAGER = _Kept(vision=68.7, text=51, fusion=98, logit=10)
 # Attention over time, per token of a clip's frames: the input of its norm, what the norm makes of it, queries, keys,
-# values and what they attend to, in bf16. Its scores are 3 % of one of these at 3 frames.
+# values and what they attend to, in bf16. Its scores are 5 % of one of these at 3 frames.
 _OVER_TIME = 12
 
 

@@ -36,6 +36,10 @@ def test_everything_given_is_said(tmp_path):
     assert body.startswith("\n# Toy\n")
     assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in body
     assert "| clips | up to 2 frames" in body
+    assert "over time" not in body
+    vision = model.config.vision.model_copy(update={"temporal": "attention"})
+    attentive = render_card(model.config.model_copy(update={"vision": vision}), 1, CardFacts(name="x"))
+    assert "| clips | up to 2 frames, in order, with attention over time |" in attentive
     assert "`ab12`" in section(body, "Training data")
     assert "| steps | 120 |" in section(body, "Training data")
     found = section(body, "Test pictures in the training data")

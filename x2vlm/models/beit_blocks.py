@@ -8,6 +8,7 @@ layer and head keeps plain FlashAttention out of reach: it has no gradient for a
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
+from typing import Any
 
 import torch
 from timm.models.beit import Attention, Block
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.packing import LENGTH_MULTIPLE
 from x2vlm.models.rows import take_rows
-from x2vlm.models.temporal import Clips, TimeAttention, look_over_time
+from x2vlm.models.temporal import Clips, TimeAttention, by_clip, look_over_time
 
 # Both take a bias and give its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
 # "No available kernel" instead of silently using 6 times the memory.
@@ -43,10 +44,10 @@ def run_blocks(
         for number, block in enumerate(blocks):
             assert isinstance(block, Block)
             keeps = _kept_rows(block.drop_path1, hidden_BND), _kept_rows(block.drop_path2, hidden_BND)
-            given = (block, hidden_BND, *keeps)
+            given: tuple[Any, ...] = (block, hidden_BND, *keeps)
             if clips is not None:
-                keep_C111 = _kept_rows(block.drop_path1, hidden_BND.unflatten(0, (-1, clips.num_frames)))
-                given = (*given, clips.attention.blocks[number], clips.num_frames, keep_C111)
+                keep_C111 = _kept_rows(block.drop_path1, by_clip(hidden_BND, clips.num_frames))
+                given += (clips.attention.blocks[number], clips.num_frames, keep_C111)
             if every and number % every == 0 and torch.is_grad_enabled():
                 hidden_BND = checkpoint(run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused()))
             else:
