@@ -1,0 +1,157 @@
+"""Shards of the procedural world for measuring: any number of samples, straight from scenes by `write_shard`.
+
+Twenty samples of a row share one scene, as sources of the world do that annotate the images of another: twelve have a
+caption (as CC3M), seven have five captions, objects with attributes and region phrases (as COCO and Visual Genome), one
+is a clip. Every sample has a key and draws of its own for its texts. Clips show one of a tenth as many renderings.
+
+Pictures have 256 pixels on the short edge, clips 336 x 256 pixels and a frame a second, as `pack` would keep them, but
+JPEG quality is 75: 200,000 samples then take 3.8 GB. Frames come from the renderer, not through an MP4.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.world.clips import FRAMES_PER_SECOND, Clip, make_clip, render_clip
+from pipelines.world.config import WorldConfig
+from pipelines.world.render import encode_jpeg, render_scene
+from pipelines.world.scene import PixelBox, Scene, Thing, make_scene
+from pipelines.world.sources.video import describe_clip
+from pipelines.world.texts import captions, region_phrases
+from x2vlm.data.randomness import Draws
+from x2vlm.data.shards import SCORED_SCHEMA, index_path, read_index, write_shard
+from x2vlm.data.streams import ShardFiles
+from x2vlm.data.video import encode_frames
+from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
+
+QUALITY = 75
+PICTURES = WorldConfig(seed=11, image_size=256, jpeg_quality=QUALITY)
+CLIPS = WorldConfig(seed=11, image_size=410, jpeg_quality=QUALITY)  # the world makes clips of 5/8 of that
+FORM: tuple[Literal["captions", "boxes", "clip"], ...] = (*("captions",) * 12, *("boxes",) * 7, "clip")
+SOURCES = {"captions": "cc3m", "boxes": "visual_genome", "clip": "webvid"}
+SAMPLES_PER_CLIP = 10
+
+
+@dataclass(frozen=True)
+class WorldShards:
+    """The shards, and what was spent on them."""
+
+    files: tuple[ShardFiles, ...]
+    num_scenes: int  # rendered
+    num_clips: int  # rendered
+    render_cpu_seconds: float
+    write_cpu_seconds: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(Path(str(path)).stat().st_size for item in self.files for path in (item.media, item.index))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """What the written indexes hold: read back from the files, not remembered."""
+        wanted = ["key", "kind", "captions.list.element.text", "concepts.list.element.grain", "media.sha256"]
+        table = pa.concat_tables([read_index(item.index, wanted) for item in self.files])
+        grains = table["concepts"].combine_chunks().flatten().field("grain")
+        kinds = pc.value_counts(table["kind"]).to_pylist()
+        return {
+            "samples": table.num_rows,
+            "keys": pc.count_distinct(table["key"]).as_py(),
+            "media": pc.count_distinct(pc.struct_field(table["media"], "sha256")).as_py(),
+            **{item["values"]: item["counts"] for item in kinds},
+            "image with boxes": pc.sum(pc.greater(pc.list_value_length(table["concepts"]), 0)).as_py(),
+            "captions": pc.sum(pc.list_value_length(table["captions"])).as_py(),
+            **{f"{item['values']}s": item["counts"] for item in pc.value_counts(grains).to_pylist()},
+        }
+
+
+def write_world(out: Path, num_samples: int, num_shards: int) -> WorldShards:
+    """`num_samples` samples in `num_shards` shards below `out`; a sample's shard follows from its key."""
+    before = time.process_time()
+    groups = -(-num_samples // len(FORM))
+    pictures = [_render_picture(index) for index in range(groups)]
+    clips = [_render_clip(index) for index in range(-(-groups // SAMPLES_PER_CLIP))]
+    rendered = time.process_time()
+    payloads = {media.sha256: payload for _, media, payload in (*pictures, *clips)}
+    files = []
+    for shard, numbers in enumerate(_numbers_by_shard(num_samples, num_shards)):
+        samples = [_sample(number, pictures, clips) for number in numbers]
+        table = sample_table(samples).append_column("clip_score", pa.nulls(len(samples), pa.float32()))
+        path = out / f"shard-{shard:05d}.tar"
+        write_shard(path, table.cast(SCORED_SCHEMA), payloads.__getitem__)
+        files.append(ShardFiles(path, index_path(path)))
+    return WorldShards(tuple(files), len(pictures), len(clips), rendered - before, time.process_time() - rendered)
+
+
+def _numbers_by_shard(num_samples: int, num_shards: int) -> list[list[int]]:
+    shards: list[list[int]] = [[] for _ in range(num_shards)]
+    for number in range(num_samples):
+        shards[int(_key(number)[:8], 16) % num_shards].append(number)
+    return shards
+
+
+def _key(number: int) -> str:
+    return sample_key(SOURCES[FORM[number % len(FORM)]], str(number))
+
+
+def _render_picture(index: int) -> tuple[Scene, Media, bytes]:
+    scene = make_scene(PICTURES, index)
+    payload = encode_jpeg(render_scene(PICTURES.seed, scene), QUALITY)
+    return scene, _media("image", payload, scene.width, scene.height, "jpeg", 1), payload
+
+
+def _render_clip(index: int) -> tuple[Clip, Media, bytes]:
+    clip = make_clip(CLIPS, index)
+    frames = [pixels for number, pixels in enumerate(render_clip(CLIPS, clip)) if number % FRAMES_PER_SECOND == 0]
+    payload = encode_frames([encode_jpeg(pixels, QUALITY) for pixels in frames], [float(n) for n in range(len(frames))])
+    return clip, _media("video", payload, clip.width, clip.height, "frames", len(frames)), payload
+
+
+def _media(kind: str, payload: bytes, width: int, height: int, stored: str, num_frames: int) -> Media:
+    return Media(kind, hashlib.sha256(payload).hexdigest(), len(payload), width, height, stored, num_frames)
+
+
+def _sample(
+    number: int, pictures: Sequence[tuple[Scene, Media, bytes]], clips: Sequence[tuple[Clip, Media, bytes]]
+) -> Sample:
+    group, form = number // len(FORM), FORM[number % len(FORM)]
+    draws = Draws(PICTURES.seed, number, "sample")
+    concepts: tuple[Concept, ...] = ()
+    if form == "clip":
+        clip, media, _ = clips[group % len(clips)]
+        texts = [describe_clip(clip, draws)]
+    else:
+        scene, media, _ = pictures[group]
+        texts = captions(scene, draws, 5 if form == "boxes" else 1)
+        concepts = tuple(_concepts(scene, draws)) if form == "boxes" else ()
+    return Sample(
+        key=_key(number),
+        source=SOURCES[form],
+        source_row=str(number),
+        split="train",
+        kind=media.kind,
+        url=f"https://world.example/{media.kind}/{number}",
+        captions=tuple(Caption(text) for text in texts),
+        concepts=concepts,
+        media=media,
+    )
+
+
+def _concepts(scene: Scene, draws: Draws) -> list[Concept]:
+    objects = [Concept(Grain.OBJECT, thing.shape, _box(thing.box), _attributes(thing)) for thing in scene.things]
+    return objects + [Concept(Grain.REGION, text, _box(box)) for text, box in region_phrases(scene, draws)]
+
+
+def _attributes(thing: Thing) -> tuple[str, ...]:
+    return (thing.colour,) if thing.texture == "plain" else (thing.colour, thing.texture)
+
+
+def _box(box: PixelBox) -> Box:
+    return Box(*(float(side) for side in box))
