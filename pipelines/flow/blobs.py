@@ -60,6 +60,19 @@ class Blobs:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def read_range(self, relative: str, start: int, length: int) -> bytes:
+        """At most `length` bytes from `start` on; empty where the file is shorter or not there."""
+        try:
+            if self.local_root is not None:
+                with (self.local_root / relative).open("rb") as stream:
+                    stream.seek(start)
+                    return stream.read(length)
+            path = f"{self.root}/{relative}"
+            end = min(start + length, int(self.fs.size(path)))
+            return bytes(self.fs.cat_file(path, start=start, end=end)) if end > start else b""
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+
     def write(self, relative: str, data: bytes) -> None:
         """Replace the file whole: readers see the old bytes or the new ones."""
         if self.local_root is None:

@@ -49,13 +49,18 @@ class NodePlanned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeStarted(Event):
-    """A node's inputs are there and some of its parts are missing."""
+    """A node's inputs are there and some of its parts are missing.
+
+    `live_series` is where in the store its numbers grow, step by step, while it runs; "" for a node without, or of
+    several parts: their steps share one curve, and only the manifest says in which order.
+    """
 
     node: str
     action: Action  # RESUME or RUN
     fingerprint: str
     num_parts: int
     num_done: int
+    live_series: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

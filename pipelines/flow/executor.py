@@ -34,7 +34,7 @@ from pipelines.flow.part_task import PartOutcome, try_part
 from pipelines.flow.planner import Finished, InputCache, NodeWork, Plan, PlannedNode, fingerprint_sources, work_of
 from pipelines.flow.runner import Runner
 from pipelines.flow.sources import SourceHashes
-from pipelines.flow.stage import Graph, Part
+from pipelines.flow.stage import Graph, Node, Part
 from pipelines.flow.store import Store, make_ref
 from x2vlm.errors import StageFailed, X2VLMError
 
@@ -211,11 +211,18 @@ class _Run:
                 fingerprint=work.fingerprint,
                 num_parts=len(distinct),
                 num_done=len(records),
+                live_series=self._live_series(node, list(distinct)),
             )
         )
         self.active[node.key] = active
         if not queue:
             self._finish(active)
+
+    def _live_series(self, node: Node, fingerprints: list[str]) -> str:
+        """Where in the store the node's numbers grow while it runs; "" if nowhere, or in several parts at once."""
+        if node.stage.live_series is None or len(fingerprints) != 1:
+            return ""
+        return f"{self.store.state_folder(node.stage.name, fingerprints[0])}/{node.stage.live_series}"
 
     def _submit(self) -> None:
         for active in list(self.active.values()):

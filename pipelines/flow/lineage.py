@@ -30,6 +30,7 @@ from x2vlm.errors import ConfigError, X2VLMError
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0  # how long the end of a run waits for the sink
+LIVE_SECONDS = 5.0  # between two looks of the sink at the numbers of running nodes
 
 # tag of the job's run -> key of the provenance
 _PROVENANCE_TAGS = {
@@ -63,6 +64,7 @@ class Lineage:
         self.store, self.experiment, self.dag_run, self.sink = store, experiment, dag_run, sink
         self.spool = Spool(store, dag_run)
         self.started_ms: dict[str, int] = {}
+        self.live_keys: dict[str, str] = {}  # fingerprints of started nodes whose numbers are sent while they run
         self.seen: set[str] = set()  # nodes finished in this run
         self.models: set[str] = set()  # those of them that made a model
         self.tags: dict[str, str] = {}
@@ -93,7 +95,10 @@ class Lineage:
                 return base.model_copy(update={"tags": self.tags})
             case events.NodeStarted():
                 self.started_ms[event.node] = time_ms
-                return base.model_copy(update={"type": "node_started", "node": event.node, "started_ms": time_ms})
+                if event.live_series:
+                    self.live_keys[event.node] = event.fingerprint
+                fields = {"type": "node_started", "live_series": event.live_series}
+                return base.model_copy(update={"node": event.node, **self._times(event.node, time_ms), **fields})
             case events.NodeFinished():
                 return base.model_copy(update=self._finished_fields(event, time_ms))
             case events.NodeFailed():
@@ -127,8 +132,9 @@ class Lineage:
             manifest, path, sha256, self.store.uri, self.models | model_inputs(self.store, manifest, self.seen)
         )
 
-    def _times(self, node: str, time_ms: int) -> dict[str, int]:
-        return {"started_ms": self.started_ms.get(node, time_ms)}
+    def _times(self, node: str, time_ms: int) -> dict[str, Any]:
+        """When the node started, and under which fingerprint its numbers are sent while it runs."""
+        return {"started_ms": self.started_ms.get(node, time_ms), "live_key": self.live_keys.get(node, "")}
 
 
 def model_inputs(store: Store, manifest: Manifest, seen: Collection[str] = ()) -> set[str]:
@@ -162,14 +168,17 @@ def lineage(
     tracking_uri: str | None = None,
     dag_run: str | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    live_seconds: float = LIVE_SECONDS,
 ) -> Iterator[Lineage]:
     """The `on_event` of a run of the graph; at the end waits up to `grace_seconds` until MLflow has everything.
+
+    What running nodes measure (`Stage.live_series`) reaches MLflow every `live_seconds`.
 
     Undelivered records stay in the spool and are logged as a warning; they never fail the run.
     """
     uri = tracking_uri or default_tracking_uri(store)
     run = dag_run or new_dag_run()
-    sink = SinkProcess(store, run, uri)
+    sink = SinkProcess(store, run, uri, live_seconds)
     recorder = Lineage(store, experiment, run, sink)
     try:
         yield recorder
@@ -180,7 +189,7 @@ def lineage(
 class SinkProcess:
     """The process that delivers a spool while the run goes on (`lineage_sink`)."""
 
-    def __init__(self, store: Store, dag_run: str, tracking_uri: str) -> None:
+    def __init__(self, store: Store, dag_run: str, tracking_uri: str, live_seconds: float = LIVE_SECONDS) -> None:
         self.dag_run = dag_run
         root = str(Path(pipelines.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
@@ -196,6 +205,7 @@ class SinkProcess:
             "storage_options": store.blobs.storage_options,  # over the pipe: it may hold secrets
             "dag_run": dag_run,
             "tracking_uri": tracking_uri,
+            "live_seconds": live_seconds,
         }
         assert self.process.stdin is not None
         self.pipe = self.process.stdin.fileno()

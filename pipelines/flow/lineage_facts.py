@@ -67,6 +67,10 @@ class LineageRecord(Record):
     message: str = ""  # why a node failed or is blocked
     status: Literal["", "FINISHED", "FAILED", "KILLED"] = ""
     tags: dict[str, str] = pydantic.Field(default_factory=dict)  # of the whole run
+    # Of nodes whose numbers are sent while they run: the file below the store, and the node's fingerprint, by which a
+    # later job finds the MLflow run that an interrupted one began.
+    live_series: str = ""
+    live_key: str = ""
     facts: NodeFacts | None = None
 
     @property
@@ -236,12 +240,25 @@ def series_points(text: str) -> dict[str, dict[int, float]]:
     """Metric -> step -> value from JSON lines. A step written twice (a resumed training) counts once: the last wins."""
     points: dict[str, dict[int, float]] = {}
     for line in text.splitlines():
-        row = json.loads(line)
-        step = int(row.pop("step"))
-        for key, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                points.setdefault(metric_name(key), {})[step] = float(value)
+        step, numbers = step_numbers(line)
+        for key, value in numbers.items():
+            points.setdefault(key, {})[step] = value
     return points
+
+
+def step_numbers(line: str) -> tuple[int, dict[str, float]]:
+    """The step of one line of a series, and metric -> value of whatever in it is a finite number.
+
+    ValueError if it is not JSON, KeyError if it has no step.
+    """
+    row = json.loads(line)
+    step = int(row.pop("step"))
+    numbers = {
+        metric_name(key): float(value)
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return step, numbers
 
 
 def datasets_of(facts: NodeFacts) -> list[DatasetEdge]:

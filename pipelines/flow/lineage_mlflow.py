@@ -9,7 +9,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -31,9 +31,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.flow.lineage_facts import (
+    MAX_TAG_LENGTH,
     DatasetEdge,
     LineageRecord,
     NodeFacts,
+    cut,
     datasets_of,
     job_tags,
     metric_name,
@@ -53,6 +55,10 @@ log = logging.getLogger(__name__)
 MAX_METRICS_PER_BATCH = 900  # MLflow takes 1,000 entities a request
 MAX_PARAMS_PER_BATCH = 90
 PAGE = 1_000
+# Working notes of runs whose numbers come while their node runs. Not `x2.`: they claim nothing, so no seal covers them.
+LIVE_KEY = "live.key"  # the node's fingerprint
+LIVE_EARLIER = "live.earlier"  # run keys of the jobs that began the run
+LIVE_DIFFERS = "live.differs"  # metric: steps at which MLflow has another value than the manifest's series
 MARK_SECONDS = 5.0  # progress is noted this often, so that a long delivery cut short goes on instead of starting again
 T = TypeVar("T")
 
@@ -119,6 +125,7 @@ class Delivery:
         self.finished: set[str] = set()  # ids of runs that have ended
         self.found: set[str] = set()  # ids of runs that a former delivery began
         self.written: dict[str, Written] = {}  # to be read back, by run id
+        self.taken_over: dict[str, str] = {}  # run key -> run keys of the earlier jobs that began that run
 
     def deliver(self) -> int:
         """Deliver what is new; the number of records delivered. Raises MlflowException, OSError or LineageMismatch."""
@@ -199,12 +206,17 @@ class Delivery:
                 tags["mlflow.source.git.commit"] = commit
             self._ensure_run(record, record.run_key, record.dag_run, tags, record.time_ms)
         elif record.type == "run_finished":
+            for key, run_id in self.runs.items():  # nodes under way when their driver was stopped or died
+                if key.startswith(f"{record.dag_run}:") and key != record.run_key:
+                    self._terminate(run_id, record.model_copy(update={"status": "KILLED"}))
             self._terminate(self.runs[record.run_key], record)
         else:
             self._apply_node(record, producers)
 
     def _apply_node(self, record: LineageRecord, producers: dict[str, str]) -> None:
         facts = record.facts
+        if record.live_key and not facts and not self._take_over(record):
+            return
         tags = node_tags(record)
         if facts and record.cache == "hit":
             tags["x2.produced_by"] = producers.get(facts.manifest_sha256) or self._rebuild_producer(record)
@@ -214,11 +226,47 @@ class Delivery:
         parent = self.runs.get(f"{record.dag_run}:job")
         if parent:
             tags["mlflow.parentRunId"] = parent
+        if record.live_key:
+            tags[LIVE_KEY] = record.live_key
+        if record.run_key in self.taken_over:
+            tags[LIVE_EARLIER] = self.taken_over[record.run_key]
         run_id = self._ensure_run(record, record.run_key, record.node, tags, record.started_ms or record.time_ms)
         if facts:
-            self._log_facts(run_id, record, facts, params)
+            run_id = self._log_facts(run_id, record, facts, params)
         if record.type != "node_started":
             self._terminate(run_id, record)
+
+    def _take_over(self, record: LineageRecord) -> bool:
+        """Give the run of a node that an earlier job of this store could not finish to the job of `record`.
+
+        The curve of a training then stays one curve, however often it was stopped. False where it is the other way
+        round: a later job goes on with this node, and what `record` tells of it is no news any more.
+        """
+        if record.run_key in self.runs:
+            return True
+        query = f"tags.`{LIVE_KEY}` = '{record.live_key}' AND tags.`x2.node` = '{record.node}'"
+        found: Run | None = None
+        for run in search_runs(self.client, [self.experiment_id], query):
+            dag_run = run.data.tags.get("x2.dag_run", "")
+            told = Spool(self.store, dag_run).read() if dag_run else []
+            if not told:  # a job of another store, which may well be alive: no business of ours
+                continue
+            if dag_run > record.dag_run:
+                return False
+            is_done = any(item.facts and item.node == record.node for item in told)
+            if record.type == "node_started" and run.info.status != "FINISHED" and not is_done:
+                found = run
+        if found is not None:
+            run_id, tags = found.info.run_id, found.data.tags
+            log.info("event=run_taken_over run_key=%s from=%s run_id=%s", record.run_key, tags["x2.run_key"], run_id)
+            if "x2.message" in tags:  # why it failed then; that job's lineage page still tells
+                self.client.delete_tag(run_id, "x2.message")
+            self.client.update_run(run_id, status="RUNNING")
+            earlier = f"{tags.get(LIVE_EARLIER, '')} {tags['x2.run_key']}".strip()
+            self.taken_over[record.run_key] = earlier[-MAX_TAG_LENGTH:]
+            self.runs[record.run_key] = run_id
+            self.found.add(run_id)
+        return True
 
     def _terminate(self, run_id: str, record: LineageRecord) -> None:
         if run_id not in self.finished:
@@ -227,12 +275,17 @@ class Delivery:
 
     # ---- what a node read, wrote and measured
 
-    def _log_facts(self, run_id: str, record: LineageRecord, facts: NodeFacts, params: dict[str, str]) -> None:
+    def _log_facts(self, run_id: str, record: LineageRecord, facts: NodeFacts, params: dict[str, str]) -> str:
+        """Tell all that a manifest says; the id of the run, which is a new one where `_renewed` had to make one."""
         edges = datasets_of(facts)
         models = [model.model_id for node in facts.model_nodes if (model := self._model_of_node(facts, node))]
         produced = record.cache != "hit"
         dataset = _measured_on(edges) if models and produced else None
         series = self._series(facts) if produced else {}
+        there = {key: self._points_there(run_id, key) for key in series}
+        if run_id not in self.finished and any(_ends_otherwise(there[key], series[key]) for key in series):
+            run_id, there = self._renewed(run_id, record), {}
+        self._note_differences(run_id, there, series)
         final = {key: value for key, value in node_metrics(facts).items() if key not in series}
         about = {"model_id": models[0] if models and produced else None}
         if dataset:
@@ -243,9 +296,9 @@ class Delivery:
             Metric(key, value, record.time_ms, 0, **(about if key in own else {})) for key, value in final.items()
         ]
         for key, points in series.items():
-            there = self._steps_there(run_id, key)
+            known = {step for step, _ in there.get(key, ())}
             metrics += [
-                Metric(key, value, record.time_ms, step) for step, value in sorted(points.items()) if step not in there
+                Metric(key, value, record.time_ms, step) for step, value in sorted(points.items()) if step not in known
             ]
         self.written[run_id].metrics = final | {key: points[max(points)] for key, points in series.items()}
         param_batches = _batches([Param(k, v) for k, v in params.items()], MAX_PARAMS_PER_BATCH)
@@ -263,6 +316,7 @@ class Delivery:
         )
         if facts.model and produced:
             self._log_model(run_id, record, facts)
+        return run_id
 
     def _series(self, facts: NodeFacts) -> dict[str, dict[int, float]]:
         series: dict[str, dict[int, float]] = {}
@@ -271,11 +325,35 @@ class Delivery:
                 series.setdefault(key, {}).update(points)
         return series
 
-    def _steps_there(self, run_id: str, key: str) -> set[int]:
-        """Steps of a curve that a former delivery brought: a curve too long for one try still gets there."""
+    def _points_there(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """(step, value) of a curve that came while the node ran or by a former delivery, in the order of steps."""
         if run_id not in self.found:
-            return set()
-        return {point.step for point in self.client.get_metric_history(run_id, key)}
+            return []
+        return sorted((point.step, point.value) for point in self.client.get_metric_history(run_id, key))
+
+    def _renewed(self, run_id: str, record: LineageRecord) -> str:
+        """The id of a run in place of `run_id`, whose curves cannot be made those of the manifest.
+
+        MLflow takes no point back, and what a run holds as a metric's last value must be right. Rare: a training lost
+        the very last steps of a curve in a crash, and they came out different when it made them again.
+        """
+        tags = self.written.pop(run_id).tags
+        log.warning("event=run_written_anew run_key=%s run_id=%s reason=curve_ends_otherwise", record.run_key, run_id)
+        self.client.delete_run(run_id)
+        del self.runs[record.run_key]
+        return self._ensure_run(record, record.run_key, record.node, tags, record.started_ms or record.time_ms)
+
+    def _note_differences(
+        self, run_id: str, there: Mapping[str, Sequence[tuple[int, float]]], series: Mapping[str, Mapping[int, float]]
+    ) -> None:
+        """Say in a tag at how many steps a curve differs from the manifest's: steps that were made twice."""
+        numbers = {
+            key: sum(series[key].get(step) != value for step, value in points) for key, points in sorted(there.items())
+        }
+        told = ", ".join(f"{key}: {number}" for key, number in numbers.items() if number)
+        if told:
+            log.warning("event=curves_differ run_id=%s num_steps=%r", run_id, told)
+            self.client.set_tag(run_id, LIVE_DIFFERS, cut(told, MAX_TAG_LENGTH))
 
     def _log_model(self, run_id: str, record: LineageRecord, facts: NodeFacts) -> None:
         """The node's model as a logged model and output of its run, once however often this is called."""
@@ -333,7 +411,7 @@ class Delivery:
         for run in search_runs(self.client, [self.experiment_id], query):
             self.runs[rebuilt.run_key] = run.info.run_id
         run_id = self._ensure_run(rebuilt, rebuilt.run_key, record.node, tags, record.started_ms or record.time_ms)
-        self._log_facts(run_id, rebuilt, facts, params)
+        run_id = self._log_facts(run_id, rebuilt, facts, params)
         self.client.set_terminated(run_id, "FINISHED", end_time=record.time_ms)
         return run_id
 
@@ -362,6 +440,15 @@ class Delivery:
         with tempfile.TemporaryDirectory() as folder:
             page = write_page(records, Path(folder) / "lineage.html", self.store.uri)
             self.client.log_artifact(run.info.run_id, str(page))
+
+
+def _ends_otherwise(there: Sequence[tuple[int, float]], points: Mapping[int, float]) -> bool:
+    """Whether a curve in MLflow, once it has all of `points`, would not end as they do, or has a step twice."""
+    steps = [step for step, _ in there]
+    last = max(points)
+    return len(set(steps)) < len(steps) or any(
+        step > last or (step == last and value != points[last]) for step, value in there
+    )
 
 
 def check_run(run: Run, written: Written) -> None:

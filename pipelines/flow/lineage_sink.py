@@ -6,17 +6,21 @@ the run is over, or that its driver died: then the run is closed as KILLED in ML
 
 import json
 import logging
+import math
 import os
 import select
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.flow.identity import Identity
 from pipelines.flow.lineage_facts import LineageRecord
 from pipelines.flow.lineage_page import write_page_to_store
-from pipelines.flow.lineage_spool import Spool, spools
+from pipelines.flow.lineage_spool import Spool, running_series, spools
 from pipelines.flow.store import Store
+
+if TYPE_CHECKING:
+    from pipelines.flow.lineage_live import LiveFeed
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def main() -> int:
             return 1
         # Older runs first: what this run reuses then has its producer in MLflow.
         deliver_backlog(spool, head["tracking_uri"], patient=False)
-        _follow(spool, head["tracking_uri"])
+        _follow(spool, head["tracking_uri"], head["live_seconds"])
         if spool.read():  # empty: the plan was busy, or the driver died at once
             _close(spool)
             write_page_to_store(store, spool)
@@ -57,11 +61,13 @@ def _read_job() -> dict[str, Any]:
     return job
 
 
-def _follow(spool: Spool, tracking_uri: str) -> None:
-    """Deliver while the run goes on; after a failure wait longer and longer."""
+def _follow(spool: Spool, tracking_uri: str, live_seconds: float) -> None:
+    """Deliver while the run goes on, and send what running nodes measure; after a failure wait longer and longer."""
     pause, next_try, pending, open_ = FIRST_RETRY_SECONDS, 0.0, False, True
+    live = LiveSeries(spool, tracking_uri, live_seconds)
     while open_:
-        timeout = max(0.0, next_try - time.monotonic()) if pending else None
+        due = next_try if pending else live.next_time
+        timeout = None if due == math.inf else max(0.0, due - time.monotonic())
         if select.select([STDIN], [], [], timeout)[0]:
             open_ = bool(os.read(STDIN, 65536))
             pending = True
@@ -69,6 +75,30 @@ def _follow(spool: Spool, tracking_uri: str) -> None:
             pending = not try_to_deliver(spool, tracking_uri)
             pause = min(pause * 2, LAST_RETRY_SECONDS) if pending else FIRST_RETRY_SECONDS
             next_try = time.monotonic() + pause if pending else 0.0
+            live.look()
+        if open_ and not pending and time.monotonic() >= live.next_time:
+            live.send()
+
+
+class LiveSeries:
+    """When to send the numbers of running nodes; the sending itself needs MLflow's imports, so it waits for a node."""
+
+    def __init__(self, spool: Spool, tracking_uri: str, seconds: float) -> None:
+        self.spool, self.tracking_uri, self.seconds = spool, tracking_uri, seconds
+        self.next_time = math.inf  # of the monotonic clock
+        self._feed: LiveFeed | None = None
+
+    def look(self) -> None:
+        """See whether a node with live numbers runs."""
+        is_running = bool(running_series(self.spool.read()))
+        self.next_time = min(self.next_time, time.monotonic()) if is_running else math.inf
+
+    def send(self) -> None:
+        """Send what is there."""
+        from pipelines.flow.lineage_live import LiveFeed
+
+        self._feed = self._feed or LiveFeed(self.tracking_uri, self.spool, self.seconds)
+        self.next_time = time.monotonic() + self._feed.send()
 
 
 def deliver_backlog(own: Spool, tracking_uri: str, patient: bool) -> None:

@@ -113,3 +113,14 @@ def spools(store: Store) -> list[Spool]:
         paths = store.blobs.find("lineage")
         runs = [Path(path).stem for path in paths if path.endswith(".jsonl") and path.count("/") == 1]
     return [Spool(store, run) for run in sorted(runs)]
+
+
+def running_series(records: list[LineageRecord]) -> list[LineageRecord]:
+    """The starts of those nodes that have a live series and have not ended."""
+    running: dict[str, LineageRecord] = {}
+    for record in records:
+        if record.type == "node_started" and record.live_series:
+            running[record.run_key] = record
+        elif record.type in ("node_finished", "node_failed", "node_blocked"):
+            running.pop(record.run_key, None)
+    return list(running.values())

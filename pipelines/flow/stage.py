@@ -155,6 +155,9 @@ class Stage:
     run_part: Callable[[Any, PartReader, Part, PartWriter], PartResult]
     finish: Callable[[Any, Sequence["PartSummary"]], Mapping[str, Json]] | None = None
     allow_zero_rows: bool = False
+    # A JSON-lines file that a running part lets grow in its state folder, with a "step" per line, and whose final form
+    # is its "metric_series": whoever watches may show it before the part is done.
+    live_series: str | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class ScratchWriter:
 
     @property
     def state_uri(self) -> str:
-        relative = f"state/{_safe(self.stage)}/{_safe(self.fingerprint)}"
+        relative = self.store.state_folder(self.stage, self.fingerprint)
         if self.store.local_root is not None:
             (self.store.local_root / relative).mkdir(parents=True, exist_ok=True)
         return self.store.uri_of(relative)
@@ -98,6 +98,10 @@ class Store:
     def part_folder(self, stage: str, fingerprint: str) -> str:
         """The folder of a part, relative to the store."""
         return f"parts/{_safe(stage)}/{fingerprint[:2]}/{_safe(fingerprint)}"
+
+    def state_folder(self, stage: str, fingerprint: str) -> str:
+        """The folder, relative to the store, of what survives a crash of a part."""
+        return f"state/{_safe(stage)}/{_safe(fingerprint)}"
 
     def begin_part(self, stage: str, fingerprint: str, report: Report = say_nothing) -> ScratchWriter:
         """A writer with an empty folder. Local stores keep it below `tmp/`, so that the commit is one rename."""

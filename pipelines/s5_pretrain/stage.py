@@ -94,4 +94,5 @@ PRETRAIN = Stage(
     slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
+    live_series="metrics.jsonl",  # `worker.METRICS`, whose module brings torch and Ray
 )

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from pipelines.flow.lineage_spool import Spool, spools
 from pipelines.flow.stage import Graph
 from pipelines.flow.store import Store
 from tests.flow.lineage_toy import EXPERIMENT, NUM_STEPS, lineage_graph, run_graph
+from tests.flow.mlflow_server import closed_port, mlflow_server
 from x2vlm.errors import ConfigError, StageFailed
 
 NODES = ["evaluate/base", "filter/a", "pretrain/base", "read/a"]
@@ -372,12 +372,6 @@ def test_a_killed_driver_leaves_a_killed_run(store: Store, tmp_path: Path, track
     assert Spool(store, "20260101T000000-k").read()[-1].status == "KILLED"
 
 
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def broken_server() -> Iterator[str]:
     """An HTTP server on loopback that answers 500 to everything."""
@@ -456,24 +450,8 @@ def server_uri(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> 
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
     port = closed_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # background jobs of no use here
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=env)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-                break
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"mlflow server did not start:\n{(folder / 'log').read_text()[-2000:]}")
-            threading.Event().wait(0.1)
+    with mlflow_server(folder, port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
 
 
 def test_a_real_server_gets_the_same_as_sqlite(
