@@ -18,6 +18,7 @@ import pytest
 from pipelines.experiment import load_experiment
 from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
 from pipelines.graph import build_graph
+from pipelines.s5_pretrain import worker
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from tests.training_corpus import DATA, MODEL, WORDS, make_shards
@@ -103,6 +104,8 @@ def test_outputs_are_what_the_stage_promises(done, inputs):
     result.counts["rows"].check("pretrain")
     assert result.counts["rows"].num_out == STEPS
     assert [line["step"] for line in read_metrics(path / "metrics.jsonl")] == list(range(STEPS))
+    assert PRETRAIN.live_series == worker.METRICS == result.summary["metric_series"]
+    assert (path.parent / "state" / worker.METRICS).read_bytes() == (path / "metrics.jsonl").read_bytes()
     assert result.summary["shards_root"] == "root-of-shards"
     assert result.summary["metrics"]["image/contrastive"] > 0
     assert json.loads((path / "config.json").read_text())["training"]["train"]["steps"] == STEPS
