@@ -8,7 +8,8 @@ the run holds. Lines are sent in the order of their steps and whole, in one requ
 MLflow stores as one transaction; so the largest step in the run says which lines are there, after any crash. A training
 that lost steps in a crash makes them again: MLflow keeps the first making of such a step while the training runs.
 Waiting for the checkpoint that makes a step final would send each step's last making only, but the recipes save every
-5,000 steps: a curve an hour late is not what a person who watches needs.
+5,000 steps: a curve an hour late is not what a person who watches needs. The sample, killed at step 51 of 120 after a
+checkpoint at 30 and run again on CPU, ended with 120 points, every loss equal to the manifest's; speeds differed at 25.
 """
 
 import logging
