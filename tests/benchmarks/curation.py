@@ -5,7 +5,7 @@
 A planted defect counts as found if its row (caption, concept) is dropped in the stage and by the rule that the truth
 names; what is dropped and not planted counts against precision. Duplicates and leaks are judged by what a row shows:
 two rows may be called duplicates, and a row a leak, only if they show the same scene. Needs no model that knows shapes:
-mismatched captions are left to `tests/world/test_world_clip.py`.
+mismatched captions are left to `tests/pipelines/test_world_clip.py`.
 """
 
 import argparse

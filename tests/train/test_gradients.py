@@ -14,6 +14,7 @@ from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
 from x2vlm.data.loader import StepLoader
 from x2vlm.data.streams import ShardFiles
 from x2vlm.errors import X2VLMError
+from x2vlm.scaling import contrastive_bytes, gradient_bytes
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.ranks import Ranks, current_ranks
 
@@ -211,3 +212,8 @@ def test_a_real_step_sends_what_the_formula_says_and_weights_stay_equal(tmp_path
         alone = world_size == 1
         assert result["bytes"] == (0 if alone else 4 * result["num_parameters"] + 8 * num_reduced)
         assert result["gathered"] == (0 if alone else features + ids)
+        # The scaling model's formulas: what a ring moves of what is handed to it, and what each process receives.
+        numbers_only = result["bytes"] - (0 if alone else 8 * num_reduced)
+        assert gradient_bytes(result["num_parameters"], world_size) == 2 * (world_size - 1) * numbers_only // world_size
+        received = sum(contrastive_bytes(count, world_size, 1, MODEL.embed_dim) for count in rows.values())
+        assert received == (0 if alone else (world_size - 1) * features)
