@@ -280,6 +280,21 @@ def test_one_of_four_killed_ray_workers_is_replaced_and_the_run_ends_the_same(in
 
 
 @pytest.mark.slow
+def test_where_fewer_workers_fit_they_share_the_same_steps(inputs, done, tmp_path, cluster):
+    """Four are planned, two are enough: a cluster of six CPUs has room for two of 2.5 each. No sample is lost."""
+    config = CONFIG.model_copy(update={"world_size": 4, "min_workers": 2})
+    out = Out(tmp_path / "out", str(tmp_path / "state"))
+    out.path.mkdir(parents=True)
+    (part,) = plan_pretrain(config, inputs)
+    pretrain_part(config, LocalInputs(), part, out, TrainRuntime(cpus_per_worker=2.5))
+    assert [(line["step"], line["world_size"]) for line in read_metrics(out.path / "metrics.jsonl")] == [
+        (step, 2) for step in range(STEPS)
+    ]
+    alone = pq.read_table(done[1] / "samples.parquet")
+    assert pq.read_table(out.path / "samples.parquet").equals(alone)
+
+
+@pytest.mark.slow
 def test_a_worker_that_cannot_start_names_its_node_and_the_run_fails(inputs, tmp_path, cluster):
     """A shard that is gone after planning: the error says which file, and on which node."""
     config = CONFIG.model_copy(update={"world_size": 2})
