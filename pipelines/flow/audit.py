@@ -101,7 +101,7 @@ def audit(store: Store, target: str, tracking_uri: str | None = None, depth: Dep
 
 def _audit_mlflow(walk: StoreAudit, tracking_uri: str) -> int:
     from pipelines.flow.audit_mlflow import MlflowAudit  # seconds of imports that an audit without MLflow does not need
-    from pipelines.flow.lineage_mlflow import connect
+    from pipelines.flow.mlflow_client import connect
 
     stored = [item for item in walk.manifests.values() if item]
     check = MlflowAudit(connect(tracking_uri), walk.store, stored, walk.note)
@@ -171,7 +171,7 @@ def _from_mlflow(target: str, tracking_uri: str | None) -> list[Start]:
     if tracking_uri is None:
         return []
     from pipelines.flow.audit_mlflow import manifests_of
-    from pipelines.flow.lineage_mlflow import connect
+    from pipelines.flow.mlflow_client import connect
 
     return manifests_of(connect(tracking_uri), target)
 

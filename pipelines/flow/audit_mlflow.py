@@ -21,15 +21,10 @@ from pipelines.flow.lineage_facts import (
     series_points,
     tag_seal,
 )
-from pipelines.flow.lineage_mlflow import (
-    find_model,
-    model_tags,
-    own_experiment_ids,
-    read_uri,
-    search_runs,
-    stored_edges,
-)
+from pipelines.flow.lineage_mlflow import model_tags
+from pipelines.flow.lineage_readback import stored_edges
 from pipelines.flow.lineage_spool import Spool
+from pipelines.flow.mlflow_client import find_model, own_experiment_ids, read_uri, search_runs
 from pipelines.flow.store import Store
 
 Note = Callable[[str, str, object, object, str], None]

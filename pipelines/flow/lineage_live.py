@@ -19,8 +19,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from pipelines.flow.lineage_facts import LineageRecord, step_numbers
-from pipelines.flow.lineage_mlflow import MAX_METRICS_PER_BATCH, connect, experiment_name, now_ms, search_runs
+from pipelines.flow.lineage_mlflow import MAX_METRICS_PER_BATCH
 from pipelines.flow.lineage_spool import Spool, running_series
+from pipelines.flow.mlflow_client import connect, experiment_name, now_ms, search_runs
 from pipelines.flow.store import Store
 
 log = logging.getLogger(__name__)

@@ -4,16 +4,13 @@ Every MLflow run carries `x2.run_key`; whatever crashed between a request and it
 never written twice. Everything written is read back and compared.
 """
 
-import json
 import logging
-import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from mlflow.entities import (
     Dataset,
@@ -28,7 +25,6 @@ from mlflow.entities import (
     RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from pipelines.flow.lineage_facts import (
     MAX_TAG_LENGTH,
@@ -46,72 +42,21 @@ from pipelines.flow.lineage_facts import (
     series_points,
 )
 from pipelines.flow.lineage_page import write_page
+from pipelines.flow.lineage_readback import LineageMismatch, Written, check_run
 from pipelines.flow.lineage_spool import Spool
+from pipelines.flow.mlflow_client import connect, experiment_name, find_model, own_experiment_ids, read_uri, search_runs
 from pipelines.flow.store import Store
-from x2vlm.errors import X2VLMError
 
 log = logging.getLogger(__name__)
 
 MAX_METRICS_PER_BATCH = 900  # MLflow takes 1,000 entities a request
 MAX_PARAMS_PER_BATCH = 90
-PAGE = 1_000
 # Working notes of runs whose numbers come while their node runs. Not `x2.`: they claim nothing, so no seal covers them.
 LIVE_KEY = "live.key"  # the node's fingerprint
 LIVE_EARLIER = "live.earlier"  # run keys of the jobs that began the run
 LIVE_DIFFERS = "live.differs"  # metric: steps at which MLflow has another value than the manifest's series
 MARK_SECONDS = 5.0  # progress is noted this often, so that a long delivery cut short goes on instead of starting again
 T = TypeVar("T")
-
-
-class LineageMismatch(X2VLMError):
-    """MLflow does not give back what was written to it."""
-
-
-def connect(tracking_uri: str) -> MlflowClient:
-    """A client that gives up on a dead server after seconds, not MLflow's minutes, unless the user asks for more."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-    return MlflowClient(tracking_uri)
-
-
-def experiment_name(experiment: str) -> str:
-    """Name of the MLflow experiment that holds an experiment's runs."""
-    return f"x2vlm/{experiment}"
-
-
-def search_runs(client: MlflowClient, experiment_ids: Sequence[str], query: str = "") -> Iterable[Run]:
-    """All runs that match, page by page, oldest first within equal start times."""
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            list(experiment_ids), query, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
-        )
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def own_experiment_ids(client: MlflowClient) -> list[str]:
-    """Ids of all MLflow experiments of this project."""
-    ids: list[str] = []
-    token: str | None = None
-    while True:
-        page = client.search_experiments(filter_string="name LIKE 'x2vlm/%'", max_results=PAGE, page_token=token)
-        ids += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return ids
-
-
-@dataclass
-class Written:
-    """What a run must give back."""
-
-    record: LineageRecord
-    tags: dict[str, str]
-    metrics: dict[str, float] = field(default_factory=dict)  # the latest value of each
 
 
 class Delivery:
@@ -451,73 +396,6 @@ def _ends_otherwise(there: Sequence[tuple[int, float]], points: Mapping[int, flo
     )
 
 
-def check_run(run: Run, written: Written) -> None:
-    """LineageMismatch unless `run` holds what was written: tags and, for a finished node, params, metrics, datasets."""
-    record, tags = written.record, written.tags
-    where = f"MLflow run {run.info.run_id} ({record.run_key})"
-    _same(where, "tags", tags, {key: run.data.tags.get(key) for key in tags})
-    if not record.facts:
-        return
-    _same(where, "params", node_params(record.facts), dict(run.data.params))
-    _same(where, "metrics", written.metrics, {key: run.data.metrics.get(key) for key in written.metrics})
-    expected = sorted(edge.identity() for edge in datasets_of(record.facts))
-    _same(where, "datasets", expected, sorted(identity for identity, _ in stored_edges(run)))
-    roots = {edge.identity(): json.loads(edge.source)["root"] for edge in datasets_of(record.facts)}
-    for identity, source in stored_edges(run):
-        _same(where, f"source of {identity[0]}", roots[identity], source.get("root"))
-
-
-def stored_edges(run: Run) -> list[tuple[tuple[str, str, str], dict[str, str]]]:
-    """((name, digest, context), source) of every dataset input of `run`."""
-    edges = []
-    for item in run.inputs.dataset_inputs if run.inputs else []:
-        context = next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), "")
-        try:
-            source = json.loads(item.dataset.source)
-        except ValueError:
-            source = {}
-        edges.append(((item.dataset.name, item.dataset.digest, context), source))
-    return edges
-
-
-def model_tags(record: LineageRecord, facts: NodeFacts) -> dict[str, str]:
-    """Tags of a logged model: which bytes it is and who made it."""
-    return {
-        "x2.artifact_sha": facts.root,
-        "x2.manifest_sha": facts.manifest_sha256,
-        "x2.manifest_path": facts.manifest_path,
-        "x2.node": facts.node,
-        "x2.stage_key": facts.fingerprint,
-        "x2.dag_run": record.dag_run,
-    }
-
-
-def find_model(client: MlflowClient, experiment_ids: Sequence[str], manifest_sha256: str) -> LoggedModel | None:
-    """The logged model made from the manifest with this seal."""
-    if not experiment_ids:
-        return None
-    query = f"tags.`x2.manifest_sha` = '{manifest_sha256}'"
-    return next(iter(client.search_logged_models(list(experiment_ids), filter_string=query)), None)
-
-
-def read_uri(store: Store, uri: str) -> bytes:
-    """Bytes of a file of the store; OSError if it is gone."""
-    data = store.blobs.read(uri.removeprefix(f"{store.uri}/"))
-    if data is None:
-        raise FileNotFoundError(uri)
-    return data
-
-
-def artifact_path(uri: str) -> Path:
-    """The local path of a file:// artifact URI."""
-    return Path(unquote(urlsplit(uri).path))
-
-
-def _same(where: str, what: str, expected: object, found: object) -> None:
-    if expected != found:
-        raise LineageMismatch(f"{where}: wrote {what} {expected!r}, MLflow gave back {found!r}")
-
-
 def _measured_on(edges: Sequence[DatasetEdge]) -> DatasetEdge | None:
     """The dataset that a node's metrics are about, where there is just one it can be."""
     measured = [edge for edge in edges if edge.context == "evaluation"]
@@ -533,6 +411,13 @@ def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return int(time.time() * 1000)
+def model_tags(record: LineageRecord, facts: NodeFacts) -> dict[str, str]:
+    """Tags of a logged model: which bytes it is and who made it."""
+    return {
+        "x2.artifact_sha": facts.root,
+        "x2.manifest_sha": facts.manifest_sha256,
+        "x2.manifest_path": facts.manifest_path,
+        "x2.node": facts.node,
+        "x2.stage_key": facts.fingerprint,
+        "x2.dag_run": record.dag_run,
+    }

@@ -149,7 +149,8 @@ def try_to_deliver(spool: Spool, tracking_uri: str) -> bool:
         return True
     from mlflow.exceptions import MlflowException  # seconds of imports: only once there is something to deliver
 
-    from pipelines.flow.lineage_mlflow import Delivery, LineageMismatch
+    from pipelines.flow.lineage_mlflow import Delivery
+    from pipelines.flow.lineage_readback import LineageMismatch
 
     try:
         Delivery(spool.store, tracking_uri, spool).deliver()

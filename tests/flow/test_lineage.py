@@ -17,11 +17,12 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from pipelines.flow import lineage_mlflow
+from pipelines.flow import mlflow_client
 from pipelines.flow.audit import audit
 from pipelines.flow.events import Event, NodeBlocked, NodeFailed
 from pipelines.flow.lineage import Lineage, default_tracking_uri, lineage, rebuild, replay
-from pipelines.flow.lineage_mlflow import Delivery, LineageMismatch
+from pipelines.flow.lineage_mlflow import Delivery
+from pipelines.flow.lineage_readback import LineageMismatch
 from pipelines.flow.lineage_spool import Spool, spools
 from pipelines.flow.stage import Graph
 from pipelines.flow.store import Store
@@ -345,7 +346,7 @@ def test_the_sink_delivers_beside_the_run_and_logs_the_page(graph: Graph, store:
     runs = by_key(runs_of(tracking_uri))
     assert len(runs) == 1 + len(NODES)
     job = runs[f"{on_event.dag_run}:job"]
-    page = lineage_mlflow.artifact_path(job.info.artifact_uri) / "lineage.html"
+    page = mlflow_client.artifact_path(job.info.artifact_uri) / "lineage.html"
     assert page.read_text() == (Path(store.uri) / "lineage" / f"{on_event.dag_run}.html").read_text()
     assert on_event.sink is not None
     assert on_event.sink.process.returncode == 0
