@@ -3,29 +3,39 @@
     torchrun --nproc-per-node 8 -m pipelines.s5_pretrain.torchrun STATE/job.json
 
 `job.json` is what the pretrain stage leaves in its state folder. Checkpoints and metrics go there too, so runs under
-Ray and under torchrun go on from each other. Exit codes: 0 done, 75 stopped by SIGTERM with its state saved.
+Ray and under torchrun go on from each other. Exit codes: 0 done, 1 failed, 3 wrong use, 75 stopped by SIGTERM with its
+state saved.
 """
 
 import json
 import logging
 import os
 import sys
+from typing import Any
 
 import fsspec
 import torch
 import torch.distributed as dist
 
 from pipelines.s5_pretrain.worker import train_worker
+from x2vlm.errors import ConfigError, X2VLMError
 from x2vlm.train.stopping import EXIT_STOPPED, TrainingStopped
 
 log = logging.getLogger(__name__)
 
 
-def main(job_uri: str) -> int:
+USAGE = "torchrun --nproc-per-node 8 -m pipelines.s5_pretrain.torchrun STATE/job.json"
+EXIT_FAILED, EXIT_USAGE = 1, 3
+
+
+def main(arguments: list[str]) -> int:
     """Train the job in this process; its place among the others is in the environment."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    with fsspec.open(job_uri, "rb") as stream:
-        job = json.load(stream)
+    try:
+        job = read_job(arguments)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -34,10 +44,35 @@ def main(job_uri: str) -> int:
     except TrainingStopped as stopped:
         log.warning("stopped step=%d", stopped.step)
         return EXIT_STOPPED
+    except X2VLMError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return EXIT_FAILED
     finally:
         dist.destroy_process_group()
     return 0
 
 
+def read_job(arguments: list[str]) -> dict[str, Any]:
+    """The job that the only argument names. ConfigError if there is none, it is torn, or torchrun did not start us."""
+    if len(arguments) != 1:
+        raise ConfigError(f"one argument is wanted, the job of a run: {USAGE}")
+    if "RANK" not in os.environ:
+        raise ConfigError(f"this process was not started by torchrun: {USAGE}")
+    (uri,) = arguments
+    try:
+        with fsspec.open(uri, "rb") as stream:
+            job = json.load(stream)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{uri}: no such file. A run leaves job.json in its state folder (<store>/state/pretrain/<fingerprint>) "
+            "when it begins to train; start it once with jobs/full_pretrain.py"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{uri}: not the job of a run ({error}); start the run again, which writes it anew") from None
+    if not isinstance(job, dict) or not {"config", "shards", "vocabulary", "state_uri", "facts"} <= job.keys():
+        raise ConfigError(f"{uri}: not the job of a run; start the run again, which writes it anew")
+    return job
+
+
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(sys.argv[1:]))
