@@ -38,7 +38,7 @@ def run(model, compute):
     return patches.detach(), {name: p.grad.clone() for name, p in model.vision.named_parameters()}
 
 
-def require_equal(found, expected):
+def assert_equal(found, expected):
     assert_close(found[0], expected[0], atol=1e-5, rtol=0)
     for name, value in expected[1].items():
         assert (found[1][name] - value).norm() <= 1e-4 * value.norm() + 1e-6, name
@@ -47,7 +47,7 @@ def require_equal(found, expected):
 def test_blocks_do_what_timm_does_and_drop_the_same_paths():
     model, pixels = deep_model(), torch.randn(3, 3, 64, 64)
     expected = run(model, lambda: by_timm(model, pixels))
-    require_equal(run(model, lambda: model.vision(pixels).patches_MPD), expected)
+    assert_equal(run(model, lambda: model.vision(pixels).patches_MPD), expected)
     assert not torch.equal(expected[0], by_timm(model.eval(), pixels))  # paths were dropped
     assert_close(model.vision(pixels).patches_MPD, by_timm(model, pixels), atol=1e-5, rtol=0)
 
@@ -68,7 +68,7 @@ def test_recomputed_blocks_change_nothing_and_keep_less(every):
         return run(model, forward)
 
     expected = count(ExecutionConfig())
-    require_equal(count(ExecutionConfig(checkpoint_vision_blocks=every)), expected)
+    assert_equal(count(ExecutionConfig(checkpoint_vision_blocks=every)), expected)
     # A block keeps 20 or more of its inputs (3 x 17 x 24), a recomputed one that input alone.
     assert kept[0] - kept[every] > len(range(0, 4, every)) * 20 * 3 * 17 * 24
 
@@ -83,7 +83,7 @@ def test_compiled_blocks_change_nothing_and_share_their_graphs():
     counters.clear()
     for changes in ({}, {"checkpoint_vision_blocks": 2}):
         execution = ExecutionConfig(compile_blocks=True, **changes)
-        require_equal(run(model, lambda execution=execution: model.vision(pixels, execution).patches_MPD), expected)
+        assert_equal(run(model, lambda execution=execution: model.vision(pixels, execution).patches_MPD), expected)
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
 

@@ -30,7 +30,7 @@ def plain():
 def test_every_combination_of_savings_is_exact(plain, values):
     model, (batches, negatives) = step_model(), mixed_step()
     execution = ExecutionConfig(**dict(zip(SWITCHES, values, strict=True)))
-    require_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), plain)
+    assert_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), plain)
 
 
 def test_nothing_but_rounding_is_left_in_double_precision(plain):
@@ -39,7 +39,7 @@ def test_nothing_but_rounding_is_left_in_double_precision(plain):
     losses = padded_losses(model, batches, negatives)
     expected = losses, gradients(model, losses)
     # The losses themselves are computed in float32, whatever the model is.
-    require_equal(model, step_losses(model, batches, negatives=negatives), expected, 1e-6, 2e-6)
+    assert_equal(model, step_losses(model, batches, negatives=negatives), expected, 1e-6, 2e-6)
 
 
 def _double(batch):
@@ -48,9 +48,9 @@ def _double(batch):
 
 def test_a_batch_alone_and_one_whose_lengths_the_device_knows_give_the_same(plain):
     model, (batches, negatives) = step_model(), mixed_step(known=False)
-    require_equal(model, step_losses(model, batches, negatives=negatives), plain)
+    assert_equal(model, step_losses(model, batches, negatives=negatives), plain)
     alone = {label: pretrain_losses(model, batch, negatives.get(label)) for label, batch in batches.items()}
-    require_equal(model, alone, plain)
+    assert_equal(model, alone, plain)
 
 
 @pytest.mark.parametrize("architecture", ["xlm-roberta", "data2vec-text"])
@@ -70,7 +70,7 @@ def test_other_text_towers_are_exact_too(architecture, packs):
     assert model.text.can_pack == (architecture == "xlm-roberta")
     losses = padded_losses(model, batches, negatives)
     expected = losses, gradients(model, losses)
-    require_equal(
+    assert_equal(
         model, step_losses(model, batches, negatives=negatives, execution=ExecutionConfig(pack_texts=packs)), expected
     )
 
@@ -89,7 +89,7 @@ def test_clips_that_look_over_time_are_exact_beside_images_and_regions(packs):
     calls = []
     model.vision.register_forward_hook(lambda _, inputs, tokens: calls.append((len(inputs[0]), inputs[2])))
     execution = ExecutionConfig() if packs else ExecutionConfig(**dict.fromkeys(SWITCHES, False))
-    require_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), expected)
+    assert_equal(model, step_losses(model, batches, negatives=negatives, execution=execution), expected)
     assert calls == [(6 + 4, 1), (6 + 6, 2)]
 
 
@@ -101,7 +101,7 @@ def test_clips_of_two_lengths_do_not_mix():
     pins = {label: negatives["clips"] for label in batches}
     expected = padded_losses(model, batches, pins)
     assert not torch.equal(model.encode_video(clips.pixels[:, :1]).summary_BD, whole.summary_BD)
-    require_equal(model, step_losses(model, batches, negatives=pins), (expected, gradients(model, expected)))
+    assert_equal(model, step_losses(model, batches, negatives=pins), (expected, gradients(model, expected)))
 
 
 def _pad_with_one(batch):
@@ -233,7 +233,8 @@ def test_texts_that_cannot_be_laid_out_are_refused():
         replace(batch, lengths=(41, 4, 4, 4, 4, 4))
 
 
-def require_equal(model, losses, plain, tolerance=1e-5, gradient_tolerance=1e-4):
+def assert_equal(model, losses, plain, tolerance=1e-5, gradient_tolerance=1e-4):
+    """Every loss and the gradient of every parameter, each within its relative tolerance."""
     expected_losses, expected = plain
     assert losses.keys() == expected_losses.keys()
     for label, parts in expected_losses.items():
@@ -241,6 +242,7 @@ def require_equal(model, losses, plain, tolerance=1e-5, gradient_tolerance=1e-4)
         for name, value in parts.items():
             assert losses[label][name].item() == pytest.approx(value.item(), rel=tolerance), (label, name)
     found = gradients(model, losses)
+    assert found.keys() == expected.keys()
     largest = max(value.norm() for value in expected.values())
     worst = {}
     for name, value in expected.items():
