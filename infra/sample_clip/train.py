@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import BertTokenizerFast
 
 from infra.sample_vocab.texts import caption_pairs
+from infra.tiny_text import text_config
 from x2vlm.data.clip_score import load_clip_folder, score_pairs
 from x2vlm.data.media import open_image
 from x2vlm.data.video import sample_clip
@@ -69,16 +70,7 @@ def main() -> None:
 def model_config(folder: Path) -> dict[str, object]:
     """The open_clip configuration of the model whose tokenizer lies in `folder`."""
     tokenizer = BertTokenizerFast.from_pretrained(folder)
-    text = {
-        "hf_tokenizer_name": "tiny_clip",  # open_clip takes the tokenizer from the model's own folder
-        "context_length": CONTEXT_LENGTH,
-        "vocab_size": len(tokenizer),
-        "width": 64,
-        "heads": 2,
-        "layers": 2,
-        "pool_type": "eos",
-        "eos_id": tokenizer.sep_token_id,
-    }
+    text = text_config("tiny_clip", tokenizer, CONTEXT_LENGTH)
     vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
     return {"model_cfg": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, softplus
 from transformers import BertTokenizerFast
 
+from infra.tiny_text import text_config
 from infra.world_clip.pairs import Truth, examples, named_looks
 from pipelines.world.config import WorldConfig
 from x2vlm.data.clip_score import CONFIG_NAME, WEIGHTS_NAME
@@ -135,16 +136,7 @@ def model_config(folder: Path) -> dict[str, object]:
     Pictures are squashed to a square: clips are 4 to 3, and a crop would cut off what stands at their edges.
     """
     tokenizer = BertTokenizerFast.from_pretrained(folder)
-    text = {
-        "hf_tokenizer_name": "world_clip",  # open_clip takes the tokenizer from the model's own folder
-        "context_length": CONTEXT_LENGTH,
-        "vocab_size": len(tokenizer),
-        "width": 64,
-        "heads": 2,
-        "layers": 2,
-        "pool_type": "eos",
-        "eos_id": tokenizer.sep_token_id,
-    }
+    text = text_config("world_clip", tokenizer, CONTEXT_LENGTH)
     vision = {"image_size": IMAGE_SIZE, "layers": [1, 1, 1, 1], "width": 14, "head_width": 32}
     preprocess = {"mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
     model = {"embed_dim": 128, "vision_cfg": vision, "text_cfg": text}

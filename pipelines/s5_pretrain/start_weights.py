@@ -24,6 +24,7 @@ from x2vlm.models.reference import LoadReport, load_reference_state, named_state
 from x2vlm.models.released import read_checkpoint
 from x2vlm.models.weights import load_own_tensors, own_tensors
 from x2vlm.models.x2vlm import X2VLM, build_model
+from x2vlm.train.optim import NEW_HEADS
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +34,7 @@ Files = Mapping[str, Mapping[str, Path]]
 HUB_WEIGHTS = "model.safetensors"  # of a timm model on the hub
 REPORT = "start.json"
 WEIGHTS = "start.safetensors"
-# What a start may leave at random: nothing else of a tower or of the fusion layers. Reference names.
-_HEADS = (
-    "vision_proj.",
-    "text_proj.",
-    "temp",
-    "itm_head.",
-    "bbox_head.",
-    "absolute_frame_pos_embed",
-    "vision_temporal.",
-)
+# What a start may leave at random beside NEW_HEADS: nothing else of a tower or of the fusion layers. Reference names.
 _WORD_HEADS = ("text_encoder.cls.", "mlm_head.")
 _FINAL_NORM = "vision_encoder.fc_norm."  # a tower that was only pre-trained has the norm of its class token instead
 
@@ -150,7 +142,7 @@ def _folder_of(files: Mapping[str, Path], folder: Path) -> Path:
 
 
 def _require_filled(report: LoadReport, start: StartConfig) -> None:
-    missing = [name for name in report.missing if not name.startswith((*_HEADS, *_WORD_HEADS, _FINAL_NORM))]
+    missing = [name for name in report.missing if not name.startswith((*NEW_HEADS, *_WORD_HEADS, _FINAL_NORM))]
     if start.vision or start.text:
         missing = [name for name in missing if "crossattention." not in name]
         if start.vision is None:

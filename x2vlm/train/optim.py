@@ -34,16 +34,16 @@ _NO_DECAY = (
 )
 # What no backbone brings along: heads and temperature always; cross-attention, frame position and attention over time
 # where they exist.
-_NEW_PARTS = (
+NEW_HEADS = (
     "vision_proj.",
     "text_proj.",
     "temp",
     "itm_head.",
     "bbox_head.",
     "absolute_frame_pos_embed",
-    "crossattention.",
     "vision_temporal.",
 )
+_NEW_PARTS = (*NEW_HEADS, "crossattention.")
 
 
 def new_parameter_names(model: X2VLM) -> list[str]:
