@@ -5,7 +5,7 @@ python jobs/make_world.py --scenes 20000 --out runs/world --workers 2
 
 import sys
 
-from pipelines.world.command import make_world
+from pipelines.corpora.world.command import make_world
 
 if __name__ == "__main__":
     text, code = make_world(__doc__)

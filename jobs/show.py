@@ -5,7 +5,7 @@ python jobs/show.py runs/model photo.jpg clips/ --phrases "a red bus" "a dog" --
 
 import sys
 
-from x2vlm.show import show
+from x2vlm.inference.show import show
 
 if __name__ == "__main__":
     text, code = show(__doc__)

@@ -16,24 +16,24 @@ from typing import Any
 
 from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimate_lines, estimate_to_json, load_measured
 from pipelines.experiment import Experiment, load_experiment, resolve
-from pipelines.flow.audit import audit
-from pipelines.flow.blobs import local_path_of
-from pipelines.flow.events import Action, Event
-from pipelines.flow.executor import run
-from pipelines.flow.lineage import default_tracking_uri, lineage
-from pipelines.flow.planner import Plan, PlannedPart, explain, plan
-from pipelines.flow.progress import Progress
-from pipelines.flow.provenance import capture
-from pipelines.flow.runner import InlineRunner, Runner
+from pipelines.flow.audit.audit import audit
+from pipelines.flow.lineage.recorder import default_tracking_uri, lineage
+from pipelines.flow.run.events import Action, Event
+from pipelines.flow.run.executor import run
+from pipelines.flow.run.planner import Plan, PlannedPart, explain, plan
+from pipelines.flow.run.progress import Progress
+from pipelines.flow.run.provenance import capture
+from pipelines.flow.run.runner import InlineRunner, Runner
 from pipelines.flow.stage import Graph, SourceFile
-from pipelines.flow.store import Store
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
-from pipelines.report import metrics_of
+from pipelines.report.page import metrics_of
+from pipelines.report.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
+from pipelines.s1_download.child.yt_dlp import check_command
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
-from pipelines.s1_download.yt_dlp import check_command
-from pipelines.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from pipelines.why.trace import tell_stories
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
@@ -112,7 +112,7 @@ ESTIMATE_ARGUMENTS = {
     "num-gpus": "how many, instead of the recipe's world_size",
     "measured": "a YAML file of measured utilisations",
     "dollars-per-gpu-hour": "a price; none is assumed",
-    "network": "a preset of x2vlm.scaling: h100_8x400g",
+    "network": "a preset of x2vlm.cost.scaling: h100_8x400g",
 }
 ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
 
@@ -269,7 +269,7 @@ def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
     if options.inline or planned.is_noop:
         yield InlineRunner()
         return
-    from pipelines.flow.ray_runner import RayRunner  # importing ray takes a second that a no-op run can save
+    from pipelines.flow.run.ray_runner import RayRunner  # importing ray takes a second that a no-op run can save
 
     # Two at least: the sample trains with two workers, and on a single core they take turns.
     runner = RayRunner(num_cpus=options.num_cpus or max(2, os.cpu_count() or 1))

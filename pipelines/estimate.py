@@ -14,16 +14,16 @@ from typing import Any
 import pydantic
 
 from pipelines.experiment import Experiment
-from pipelines.flow.store import Store
+from pipelines.flow.store.store import Store
 from pipelines.input_files import phase_key
+from pipelines.report.text_lengths import TextLengths, text_lengths
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.text_lengths import TextLengths, text_lengths
 from x2vlm.config import FrozenConfig, parse_config, read_yaml
-from x2vlm.data.streams import StreamConfig
+from x2vlm.cost.flops import DEVICES, BatchShape, Graph, step_flops
+from x2vlm.cost.model_size import checkpoint_bytes, num_parameters, peak_memory
+from x2vlm.cost.scaling import GPUS_PER_MACHINE, NETWORKS, scaled_step
+from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.errors import ConfigError
-from x2vlm.flops import DEVICES, BatchShape, Graph, step_flops
-from x2vlm.model_size import checkpoint_bytes, num_parameters, peak_memory
-from x2vlm.scaling import GPUS_PER_MACHINE, NETWORKS, scaled_step
 
 SHOWN_GPUS = ("A100-80", "H100", "H200")
 # Share of the peak that executed FLOPs reach, by the width of the image tower: bigger matrix products do better.

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import pydantic
 
-from pipelines.flow.blobs import PROJECT_ROOT, PROJECT_SCHEME
 from pipelines.flow.stage import Runtime
+from pipelines.flow.store.blobs import PROJECT_ROOT, PROJECT_SCHEME
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig

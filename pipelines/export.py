@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipelines.flow.reading import StoreReader
 from pipelines.flow.stage import InputPart
-from pipelines.flow.store import Store
-from x2vlm.data.shard_files import index_name, is_media_file
-from x2vlm.data.shards import ShardReader
-from x2vlm.data.xvlm_export import LINE_KINDS, LineKind, xvlm_lines
+from pipelines.flow.store.reading import StoreReader
+from pipelines.flow.store.store import Store
+from x2vlm.data.shards.media_files import index_name, is_media_file
+from x2vlm.data.shards.shard import ShardReader
+from x2vlm.data.shards.xvlm_export import LINE_KINDS, LineKind, xvlm_lines
 from x2vlm.errors import ConfigError
 
 log = logging.getLogger(__name__)

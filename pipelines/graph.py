@@ -6,16 +6,16 @@ from dataclasses import replace
 import pydantic
 
 from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, source_uri
-from pipelines.flow.blobs import PROJECT_ROOT
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
+from pipelines.flow.store.blobs import PROJECT_ROOT
 from pipelines.input_files import folder_files, phase_key, start_inputs
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
+from pipelines.s1_download.media.encoding import OriginalBytes
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.routes import LocalMedia
-from pipelines.s1_download.store import OriginalBytes
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE

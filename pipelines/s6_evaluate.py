@@ -16,10 +16,10 @@ from PIL import Image
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from x2vlm.config import FrozenConfig, parse_config
-from x2vlm.data.captions import pre_caption
-from x2vlm.data.media import open_image
-from x2vlm.data.packs import MediaPack
-from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
+from x2vlm.data.media.images import open_image
+from x2vlm.data.shards.packs import MediaPack
+from x2vlm.data.text.captions import pre_caption
+from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.samples import Sample, samples_of, write_table
 from x2vlm.tasks.config import TASK_CONFIGS
@@ -68,7 +68,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     """Run the task on every held-out sample that has media."""
     import torch
 
-    from x2vlm.models.hf import load_pretrained
+    from x2vlm.inference.pretrained import load_pretrained
     from x2vlm.tasks.catalog import TASKS
     from x2vlm.tasks.task import TaskContext
 

@@ -6,18 +6,18 @@ from typing import Literal
 import pydantic
 
 import pipelines
-from pipelines.s1_download.deny_list import DenyList, read_deny_list
-from pipelines.s1_download.guard import Policy
-from pipelines.s1_download.limits import Limits
-from pipelines.s1_download.placeholders import read_placeholders
-from pipelines.s1_download.resolver import parse_name_server
+from pipelines.s1_download.http.deny_list import DenyList, read_deny_list
+from pipelines.s1_download.http.guard import Policy
+from pipelines.s1_download.http.limits import Limits
+from pipelines.s1_download.http.resolver import parse_name_server
+from pipelines.s1_download.http.transport import Manners, manners
+from pipelines.s1_download.media.encoding import OriginalBytes, Store
+from pipelines.s1_download.media.placeholders import read_placeholders
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.routes import LocalMedia
-from pipelines.s1_download.store import OriginalBytes, Store
-from pipelines.s1_download.transport import Manners, manners
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import UrlBase
-from x2vlm.data.video import ClipLimits
+from x2vlm.data.media.video import ClipLimits
 
 HashMismatch = Literal["keep", "drop"]
 PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent

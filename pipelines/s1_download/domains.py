@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pydantic
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s1_download.job import Result
-from pipelines.s1_download.verify import MATCH, MISMATCH
+from pipelines.s1_download.child.protocol import Result
+from pipelines.s1_download.child.verify import MATCH, MISMATCH
 from x2vlm.config import FrozenConfig
-from x2vlm.data.domains import registered_domain
+from x2vlm.data.rules.domains import registered_domain
 from x2vlm.samples import Sample, write_table
 
 logger = logging.getLogger(__name__)

@@ -22,21 +22,21 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.live import Counters
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s1_download.child import fetch_items
+from pipelines.s1_download.child.journal_counts import JournalTail
+from pipelines.s1_download.child.protocol import Item, Result
+from pipelines.s1_download.child.runner import fetch_items
+from pipelines.s1_download.child.verify import hash_check, judge_all, wanted_hashes
+from pipelines.s1_download.child.yt_dlp import check_command
 from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
-from pipelines.s1_download.deny_list import DenyList
 from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
-from pipelines.s1_download.guard import Refusal, parse_target
-from pipelines.s1_download.job import Item, Result
-from pipelines.s1_download.live import JournalTail
+from pipelines.s1_download.http.deny_list import DenyList
+from pipelines.s1_download.http.guard import Refusal, parse_target
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
 from pipelines.s1_download.routes import Endpoints, Route, open_route
-from pipelines.s1_download.verify import hash_check, judge_all, wanted_hashes
-from pipelines.s1_download.yt_dlp import check_command
 from x2vlm.data.boxes import denormalise_boxes
-from x2vlm.data.domains import registered_domain
-from x2vlm.data.packs import Payload, write_media_pack
+from x2vlm.data.rules.domains import registered_domain
+from x2vlm.data.shards.packs import Payload, write_media_pack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
 

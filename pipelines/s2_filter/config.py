@@ -5,8 +5,8 @@ from typing import Literal, Self
 import pydantic
 
 from x2vlm.config import FrozenConfig
-from x2vlm.data.box_rules import SmallBoxRule
-from x2vlm.data.text_overlap import OverlapMeasure
+from x2vlm.data.rules.box_rules import SmallBoxRule
+from x2vlm.data.rules.text_overlap import OverlapMeasure
 
 
 class FilterConfig(FrozenConfig):

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2vlm.data.filters import Verdict
+from x2vlm.data.rules.row_filters import Verdict
 from x2vlm.samples import DROP_SCHEMA
 
 

@@ -26,7 +26,7 @@ from pipelines.s2_filter.drops import count_rules
 from pipelines.s2_filter.judge import Findings, judge
 from pipelines.s2_filter.rows_file import read_rows
 from x2vlm.data.columns import SampleColumns
-from x2vlm.data.filters import domain_not_flagged
+from x2vlm.data.rules.row_filters import domain_not_flagged
 from x2vlm.samples import write_table
 
 logger = logging.getLogger(__name__)

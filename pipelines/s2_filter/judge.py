@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 
 from pipelines.s2_filter.config import FilterConfig
 from pipelines.s2_filter.drops import Dropped, drops_table, join_texts, of_verdict
-from x2vlm.data import box_rules, caption_rules, filters
 from x2vlm.data.columns import Items, SampleColumns, flags
-from x2vlm.data.concept_texts import concept_texts
-from x2vlm.data.filters import Verdict
-from x2vlm.data.languages import DETECTOR, MODEL_SHA256
-from x2vlm.data.text_overlap import drop_repeats, find_overlaps
+from x2vlm.data.rules import box_rules, caption_rules
+from x2vlm.data.rules import row_filters as filters
+from x2vlm.data.rules.languages import DETECTOR, MODEL_SHA256
+from x2vlm.data.rules.row_filters import Verdict
+from x2vlm.data.rules.text_overlap import drop_repeats, find_overlaps
+from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.samples import Grain
 
 ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(7)  # in this order drops are told

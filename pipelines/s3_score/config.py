@@ -19,8 +19,8 @@ class ScoreConfig(FrozenConfig):
     model: str = FOLDER
     weights_sha256: str = ""
     regions: bool = False  # also score every concept's text against its box, cut out of the picture
-    # Fingerprints of every picture's variants too (`x2vlm.data.phash.variants`), for pictures of tests: a copy in the
-    # training set may be mirrored or cropped.
+    # Fingerprints of every picture's variants too (`x2vlm.data.media.phash.variants`), for pictures of tests: a copy in
+    # the training set may be mirrored or cropped.
     variants: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Pictures in the model at a time. Not part of a part's identity: it moves scores by less than 1e-6.

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Json
-from x2vlm.data.thresholds import add_histograms, score_histogram, shuffled_pairs, shuffled_scores
+from x2vlm.data.scores.thresholds import add_histograms, score_histogram, shuffled_pairs, shuffled_scores
 
 KINDS = ("image", "video")
 SEED = 0
 MAX_PAIRS = 4000  # shuffled pairs of a part: a share of 5 % is then known to within 0.7 points (two standard errors)
 
-Histograms = dict[str, dict[str, list[int]]]  # kind -> "real" and "shuffled" -> counts (x2vlm.data.thresholds)
+Histograms = dict[str, dict[str, list[int]]]  # kind -> "real" and "shuffled" -> counts (x2vlm.data.scores.thresholds)
 
 
 def part_histograms(

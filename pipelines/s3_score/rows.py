@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.s3_score.config import ScoreConfig
-from x2vlm.data.clip_score import Clip, embed_pixels, embed_texts
-from x2vlm.data.media import open_image
-from x2vlm.data.packs import MediaPack
-from x2vlm.data.phash import Fingerprint, fingerprint, variants
-from x2vlm.data.texts import concept_text
-from x2vlm.data.video import decode_frames
+from x2vlm.data.media.images import open_image
+from x2vlm.data.media.phash import Fingerprint, fingerprint, variants
+from x2vlm.data.media.video import decode_frames
+from x2vlm.data.scores.clip_score import Clip, embed_pixels, embed_texts
+from x2vlm.data.shards.packs import MediaPack
+from x2vlm.data.text.texts import concept_text
 from x2vlm.errors import CorruptArtifact, InvalidSample
 from x2vlm.samples import Box, Concept, Sample
 

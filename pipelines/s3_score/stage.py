@@ -4,7 +4,7 @@
 |---|---|
 | scores.parquet | the CLIP score of every row: cosine of its picture or frames with its first caption |
 | embeddings.parquet | picture and text embedding of unit length as float16: side data for duplicates and search |
-| fingerprints.parquet | hashes of the decoded pixels (`x2vlm.data.phash`) |
+| fingerprints.parquet | hashes of the decoded pixels (`x2vlm.data.media.phash`) |
 | variants.parquet | with `variants`: the fingerprints of mirrored or cropped pictures |
 | regions.parquet | with `regions`: the score of every concept's text against its box |
 
@@ -39,14 +39,14 @@ from pipelines.flow.stage import (
 )
 from pipelines.s3_score.config import FOLDER, ScoreConfig
 from pipelines.s3_score.histograms import Histograms, add_up_histograms, part_histograms
-from x2vlm.data.packs import INDEX_NAME, PACK_NAME, MediaPack
-from x2vlm.data.phash import FINGERPRINT_FIELDS
+from x2vlm.data.media.phash import FINGERPRINT_FIELDS
+from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME, MediaPack
 from x2vlm.errors import ConfigError
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
 if TYPE_CHECKING:  # both import torch: planning must not wait for it, so functions import them
     from pipelines.s3_score.rows import Scored
-    from x2vlm.data.clip_score import Clip
+    from x2vlm.data.scores.clip_score import Clip
 
 log = logging.getLogger(__name__)
 
@@ -223,14 +223,14 @@ def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> "Clip":
 # another model even under the same path.
 @lru_cache(maxsize=1)
 def _folder_clip(files: tuple[tuple[str, str, Path], ...], device: str) -> "Clip":
-    from x2vlm.data.clip_score import load_clip_files
+    from x2vlm.data.scores.clip_score import load_clip_files
 
     return load_clip_files({name: path for name, _, path in files}, device)
 
 
 @lru_cache(maxsize=1)
 def _named_clip(name: str, weights_sha256: str, device: str) -> "Clip":
-    from x2vlm.data.clip_score import load_clip_name
+    from x2vlm.data.scores.clip_score import load_clip_name
 
     return load_clip_name(name, weights_sha256, device)
 

@@ -28,12 +28,12 @@ from pipelines.s4_materialize.evidence import (
     row_ids,
 )
 from x2vlm.config import FrozenConfig
-from x2vlm.data.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks, summarize
-from x2vlm.data.duplicates import CLUSTER_SCHEMA, DuplicateConfig, find_duplicates
-from x2vlm.data.evaluation_ids import EVALUATION_ID_SCHEMA
-from x2vlm.data.id_files import IdFile, LinkFile, read_links, read_test_ids
-from x2vlm.data.identities import ID_SCHEMA, identify
-from x2vlm.data.leaks import EVALUATION_SCHEMA
+from x2vlm.data.duplicates.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks, summarize
+from x2vlm.data.duplicates.duplicates import CLUSTER_SCHEMA, DuplicateConfig, find_duplicates
+from x2vlm.data.duplicates.evaluation_ids import EVALUATION_ID_SCHEMA
+from x2vlm.data.duplicates.id_files import IdFile, LinkFile, read_links, read_test_ids
+from x2vlm.data.duplicates.identities import ID_SCHEMA, identify
+from x2vlm.data.duplicates.leaks import EVALUATION_SCHEMA
 from x2vlm.errors import ConfigError
 from x2vlm.samples import write_table
 

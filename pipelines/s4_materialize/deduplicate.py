@@ -25,19 +25,19 @@ from pipelines.s4_materialize.decisions import (
 from pipelines.s4_materialize.evidence import EMBEDDINGS, FINGERPRINTS, SCORES, evidence_of, read_evidence
 from pipelines.s4_materialize.thresholds import ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
-from x2vlm.data.duplicates import DuplicateConfig, count_duplicates, find_duplicates
-from x2vlm.data.merging import merge_captions, merge_concepts
-from x2vlm.data.repeated_captions import find_repeats, sayings
+from x2vlm.data.duplicates.duplicates import DuplicateConfig, count_duplicates, find_duplicates
+from x2vlm.data.duplicates.merging import merge_captions, merge_concepts
+from x2vlm.data.duplicates.repeated_captions import find_repeats, sayings
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
 CLUSTERS = "clusters.parquet"
 
 
 class DeduplicateConfig(FrozenConfig):
-    """What counts as a duplicate, and what the row that stays takes over from those that go (`x2vlm.data.merging`).
+    """What counts as a duplicate, and what the row that stays takes over from others (`x2vlm.data.duplicates.merging`).
 
     With `max_rows_per_caption` rows that say only what more rows of their source say go first, by rule
-    `repeated_caption` (`x2vlm.data.repeated_captions`), so that no row gives way to one of them.
+    `repeated_caption` (`x2vlm.data.duplicates.repeated_captions`), so that no row gives way to one of them.
     """
 
     rule: DuplicateConfig = DuplicateConfig()

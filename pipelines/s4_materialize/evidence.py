@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import PartReader, Read
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS
-from x2vlm.data.duplicates import ROW_SCHEMA
-from x2vlm.data.identities import media_ids
-from x2vlm.data.leaks import EVALUATION_SCHEMA
-from x2vlm.data.phash import FINGERPRINT_FIELDS
+from x2vlm.data.duplicates.duplicates import ROW_SCHEMA
+from x2vlm.data.duplicates.identities import media_ids
+from x2vlm.data.duplicates.leaks import EVALUATION_SCHEMA
+from x2vlm.data.media.phash import FINGERPRINT_FIELDS
 from x2vlm.errors import CorruptArtifact
 
 ROW_COLUMNS = ["key", "source", "source_row", "kind", "url", "start_seconds", "end_seconds", "captions", "media"]

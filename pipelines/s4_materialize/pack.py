@@ -17,9 +17,9 @@ from pipelines.s4_materialize.grains import count_grains, count_units
 from pipelines.s4_materialize.sizes import add_up_packs, measure_sizes
 from pipelines.s4_materialize.smaller import make_smaller
 from x2vlm.config import FrozenConfig
-from x2vlm.data.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
-from x2vlm.data.shard_files import PARQUET_SUFFIX, TAR_SUFFIX
-from x2vlm.data.shards import SCORED_SCHEMA, index_path, write_shard
+from x2vlm.data.shards.media_files import PARQUET_SUFFIX, TAR_SUFFIX
+from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
+from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 

@@ -17,7 +17,7 @@ from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWrite
 from pipelines.s4_materialize.decisions import decisions_about, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
-from x2vlm.data.shards import SCORED_SCHEMA
+from x2vlm.data.shards.shard import SCORED_SCHEMA
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 

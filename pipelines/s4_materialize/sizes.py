@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipelines.flow.stage import Json, PartSummary
 from pipelines.s4_materialize.grains import add_up_grains, lengths
 from x2vlm.data.columns import SampleColumns, num_words
-from x2vlm.data.concept_texts import concept_texts
+from x2vlm.data.text.concept_texts import concept_texts
 
 MOST = 64  # longer texts, and pictures with more boxes, are counted under this number
 Histogram = dict[str, int]  # "7" -> how many have seven; JSON knows no other keys

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2vlm.data.media import probe, reencode_image, shrunk_size
-from x2vlm.data.video import decode_frames, encode_frames
+from x2vlm.data.media.images import probe, reencode_image, shrunk_size
+from x2vlm.data.media.video import decode_frames, encode_frames
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import MEDIA_TYPE, Drop
 

@@ -4,7 +4,7 @@ import pydantic
 
 from pipelines.s5_pretrain.start import StartConfig
 from x2vlm.config import FrozenConfig
-from x2vlm.data.config import DataConfig
+from x2vlm.data.loading.config import DataConfig
 from x2vlm.models.config import ModelConfig
 from x2vlm.train.config import TrainConfig
 

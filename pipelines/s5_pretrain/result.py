@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.worker import METRICS
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.shard_files import index_name, is_media_file
-from x2vlm.data.streams import ShardFiles
-from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.shards.media_files import index_name, is_media_file
+from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import StageFailed
-from x2vlm.models.card import CardFacts
-from x2vlm.models.hf import save_weights
-from x2vlm.processor import Processor, processor_for
+from x2vlm.inference.card import CardFacts
+from x2vlm.inference.pretrained import save_weights
+from x2vlm.inference.processor import Processor, processor_for
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.metrics import read_metrics
 from x2vlm.train.validation import split_shards

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
-from x2vlm.data.shard_files import index_name, is_media_file
+from x2vlm.data.shards.media_files import index_name, is_media_file
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 

@@ -16,10 +16,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.s5_pretrain.config import PretrainConfig
 from x2vlm.config import parse_config
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
-from x2vlm.data.streams import ShardFiles
-from x2vlm.data.tokenizer import WordPieceTokenizer
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, StageFailed
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime

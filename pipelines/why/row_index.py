@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.flow.artifact import FileRecord, Manifest, PartRecord
-from pipelines.flow.reading import StoreReader
 from pipelines.flow.stage import InputFile
-from pipelines.flow.store import Store
+from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord
+from pipelines.flow.store.reading import StoreReader
+from pipelines.flow.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.audit_sample import Trace, trace_sample
-from pipelines.flow.audit_store import Stored
-from pipelines.flow.blobs import local_path_of
-from pipelines.flow.store import Store
+from pipelines.flow.audit.artifacts import Stored
+from pipelines.flow.audit.sample_history import Trace, trace_sample
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import row_verdicts
 from pipelines.s4_materialize import PARTITION, PartitionConfig

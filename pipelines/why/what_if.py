@@ -16,16 +16,16 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.experiment import Experiment
-from pipelines.flow.artifact import Manifest
-from pipelines.flow.blobs import local_path_of
-from pipelines.flow.store import Store
+from pipelines.flow.store.artifact import Manifest
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FilterConfig
 from pipelines.s2_filter.judge import judge
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from pipelines.why.trace import manifests_in_order
 from x2vlm.config import parse_config
 from x2vlm.data.columns import SampleColumns
-from x2vlm.data.filters import domain_not_flagged
+from x2vlm.data.rules.row_filters import domain_not_flagged
 from x2vlm.errors import ConfigError
 
 FILTER_FIELDS, SCORE_FIELDS = frozenset(FilterConfig.model_fields), frozenset(ScoreThresholds.model_fields)

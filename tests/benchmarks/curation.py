@@ -5,7 +5,7 @@
 A planted defect counts as found if its row (caption, concept) is dropped in the stage and by the rule that the truth
 names; what is dropped and not planted counts against precision. Duplicates and leaks are judged by what a row shows:
 two rows may be called duplicates, and a row a leak, only if they show the same scene. Needs no model that knows shapes:
-mismatched captions are left to `tests/pipelines/test_world_clip.py`.
+mismatched captions are left to `tests/corpora/world/test_world_clip.py`.
 """
 
 import argparse
@@ -19,15 +19,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.corpora.world.build import build_world
+from pipelines.corpora.world.config import SOURCES, WorldConfig
 from pipelines.experiment import load_experiment
-from pipelines.flow.executor import run
-from pipelines.flow.planner import plan
-from pipelines.flow.ray_runner import RayRunner
-from pipelines.flow.runner import InlineRunner
-from pipelines.flow.store import Store
+from pipelines.flow.run.executor import run
+from pipelines.flow.run.planner import plan
+from pipelines.flow.run.ray_runner import RayRunner
+from pipelines.flow.run.runner import InlineRunner
+from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
-from pipelines.world.build import build_world
-from pipelines.world.config import SOURCES, WorldConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition")

@@ -29,10 +29,10 @@ import cv2
 import torch
 
 from tests.benchmarks.world_corpus import WorldShards, write_world
-from x2vlm.data.config import DataConfig
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.streams import StreamConfig
-from x2vlm.data.tokenizer import load_tokenizer
+from x2vlm.data.loading.config import DataConfig
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import StreamConfig
+from x2vlm.data.text.tokenizer import load_tokenizer
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 from x2vlm.train.checkpoint import CheckpointStore

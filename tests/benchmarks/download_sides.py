@@ -57,10 +57,10 @@ def run_peer(job: Job) -> int:
 
 def run_ours(job: Job) -> int:
     """How many photos our stage stores, all its guards on and its part hashed as a commit hashes it."""
-    from pipelines.flow.commit import hash_files
+    from pipelines.flow.store.commit import hash_files
     from pipelines.s1_download.config import DownloadConfig
     from pipelines.s1_download.download import DOWNLOAD
-    from tests.flow_helpers import artifact_input, run_stage_part
+    from tests.support.flow_helpers import artifact_input, run_stage_part
     from x2vlm.samples import Sample, sample_key, sample_table, write_table
 
     folder = Path(job.folder)

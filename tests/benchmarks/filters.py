@@ -35,9 +35,9 @@ from pipelines.flow.stage import InputFile, Part, Read
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import caption_verdicts, judge, row_verdicts
 from tests.benchmarks.filter_rows import synthetic_rows
-from tests.flow_helpers import LocalWriter
+from tests.support.flow_helpers import LocalWriter
 from x2vlm.data.columns import SampleColumns
-from x2vlm.data.filters import rule_values
+from x2vlm.data.rules.row_filters import rule_values
 from x2vlm.samples import write_table
 
 CONFIG = FilterConfig()

@@ -26,18 +26,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipelines.world.config import WorldConfig
-from pipelines.world.render import render_scene
-from pipelines.world.scene import make_scene
-from x2vlm.data.clip_score import Clip, load_clip_folder
-from x2vlm.data.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks
-from x2vlm.data.duplicates import ROW_SCHEMA, DuplicateConfig, find_duplicates
-from x2vlm.data.evaluation_ids import EVALUATION_ID_SCHEMA
-from x2vlm.data.hamming import near_pairs, tables
-from x2vlm.data.identities import ID_SCHEMA, identify
-from x2vlm.data.leaks import EVALUATION_SCHEMA, TRAIN_SCHEMA
-from x2vlm.data.media import open_image
-from x2vlm.data.phash import THUMBNAIL_BYTES, fingerprint, thumbnail_correlation, thumbnail_matrix, variants
+from pipelines.corpora.world.config import WorldConfig
+from pipelines.corpora.world.drawing.render import render_scene
+from pipelines.corpora.world.drawing.scene import make_scene
+from x2vlm.data.duplicates.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks
+from x2vlm.data.duplicates.duplicates import ROW_SCHEMA, DuplicateConfig, find_duplicates
+from x2vlm.data.duplicates.evaluation_ids import EVALUATION_ID_SCHEMA
+from x2vlm.data.duplicates.hamming import near_pairs, tables
+from x2vlm.data.duplicates.identities import ID_SCHEMA, identify
+from x2vlm.data.duplicates.leaks import EVALUATION_SCHEMA, TRAIN_SCHEMA
+from x2vlm.data.media.images import open_image
+from x2vlm.data.media.phash import THUMBNAIL_BYTES, fingerprint, thumbnail_correlation, thumbnail_matrix, variants
+from x2vlm.data.scores.clip_score import Clip, load_clip_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "datasets/sample/media/photos"

@@ -27,11 +27,11 @@ import torch
 
 from tests.benchmarks.loader_corpus import Corpus, write_corpus
 from tests.benchmarks.loader_sides import RES, mapped_batches, reference_batches, webdataset_batches
-from x2vlm.data.config import DataConfig
-from x2vlm.data.examples import Recipe
-from x2vlm.data.loader import StepLoader, iterate_steps
-from x2vlm.data.streams import StreamConfig
-from x2vlm.data.tokenizer import load_tokenizer
+from x2vlm.data.loading.config import DataConfig
+from x2vlm.data.loading.examples import Recipe
+from x2vlm.data.loading.loader import StepLoader, iterate_steps
+from x2vlm.data.loading.streams import StreamConfig
+from x2vlm.data.text.tokenizer import load_tokenizer
 
 BATCH_SIZE = 64
 NUM_FIRST = 4

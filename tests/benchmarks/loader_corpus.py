@@ -13,11 +13,11 @@ import pyarrow as pa
 from PIL import Image
 
 from tests.benchmarks.photos import numbered, real_photos
-from x2vlm.data.media import open_image
-from x2vlm.data.rows import Row, row_of
-from x2vlm.data.shards import SCORED_SCHEMA, index_path, write_shard
-from x2vlm.data.streams import ShardFiles
-from x2vlm.data.tokenizer import SPECIAL_TOKENS
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.media.images import open_image
+from x2vlm.data.shards.rows import Row, row_of
+from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
+from x2vlm.data.text.tokenizer import SPECIAL_TOKENS
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent

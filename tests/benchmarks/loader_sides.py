@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from torchvision import transforms
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from x2vlm.batch import MEAN, STD, Batch
-from x2vlm.data.batching import picture_batch
-from x2vlm.data.captions import pre_caption
-from x2vlm.data.examples import Picture, Recipe, TextRow, choose_caption, picture_pixels, text_row
-from x2vlm.data.rows import Row
+from x2vlm.data.loading.batch import MEAN, STD, Batch
+from x2vlm.data.loading.batching import picture_batch
+from x2vlm.data.loading.examples import Picture, Recipe, TextRow, choose_caption, picture_pixels, text_row
+from x2vlm.data.shards.rows import Row
+from x2vlm.data.text.captions import pre_caption
 
 RES, MAX_TOKENS, MAX_MASKS, MASK_SHARE = 224, 40, 12, 0.5
 GREY = (128, 128, 128)

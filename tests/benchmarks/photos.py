@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from x2vlm.data.media import open_image
+from x2vlm.data.media.images import open_image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = ROOT / "datasets/sample/media/photos"

@@ -17,9 +17,9 @@ import torch
 
 from pipelines.s3_score.config import ScoreConfig
 from pipelines.s3_score.rows import Pace, prepare, score_rows
-from x2vlm.data.clip_score import Clip, embed_pixels, embed_texts
-from x2vlm.data.media import probe_image
-from x2vlm.data.packs import MediaPack, write_media_pack
+from x2vlm.data.media.images import probe_image
+from x2vlm.data.scores.clip_score import Clip, embed_pixels, embed_texts
+from x2vlm.data.shards.packs import MediaPack, write_media_pack
 from x2vlm.samples import Caption, Media, Sample, sample_key
 
 ROOT = Path(__file__).resolve().parents[2]

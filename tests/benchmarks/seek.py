@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from x2vlm.data.shards import SHARD_SCHEMA
+from x2vlm.data.shards.shard import SHARD_SCHEMA
 from x2vlm.samples import write_table
 
 ROWS_PER_SHARD = 10_000
@@ -68,10 +68,10 @@ def _index(shard: int, payload: bytes, sha256: str) -> pa.Table:
 
 def seek(folder: Path, num_shards: int) -> dict[str, float]:
     """Seconds to the first batch at half of the data, in this process."""
-    from tests.training_corpus import TOKENIZER
-    from x2vlm.data.config import DataConfig
-    from x2vlm.data.loader import StepLoader
-    from x2vlm.data.streams import ShardFiles, StreamConfig
+    from tests.support.training_corpus import TOKENIZER
+    from x2vlm.data.loading.config import DataConfig
+    from x2vlm.data.loading.loader import StepLoader
+    from x2vlm.data.loading.streams import ShardFiles, StreamConfig
 
     paths = [folder / f"shard-{shard:05d}.tar" for shard in range(num_shards)]
     files = [ShardFiles(path, path.with_suffix(".parquet")) for path in paths]

@@ -23,7 +23,7 @@ from pipelines.flow.stage import Input
 from pipelines.s3_score import SCORE_SCHEMA
 from pipelines.s4_materialize import PARTITION, PartitionConfig
 from tests.benchmarks.filter_rows import synthetic_rows
-from tests.pipelines.parts import Reader, Writer, as_part
+from tests.support.parts import Reader, Writer, as_part
 from x2vlm.samples import write_table
 
 

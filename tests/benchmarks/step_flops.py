@@ -25,8 +25,8 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
-from x2vlm.execution_config import ExecutionConfig
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import build_model
 
 SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words")

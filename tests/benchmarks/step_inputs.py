@@ -18,12 +18,12 @@ from torch.nn.functional import pad
 
 from tests.benchmarks.reference_graph import GraphSizes
 from tests.benchmarks.reference_graph_losses import GraphInputs
-from x2vlm.batch import Batch
-from x2vlm.data.batching import picture_batch, region_batch
-from x2vlm.data.examples import Picture, TextRow
-from x2vlm.data.masking import MaskedText
-from x2vlm.data.regions import RegionRow, whole_image_row
-from x2vlm.flops import BatchShape
+from x2vlm.cost.flops import BatchShape
+from x2vlm.data.loading.batch import Batch
+from x2vlm.data.loading.batching import picture_batch, region_batch
+from x2vlm.data.loading.examples import Picture, TextRow
+from x2vlm.data.loading.masking import MaskedText
+from x2vlm.data.loading.regions import RegionRow, whole_image_row
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 MAX_TOKENS, MAX_MASKS, SHORTEST = 40, 12, 3  # [CLS], a word, [SEP]

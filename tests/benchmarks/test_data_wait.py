@@ -14,8 +14,8 @@ from tests.benchmarks.data_wait import (
     to_json,
 )
 from tests.benchmarks.world_corpus import write_world
-from tests.training_corpus import MODEL
-from x2vlm.data.shards import ShardReader
+from tests.support.training_corpus import MODEL
+from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Grain
 
 TINY = MODEL.model_copy(update={"text": MODEL.text.model_copy(update={"vocab_size": len(TOKENIZER)}), "num_frames": 3})

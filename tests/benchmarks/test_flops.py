@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.step_flops import our_flops, reference_flops
 from tests.benchmarks.step_inputs import BASE_4M, BASE_MODEL, LARGE_4M, LARGE_MODEL, batch_shapes
-from x2vlm.flops import step_flops
+from x2vlm.cost.flops import step_flops
 
 CASES = {"base": (BASE_MODEL, BASE_4M), "large": (LARGE_MODEL, LARGE_4M)}
 REFERENCE = {"base": 53_633_361_469_440, "large": 63_629_202_063_360}

@@ -20,11 +20,11 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, PlainAdamW, ReferenceSide, plain_groups
-from tests.golden_cases import LOSS_NAMES
-from x2vlm.batch import Batch
-from x2vlm.execution_config import ExecutionConfig
+from tests.support.golden_cases import LOSS_NAMES
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.config import ModelConfig
-from x2vlm.models.reference import reference_names
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import ReferenceAdamW
 

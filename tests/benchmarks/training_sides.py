@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from tests.benchmarks.reference_graph import ReferenceGraph
 from tests.benchmarks.reference_graph_losses import GraphInputs, Negatives, reference_losses
 from tests.benchmarks.step_inputs import graph_sizes
-from x2vlm.batch import Batch
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.reference import export_reference_state
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.checkpoints.reference import export_reference_state
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import X2VLM
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import step_losses
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.step import step_losses
 from x2vlm.train.config import OptimizerConfig
 from x2vlm.train.optim import build_optimizer
 

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Graph, Inputs, Node, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.flow.store import Store
+from pipelines.flow.store.store import Store
 from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, write_decisions
 from pipelines.why.trace import tell_stories
-from tests.flow.helpers import run_all
+from tests.support.flow.helpers import run_all
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, drop_table, sample_key, write_table

@@ -19,16 +19,16 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.world.clips import FRAMES_PER_SECOND, Clip, make_clip, render_clip
-from pipelines.world.config import WorldConfig
-from pipelines.world.render import encode_jpeg, render_scene
-from pipelines.world.scene import PixelBox, Scene, Thing, make_scene
-from pipelines.world.sources.video import describe_clip
-from pipelines.world.texts import captions, region_phrases
+from pipelines.corpora.world.config import WorldConfig
+from pipelines.corpora.world.drawing.clips import FRAMES_PER_SECOND, Clip, make_clip, render_clip
+from pipelines.corpora.world.drawing.render import encode_jpeg, render_scene
+from pipelines.corpora.world.drawing.scene import PixelBox, Scene, Thing, make_scene
+from pipelines.corpora.world.drawing.texts import captions, region_phrases
+from pipelines.corpora.world.sources.video import describe_clip
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.media.video import encode_frames
 from x2vlm.data.randomness import Draws
-from x2vlm.data.shards import SCORED_SCHEMA, index_path, read_index, write_shard
-from x2vlm.data.streams import ShardFiles
-from x2vlm.data.video import encode_frames
+from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, read_index, write_shard
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 QUALITY = 75

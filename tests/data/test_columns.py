@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from x2vlm.data.columns import items_of
-from x2vlm.data.concept_texts import concept_texts
-from x2vlm.data.texts import concept_text
+from x2vlm.data.text.concept_texts import concept_texts
+from x2vlm.data.text.texts import concept_text
 from x2vlm.samples import CONCEPT_TYPE, Box, Concept, Grain
 
 LISTS = st.lists(st.none() | st.lists(st.integers(0, 9), max_size=4), max_size=8)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.flow.audit import audit
-from pipelines.flow.store import Store
+from pipelines.flow.audit.audit import audit
+from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, run_job
 
 SEED = 7

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.flow.store import Store
+from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, descendants
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tests.e2e.conftest import SampleRun, run_job
-from tests.xvlm_reader import read_folder
+from tests.support.xvlm_reader import read_folder
 
 
 def test_every_exported_line_is_taken_by_the_reference_format_and_nothing_is_lost(

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines.flow.artifact import Manifest
-from pipelines.flow.store import Store
+from pipelines.flow.store.artifact import Manifest
+from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, run_job
 
 GRAINS_OF_A_STEP = {"image", "region", "video"}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.experiment import load_experiment
-from pipelines.flow.executor import run
-from pipelines.flow.planner import plan
-from pipelines.flow.runner import InlineRunner
-from pipelines.flow.store import Store
+from pipelines.flow.run.executor import run
+from pipelines.flow.run.planner import plan
+from pipelines.flow.run.runner import InlineRunner
+from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import SampleRun, run_job
 from tests.e2e.test_crashes import forget, roots

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from pipelines.experiment import load_experiment
-from pipelines.flow.executor import run
-from pipelines.flow.planner import plan
-from pipelines.flow.runner import InlineRunner
-from pipelines.flow.store import Store
+from pipelines.flow.run.executor import run
+from pipelines.flow.run.planner import plan
+from pipelines.flow.run.runner import InlineRunner
+from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from pipelines.why.trace import tell_stories
 from pipelines.why.what_if import what_if

@@ -8,7 +8,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.flow.store import Store
+from pipelines.flow.store.store import Store
 
 S3_CREDENTIALS = {"key": "test", "secret": "test"}
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from pipelines.flow.stage import InputFile, Part, Read, part_fingerprint
-from tests.flow import goldens, toy
+from tests.support.flow import fingerprint_goldens as goldens
+from tests.support.flow import toy
 
 PART = Part(
     "00001", reads=(Read("rows", InputFile("rows.txt", 3, "ab" * 32, "/anywhere/rows.txt")),), spec={"shard": 1}

@@ -14,16 +14,23 @@ from safetensors.torch import load_file as load_torch
 
 from tests.golden.differences import EXACT, Check, Difference, arrays, equal, numbers, worst
 from tests.golden.folders import nearest
-from x2vlm.box_losses import box_losses, generalised_iou, to_xyxy
-from x2vlm.data.captions import mentions_a_side, pre_caption, pre_question
-from x2vlm.data.frames import choose_clips, choose_frames
-from x2vlm.data.masking import MaskingConfig, choose_positions, mask_text
-from x2vlm.data.operations import Operation, apply_operation
+from x2vlm.data.loading.frames import choose_clips, choose_frames
+from x2vlm.data.loading.masking import MaskingConfig, choose_positions, mask_text
+from x2vlm.data.loading.operations import Operation, apply_operation
+from x2vlm.data.loading.regions import (
+    RegionConfig,
+    choose_rows,
+    draw_crop_around,
+    patch_mask,
+    place_boxes,
+    whole_image_row,
+)
+from x2vlm.data.loading.transforms import cut_and_resize
 from x2vlm.data.randomness import Draws
-from x2vlm.data.regions import RegionConfig, choose_rows, draw_crop_around, patch_mask, place_boxes, whole_image_row
-from x2vlm.data.tokenizer import WordPieceTokenizer, load_tokenizer
-from x2vlm.data.transforms import cut_and_resize
+from x2vlm.data.text.captions import mentions_a_side, pre_caption, pre_question
+from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import InvalidSample
+from x2vlm.objectives.box_losses import box_losses, generalised_iou, to_xyxy
 from x2vlm.samples import Box
 from x2vlm.tasks.scoring import box_iou
 from x2vlm.train.optim import linear_rate

@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden_cases import Case
+from tests.support.golden_cases import Case
+from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import ModelConfig, model_config_from_reference
-from x2vlm.models.reference import load_reference_state
 from x2vlm.models.x2vlm import X2VLM, build_model
 
 FRAME_POSITION = "absolute_frame_pos_embed"

@@ -17,14 +17,15 @@ from torch import Tensor
 
 from tests.golden.differences import Difference, arrays, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model
-from tests.golden_cases import LOSS_NAMES, Case, read_case, to_batch
-from x2vlm.batch import Batch
-from x2vlm.models.reference import export_reference_state, reference_names
+from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.x2vlm import X2VLM
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import negative_weights, pretrain_losses
-from x2vlm.parallel_text import parallel_text_losses, sentence_as_image
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.negatives import negative_weights
+from x2vlm.objectives.parallel_text import parallel_text_losses, sentence_as_image
+from x2vlm.objectives.step import pretrain_losses
 
 PAIR_LOSS_NAMES = LOSS_NAMES | {"contrastive": "loss_ttc", "matching": "loss_ttm"}
 Compute = Callable[[X2VLM], dict[str, Tensor]]

@@ -13,11 +13,11 @@ from torch import Tensor
 from tests.golden.differences import Difference, equal, norms, worst
 from tests.golden.folders import case_config, nearest
 from tests.golden.model_cases import activations, compare_activations, losses_and_gradients
-from tests.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state, reference_names
 from x2vlm.models.config import model_config_from_reference
-from x2vlm.models.reference import export_reference_state, load_reference_state, reference_names
 from x2vlm.models.x2vlm import X2VLM, build_model
-from x2vlm.objectives import pretrain_losses
+from x2vlm.objectives.step import pretrain_losses
 
 # Sums and norms of millions of float32 numbers, the recorded ones perhaps added up in float32.
 WEIGHT_CHECK = 1e-4

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.golden.differences import Difference, arrays, equal
 from x2vlm.errors import ConfigError
+from x2vlm.models.blocks.position_bias import resize_position_bias
+from x2vlm.models.checkpoints.initialize import initialize, text_state
+from x2vlm.models.checkpoints.reference import export_reference_state
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.initialize import initialize, text_state
-from x2vlm.models.position_bias import resize_position_bias
-from x2vlm.models.reference import export_reference_state
 from x2vlm.models.x2vlm import build_model
 
 _TABLE = "relative_position_bias_table"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.golden.differences import EXACT, Difference, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model, nearest
-from tests.golden_cases import LOSS_NAMES, Case, read_case, to_batch
-from x2vlm.models.reference import export_reference_state, reference_names
+from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.models.x2vlm import X2VLM
-from x2vlm.objectives import pretrain_losses
+from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.optim import OptimizerConfig, build_optimizer, parameter_groups
 
 # What the parts of a mix are called, and the sibling folder that holds each one's batch.

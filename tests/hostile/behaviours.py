@@ -175,7 +175,7 @@ def download_children() -> list[int]:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue  # it ended meanwhile
-            if int(fields[1]) == os.getpid() and b"pipelines.s1_download.worker" in command:
+            if int(fields[1]) == os.getpid() and b"pipelines.s1_download.child.worker" in command:
                 found.append(int(entry.name))
     return found
 

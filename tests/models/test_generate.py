@@ -10,10 +10,10 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from tests.golden.naive import Naive, image_tokens, text_layer, word_logits
 from tests.golden.synthetic import describe, drawn_state
 from tests.models.test_x2vlm import tiny_model
-from tests.reference_shapes import Sizes, pretrained
+from tests.support.reference_shapes import Sizes, pretrained
+from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import model_config_from_reference
 from x2vlm.models.generate import GenerateConfig, generate
-from x2vlm.models.reference import load_reference_state
 from x2vlm.models.x2vlm import build_model, swap_text_encoder
 
 SIZES = Sizes(

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from tests.golden_cases import read_case, read_model, to_batch
 from tests.models.test_x2vlm import tiny_model
-from x2vlm.batch import Batch
-from x2vlm.objectives import pretrain_losses
+from tests.support.golden_cases import read_case, read_model, to_batch
+from x2vlm.data.loading.batch import Batch
+from x2vlm.objectives.step import pretrain_losses
 
 EXACT = {"atol": 2e-6, "rtol": 0.0}
 NUM_PATCHES = 16

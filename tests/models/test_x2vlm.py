@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from tests.golden_cases import read_case, read_model, to_batch
+from tests.support.golden_cases import read_case, read_model, to_batch
 from x2vlm.errors import ConfigError
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.tokens import join_rows

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from x2vlm.batch import Batch
-from x2vlm.execution_config import ExecutionConfig
+from x2vlm.data.loading.batch import Batch
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import build_model
-from x2vlm.objectives import step_losses
+from x2vlm.objectives.step import step_losses
 
 BASE = ModelConfig()
 LARGE = ModelConfig(

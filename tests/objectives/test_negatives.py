@@ -7,12 +7,13 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from tests import rank_worker
-from tests.objectives.steps import mixed_step, step_model
-from x2vlm.across_ranks import Gather, NegativeGroup
+from tests.support import rank_worker
+from tests.support.training_steps import mixed_step, step_model
 from x2vlm.errors import ConfigError
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import draw_negatives, negative_weights, step_losses
+from x2vlm.objectives.across_ranks import Gather, NegativeGroup
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.negatives import draw_negatives, negative_weights
+from x2vlm.objectives.step import step_losses
 
 TEMPERATURE = torch.tensor(0.3)
 

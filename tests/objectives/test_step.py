@@ -8,13 +8,13 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import Data2VecTextConfig, Data2VecTextModel
 
-from tests.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from tests.objectives.steps import gradients, mixed_step, padded_losses, step_model
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models import packing
+from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.training_steps import gradients, mixed_step, padded_losses, step_model
+from x2vlm.models.blocks import packing
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import swap_text_encoder
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import pretrain_losses, step_losses
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.step import pretrain_losses, step_losses
 
 SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_layer", "only_masked_words")
 
@@ -112,7 +112,7 @@ def _pad_with_one(batch):
 
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
 def test_plain_execution_equals_the_reference_too(shared_dir, name):
-    """The defaults are held to the reference's numbers by tests/test_objectives.py; this is the padded way."""
+    """test_objectives.py holds the defaults to the reference's numbers; this is the padded way."""
     golden = shared_dir / "golden"
     model, case = read_model(golden), read_case(golden / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None

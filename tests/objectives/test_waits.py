@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.objectives.steps import mixed_step, step_model
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import host, passes, step_losses
+from tests.support.training_steps import mixed_step, step_model
+from x2vlm.models.execution import ExecutionConfig
+from x2vlm.objectives import host, passes
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.step import step_losses
 
 # Operators that answer with values, or whose shape of the answer depends on values.
 WAITING = {

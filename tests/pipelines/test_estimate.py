@@ -17,14 +17,14 @@ from pipelines.estimate import (
     mean_step_flops,
 )
 from pipelines.experiment import load_experiment
-from pipelines.flow.store import Store
+from pipelines.flow.store.store import Store
+from pipelines.report.text_lengths import ASSUMED as ASSUMED_TOKENS
+from pipelines.report.text_lengths import TextLengths
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.text_lengths import ASSUMED as ASSUMED_TOKENS
-from pipelines.text_lengths import TextLengths
+from tests.cost.test_flops import LARGE
 from tests.e2e.conftest import run_job
-from tests.test_flops import LARGE
+from x2vlm.cost.flops import utilisation
 from x2vlm.errors import ConfigError
-from x2vlm.flops import utilisation
 
 LENGTHS = TextLengths(ASSUMED_TOKENS, "assumed")
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from pipelines.experiment import load_experiment
-from pipelines.flow.lease import acquire
-from pipelines.flow.planner import plan
-from pipelines.flow.store import Store
+from pipelines.flow.run.planner import plan
+from pipelines.flow.store.lease import acquire
+from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import ROOT, run_job
 

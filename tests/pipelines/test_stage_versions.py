@@ -17,7 +17,7 @@ from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
-from tests.flow.goldens import check_golden
+from tests.support.flow.fingerprint_goldens import check_golden
 from x2vlm.config import FrozenConfig
 
 CASES: list[tuple[Stage, FrozenConfig]] = [

@@ -7,11 +7,11 @@ import pydantic
 import pytest
 import torch
 
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.streams import StreamConfig
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.models.x2vlm import build_model
-from x2vlm.objective_config import ObjectiveConfig, counted_losses
+from x2vlm.objectives.config import ObjectiveConfig, counted_losses
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.loop import fit

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.train.processes import on_ranks
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.streams import ShardFiles
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training_processes import on_ranks
+from x2vlm.cost.scaling import contrastive_bytes, gradient_bytes
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.errors import X2VLMError
-from x2vlm.scaling import contrastive_bytes, gradient_bytes
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.ranks import Ranks, current_ranks
 

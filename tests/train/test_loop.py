@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from x2vlm.data.loading.loader import StepLoader
 from x2vlm.errors import CorruptArtifact
-from x2vlm.models.hf import load_pretrained, save_weights
-from x2vlm.models.weights import own_tensors
+from x2vlm.inference.pretrained import load_pretrained, save_weights
+from x2vlm.models.checkpoints.weights import own_tensors
 from x2vlm.models.x2vlm import build_model
-from x2vlm.objective_config import ObjectiveConfig
-from x2vlm.objectives import pretrain_losses
+from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.loop import fit

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.processes import on_ranks
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
-from x2vlm.data.streams import ShardFiles
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training_processes import on_ranks
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.errors import ConfigError
 from x2vlm.train.ranks import Ranks, current_ranks, negative_groups
 

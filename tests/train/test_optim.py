@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load, save
 from torch.testing import assert_close
 
-from tests.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
 from tests.models.test_x2vlm import tiny_model
+from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
 from x2vlm.errors import ConfigError
-from x2vlm.models.reference import export_reference_state, reference_names
-from x2vlm.objectives import pretrain_losses
+from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
+from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.optim import (
     OptimizerConfig,
     ReferenceAdamW,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.support.training_corpus import MODEL, make_shards
 from tests.train import test_loop
-from tests.training_corpus import MODEL, make_shards
 from x2vlm.models.x2vlm import build_model
 
 CONFIG = test_loop.CONFIG.model_copy(update={"steps": 5, "warmup_steps": 0, "checkpoint_every": 2})

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
 from tests.train.test_loop import CONFIG, metrics_of
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
+from x2vlm.data.loading.loader import StepLoader
 from x2vlm.errors import ConfigError
-from x2vlm.models.weights import own_tensors
+from x2vlm.models.checkpoints.weights import own_tensors
 from x2vlm.models.x2vlm import build_model
-from x2vlm.objectives import pretrain_losses
+from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.loop import fit
 from x2vlm.train.ranks import Ranks

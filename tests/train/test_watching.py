@@ -7,13 +7,13 @@ import logging
 import pytest
 import torch
 
+from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
 from tests.train.test_loop import CONFIG
-from tests.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from x2vlm.data.loader import StepLoader
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.flops import forward_flops
+from x2vlm.cost.flops import forward_flops
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import build_model
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import fit

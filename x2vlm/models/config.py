@@ -30,7 +30,7 @@ class VisionConfig(FrozenConfig):
     output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
 
     Frames of a clip are averaged behind the tower. With `temporal: attention` its blocks look over time as well
-    (`x2vlm.models.temporal`, BEiT-2 only), which takes `num_frames` of the model.
+    (`x2vlm.models.blocks.temporal`, BEiT-2 only), which takes `num_frames` of the model.
     """
 
     backbone: Literal["beit2", "clip_vit", "swin"] = "beit2"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from x2vlm.models.blocks.fusion_plan import CrossLayout, FusionPlan
+from x2vlm.models.blocks.packing import SelfLayout, attend
+from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.config import FusionConfig
-from x2vlm.models.fusion_plan import CrossLayout, FusionPlan
-from x2vlm.models.packing import SelfLayout, attend
-from x2vlm.models.rows import take_rows
 from x2vlm.models.tokens import VisionTokens, with_summary
 
 

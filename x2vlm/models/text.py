@@ -21,8 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from x2vlm.errors import ConfigError
+from x2vlm.models.blocks.packing import SelfLayout
 from x2vlm.models.config import TextConfig
-from x2vlm.models.packing import SelfLayout
 
 # Attention over padded captions as in transformers' own "sdpa", and over packed ones when a layout comes along.
 ATTENTION = "x2vlm_packed"

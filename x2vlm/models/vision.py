@@ -17,11 +17,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from x2vlm.errors import ConfigError
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.beit_blocks import run_blocks
+from x2vlm.models.blocks.beit_blocks import run_blocks
+from x2vlm.models.blocks.precision import full_precision
+from x2vlm.models.blocks.temporal import Clips, TemporalAttention
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, VisionConfig
-from x2vlm.models.precision import full_precision
-from x2vlm.models.temporal import Clips, TemporalAttention
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.tokens import VisionTokens
 
 

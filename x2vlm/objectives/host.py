@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from x2vlm.batch import UNUSED_LABEL, Batch
-from x2vlm.models.packing import Numbers, fetch
+from x2vlm.data.loading.batch import UNUSED_LABEL, Batch
+from x2vlm.models.blocks.packing import Numbers, fetch
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
-from x2vlm.across_ranks import Gather, rows_of_all_ranks
-from x2vlm.batch import UNUSED_LABEL
-from x2vlm.models.precision import full_precision
-from x2vlm.objective_config import ContrastiveGradient
+from x2vlm.data.loading.batch import UNUSED_LABEL
+from x2vlm.models.blocks.precision import full_precision
+from x2vlm.objectives.across_ranks import Gather, rows_of_all_ranks
+from x2vlm.objectives.config import ContrastiveGradient
 
 
 def contrastive(

@@ -6,9 +6,9 @@ B rows of this rank, G rows of a group, C groups of this rank, E width of the co
 import torch
 from torch import Tensor
 
-from x2vlm.across_ranks import Gather, NegativeGroup
 from x2vlm.errors import ConfigError
-from x2vlm.models.precision import full_precision
+from x2vlm.models.blocks.precision import full_precision
+from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 
 
 def draw_negatives(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.fusion_plan import NOTHING, Pass, PictureTable, TextTable, plan_fusion
-from x2vlm.models.packing import Courier, Numbers, fetch
+from x2vlm.models.blocks.fusion_plan import NOTHING, Pass, PictureTable, TextTable, plan_fusion
+from x2vlm.models.blocks.packing import Courier, Numbers, fetch
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.streams import Drawn, Stream
 from x2vlm.objectives.towers import padded_texts

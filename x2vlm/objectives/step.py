@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from x2vlm.across_ranks import Gather, NegativeGroup
-from x2vlm.batch import Batch
-from x2vlm.box_losses import box_losses
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.packing import Courier
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.blocks.packing import Courier
+from x2vlm.models.execution import ExecutionConfig
+from x2vlm.objectives.across_ranks import Gather, NegativeGroup
+from x2vlm.objectives.box_losses import box_losses
+from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.host import host_views
 from x2vlm.objectives.losses import contrastive, masked_lm, matching
 from x2vlm.objectives.negatives import draw_negatives, require_group

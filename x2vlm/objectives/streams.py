@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from x2vlm.across_ranks import NegativeGroup
-from x2vlm.batch import Batch
-from x2vlm.models.packing import Numbers
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.blocks.packing import Numbers
+from x2vlm.objectives.across_ranks import NegativeGroup
+from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.host import HostView
 from x2vlm.objectives.towers import Pictures
 

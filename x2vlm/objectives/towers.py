@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2vlm.batch import Batch
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.models.fusion_plan import TextTable, ranges
-from x2vlm.models.packing import Courier, Numbers, add_sequences
-from x2vlm.models.rows import take_rows
+from x2vlm.data.loading.batch import Batch
+from x2vlm.models.blocks.fusion_plan import TextTable, ranges
+from x2vlm.models.blocks.packing import Courier, Numbers, add_sequences
+from x2vlm.models.blocks.rows import take_rows
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.host import HostView
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from x2vlm.data.boxes import pixel_box
-from x2vlm.data.texts import concept_text
+from x2vlm.data.text.texts import concept_text
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Concept, Sample
 from x2vlm.tasks.config import GroundingConfig

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.models.execution import ExecutionConfig
+from x2vlm.objectives.config import ObjectiveConfig
 
 
 class OptimizerConfig(FrozenConfig):

@@ -1,8 +1,8 @@
 """The training loop: the same function on one process, under torchrun and under Ray Train.
 
-The state of a run is its checkpoint and nothing else: batches are a function of the step (`x2vlm.data.loader`), and so
-is everything random in it (`x2vlm.train.step`). So a run that was killed and resumed has the weights, bit for bit, of
-one that was not, and its metrics hold every step once.
+The state of a run is its checkpoint and nothing else: batches are a function of the step (`x2vlm.data.loading.loader`),
+and so is everything random in it (`x2vlm.train.step`). So a run that was killed and resumed has the weights, bit for
+bit, of one that was not, and its metrics hold every step once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from x2vlm.data.loader import StepData, StepLoader, iterate_steps
+from x2vlm.data.loading.loader import StepData, StepLoader, iterate_steps
 from x2vlm.errors import CorruptArtifact
-from x2vlm.models.weights import load_own_tensors, own_tensors
+from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
 from x2vlm.train.background_saves import BackgroundSaves
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 from x2vlm.train.config import TrainConfig, TrainRuntime

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from x2vlm.errors import ConfigError
-from x2vlm.models.reference import reference_names
-from x2vlm.objective_config import Parity
+from x2vlm.models.checkpoints.reference import reference_names
+from x2vlm.objectives.config import Parity
 from x2vlm.train.config import OptimizerConfig
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not

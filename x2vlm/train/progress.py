@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from x2vlm.data.loader import StepData, substitutes_to_json
+from x2vlm.data.loading.loader import StepData, substitutes_to_json
 from x2vlm.errors import X2VLMError
 from x2vlm.train.ranks import gather_json
 from x2vlm.train.step import PendingNumbers, Trainer

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from x2vlm.across_ranks import Gather, NegativeGroup, gather_over
 from x2vlm.errors import ConfigError
+from x2vlm.objectives.across_ranks import Gather, NegativeGroup, gather_over
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from x2vlm.across_ranks import NegativeGroup
-from x2vlm.batch import Batch
-from x2vlm.data.loader import StepData
+from x2vlm.data.loading.batch import Batch
+from x2vlm.data.loading.loader import StepData
 from x2vlm.data.randomness import derive_seed
-from x2vlm.objective_config import ObjectiveConfig, counted_losses
-from x2vlm.objectives import step_losses
+from x2vlm.objectives.across_ranks import NegativeGroup
+from x2vlm.objectives.config import ObjectiveConfig, counted_losses
+from x2vlm.objectives.step import step_losses
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.optim import linear_rate

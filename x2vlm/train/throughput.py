@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 import torch
 
-from x2vlm.batch import UNUSED_LABEL, Batch
-from x2vlm.data.config import ExampleConfig
-from x2vlm.data.loader import StepData
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.flops import PEAK_FLOPS, BatchShape, Rewrites, find_device, step_flops
+from x2vlm.cost.flops import PEAK_FLOPS, BatchShape, Rewrites, find_device, step_flops
+from x2vlm.data.loading.batch import UNUSED_LABEL, Batch
+from x2vlm.data.loading.config import ExampleConfig
+from x2vlm.data.loading.loader import StepData
 from x2vlm.models.config import ModelConfig
-from x2vlm.objective_config import ObjectiveConfig
+from x2vlm.models.execution import ExecutionConfig
+from x2vlm.objectives.config import ObjectiveConfig
 
 
 def work_of(

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from x2vlm.batch import Batch
-from x2vlm.data.loader import StepLoader
+from x2vlm.data.loading.batch import Batch
+from x2vlm.data.loading.loader import StepLoader
+from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.randomness import derive_seed
-from x2vlm.data.streams import ShardFiles
 from x2vlm.errors import ConfigError
 from x2vlm.train.ranks import gather_json
 from x2vlm.train.step import Trainer, stream_losses

@@ -26,8 +26,8 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
-from tests.golden_cases import LOSS_NAMES
-from x2vlm.models.reference import reference_names
+from tests.support.golden_cases import LOSS_NAMES
+from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.x2vlm import build_model
 
 COPY_BYTES = 2 << 30

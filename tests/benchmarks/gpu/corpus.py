@@ -10,9 +10,9 @@ import pyarrow as pa
 from PIL import Image
 
 from tests.benchmarks.photos import numbered
-from x2vlm.data.shards import SCORED_SCHEMA, index_path, write_shard
-from x2vlm.data.streams import ShardFiles
-from x2vlm.data.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
+from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 WIDTH, HEIGHT, QUALITY = 341, 256, 90  # short edge as staged; about 25 KB

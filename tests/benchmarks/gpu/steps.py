@@ -24,10 +24,10 @@ from tests.benchmarks.step_inputs import (
     make_batches,
 )
 from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, ReferenceSide
-from x2vlm.execution_config import ExecutionConfig
-from x2vlm.flops import PEAK_FLOPS, Rewrites, find_device, step_flops
-from x2vlm.flops import REFERENCE as REFERENCE_GRAPH
+from x2vlm.cost.flops import PEAK_FLOPS, Rewrites, find_device, step_flops
+from x2vlm.cost.flops import REFERENCE as REFERENCE_GRAPH
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import build_model
 from x2vlm.train.config import OptimizerConfig
 from x2vlm.train.optim import parameter_groups

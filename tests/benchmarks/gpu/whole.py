@@ -24,9 +24,9 @@ from tests.benchmarks.step_inputs import (
     regions,
 )
 from tests.benchmarks.training_sides import OurSide
-from x2vlm.data.config import DataConfig
-from x2vlm.data.loader import StepLoader, iterate_steps
-from x2vlm.data.streams import StreamConfig
+from x2vlm.data.loading.config import DataConfig
+from x2vlm.data.loading.loader import StepLoader, iterate_steps
+from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import build_model
 

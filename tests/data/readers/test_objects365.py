@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.readers.helpers import read, rules, source
 from x2vlm.data.cards import load_card
-from x2vlm.data.readers.objects365 import FIXED_NAMES, object_name
+from x2vlm.data.readers.annotated.objects365 import FIXED_NAMES, object_name
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Grain
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.data.readers.helpers import read, rules, source
 from x2vlm.data.boxes import denormalise_boxes
-from x2vlm.data.readers.openimages import attribute_name, spoken
-from x2vlm.data.texts import concept_text
+from x2vlm.data.readers.annotated.openimages import attribute_name, spoken
+from x2vlm.data.text.texts import concept_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Grain
 

@@ -9,21 +9,21 @@ what its card promises. `seen` counts what the files hold before anything is jud
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from x2vlm.data.readers.cc3m import read_cc3m
-from x2vlm.data.readers.cc12m import read_cc12m
-from x2vlm.data.readers.coco import read_coco
-from x2vlm.data.readers.flickr_entities import read_flickr_entities
-from x2vlm.data.readers.gqa import read_gqa
-from x2vlm.data.readers.howto100m import read_howto100m
-from x2vlm.data.readers.laion import read_laion
-from x2vlm.data.readers.objects365 import read_objects365
-from x2vlm.data.readers.openimages import read_openimages
-from x2vlm.data.readers.refcoco import read_refcoco
-from x2vlm.data.readers.sbu import read_sbu
+from x2vlm.data.readers.annotated.coco import read_coco
+from x2vlm.data.readers.annotated.flickr_entities import read_flickr_entities
+from x2vlm.data.readers.annotated.gqa import read_gqa
+from x2vlm.data.readers.annotated.objects365 import read_objects365
+from x2vlm.data.readers.annotated.openimages import read_openimages
+from x2vlm.data.readers.annotated.refcoco import read_refcoco
+from x2vlm.data.readers.annotated.visual_genome import read_visual_genome
 from x2vlm.data.readers.source import Source
-from x2vlm.data.readers.visual_genome import read_visual_genome
-from x2vlm.data.readers.webvid import read_webvid
-from x2vlm.data.readers.yttemporal import read_yttemporal
+from x2vlm.data.readers.videos.howto100m import read_howto100m
+from x2vlm.data.readers.videos.webvid import read_webvid
+from x2vlm.data.readers.videos.yttemporal import read_yttemporal
+from x2vlm.data.readers.web.cc3m import read_cc3m
+from x2vlm.data.readers.web.cc12m import read_cc12m
+from x2vlm.data.readers.web.laion import read_laion
+from x2vlm.data.readers.web.sbu import read_sbu
 from x2vlm.samples import Drop, Sample
 
 Reader = Callable[[Source, Counter[str]], Iterator[Sample | Drop]]

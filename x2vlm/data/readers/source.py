@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from x2vlm.data.texts import clean_text
+from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Drop, Sample, sample_key
 

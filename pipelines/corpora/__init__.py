@@ -1,0 +1,1 @@
+"""What this project makes itself: the shipped sample, the procedural world, small models and vocabularies."""

@@ -1,0 +1,1 @@
+"""How the shipped sample corpus in `datasets/sample` was made."""

@@ -1,0 +1,275 @@
+"""Proof of stored artifacts: everything that can be recomputed from bytes is, and compared with what records say.
+
+Nothing here trusts the code that wrote the records: it reads raw bytes and walks from a manifest to its sources.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+
+from pipelines.flow.fingerprint import sha256_of, sha256_of_file, sha256_of_stream
+from pipelines.flow.store.artifact import (
+    InputRecord,
+    Manifest,
+    ManifestPart,
+    PartRecord,
+    Ref,
+    content_root,
+    seal,
+    total_counts,
+    unseal,
+)
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
+from x2vlm.errors import CorruptArtifact, StageFailed
+
+RERUN = "rerun the node with force, or restore the file from a backup"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as recorded."""
+
+    kind: str  # snake_case, for example "file_changed"
+    where: str
+    expected: str
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A manifest that was read and whose seal holds."""
+
+    manifest: Manifest
+    path: str
+    sha256: str
+
+
+@dataclass
+class StoreAudit:
+    """State of one walk: what was seen, what was wrong. `full` also hashes every file."""
+
+    store: Store
+    full: bool = True
+    findings: list[Finding] = field(default_factory=list)
+    manifests: dict[str, Stored | None] = field(default_factory=dict)  # by path; None where unreadable
+    num_files: int = 0
+    num_bytes: int = 0
+    _parts: set[tuple[str, str]] = field(default_factory=set)
+    _sources: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+
+    @property
+    def num_parts(self) -> int:
+        return len(self._parts)
+
+    def note(self, kind: str, where: str, expected: object, found: object, remedy: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding(kind, where, str(expected), str(found), remedy))
+
+    # ---- manifests
+
+    def visit(self, path: str, sha256: str = "", root: str = "", by: str = "") -> None:
+        """Check the manifest at `path`, all it names and all its ancestors. `by` expects this seal and this root."""
+        where = self.store.uri_of(path)
+        if path not in self.manifests:
+            self.manifests[path] = self._read_manifest(path)
+            if stored := self.manifests[path]:
+                self._check_manifest(stored, where)
+        stored = self.manifests[path]
+        if stored and sha256 and stored.sha256 != sha256:
+            remedy = f"the manifest was replaced after {by} was made; rerun {by}"
+            self.note("manifest_replaced", f"{where}, as named by {by}", sha256, stored.sha256, remedy)
+        if stored and root and stored.manifest.root != root:
+            self.note("input_root_differs", f"{where}, as named by {by}", root, stored.manifest.root, f"rerun {by}")
+
+    def _read_manifest(self, path: str) -> Stored | None:
+        where = self.store.uri_of(path)
+        data = self.store.blobs.read(path)
+        if data is None:
+            self.note("manifest_missing", where, "a manifest", "nothing", "rerun the node that wrote it")
+            return None
+        try:
+            manifest, sha256 = unseal(Manifest, data, where)
+        except CorruptArtifact as error:
+            self.note("manifest_corrupt", where, "an intact sealed manifest", error, "delete it and rerun its node")
+            return None
+        return Stored(manifest, path, sha256)
+
+    def _check_manifest(self, stored: Stored, where: str) -> None:
+        manifest = stored.manifest
+        own_path = f"artifacts/{manifest.node}/{manifest.fingerprint}.json"
+        if stored.path != own_path:
+            self.note("manifest_misplaced", where, own_path, stored.path, "move it back, or rerun the node")
+        names = [[part.name, part.record.fingerprint] for part in manifest.parts]
+        self._same("fingerprint_differs", where, manifest.fingerprint, _identity(manifest, {"parts": names}))
+        records = {part.name: part.record for part in manifest.parts}
+        self._same("root_differs", where, manifest.root, content_root(records))
+        self._check_counts(manifest, records, where)
+        allowed = self._visit_inputs(manifest)
+        for part in manifest.parts:
+            self._check_part(manifest, part, allowed)
+
+    def _check_counts(self, manifest: Manifest, records: Mapping[str, PartRecord], where: str) -> None:
+        for name, record in records.items():
+            for unit, count in record.counts.items():
+                self._conserved(f"{where}, part {name}, {unit}", count.to_count().check)
+        for unit, count in manifest.counts.items():
+            self._conserved(f"{where}, {unit}", count.to_count().check)
+        stated = {unit: count.to_count() for unit, count in manifest.counts.items()}
+        self._same("totals_differ", where, stated, total_counts(records))
+
+    def _conserved(self, where: str, check: Any) -> None:
+        try:
+            check(where)
+        except StageFailed as error:
+            self.note("rows_lost", where, "in = out + dropped", error, "the stage has a bug; report it")
+
+    def _visit_inputs(self, manifest: Manifest) -> set[tuple[str, str]] | None:
+        """(slot, sha256) of every file the node may have read; None where an input is unreadable."""
+        allowed: set[tuple[str, str]] | None = set()
+        for item in manifest.inputs:
+            if not item.manifest_path:
+                self._check_source(item, manifest.node)
+                found = {(item.slot, item.root)}
+            else:
+                self.visit(item.manifest_path, item.manifest_sha256, item.root, manifest.node)
+                stored = self.manifests[item.manifest_path]
+                files = [file for part in stored.manifest.parts for file in part.record.files] if stored else []
+                found = {(item.slot, file.sha256) for file in files}
+                if stored is None:
+                    allowed = None
+            allowed = None if allowed is None else allowed | found
+        return allowed
+
+    # ---- files
+
+    def _check_source(self, item: InputRecord, reader: str) -> None:
+        """An upstream file must still be what the node read."""
+        where = f"{item.uri} ({item.node})"
+        if item.uri not in self._sources:
+            self._sources[item.uri] = self._hash(item.uri)
+            self.num_files += 1
+        found = self._sources[item.uri]
+        remedy = f"restore the file as it was, or rerun {reader} and everything below it with the new one"
+        if found is None:
+            self.note("source_missing", where, f"sha256 {item.root}", "nothing readable", remedy)
+        elif item.bytes is not None and found[1] != item.bytes:
+            self.note("source_changed", where, f"{item.bytes} bytes", f"{found[1]} bytes", remedy)
+        elif self.full and found[0] != item.root:
+            self.note("source_changed", where, f"sha256 {item.root}", f"sha256 {found[0]}", remedy)
+
+    def _check_part(self, manifest: Manifest, part: ManifestPart, allowed: set[tuple[str, str]] | None) -> None:
+        record = part.record
+        folder = f"parts/{record.stage}/{record.fingerprint[:2]}/{record.fingerprint}"
+        where = self.store.uri_of(folder)
+        self._same("record_seal_differs", f"{manifest.node}, part {part.name}", part.record_sha256, seal(record)[1])
+        reads = [[read.slot, read.sha256] for read in record.reads]
+        identity = _identity(manifest, {"spec": record.spec, "reads": reads})
+        self._same("part_fingerprint_differs", where, record.fingerprint, identity)
+        if allowed is not None:
+            for read in record.reads:
+                if (read.slot, read.sha256) not in allowed:
+                    expected = f"{read.path} with sha256 {read.sha256} among its inputs"
+                    self.note("read_not_among_inputs", where, expected, "no such input file", f"rerun {manifest.node}")
+        if (record.stage, record.fingerprint) not in self._parts:
+            self._parts.add((record.stage, record.fingerprint))
+            self._check_part_record(part, f"{folder}/part.json")
+            self._check_files(record, folder)
+
+    def _check_part_record(self, part: ManifestPart, path: str) -> None:
+        where = self.store.uri_of(path)
+        data = self.store.blobs.read(path)
+        if data is None:
+            self.note("part_missing", where, "part.json", "nothing", RERUN)
+            return
+        try:
+            _, sha256 = unseal(PartRecord, data, where)
+        except CorruptArtifact as error:
+            self.note("part_corrupt", where, "an intact sealed record", error, RERUN)
+            return
+        self._same("part_record_differs", where, part.record_sha256, sha256)
+
+    def _check_files(self, record: PartRecord, folder: str) -> None:
+        known = {f"{folder}/{file.location or file.path}" for file in record.files}
+        for file in record.files:
+            self.num_files += 1
+            uri = self.store.uri_of(f"{folder}/{file.location or file.path}")
+            found = self._hash(uri)
+            if found is None:
+                self.note("file_missing", uri, f"{file.bytes} bytes, sha256 {file.sha256}", "nothing readable", RERUN)
+            elif found[1] != file.bytes:
+                self.note("file_changed", uri, f"{file.bytes} bytes", f"{found[1]} bytes", RERUN)
+            elif self.full and found[0] != file.sha256:
+                self.note("file_changed", uri, f"sha256 {file.sha256}", f"sha256 {found[0]}", RERUN)
+        if self.store.blobs.local_root is not None:  # object stores keep the losers of a race beside the winner
+            for extra in sorted({*self.store.blobs.find(folder)} - known - {f"{folder}/part.json"}):
+                self.note("file_unexpected", self.store.uri_of(extra), "no such file", "a file", "move it elsewhere")
+
+    def _hash(self, uri: str) -> tuple[str, int] | None:
+        """(sha256, bytes) of a file, sha256 "" where only the size was asked for; None if it cannot be read."""
+        try:
+            path = local_path_of(uri)
+            if path is not None:
+                result = sha256_of_file(path) if self.full else ("", path.stat().st_size)
+            else:
+                result = self._hash_remote(uri)
+        except OSError:
+            return None
+        self.num_bytes += result[1] if self.full else 0
+        return result
+
+    def _hash_remote(self, uri: str) -> tuple[str, int]:
+        blobs = self.store.blobs
+        inside = blobs.local_root is None and uri.startswith(f"{blobs.uri}/")
+        fs = blobs.fs if inside else fsspec.core.url_to_fs(uri)[0]
+        if not self.full:
+            return "", int(fs.info(uri)["size"])
+        with fs.open(uri, "rb") as stream:
+            return sha256_of_stream(stream)
+
+    # ---- references
+
+    def check_refs(self) -> None:
+        """References to what was visited must be intact, lie at their own name and agree with the manifest."""
+        nodes = {stored.manifest.node for stored in self.manifests.values() if stored}
+        nodes |= {path.removeprefix("artifacts/").rsplit("/", 1)[0] for path in self.manifests}
+        for path in self.store.blobs.find("refs"):
+            _, experiment, node = path.removesuffix(".json").split("/", 2)
+            if node in nodes:
+                self._check_ref(path, experiment, node)
+
+    def _check_ref(self, path: str, experiment: str, node: str) -> None:
+        where = self.store.uri_of(path)
+        remedy = f"delete it and run experiment {experiment} again; nothing is recomputed"
+        try:
+            ref, _ = unseal(Ref, self.store.blobs.read(path) or b"", where)
+        except CorruptArtifact as error:
+            self.note("ref_corrupt", where, "an intact sealed reference", error, remedy)
+            return
+        if (ref.experiment, ref.node) != (experiment, node):
+            found = f"the reference of {ref.experiment}, {ref.node}"
+            self.note("ref_misplaced", where, f"the reference of {experiment}, {node}", found, remedy)
+        if ref.manifest_path not in self.manifests:
+            if not self.store.blobs.exists(ref.manifest_path):
+                self.note("ref_dangling", where, ref.manifest_path, "nothing", remedy)
+            return
+        if stored := self.manifests[ref.manifest_path]:
+            actual = (stored.sha256, stored.manifest.fingerprint, stored.manifest.root)
+            named = (ref.manifest_sha256, ref.fingerprint, ref.root)
+            if named != actual:
+                self.note("ref_differs", where, actual, named, remedy)
+
+    def _same(self, kind: str, where: str, recorded: object, computed: object) -> None:
+        if recorded != computed:
+            self.note(kind, where, f"recorded {recorded}", f"computed {computed}", RERUN)
+
+
+def _identity(manifest: Manifest, rest: Mapping[str, Any]) -> str:
+    """The fingerprint of an artifact or part of this node, made from the manifest alone."""
+    return sha256_of({"stage": manifest.stage, "version": manifest.version, "config": manifest.config, **rest})

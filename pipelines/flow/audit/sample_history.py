@@ -1,0 +1,146 @@
+"""The life of one sample: every table row of the store that carries its key, in the order of the graph."""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.flow.audit.artifacts import Stored
+from pipelines.flow.store.artifact import FileRecord, PartRecord
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
+
+log = logging.getLogger(__name__)
+
+MAX_TEXT = 160
+PAYLOAD_SUFFIXES = (".tar", ".media.parquet")  # of the file that an index belongs to
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One table row that carries the key: which node and file, which row (from 0), and the row itself."""
+
+    node: str
+    part: str
+    file: str
+    row: int
+    values: dict[str, Any]
+    shard: str = ""  # the file beside an index where the payload lies
+
+    @property
+    def verdict(self) -> str:
+        """What this row means in one word."""
+        name = self.file.rsplit("/", 1)[-1]
+        # A table of decisions also names rows that stay: their rule is empty, or their action another one.
+        if self.values.get("rule") or self.values.get("action") == "drop":
+            return "dropped"
+        if "payload_offset" in self.values:
+            return "packed"
+        if "step" in self.values:
+            return "trained"
+        if name.startswith("ledger"):
+            return "fetched"
+        return "scored" if name.startswith("scores") else "kept"
+
+    def __str__(self) -> str:
+        facts = {key: value for key, value in self.values.items() if key != "key" and value not in (None, "", [], {})}
+        place = f" in {self.shard}" if self.shard else ""
+        text = json.dumps(facts, ensure_ascii=False, default=str)
+        short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
+        return f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}"
+
+
+MayHold = Callable[[str, Sequence[Trace]], bool]
+
+
+def trace_sample(
+    store: Store,
+    manifests: Sequence[Stored],
+    key: str,
+    origins: Collection[str] | None = None,
+    may_hold: MayHold = lambda path, traces: True,
+) -> list[Trace]:
+    """Every row with this key in the Parquet files of these manifests, producers first.
+
+    Only the key column is read until the key is met; row groups whose statistics exclude it are skipped. With
+    `origins`, the sha256 of the files of first stages that hold the key, only parts are opened that read a file in
+    which the key was found: what a part writes about a row, it has read. That takes milliseconds where looking
+    everywhere takes minutes, and relies on the records being true. Of those parts `may_hold`, given a file's path and
+    what was found so far, says which files need not be opened: a part may write a file for every part that it read.
+    """
+    traces: list[Trace] = []
+    seen: set[str] = set()
+    carriers = set() if origins is None else set(origins)
+    for stored in manifests:
+        for part in stored.manifest.parts:
+            if origins is not None and carriers.isdisjoint(_related(part.record)):
+                continue
+            for file in part.record.files:
+                uri = store.file_uri(part.record, file)
+                if file.path.endswith(".parquet") and uri not in seen and may_hold(file.path, traces):
+                    seen.add(uri)
+                    shard = _payloads_beside(part.record, file)
+                    for row, values in _rows_of(store, uri, key):
+                        carriers.add(file.sha256)
+                        traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
+    return traces
+
+
+def _related(record: PartRecord) -> Iterator[str]:
+    """The files a part was made from, and those it wrote."""
+    yield from (read.sha256 for read in record.reads)
+    yield from (file.sha256 for file in record.files)
+
+
+def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
+    stem = file.path.removesuffix(".parquet")
+    names = {other.path for other in record.files}
+    return next((name for suffix in PAYLOAD_SUFFIXES if (name := f"{stem}{suffix}") in names), "")
+
+
+def _rows_of(store: Store, uri: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with _open(store, uri) as stream:
+            yield from _matches(pq.ParquetFile(stream), key)
+    except (OSError, pa.ArrowException) as error:
+        log.warning("event=table_unreadable file=%s error=%r", uri, str(error))  # the audit of files reports it
+
+
+def _matches(table: pq.ParquetFile, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    if "key" not in table.schema_arrow.names:
+        return
+    start = 0
+    for group in range(table.num_row_groups):
+        if _may_hold(table, group, key):
+            keys = table.read_row_group(group, columns=["key"]).column("key")
+            hits = [index for index, value in enumerate(keys.to_pylist()) if value == key]
+            if hits:
+                rows = table.read_row_group(group).take(hits).to_pylist()
+                yield from ((start + index, row) for index, row in zip(hits, rows, strict=True))
+        start += table.metadata.row_group(group).num_rows
+
+
+def _may_hold(table: pq.ParquetFile, group: int, key: str) -> bool:
+    row_group = table.metadata.row_group(group)
+    for index in range(row_group.num_columns):
+        column = row_group.column(index)
+        if column.path_in_schema == "key":
+            statistics = column.statistics
+            if statistics is None or not statistics.has_min_max:
+                return True
+            return bool(statistics.min <= key <= statistics.max)
+    return True
+
+
+def _open(store: Store, uri: str) -> Any:
+    path = local_path_of(uri)
+    if path is not None:
+        return path.open("rb")
+    blobs = store.blobs
+    inside = blobs.local_root is None and uri.startswith(f"{blobs.uri}/")
+    return (blobs.fs if inside else fsspec.core.url_to_fs(uri)[0]).open(uri, "rb")

@@ -1,0 +1,72 @@
+"""From the records of all parts to a manifest: add up, check that nothing was lost, let the stage summarise."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.flow.run.planner import NodeWork
+from pipelines.flow.stage import Count, PartSummary
+from pipelines.flow.store.artifact import (
+    CountRecord,
+    Manifest,
+    ManifestPart,
+    PartRecord,
+    content_root,
+    seal,
+    total_counts,
+)
+from x2vlm.errors import StageFailed, X2VLMError
+
+
+def make_manifest(work: NodeWork, records: Mapping[str, PartRecord], provenance: Mapping[str, Any]) -> Manifest:
+    """The manifest of a node from its parts' records (by fingerprint). StageFailed if rows were lost or none came out.
+
+    `config` holds what the fingerprint was made of, that is, the fields that differ from their defaults; all of them,
+    defaults filled in, are `provenance["effective_config"]`.
+    """
+    node = work.node
+    by_name = {part.name: records[fp] for part, fp in zip(work.parts, work.fingerprints, strict=True)}
+    totals = total_counts(by_name)
+    for name, record in by_name.items():
+        for unit, count in record.counts.items():
+            count.to_count().check(f"{node.key}, part {name}, {unit}")
+    for unit, total in totals.items():
+        total.check(f"{node.key}, {unit}")
+    rows = totals.get("rows", Count(0, 0))
+    if rows.num_out == 0 and not node.stage.allow_zero_rows:
+        why = ", ".join(f"{reason} {number}" for reason, number in rows.dropped.items()) or "its inputs are empty"
+        raise StageFailed(
+            f"{node.key}: of {rows.num_in} rows in, none came out ({why}). Look at the dropped rows of its parts, then "
+            "change the config or the source"
+        )
+    return Manifest(
+        node=node.key,
+        stage=node.stage.name,
+        version=node.stage.version,
+        fingerprint=work.fingerprint,
+        config=node.config.model_dump(mode="json", exclude_defaults=True),
+        inputs=list(work.inputs),
+        parts=[
+            ManifestPart(name=name, record=record, record_sha256=seal(record)[1]) for name, record in by_name.items()
+        ],
+        counts={unit: CountRecord.of(total) for unit, total in sorted(totals.items())},
+        summary=_summary(work, by_name),
+        root=content_root(by_name),
+        provenance={**provenance, "effective_config": node.config.model_dump(mode="json")},
+    )
+
+
+def _summary(work: NodeWork, by_name: Mapping[str, PartRecord]) -> dict[str, Any]:
+    """What `finish` says; without it, the summary of the only part, if there is one part."""
+    stage = work.node.stage
+    if stage.finish is None:
+        return dict(next(iter(by_name.values())).summary) if len(by_name) == 1 else {}
+    parts = [
+        PartSummary(name, {unit: count.to_count() for unit, count in record.counts.items()}, record.summary)
+        for name, record in by_name.items()
+    ]
+    try:
+        return dict(stage.finish(work.node.config, parts))
+    except X2VLMError:
+        raise
+    except Exception as error:
+        raise StageFailed(f"{work.node.key}: finish failed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,182 @@
+"""Parts as Ray tasks: on a Ray started here, or on the cluster this job was submitted to. The only user of Ray.
+
+Ray schedules, places and retries; a part whose worker died is run again, a part that raised is not (the same input
+would raise again, and what is worth retrying the stages retry themselves).
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+
+import pipelines
+from pipelines.flow.live import Listener, Report, say_nothing
+from pipelines.flow.run.ray_board import Board, RayReport
+from pipelines.flow.stage import Node
+from x2vlm.errors import ConfigError, StageFailed
+
+log = logging.getLogger(__name__)
+
+# Nobody is told what we do; and Ray, not the libraries, decides how many parts share a machine.
+WORKER_ENV = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+DRIVER_THREADS = 4
+START_ATTEMPTS = 3
+POLL_SECONDS = 1.0  # between looks at what running parts report
+
+
+class RayRunner:
+    """Submits parts to Ray. Starts a local Ray unless one is initialised or a cluster is given or around us.
+
+    `num_cpus` limits a local Ray. The dashboard stays on there, because Ray Train does not recover lost workers
+    without it; `dashboard=False` is for graphs that never train.
+    """
+
+    def __init__(self, address: str | None = None, num_cpus: int | None = None, dashboard: bool = True) -> None:
+        self._started = not ray.is_initialized()
+        self._is_local = False
+        if self._started:
+            self._is_local = _start(address, num_cpus, dashboard)
+        self._threads = ThreadPoolExecutor(DRIVER_THREADS, thread_name_prefix="driver-part")
+        self._call = ray.remote(_call)
+        self._references: dict[Future[Any], Any] = {}  # kept, or Ray would drop the task's result
+        self._board: Board | None = None
+        self._polled_at = 0.0
+
+    def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
+        """A handle on `function(*args)`, run where `node.runtime` says."""
+        runtime = node.runtime
+        if runtime.on_driver:
+            return self._threads.submit(function, *args)
+        self._require_room(node)
+        task = self._call.options(
+            name=node.key,
+            num_cpus=runtime.num_cpus,
+            num_gpus=runtime.num_gpus,
+            memory=runtime.memory_bytes or None,
+            max_retries=runtime.max_retries,
+            retry_exceptions=False,
+            runtime_env={"env_vars": WORKER_ENV},
+        )
+        reference = task.remote(function, *args)
+        future = cast("Future[Any]", reference.future())
+        self._references[future] = reference
+        return future
+
+    def wait(self, handles: Sequence[Hashable]) -> Sequence[Hashable]:
+        """Those of `handles` that are done; blocks until there is one."""
+        futures = cast(Sequence[Future[Any]], handles)
+        while True:
+            seconds = None if self._board is None else POLL_SECONDS
+            done = wait(futures, seconds, return_when=FIRST_COMPLETED).done
+            if self._board is not None and time.monotonic() >= self._polled_at + POLL_SECONDS:
+                self._polled_at = time.monotonic()
+                self._board.poll()
+            if done:
+                return list(done)
+
+    def listen(self, listener: Listener) -> None:
+        """Start the board that carries reports of parts to `listener`; it takes no CPU of the cluster's count."""
+        if self._board is not None:
+            self._board.close()
+        self._board = Board(listener)
+
+    def reporter(self, node: Node, part: str) -> Report:
+        """What a part reports with, on any machine of the cluster."""
+        if self._board is None or self._board.actor is None:
+            return say_nothing
+        return RayReport(self._board.actor, node.key, part)
+
+    def result(self, handle: Hashable) -> Any:
+        """What the function returned. StageFailed if its worker died more often than `max_retries` allows."""
+        future = cast("Future[Any]", handle)
+        self._references.pop(future, None)
+        try:
+            return future.result()
+        except ray.exceptions.RayTaskError as error:
+            raise StageFailed(f"the part could not be run or sent: {error}") from error
+        except ray.exceptions.RayError as error:
+            raise StageFailed(
+                f"its worker died ({type(error).__name__}: {str(error).strip()}). Often the machine ran out of memory: "
+                "give the node more memory_bytes, or run fewer parts at a time"
+            ) from error
+
+    def close(self) -> None:
+        """Stop waiting for parts, and stop Ray if it was started here."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for reference in self._references.values():
+            ray.cancel(reference, force=True)
+        self._references.clear()
+        if self._board is not None:
+            self._board.close()
+        if self._started:
+            ray.shutdown()
+
+    def __enter__(self) -> "RayRunner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_room(self, node: Node) -> None:
+        """A cluster may still grow; a local Ray never does, and a part it has no room for would wait for ever."""
+        if not self._is_local:
+            return
+        runtime = node.runtime
+        resources: dict[str, float] = cast(Any, ray).cluster_resources()
+        wanted = {"CPU": runtime.num_cpus, "GPU": runtime.num_gpus, "memory": float(runtime.memory_bytes)}
+        for name, amount in wanted.items():
+            if amount > resources.get(name, 0.0):
+                raise ConfigError(
+                    f"{node.key} asks for {amount:g} {name}, but the local Ray has {resources.get(name, 0.0):g}. "
+                    "Lower it in the node's runtime, or submit the job to a cluster"
+                )
+
+
+def local_worker_env(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment of the workers of a Ray started here: they find the project through PYTHONPATH, installed or not."""
+    root = str(Path(pipelines.__file__).resolve().parent.parent)
+    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**WORKER_ENV, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _start(address: str | None, num_cpus: int | None, dashboard: bool) -> bool:
+    """Connect to the cluster if there is one, else start a local Ray; True if it is local."""
+    address = address or os.environ.get("RAY_ADDRESS")  # Ray sets it inside a submitted job
+    if address:
+        ray.init(address=address, log_to_driver=True)
+        log.info("event=ray_connected address=%s", address)
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                runtime_env={"env_vars": local_worker_env(os.environ)},
+                log_to_driver=True,
+            )
+            break
+        except Exception as error:  # Ray raises nothing more special; it gives itself 30 s, too few on a busy machine
+            if "timed out" not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            log.warning("event=ray_start_retried attempt=%d error=%s", attempt, error)
+            ray.shutdown()
+    log.info("event=ray_started num_cpus=%s dashboard=%s", num_cpus, dashboard)
+    return True
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)

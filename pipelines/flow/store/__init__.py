@@ -1,0 +1,1 @@
+"""Where artifacts lie and what makes them trustworthy: records, blobs, commits, leases, upstream files."""

@@ -1,0 +1,164 @@
+"""One driver at a time works on a plan. The lease saves double work; it is not what keeps the store right.
+
+Commits are content-addressed and atomic, so even two drivers that both believe to hold the lease cannot damage
+anything. That is why a simple rule will do:
+
+* `leases/<name>/<token>.json`, token counting up: who creates the next number (create-if-absent) holds the lease.
+  Taking over therefore has one winner, and a holder that was away too long sees a higher number and stops (fencing).
+* A holder renews its file. A lease is expired when the *store's own clock* says the file was not renewed for `ttl`
+  seconds: both times compared are modification times given by the store, never a host's wall clock.
+* A holder whose process is visibly dead (same host, boot and process namespace) loses the lease at once, so that the
+  same command right after `kill -9` goes on.
+"""
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Literal
+
+from pipelines.flow.store.artifact import Record, seal, unseal
+from pipelines.flow.store.identity import Identity, this_process
+from pipelines.flow.store.store import Store
+from x2vlm.errors import CorruptArtifact, PlanBusy, StageFailed
+
+log = logging.getLogger(__name__)
+
+TTL_SECONDS = 60.0
+ATTEMPTS = 5
+
+
+class LeaseRecord(Record):
+    """Who holds a lease. `expires` (the holder's clock) is for people; nothing is decided by it."""
+
+    format: Literal[1] = 1
+    name: str
+    token: int
+    owner: str
+    host: str
+    pid: int
+    expires: float
+    released: bool = False
+
+
+class Lease:
+    """A held lease, renewed by a thread until it is released. Use as a context manager."""
+
+    def __init__(self, store: Store, name: str, token: int, ttl_seconds: float) -> None:
+        self.store, self.name, self.token, self.ttl_seconds = store, name, token, ttl_seconds
+        self._me = this_process()
+        self._stop = threading.Event()
+        self._lost = ""
+        self._thread = threading.Thread(target=self._renew_until_stopped, name=f"lease-{name}", daemon=True)
+
+    def record(self, released: bool = False) -> LeaseRecord:
+        """The lease as it is stored now."""
+        return LeaseRecord(
+            name=self.name,
+            token=self.token,
+            owner=self._me.token,
+            host=self._me.host,
+            pid=self._me.pid,
+            expires=time.time() + self.ttl_seconds,
+            released=released,
+        )
+
+    def check(self) -> None:
+        """PlanBusy if another driver has taken over."""
+        if self._lost:
+            raise PlanBusy(self._lost)
+
+    def renew(self) -> None:
+        """Show that we are alive, and notice if somebody took over."""
+        newest = latest_token(self.store, self.name)
+        if newest > self.token:
+            self._lost = (
+                f"plan {self.name}: another driver took over (token {newest} after our {self.token}), because this one "
+                f"did not answer for {self.ttl_seconds:.0f} s. What it committed stays; rerun once the other is done"
+            )
+            log.warning("event=lease_lost name=%s ours=%d newest=%d", self.name, self.token, newest)
+            return
+        self.store.blobs.write(_path(self.name, self.token), seal(self.record())[0])
+
+    def release(self) -> None:
+        """Let go. The file stays, marked, so that tokens keep counting up."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if not self._lost and latest_token(self.store, self.name) == self.token:
+            self.store.blobs.write(_path(self.name, self.token), seal(self.record(released=True))[0])
+
+    def __enter__(self) -> "Lease":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.release()
+        except OSError as failure:  # the disk may be what ended the run; the lease runs out by itself
+            log.warning("event=lease_not_released name=%s error=%s", self.name, failure)
+
+    def _renew_until_stopped(self) -> None:
+        while not self._stop.wait(self.ttl_seconds / 3) and not self._lost:
+            try:
+                self.renew()
+            except OSError as error:  # may pass; if it does not, others see the lease expire
+                log.warning("event=lease_not_renewed name=%s error=%s", self.name, error)
+
+
+def acquire(store: Store, name: str, ttl_seconds: float = TTL_SECONDS) -> Lease:
+    """The lease called `name`; PlanBusy, naming the holder, if a live driver has it."""
+    for _ in range(ATTEMPTS):
+        token = latest_token(store, name)
+        if token and (holder := _holder(store, name, token, ttl_seconds)) is not None:
+            raise PlanBusy(holder)
+        lease = Lease(store, name, token + 1, ttl_seconds)
+        if store.blobs.create(_path(name, token + 1), seal(lease.record())[0]):
+            for old in _tokens(store, name):
+                if old <= token:
+                    store.blobs.delete(_path(name, old))
+            return lease
+    raise StageFailed(f"plan {name}: its lease kept changing hands; see who is running it, then rerun the command")
+
+
+def latest_token(store: Store, name: str) -> int:
+    """The highest token ever given out under this name, 0 if none."""
+    return max(_tokens(store, name), default=0)
+
+
+def _holder(store: Store, name: str, token: int, ttl_seconds: float) -> str | None:
+    """Who holds the lease, in words with a remedy; None if it may be taken."""
+    path = _path(name, token)
+    data = store.blobs.read(path)
+    if data is None:
+        return None
+    try:
+        record, _ = unseal(LeaseRecord, data, store.uri_of(path))
+    except CorruptArtifact:
+        record = None
+    if record is not None and record.released:
+        return None
+    owner = Identity.from_token(record.owner) if record is not None else None
+    if owner is not None and owner.is_alive() is False:
+        log.warning("event=lease_taken_from_dead_driver name=%s pid=%d", name, owner.pid)
+        return None
+    age = store.blobs.age_seconds(path)
+    if age > ttl_seconds:
+        log.warning("event=lease_expired name=%s age=%.0f ttl=%.0f", name, age, ttl_seconds)
+        return None
+    who = f"process {record.pid} on {record.host}" if record is not None else "an unreadable lease"
+    return (
+        f"plan {name} is being run by {who} (last sign of life {age:.0f} s ago). Wait for it or stop it; if it died, "
+        f"the plan is free after {ttl_seconds:.0f} s of silence"
+    )
+
+
+def _tokens(store: Store, name: str) -> list[int]:
+    stems = [path.rsplit("/", 1)[-1].removesuffix(".json") for path in store.blobs.find(f"leases/{name}")]
+    return [int(stem) for stem in stems if stem.isdigit()]
+
+
+def _path(name: str, token: int) -> str:
+    return f"leases/{name}/{token:010d}.json"

@@ -1,0 +1,129 @@
+"""How parts open their inputs: verified against the recorded sha256 before the first use, fetched if remote."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import fsspec
+
+from pipelines.flow.fingerprint import CHUNK_BYTES, sha256_of_file
+from pipelines.flow.stage import InputFile
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.store import Store
+from x2vlm.errors import CorruptArtifact, SourceUnavailable
+
+# Files this process has already checked: (path, size, mtime, expected sha256). Media packs are opened by many parts.
+_verified: set[tuple[str, int, int, str]] = set()
+
+
+class StoreReader:
+    """Opens input files of one part. Remote files come through a cache shared by all processes of this machine.
+
+    `links` is a folder of this attempt: what is handed out is a hard link there, so that the cache may drop a file
+    at any time without pulling it from under its reader.
+    """
+
+    def __init__(self, store: Store, links: Path, part: str = "", cache: Path | None = None) -> None:
+        self.store, self.links, self.part = store, links, part
+        self.cache = cache or Path(tempfile.gettempdir()) / f"x2vlm-cache-{os.getuid()}"
+
+    def open(self, file: InputFile) -> BinaryIO:
+        """A stream of the file's verified bytes."""
+        return self.local_path(file).open("rb")
+
+    def local_path(self, file: InputFile) -> Path:
+        """A local file with the verified bytes. Errors: CorruptArtifact (names file, part, both digests),
+        SourceUnavailable (gone or unreadable)."""
+        local = local_path_of(file.uri)
+        if local is None:
+            return self._fetched(file)
+        try:
+            stat = local.stat()
+            key = (str(local), stat.st_size, stat.st_mtime_ns, file.sha256)
+            if key not in _verified:
+                found, size = sha256_of_file(local)
+                if found != file.sha256:
+                    raise self._corrupt(file, found, size)
+                _verified.add(key)
+        except OSError as error:
+            raise self._missing(file, error) from error
+        return local
+
+    def _fetched(self, file: InputFile) -> Path:
+        link = self.links / file.sha256 / Path(file.path).name
+        if link.exists():
+            return link
+        link.parent.mkdir(parents=True, exist_ok=True)
+        cached = self.cache / file.sha256[:2] / file.sha256
+        if not self._linked(file, cached, link):
+            self._download(file, link)
+            self._keep(link, cached, file.bytes)
+        return link
+
+    def _linked(self, file: InputFile, cached: Path, link: Path) -> bool:
+        """Whether the cache had the right bytes; then they are at `link`."""
+        try:
+            os.link(cached, link)
+        except OSError:  # not there, or on another file system
+            return False
+        if link.stat().st_size == file.bytes and sha256_of_file(link)[0] == file.sha256:
+            os.utime(link)  # also the cache's time of last use: it is the same file
+            return True
+        link.unlink()
+        return False
+
+    def _download(self, file: InputFile, target: Path) -> None:
+        temporary = target.with_name(f".{uuid.uuid4().hex}")
+        digest, size = hashlib.sha256(), 0
+        try:
+            with self._remote(file.uri) as source, temporary.open("xb") as sink:
+                while chunk := source.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    sink.write(chunk)
+                    size += len(chunk)
+        except FileNotFoundError as error:
+            raise self._missing(file, error) from error
+        if digest.hexdigest() != file.sha256:
+            raise self._corrupt(file, digest.hexdigest(), size)
+        os.replace(temporary, target)
+
+    def _remote(self, uri: str) -> BinaryIO:
+        if uri.startswith(f"{self.store.uri}/"):
+            return cast(BinaryIO, self.store.blobs.fs.open(uri, "rb"))
+        return cast(BinaryIO, fsspec.open(uri, "rb").open())
+
+    def _keep(self, fetched: Path, cached: Path, size: int) -> None:
+        """Link a fetched file into the cache and drop the files longest unused while the cache is too large."""
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary = cached.with_name(f".{uuid.uuid4().hex}")
+            os.link(fetched, temporary)
+            os.replace(temporary, cached)
+            entries = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.cache.glob("??/*") if p != cached)
+            limit = shutil.disk_usage(self.cache).free // 2  # leave as much room as the cache takes
+            total = size + sum(bytes_ for _, bytes_, _ in entries)
+            for _, bytes_, path in entries:
+                if total <= limit:
+                    break
+                path.unlink(missing_ok=True)
+                total -= bytes_
+        except OSError:
+            # The cache only saves time: another file system, or a neighbour cleaning up at the same moment.
+            return
+
+    def _corrupt(self, file: InputFile, found: str, size: int) -> CorruptArtifact:
+        return CorruptArtifact(
+            f"{file.uri}: read as {file.path} by part {self.part or '?'}: sha256 is {found} ({size} bytes), recorded "
+            f"was {file.sha256} ({file.bytes} bytes). Rerun the node that wrote it with --force to make it again "
+            "from its inputs, or restore the file"
+        )
+
+    def _missing(self, file: InputFile, error: OSError) -> SourceUnavailable:
+        return SourceUnavailable(
+            f"{file.uri}: read as {file.path} by part {self.part or '?'}: {error.strerror or error}. Restore the "
+            "file, or rerun the same command: the plan notices parts that are gone and makes them again"
+        )

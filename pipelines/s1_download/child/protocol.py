@@ -1,0 +1,141 @@
+"""What the parent and the child of a download say to each other: one job file, one journal of lines."""
+
+import json
+import os
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.s1_download.config import DownloadConfig
+from pipelines.s1_download.http.guard import Policy
+from x2vlm.samples import Media
+
+JOB_NAME, JOURNAL_NAME, PAYLOADS_NAME = "job.json", "journal.jsonl", "payloads"
+OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose own Python ran out of memory: a death like one by signal
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to fetch: an image, or a clip of a video. `url` is what goes over the wire."""
+
+    id: int
+    kind: str
+    url: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    hashes: tuple[str, ...] = ()  # algorithms in which its rows publish what the bytes should be
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where the bytes to keep of an item lie: so many from `offset` on in a file of payloads."""
+
+    path: str
+    offset: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an item. `status` is "kept", and then there are media and stored bytes, or a rule."""
+
+    id: int
+    status: str
+    reason: str = ""
+    final_url: str = ""
+    http_status: int = 0
+    content_type: str = ""
+    opt_out: str = ""
+    robots: str = ""
+    fetched_at: str = ""
+    bytes: int = 0
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the bytes as fetched: algorithm -> hex
+    media: Media | None = None
+    stored: Stored | None = None
+
+
+def write_job(folder: Path, config: DownloadConfig, policy: Policy, items: Sequence[Item]) -> None:
+    """Lay down in `folder` what a child will do there."""
+    # A dump leaves out what is excluded from fingerprints, but the child needs it.
+    values = {name: getattr(config, name) for name, field in DownloadConfig.model_fields.items() if field.exclude}
+    values |= config.model_dump(mode="json")
+    job = {"config": values, "policy": asdict(policy), "items": [vars(item) for item in items]}
+    (folder / JOB_NAME).write_text(json.dumps(job), encoding="utf-8")
+
+
+def read_job(folder: Path) -> tuple[DownloadConfig, Policy, list[Item]]:
+    """What `write_job` laid down."""
+    job = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
+    policy = Policy(
+        tuple(job["policy"]["allowed_networks"]),
+        tuple(job["policy"]["allowed_ports"]),
+        tuple((address, port) for address, port in job["policy"]["allowed_endpoints"]),
+    )
+    return DownloadConfig.model_validate(job["config"]), policy, [_item(values) for values in job["items"]]
+
+
+def _item(values: Mapping[str, Any]) -> Item:
+    return Item(**{**values, "hashes": tuple(values["hashes"])})
+
+
+class Journal:
+    """Lines that survive the death of the process that writes them: each is one write to a file opened for append."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def started(self, item_ids: Collection[int]) -> None:
+        """Say that work on these items begins, so that a death can be traced to them."""
+        self._write(f'{{"started": {list(item_ids)}}}')  # Python writes numbers as JSON does
+
+    def finished(self, result: Result) -> None:
+        """Say what became of an item."""
+        # asdict() would copy all that is in it: 30 us a line, and as much again for its media.
+        parts = {name: value and vars(value) for name, value in (("media", result.media), ("stored", result.stored))}
+        self._write(json.dumps({"finished": {**vars(result), **parts}}))
+
+    def _write(self, line: str) -> None:
+        os.write(self._descriptor, line.encode() + b"\n")
+
+
+class PayloadFile:
+    """Bytes to keep, one behind the other in one file and each once. Safe to share between threads.
+
+    What a killed process had half written is named by no result.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._stream = path.open("ab", buffering=0)
+        self._by_sha256: dict[str, Stored] = {}
+        self._lock = threading.Lock()
+
+    def store(self, payload: bytes, sha256: str) -> Stored:
+        """Where `payload`, whose hash is `sha256`, lies from now on."""
+        with self._lock:
+            if sha256 not in self._by_sha256:
+                offset, left = self._stream.tell(), memoryview(payload)
+                while left:
+                    left = left[self._stream.write(left) :]
+                self._by_sha256[sha256] = Stored(self._path, offset, len(payload), sha256)
+            return self._by_sha256[sha256]
+
+
+def read_journal(path: Path) -> tuple[dict[int, Result], set[int]]:
+    """Results by item id, and the items that were begun and not finished. A torn last line is not a line."""
+    results: dict[int, Result] = {}
+    started: set[int] = set()
+    if not path.exists():
+        return results, started
+    for line in path.read_bytes().decode("ascii").split("\n")[:-1]:
+        event = json.loads(line)
+        if "started" in event:
+            started.update(event["started"])
+        else:
+            values = event["finished"]
+            media, stored = values.pop("media"), values.pop("stored")
+            results[values["id"]] = Result(**values, media=media and Media(**media), stored=stored and Stored(**stored))
+    return results, started - set(results)

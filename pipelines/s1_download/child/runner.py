@@ -1,0 +1,149 @@
+"""Running download jobs in child processes, so that no URL can take more than itself down."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.s1_download.child.protocol import (
+    JOURNAL_NAME,
+    OUT_OF_MEMORY_STATUS,
+    Item,
+    Result,
+    read_journal,
+    write_job,
+)
+from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.http.guard import Policy
+from x2vlm.errors import StageFailed
+
+# A child handles hostile bytes: it sees no credentials, no proxies and no netrc of ours.
+PASSED_ON = (
+    *("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    # Imports are compiled once per machine, not by every child: for img2dataset 1.3 CPU seconds instead of 2.9.
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+)
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "4",  # else up to 8 a core, of 64 MB of address space each: more than the headroom
+}
+LOOK_SECONDS = 1.0  # between looks at a running child's journal
+Watch = Callable[[Path], None]  # is told now and then where the journal of the running child is
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The children of one part: where they work, until when they may, and what has become known."""
+
+    folder: Path
+    config: DownloadConfig
+    policy: Policy
+    deadline: float  # of time.monotonic()
+    watch: Watch
+    num_children: int = 0
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+def look_away(journal: Path) -> None:
+    """Watches nothing."""
+
+
+def fetch_items(
+    items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy, watch: Watch = look_away
+) -> dict[int, Result]:
+    """A result for every item, whatever happens to the children that fetch them; payloads are in files in `folder`.
+
+    If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
+    was working on are divided until each runs alone; one that kills its child even then becomes `worker_died`. What is
+    left when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
+    """
+    run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds, watch)
+    _fetch(run, list(items), retries=1)
+    return run.results
+
+
+def _fetch(run: Run, items: list[Item], retries: int) -> None:
+    if not items:
+        return
+    if time.monotonic() >= run.deadline:
+        _give_up(run, items, "part_deadline_exceeded", f"the part took {run.config.part_deadline_seconds:g} seconds")
+        return
+    in_flight, how_it_ended = _run_child(run, items)
+    left = [item for item in items if item.id not in run.results]
+    if not left:
+        return
+    logger.warning("download_child=%s items_left=%d in_flight=%d", how_it_ended or "late", len(left), len(in_flight))
+    if how_it_ended is None:
+        _fetch(run, left, retries)  # only the deadline ends a child without a death: give up in there
+    elif retries or (len(left) < len(items) and not in_flight):
+        _fetch(run, left, max(0, retries - 1))
+    elif not in_flight:
+        raise StageFailed(f"download processes end by {how_it_ended} before they begin; is there enough memory?")
+    elif len(items) == 1:
+        _give_up(run, items, "worker_died", f"the process that fetched and decoded it ended by {how_it_ended}")
+    else:
+        suspects = [item for item in left if item.id in in_flight]
+        _fetch(run, [item for item in left if item.id not in in_flight], retries=1)
+        for group in (suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]):
+            _fetch(run, group, retries=0)
+
+
+def _give_up(run: Run, items: Sequence[Item], rule: str, reason: str) -> None:
+    for item in items:
+        run.results[item.id] = Result(item.id, rule, reason)
+
+
+def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
+    """Run one child; the items it was working on when it ended, and how it died (None: it did not)."""
+    folder = run.folder / f"child-{run.num_children}"
+    run.num_children += 1
+    folder.mkdir()
+    write_job(folder, run.config, run.policy, items)
+    command = [sys.executable, "-m", "pipelines.s1_download.child.worker", str(folder)]
+    environment = child_environment()
+    with (folder / "output").open("wb") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder,
+        )
+        try:
+            status = _wait(child, run, folder / JOURNAL_NAME)
+        finally:
+            child.kill()
+            child.wait()
+    results, in_flight = read_journal(folder / JOURNAL_NAME)
+    run.results |= results
+    if status is None or status == 0:
+        return in_flight, None
+    if status < 0 or status == OUT_OF_MEMORY_STATUS:
+        return in_flight, "out of memory" if status > 0 else signal.Signals(-status).name
+    tail = (folder / "output").read_text(errors="replace")[-3000:]
+    raise StageFailed(f"the download process ended with status {status}; its last words:\n{tail}")
+
+
+def _wait(child: subprocess.Popen[bytes], run: Run, journal: Path) -> int | None:
+    """The child's exit status, None if the part's deadline comes first; whoever watches looks once in a while."""
+    while (left := run.deadline - time.monotonic()) > 0:
+        try:
+            return child.wait(timeout=min(LOOK_SECONDS, left))
+        except subprocess.TimeoutExpired:
+            run.watch(journal)
+    return child.poll()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child: what it needs to run, and what keeps the libraries in it from calling home."""
+    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    return {**passed_on, **QUIET, "PYTHONPATH": str(PROJECT_ROOT)}

@@ -1,0 +1,219 @@
+"""The body of a response: framed strictly, unpacked step by step, and never more of it in memory than there is room.
+
+`head.py` reads what comes before it. http.client takes a chunk of size -1 for "all there is" and a negative
+Content-Length for none; here what is not framed as RFC 9112 says is refused by name.
+"""
+
+import mmap
+import re
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from pipelines.s1_download.http.guard import Refusal
+from pipelines.s1_download.http.head import Response
+
+CHUNK_BYTES = 64 << 10
+UNPACK_BYTES = 256 << 10  # at most so much comes out of a packed body before it is judged again
+RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
+ROOM_FREE_BYTES = 256 << 10  # a body below this needs no room, as most pictures of the web
+CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
+MAX_CHUNK_LINE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    """Caps of one body, on the wire and unpacked alike."""
+
+    max_bytes: int
+    max_ratio: float
+    cuts_long_bodies: bool = False  # what lies behind max_bytes is left unread, instead of refusing the whole
+
+
+class Room:
+    """Memory for the bodies of one process that grow large: `num_bytes` together, or a single one that needs more."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes, self._used = num_bytes, 0
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    def take(self, num_bytes: int, remaining: Callable[[], float]) -> None:
+        """Return when `num_bytes` may be used, first come first served; raises what `remaining` does once it is 0."""
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            try:
+                while self._queue[0] is not ticket or (self._used and self._used + num_bytes > self._num_bytes):
+                    self._changed.wait(remaining())
+                self._used += num_bytes
+            finally:
+                self._queue.remove(ticket)
+                self._changed.notify_all()
+
+    def give_back(self, num_bytes: int) -> None:
+        """The end of what `take` began."""
+        with self._changed:
+            self._used -= num_bytes
+            self._changed.notify_all()
+
+
+def read_body(response: Response, limits: BodyLimits, take_room: Callable[[int], None]) -> bytes:
+    """The whole body, unpacked; `take_room` is called, once at most, before it becomes large.
+
+    Refusal with rule body_too_large, compression_ratio, truncated_body, encoding_unsupported, bad_response (framed or
+    packed wrongly) or empty_body.
+    """
+    announced = announced_length(response)
+    if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
+        raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding in ("", "identity") and announced and announced <= min(limits.max_bytes, ROOM_FREE_BYTES):
+        body = response.fp.read(announced)  # what follows does the same in pieces, for 8 us more
+        if len(body) < announced:
+            raise _broken_off(len(body), announced, "bytes")
+        response.is_spent = True
+        return body
+    pieces = _capped(_wire(response, announced), limits)
+    if encoding not in ("", "identity"):
+        pieces = _unpacked(pieces, encoding, limits)
+    most = limits.max_bytes if announced is None or encoding else min(announced, limits.max_bytes)
+    small: list[bytes] = []
+    large: mmap.mmap | None = None
+    size = 0
+    try:
+        for piece in pieces:
+            if limits.cuts_long_bodies:
+                piece = piece[: limits.max_bytes - size]
+            start, size = size, size + len(piece)
+            if size > limits.max_bytes:
+                raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
+            if large is None and size > ROOM_FREE_BYTES:
+                take_room(most)
+                large = _moved(small, most)
+            if large is None:
+                small.append(piece)
+            else:
+                large[start:size] = piece
+            if limits.cuts_long_bodies and size == limits.max_bytes:
+                break
+        if not size:
+            raise Refusal("empty_body", "0 bytes", response.status)
+        return b"".join(small) if large is None else large[:size]
+    finally:
+        if large is not None:
+            large.close()
+
+
+def _moved(small: list[bytes], num_bytes: int) -> mmap.mmap:
+    """Memory for `num_bytes` that begins with what is in `small`, which is emptied.
+
+    It takes what is written to it and goes back to the system at once. Neither is true of a bytearray that grows, nor
+    of a list of pieces: what a thread's arena has had to hold it keeps, 32 MiB in each of four.
+    """
+    large = mmap.mmap(-1, num_bytes)
+    large.write(b"".join(small))
+    small.clear()
+    return large
+
+
+def announced_length(response: Response) -> int | None:
+    """How long the head says the body is; None if it comes in chunks or ends with the connection (RFC 9112 6.3).
+
+    Refusal encoding_unsupported for another transfer coding than chunked, bad_response for lengths that are none or
+    differ. Chunks overrule a length, as the RFC has it.
+    """
+    if response.status in (204, 304):
+        return 0
+    codings = [text.strip().lower() for text in response.headers.get_all("Transfer-Encoding", [])]
+    if codings:
+        if codings != ["chunked"]:
+            raise Refusal("encoding_unsupported", f"transfer coding {', '.join(codings)}"[:100])
+        return None
+    lengths = {text.strip() for line in response.headers.get_all("Content-Length", []) for text in line.split(",")}
+    if not lengths:
+        return None
+    length = lengths.pop()
+    if lengths or not length.isascii() or not length.isdigit():
+        raise Refusal("bad_response", f"Content-Length {', '.join([length, *lengths])}"[:100])
+    return int(length[:30])  # more digits than any body has bytes, and int() would refuse 4,301
+
+
+def _wire(response: Response, announced: int | None) -> Iterator[bytes]:
+    """The body as it comes over the wire, in pieces; Refusal truncated_body if it breaks off."""
+    if response.headers.get("Transfer-Encoding"):
+        yield from _chunks(response)
+    elif announced is None:
+        while piece := response.fp.read(CHUNK_BYTES):
+            yield piece
+    else:
+        yield from _exactly(response, announced, "bytes")
+        response.is_spent = True
+
+
+def _chunks(response: Response) -> Iterator[bytes]:
+    while True:
+        line = response.fp.readline(MAX_CHUNK_LINE_BYTES)
+        if not line.endswith(b"\n") and len(line) < MAX_CHUNK_LINE_BYTES:
+            raise Refusal("truncated_body", "no last chunk came")
+        match = CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise Refusal("bad_response", f"chunk size {line[:40]!r}")
+        if (size := int(match[1], 16)) == 0:
+            return  # trailers say nothing that counts, and the connection ends here
+        yield from _exactly(response, size, "bytes of a chunk")
+        if (end := response.fp.readline(3)) not in (b"\r\n", b"\n"):
+            raise Refusal("truncated_body" if b"\r\n".startswith(end) else "bad_response", f"a chunk ends with {end!r}")
+
+
+def _exactly(response: Response, size: int, unit: str) -> Iterator[bytes]:
+    left = size
+    while left:
+        if not (piece := response.fp.read(min(left, CHUNK_BYTES))):
+            raise _broken_off(size - left, size, unit)
+        left -= len(piece)
+        yield piece
+
+
+def _broken_off(num_came: int, size: int, unit: str) -> Refusal:
+    return Refusal("truncated_body", f"{num_came} of {size} {unit} came")
+
+
+def _capped(pieces: Iterator[bytes], limits: BodyLimits) -> Iterator[bytes]:
+    num_bytes = 0
+    for piece in pieces:
+        num_bytes += len(piece)
+        yield piece
+        if num_bytes > limits.max_bytes:
+            if limits.cuts_long_bodies:
+                return
+            raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes on the wire")
+
+
+def _unpacked(pieces: Iterator[bytes], encoding: str, limits: BodyLimits) -> Iterator[bytes]:
+    """What gzip or deflate hold; the end of the packed stream ends the body, whatever follows it."""
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise Refusal("encoding_unsupported", encoding[:100])
+    inflate = zlib.decompressobj(zlib.MAX_WBITS | 16 if "gzip" in encoding else zlib.MAX_WBITS)
+    num_packed = num_unpacked = 0
+    for packed in pieces:
+        num_packed += len(packed)
+        while True:
+            try:
+                data = inflate.decompress(packed, UNPACK_BYTES)
+            except zlib.error as error:
+                raise Refusal("bad_response", f"{encoding}: {error}") from None
+            packed = inflate.unconsumed_tail
+            num_unpacked += len(data)
+            if num_unpacked > RATIO_FREE_BYTES and num_unpacked > limits.max_ratio * num_packed:
+                raise Refusal("compression_ratio", f"{num_packed} bytes unpack to {num_unpacked} or more")
+            if data:
+                yield data
+            if inflate.eof:
+                return
+            if not packed and len(data) < UNPACK_BYTES:
+                break
+    if not limits.cuts_long_bodies:
+        raise Refusal("truncated_body", "the packed body breaks off")

@@ -1,0 +1,142 @@
+"""The head of a response: status line and header lines, with no more work than they are worth.
+
+http.client hands header lines to the mail parser, which costs a third of the CPU of fetching a photo and takes the
+first line that is no header for the end of them: what follows, an opt-out for example, it never sees. Here only that
+line is passed over.
+"""
+
+import re
+from typing import Protocol
+
+from pipelines.s1_download.http.guard import Refusal
+
+MAX_LINE_BYTES = 64 << 10
+MAX_HEADERS = 100
+COLON = 0x3A
+MAX_INTERIM_HEADS = 10  # 100 Continue
+STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]+)[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
+# Any byte may stand in a value: who reads it decides, and an opt-out that cannot be read counts as one.
+HEADER_LINE = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[ \t]*(.*?)[ \t]*\r?\n", re.DOTALL)
+FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # goes on with the line before it (RFC 9112 5.2)
+
+
+class Headers:
+    """Header values by name, whose case does not count; what `email.message.Message` is asked for, and no more."""
+
+    def __init__(self, lines: list[tuple[str, str]] | None = None) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in lines or []:
+            self._values.setdefault(name.lower(), []).append(value)
+
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._values
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of `name`."""
+        values = self._values.get(name.lower())
+        return values[0] if values else default
+
+    def get_all(self, name: str, default: list[str] | None = None) -> list[str]:
+        """All values of `name`, in order."""
+        return self._values.get(name.lower(), default or [])
+
+    def content_type(self) -> str:
+        """Content-Type without parameters, in lower case; text/plain for one that is none, "" where there is none."""
+        if "content-type" not in self._values:
+            return ""
+        kind = self.get("content-type").partition(";")[0].strip().lower()
+        return kind if kind.count("/") == 1 else "text/plain"
+
+
+class Stream(Protocol):
+    """What a response is read from."""
+
+    def read(self, num_bytes: int, /) -> bytes: ...
+
+    def readline(self, limit: int, /) -> bytes: ...
+
+
+class Response:
+    """A head, and the stream from which the body is still to be read.
+
+    `is_plain` says that it is of HTTP/1.1, came without interim heads and has no line that others might read otherwise.
+    `is_spent` becomes true when exactly as many bytes were read as Content-Length says.
+    """
+
+    def __init__(self, fp: Stream, status: int, reason: str, headers: Headers, is_plain: bool = False) -> None:
+        self.fp, self.status, self.reason, self.headers, self.is_plain = fp, status, reason, headers, is_plain
+        self.is_spent = False
+
+
+def read_head(stream: Stream) -> Response:
+    """The head of the final response; 100 Continue is skipped.
+
+    Refusal with rule connection_reset if nothing comes or the head breaks off, bad_response for another protocol, more
+    than 100 headers or a line of more than 64 KiB.
+    """
+    for num_interim in range(MAX_INTERIM_HEADS + 1):
+        line = _line(stream)
+        match = STATUS_LINE.fullmatch(line)
+        if match is None:
+            raise _breaks_off() if b"HTTP/".startswith(line[:5]) and line[-1:] != b"\n" else _no_status_line(line)
+        status, reason = int(match[2]), (match[3] or b"").decode("latin-1").strip()
+        headers, is_plain = _headers(stream)
+        if status != 100:
+            is_plain = is_plain and match[1] == b"1" and line[-2:] == b"\r\n" and not num_interim
+            return Response(stream, status, reason, headers, is_plain)
+    raise Refusal("bad_response", f"more than {MAX_INTERIM_HEADS} interim responses")
+
+
+def may_stay_open(response: Response) -> bool:
+    """Whether its connection can take another request, once the body was read (RFC 9112 9.3), and its end is certain.
+
+    Stricter than the RFC: whatever two readers could disagree about ends the connection. What an answer left behind
+    would be taken for the next one.
+    """
+    headers = response.headers
+    lengths = headers.get_all("Content-Length", [])
+    is_framed = len(lengths) == 1 and lengths[0].isdigit() and "Transfer-Encoding" not in headers
+    if not (response.is_plain and response.is_spent and is_framed):
+        return False
+    return not any("close" in value.lower() for value in headers.get_all("Connection", []))
+
+
+def _headers(stream: Stream) -> tuple[Headers, bool]:
+    """The header lines, and whether none of them is odd."""
+    is_plain = True
+    lines: list[tuple[str, str]] = []
+    can_go_on = False  # whether a folded line has a header before it
+    while (line := _line(stream)) not in (b"\r\n", b"\n"):
+        is_plain = is_plain and line.find(b"\r") == len(line) - 2  # elsewhere some take it for the end of a line
+        if not line.endswith(b"\n"):
+            raise _breaks_off()
+        if match := HEADER_LINE.fullmatch(line):
+            if len(lines) == MAX_HEADERS:
+                raise Refusal("bad_response", f"more than {MAX_HEADERS} headers")
+            lines.append((match[1].decode("ascii"), match[2].decode("latin-1")))
+            can_go_on = True
+            is_plain = is_plain and line[match.end(1)] == COLON
+            continue
+        is_plain = False
+        if not (match := FOLDED_LINE.fullmatch(line)):
+            can_go_on = False
+        elif can_go_on:
+            name, value = lines[-1]
+            lines[-1] = name, f"{value} {match[1].decode('latin-1')}"
+    return Headers(lines), is_plain and line == b"\r\n"
+
+
+def _line(stream: Stream) -> bytes:
+    """The next line; without its end only where the stream has ended."""
+    line = stream.readline(MAX_LINE_BYTES + 1)
+    if len(line) > MAX_LINE_BYTES:
+        raise Refusal("bad_response", f"a line of more than {MAX_LINE_BYTES} bytes in the head")
+    return line
+
+
+def _breaks_off() -> Refusal:
+    return Refusal("connection_reset", "no answer, or its head breaks off")
+
+
+def _no_status_line(line: bytes) -> Refusal:
+    return Refusal("bad_response", f"status line {line[:80]!r}")

@@ -1,0 +1,45 @@
+"""What one URL may cost: caps, deadlines, and the clock that holds them."""
+
+import time
+from dataclasses import dataclass
+
+from pipelines.s1_download.http.body import BodyLimits
+from pipelines.s1_download.http.guard import Refusal
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps and deadlines of one URL. Sizes are of the body, on the wire and unpacked alike."""
+
+    max_bytes: int = 32 << 20
+    max_ratio: float = 200.0
+    connect_seconds: float = 5.0
+    total_seconds: float = 20.0
+    min_bytes_per_second: float = 8192.0
+    rate_grace_seconds: float = 5.0  # the rate counts from the first byte on, after this
+    max_redirects: int = 5
+    retries: int = 1  # of what may pass: see hosts.BACK_OFF_SECONDS
+    host_connections: int = 8
+    host_requests_per_second: float = 20.0
+    host_max_failures: int = 10  # in a row without an answer, then the host is given up; 0: never
+
+    @property
+    def body(self) -> BodyLimits:
+        """What holds for the body."""
+        return BodyLimits(self.max_bytes, self.max_ratio)
+
+
+class Clock:
+    """The time one URL has left, and how fast its bytes come."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.connect_seconds = limits.connect_seconds
+        self._limits = limits
+        self._end = time.monotonic() + limits.total_seconds
+
+    def remaining(self) -> float:
+        """Seconds left; Refusal with rule deadline_exceeded if none are."""
+        seconds = self._end - time.monotonic()
+        if seconds <= 0:
+            raise Refusal("deadline_exceeded", f"not done in {self._limits.total_seconds:g} seconds")
+        return seconds

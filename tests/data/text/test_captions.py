@@ -1,0 +1,89 @@
+"""Cleaning, tokens and the left/right test, against what the reference did with odd strings."""
+
+import json
+
+import pytest
+from transformers import BertTokenizerFast
+
+from x2vlm.data.text.captions import mentions_a_side, pre_caption, pre_question
+from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
+from x2vlm.errors import ConfigError, InvalidSample
+
+
+@pytest.fixture(scope="module")
+def case(shared_dir):
+    return json.loads((shared_dir / "golden/data/texts/case.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def vocabulary(shared_dir):
+    return shared_dir / "golden/vocab.txt"
+
+
+def _cleaned(text, max_words):
+    try:
+        return pre_caption(text, max_words)
+    except InvalidSample:
+        return None
+
+
+def test_captions_are_cleaned_like_the_reference_does(case):
+    assert len(case["rows"]) > 50
+    for row in case["rows"]:
+        assert _cleaned(row["text"], row["max_words"]) == row["caption"], row
+
+
+def test_left_and_right_are_found_like_the_reference_does_where_asked(case):
+    for text, expected in case["contains_left_or_right"].items():
+        assert mentions_a_side([text], parity_reference=True) is expected, text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("dog on the left", True), ("Left of it", True), ("left-right", True), ("bright", False), ("leftover", False)],
+)
+def test_left_and_right_are_words_in_any_case(text, expected):
+    assert mentions_a_side(["a cat", text]) is expected
+
+
+def test_tokens_agree_with_the_reference(case, vocabulary):
+    tokenizer = load_tokenizer(vocabulary)
+    for text, expected in case["tokenization"].items():
+        ids = tokenizer.encode(text, 10_000)
+        assert tokenizer.tokens(ids)[1:-1] == expected["raw_tokens"], text
+        assert (ids[0], ids[-1]) == (tokenizer.cls_id, tokenizer.sep_id)
+
+
+def test_ids_agree_with_transformers(case, vocabulary):
+    theirs = BertTokenizerFast(vocab=str(vocabulary), do_lower_case=True)
+    ours = load_tokenizer(vocabulary)
+    for row in case["rows"]:
+        assert ours.encode(row["text"], 12) == theirs(row["text"], truncation=True, max_length=12).input_ids, row
+
+
+def test_a_cut_text_keeps_its_end_mark(vocabulary):
+    tokenizer = load_tokenizer(vocabulary)
+    ids = tokenizer.encode("a man riding a horse", 4)
+    assert len(ids) == 4
+    assert ids[-1] == tokenizer.sep_id
+
+
+def test_a_vocabulary_without_special_tokens_is_refused():
+    with pytest.raises(ConfigError, match=r"\[MASK\] missing"):
+        WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"])
+
+
+def test_a_caption_of_punctuation_is_refused_with_a_rule():
+    with pytest.raises(InvalidSample) as caught:
+        pre_caption("?!", 10)
+    assert caught.value.rule == "empty_caption"
+
+
+def test_questions_are_cleaned_like_the_reference_does(case):
+    for row in case["rows"]:
+        assert pre_question(row["text"], row["max_words"]) == row["question"], row
+
+
+def test_runs_of_blanks_use_up_a_questions_words():
+    assert pre_question("What, is this?", 3) == "what  is"
+    assert pre_question("What is -- this?", 30) == "what is    this"

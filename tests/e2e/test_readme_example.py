@@ -1,0 +1,31 @@
+"""The example in README.md runs as it stands, from the root of a checkout after a run."""
+
+import ast
+import re
+from pathlib import Path
+
+import torch
+
+from tests.support.inference_models import save_folder, small_pretrained
+
+
+def readme_example(root: Path) -> str:
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return example
+
+
+def test_the_example_runs_and_says_what_it_promises(project_root, tmp_path, monkeypatch, capsys):
+    save_folder(small_pretrained("bert", tmp_path / "tokenizer", 3), tmp_path / "runs/store/parts/pretrain/ab/abcd")
+    (tmp_path / "datasets").symlink_to(project_root / "datasets")
+    monkeypatch.chdir(tmp_path)
+    example = readme_example(project_root)
+    assert len([line for line in example.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    features = names["features"]
+    assert isinstance(features, torch.Tensor)
+    assert features.shape == (9, 2)
+    ranked, grounded, captions = capsys.readouterr().out.strip().split("\n")
+    assert "datasets/sample/media/photos/" in ranked
+    assert grounded.count("Box(") == 2
+    assert len(ast.literal_eval(captions)) == 2

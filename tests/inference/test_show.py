@@ -1,0 +1,157 @@
+"""The page of captions and boxes, read back as a browser would."""
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, save_folder, small_pretrained
+from x2vlm import inference
+from x2vlm.inference import Grounded
+from x2vlm.inference.show import Shown, render_page, show
+from x2vlm.inference.visuals import Skipped, Visual
+from x2vlm.samples import Box
+
+HOSTILE = "<script>alert(1)</script>\"' onload='x' & </figure>"
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Tags with attributes and the text of a page; AssertionError for tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    return save_folder(small_pretrained("bert", folder, 3), folder / "small")
+
+
+def test_a_page_shows_captions_boxes_and_what_was_left_out(model_folder, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for source in (PHOTOS[0], CLIPS[2], SAMPLE / "media" / "bad" / "page.jpg"):
+        shutil.copy(source, photos)
+    out = tmp_path / "made" / "page.html"
+    arguments = [str(model_folder), str(photos), str(PHOTOS[1]), "--phrases", "a woman", "the snow", "--out", str(out)]
+    text, code = show(None, [*arguments, "--json"])
+    assert code == 0
+    data = json.loads(text)
+    assert (data["shown"], [item["rule"] for item in data["skipped"]]) == (3, ["not_media"])
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+    page = Page(out.read_text(encoding="utf-8"))
+    words = " ".join(page.text)
+    pretrained = inference.load(model_folder)
+    order = [*sorted([photos / PHOTOS[0].name, photos / CLIPS[2].name]), PHOTOS[1]]
+    for source, written in zip(order, inference.caption(pretrained, order), strict=True):
+        assert written in words
+        assert str(source) in words
+    assert "page.jpg" in words
+    rectangles = [rect for rect in page.all("rect") if rect.get("stroke", "#fff") != "#fff"]
+    expected = [found for photo in PHOTOS[:2] for found in inference.ground(pretrained, photo, ["a woman", "the snow"])]
+    assert len(rectangles) == len(expected) == 4
+    for rect, found in zip(rectangles, expected, strict=True):
+        drawn = tuple(float(rect[key]) for key in ("x", "y", "width", "height"))
+        assert drawn == pytest.approx((found.box.x, found.box.y, found.box.w, found.box.h), abs=0.051)
+    sizes = [Image.open(path).size for path in PHOTOS[:2]]
+    assert [svg["viewbox"] for svg in page.all("svg")] == [f"0 0 {width} {height}" for width, height in sizes]
+    assert len(page.all("img")) == 2 + 3
+    assert f"{100 * expected[0].match_probability:.0f} %" in words
+
+
+def test_a_page_makes_no_request_and_runs_nothing(model_folder, tmp_path):
+    out = tmp_path / "page.html"
+    assert show(None, [str(model_folder), str(PHOTOS[0]), "--phrases", HOSTILE, "--out", str(out)])[1] == 0
+    text = out.read_text(encoding="utf-8")
+    check_harmless(text)
+    policy = [meta["content"] for meta in Page(text).all("meta") if "http-equiv" in meta]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_hostile_texts_are_shown_as_text():
+    picture = Image.new("RGB", (40, 20))
+    found = Grounded(HOSTILE, Box(1, 2, 3, 4), 0.5)
+    shown = [Shown(Visual(HOSTILE, (picture,)), HOSTILE, (found,)), Shown(Visual("c", (picture,) * 3, True), HOSTILE)]
+    text = "".join(render_page(HOSTILE, shown, [Skipped(HOSTILE, HOSTILE, HOSTILE)]))
+    check_harmless(text)
+    page = Page(text)
+    assert "".join(page.text).count(HOSTILE) == 2 + 2 + 1 + 1 + 3  # title, model, captions, name, phrase, left out
+    assert [image["alt"] for image in page.all("img")] == [HOSTILE] * 4
+
+
+def check_harmless(text):
+    page = Page(text)
+    allowed = {
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "div", "figure", "figcaption", "img", "svg",
+        "rect", "text", "table", "tr", "td", "th", "span",
+    }  # fmt: skip
+    assert {tag for tag, _ in page.tags} <= allowed
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("href", "style", "srcset") for name in attributes)
+    assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert not re.search(r"url\(|@import|http", style)
+
+
+def test_pictures_in_the_page_are_small_and_tell_nothing_else(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E] = "SECRET-PLACE"
+    picture = Image.new("RGB", (3000, 1500), (10, 200, 30))
+    picture.save(tmp_path / "photo.jpg", exif=exif, comment=b"SECRET-COMMENT")
+    with Image.open(tmp_path / "photo.jpg") as opened:
+        opened.load()
+        (page,) = [Page("".join(render_page("m", [Shown(Visual("v", (opened,)), "")], [])))]
+        data = base64.b64decode(page.all("img")[0]["src"].partition(",")[2])
+    assert b"SECRET" not in data
+    assert Image.open(BytesIO(data)).size == (960, 480)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nowhere", "PHOTO", "--out", "OUT"], 3, "no such folder"),
+        (["MODEL", "PHOTO", "--phrases", "?!", "--out", "OUT"], 3, "--phrases"),
+        (["MODEL", "PHOTO", "--device", "abacus", "--out", "OUT"], 3, "--device abacus"),
+        (["MODEL", "PHOTO", "--out", "MODEL"], 3, "--out"),
+        (["MODEL", "BAD", "--out", "OUT"], 1, "page.jpg: not_media"),
+        (["MODEL", "PHOTO"], 3, ""),
+        (["--help"], 0, ""),
+    ],
+)
+def test_exit_codes_and_messages(model_folder, tmp_path, arguments, code, message, capsys):
+    names = {"MODEL": str(model_folder), "PHOTO": str(PHOTOS[0]), "OUT": str(tmp_path / "page.html")}
+    names["BAD"] = str(SAMPLE / "media" / "bad" / "page.jpg")
+    text, found = show("help", [names.get(argument, argument) for argument in arguments])
+    assert (found, message in text) == (code, True)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""What a model and a training step cost: FLOPs, bytes, scaling over GPUs. No torch."""

@@ -1,0 +1,226 @@
+"""Which training rows show pictures and videos of downstream tests, and which of them go.
+
+| method | a row leaks if | score |
+|---|---|---|
+| id | it has the identity of a test picture (`identities`), of a video with overlapping time | share of the test clip |
+| sha256, pixels | bytes or pixels are those of a test picture | 1 |
+| phash | hashes within `radius` bits and thumbnails alike | share of equal bits |
+| phash | of a clip: half of the test clip's frames have a near one in it | share of those frames |
+| phash_mirrored, phash_cropped | as phash, with the test picture mirrored or cropped by 5 % (`variants`) | equal bits |
+| embedding | cosine of at least `min_cosine` with a test picture's | cosine |
+
+A test picture is compared in all ways, and a row is reported once per test picture and method. Nothing here looks at
+texts.
+
+| policy | rows that go |
+|---|---|
+| strict | every row that leaks, and whatever shows the same: the picture leaves all grains of all sources (`spread`) |
+| paper | rows of `paper_sources` that leak by id |
+| report | none |
+
+`paper` follows what is known of the released recipe: the COCO and Visual Genome files of its configs are called
+`*_testset_filtered` and `*_rmtest`, those of RefCOCO, GQA, Flickr30k and the web are not. The script was never
+released, so which test sets it knew is our reading: all that are given.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from x2vlm.config import FrozenConfig
+from x2vlm.data.duplicates.duplicates import CLUSTER_SCHEMA
+from x2vlm.data.duplicates.identities import Identities, with_identity
+from x2vlm.data.duplicates.leaks import (
+    LEAK_SCHEMA,
+    leaks_by_embedding,
+    leaks_by_frames,
+    leaks_by_hash,
+    leaks_by_id,
+    leaks_by_phash,
+)
+
+
+class DecontaminationConfig(FrozenConfig):
+    """How leaks are searched for, and what is done about them."""
+
+    policy: Literal["strict", "paper", "report"] = "strict"
+    radius: int | None = Field(default=6, ge=0, le=16)  # bits; None: no search by hash
+    min_correlation: float = Field(default=0.93, ge=-1, le=1)  # of thumbnails; where it comes from: DuplicateConfig
+    min_cosine: float | None = Field(default=None, gt=0, le=1)  # None: no search by embedding
+    ignored_splits: tuple[str, ...] = ("train", "restval")
+    paper_sources: tuple[str, ...] = ("coco", "visual_genome")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is known of the training rows: TRAIN_SCHEMA (with `embedding` where that is searched) and ID_SCHEMA."""
+
+    rows: pa.Table
+    ids: pa.Table
+    clusters: pa.Table = field(default_factory=CLUSTER_SCHEMA.empty_table)  # of `duplicates.find_duplicates`
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of the test pictures: EVALUATION_SCHEMA (with `embedding`, see above) and EVALUATION_ID_SCHEMA.
+
+    Either may be empty: pictures that one does not have, and ids where a set has none.
+    """
+
+    pictures: pa.Table
+    ids: pa.Table
+
+
+def find_leaks(
+    training: Training, evaluation: Evaluation, identities: Identities, config: DecontaminationConfig
+) -> pa.Table:
+    """Every leak as LEAK_SCHEMA, with what the policy does about it; sorted, whatever the order of the inputs.
+
+    Where training rows are too many for one table, `search` their parts one by one and `decide` about all finds at
+    once: both need few columns, and a picture leaves all parts only if they are seen together.
+    """
+    return decide(search(training, evaluation, identities, config), training, identities, config)
+
+
+def search(
+    training: Training, evaluation: Evaluation, identities: Identities, config: DecontaminationConfig
+) -> pa.Table:
+    """Every leak as LEAK_SCHEMA, undecided (action "").
+
+    Time is that of joins and of looking up hashes (`x2vlm.data.duplicates.hamming`: training rows stream past the test
+    pictures), and of training rows times test pictures for embeddings; memory is that of the tables and of the finds.
+    """
+    rows, pictures = training.rows, _wanted(evaluation.pictures, config)
+    found = [leaks_by_id(training.ids, _wanted(evaluation.ids, config), identities)]
+    found += [leaks_by_hash(name, rows, pictures) for name in ("sha256", "pixel_sha256")]
+    if config.radius is not None:
+        found.append(leaks_by_phash(rows, pictures, config.radius, config.min_correlation))
+        found.append(leaks_by_frames(rows, pictures, config.radius))
+    if config.min_cosine is not None:
+        found.append(leaks_by_embedding(rows, pictures, config.min_cosine))
+    return _sorted(pa.concat_tables(found))
+
+
+def decide(leaks: pa.Table, training: Training, identities: Identities, config: DecontaminationConfig) -> pa.Table:
+    """Leaks with the action of the policy; for `strict` with the rows that go for their sake (`spread`) too.
+
+    `action` is what happens to the row: a row that goes for one leak has gone for all its leaks. Of the columns of
+    `training.rows` key, source, kind and the two hashes are read.
+    """
+    if config.policy == "strict":
+        leaks = pa.concat_tables([leaks, spread(leaks, training, identities)])
+        going = leaks
+    elif config.policy == "paper":
+        listed = pc.is_in(leaks["source"], value_set=pa.array(config.paper_sources, pa.string()))
+        going = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
+    else:
+        going = leaks.slice(0, 0)
+    goes = pc.is_in(leaks["key"], value_set=going["key"].combine_chunks())
+    action = pc.if_else(goes, "drop", "report")
+    return _sorted(leaks.set_column(leaks.column_names.index("action"), "action", action))
+
+
+def _wanted(table: pa.Table, config: DecontaminationConfig) -> pa.Table:
+    return table.filter(pc.invert(pc.is_in(table["split"], value_set=pa.array(config.ignored_splits, pa.string()))))
+
+
+def spread(leaks: pa.Table, training: Training, identities: Identities) -> pa.Table:
+    """The rows that go for the sake of a leaking one: same media, same picture by id, or same cluster of duplicates.
+
+    Theirs go too, until nothing follows. `via` is the row for whose sake one goes, of several that with the smallest
+    key; the test picture is the first of that row's. Clips share a video's id without sharing its time, so for them
+    ids spread nothing.
+    """
+    names = {
+        leak["key"]: (leak["eval_set"], leak["split"], leak["eval_id"]) for leak in _sorted(leaks).to_pylist()[::-1]
+    }
+    groups, source_of = _groups(training, identities), training.rows.select(["key", "source"])
+    made: list[dict[str, Any]] = []
+    newest = sorted(names)
+    while newest:
+        mates: dict[str, tuple[str, str]] = {}
+        for method, members in groups:
+            for key, via in _mates(members, newest):
+                if key not in names:
+                    mates[key] = min(mates.get(key, (via, method)), (via, method))
+        sources = _sources(source_of, sorted(mates))
+        for key, (via, method) in mates.items():
+            names[key] = names[via]
+            values = (*names[via], key, sources[key], method, 1.0, via, "")
+            made.append(dict(zip(LEAK_SCHEMA.names, values, strict=True)))
+        newest = sorted(mates)
+    return pa.Table.from_pylist(made, schema=LEAK_SCHEMA)
+
+
+def _groups(training: Training, identities: Identities) -> list[tuple[str, pa.Table]]:
+    """Tables of key and group: rows of one group are one picture."""
+    rows = training.rows
+    images = rows.filter(pc.equal(rows["kind"], "image"))["key"]
+    identity = with_identity(training.ids, identities)
+    identity = identity.filter(pc.is_in(identity["key"], value_set=images))
+    members = [
+        ("same_media", rows["key"], rows["sha256"]),
+        ("same_media", rows["key"], rows["pixel_sha256"]),
+        ("same_id", identity["key"], identity["identity"]),
+        ("same_cluster", training.clusters["key"], training.clusters["keeper"]),
+    ]
+    tables = [(method, pa.table({"key": keys, "group": groups})) for method, keys, groups in members]
+    return [(method, table.filter(pc.is_valid(table["group"]))) for method, table in tables]
+
+
+def _mates(members: pa.Table, newest: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(key, via) of those that share a group with one of `newest`."""
+    hot = members.filter(pc.is_in(members["key"], value_set=pa.array(newest, pa.string())))
+    via = hot.group_by("group").aggregate([("key", "min")])
+    for mate in members.join(via, "group", join_type="inner", use_threads=False).to_pylist():
+        yield mate["key"], mate["key_min"]
+
+
+def _sources(rows: pa.Table, keys: Sequence[str]) -> dict[str, str]:
+    found = rows.filter(pc.is_in(rows["key"], value_set=pa.array(keys, pa.string())))
+    return dict(zip(found["key"].to_pylist(), found["source"].to_pylist(), strict=True))
+
+
+def _sorted(leaks: pa.Table) -> pa.Table:
+    """Equal leaks once (a row may have several ids of one picture), the best score first among them."""
+    names = ["eval_set", "split", "eval_id", "key", "source", "method", "via", "action"]
+    best = leaks.group_by(names).aggregate([("score", "max")]).rename_columns([*names, "score"])
+    return best.select(LEAK_SCHEMA.names).sort_by([(name, "ascending") for name in names]).cast(LEAK_SCHEMA)
+
+
+def summarize(leaks: pa.Table, evaluation: Evaluation, config: DecontaminationConfig) -> dict[str, Any]:
+    """What travels with a result: per test set and split, how many pictures there are and how many leak, by method.
+
+    `still_in_training` are the pictures that a row shows which stays: none after `strict`.
+    """
+    pictures = _distinct_images(evaluation, config)
+    direct = leaks.filter(pc.equal(leaks["via"], "")).to_pylist()
+    sets: dict[str, dict[str, Any]] = {}
+    for eval_set, split in sorted({(one[0], one[1]) for one in pictures}):
+        own = [one for one in direct if (one["eval_set"], one["split"]) == (eval_set, split)]
+        methods: dict[str, set[str]] = {}
+        for leak in own:
+            methods.setdefault(leak["method"], set()).add(leak["eval_id"])
+        sets.setdefault(eval_set, {})[split] = {
+            "pictures": sum(1 for one in pictures if one[:2] == (eval_set, split)),
+            "leaked": len({one["eval_id"] for one in own}),
+            "leaked_by_method": {name: len(ids) for name, ids in sorted(methods.items())},
+            "still_in_training": len({one["eval_id"] for one in own if one["action"] != "drop"}),
+        }
+    dropped = leaks.filter(pc.equal(leaks["action"], "drop"))
+    return {
+        "policy": config.policy,
+        "rows_leaking": len({one["key"] for one in direct}),
+        "rows_dropped": pc.count_distinct(dropped["key"]).as_py(),
+        "sets": sets,
+    }
+
+
+def _distinct_images(evaluation: Evaluation, config: DecontaminationConfig) -> set[tuple[str, str, str]]:
+    names = ("eval_set", "split", "eval_id")
+    tables = [_wanted(table, config).select(names) for table in (evaluation.pictures, evaluation.ids)]
+    return {tuple(row.values()) for table in tables for row in table.to_pylist()}

@@ -1,0 +1,1 @@
+"""From shards to batches: streams, order, examples, augmentation, masking, the loader."""

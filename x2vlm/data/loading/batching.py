@@ -1,0 +1,71 @@
+"""Rows and pixels to tensors: the batch that the losses read.
+
+B rows, M pictures of a region batch, R region rows, L tokens, K masked positions, P patches, C H W pixels, F frames.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from x2vlm.data.loading.batch import UNUSED_LABEL, Batch, Kind
+from x2vlm.data.loading.examples import Picture, TextRow
+
+# Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
+LENGTH_MULTIPLE = 8
+
+
+def picture_batch(kind: Kind, rows: Sequence[TextRow], pictures: Sequence[Picture], max_masks: int) -> Batch:
+    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to picture b."""
+    return Batch(kind=kind, **_pixels(pictures), **_texts(rows, max_masks))
+
+
+def region_batch(
+    rows: Sequence[TextRow], image_of: Sequence[int], pictures: Sequence[Picture], max_masks: int
+) -> Batch:
+    """A region batch: `image_of` says for every row which of the M pictures it lies in."""
+    regions = [row.region for row in rows if row.region is not None]
+    if len(regions) != len(rows):
+        raise ValueError("a region batch holds rows without a region")
+    return Batch(
+        kind="region",
+        image_of_R=torch.tensor(list(image_of), dtype=torch.long),
+        image_of=tuple(image_of),
+        patch_mask_RP=torch.from_numpy(np.stack([region.patch_mask_P for region in regions])),
+        box_cxcywh_R4=torch.tensor([region.box_cxcywh for region in regions], dtype=torch.float32),
+        is_whole_image_R=torch.tensor([region.is_whole_image for region in regions]),
+        **_pixels(pictures),
+        **_texts(rows, max_masks),
+    )
+
+
+def _pixels(pictures: Sequence[Picture]) -> dict[str, Any]:
+    return {
+        "pixels": torch.stack([picture.pixels for picture in pictures]),
+        "operations": tuple(own for picture in pictures for own in picture.operations),
+    }
+
+
+def _texts(rows: Sequence[TextRow], max_masks: int) -> dict[str, Any]:
+    longest = max(len(row.ids) for row in rows)
+    length = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    return {
+        "keys": [row.key for row in rows],
+        "lengths": tuple(len(row.ids) for row in rows),
+        "num_masked": tuple(len(row.masked.positions) for row in rows),
+        "image_ids_B": torch.tensor([row.image_id for row in rows], dtype=torch.long),
+        "text_ids_BL": _padded([row.ids for row in rows], length, 0),
+        "text_mask_BL": _padded([[1] * len(row.ids) for row in rows], length, 0),
+        "masked_ids_BL": _padded([row.masked.ids for row in rows], length, 0),
+        "masked_positions_BK": _padded([row.masked.positions for row in rows], max_masks, 0),
+        "masked_labels_BK": _padded([row.masked.labels for row in rows], max_masks, UNUSED_LABEL),
+    }
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int, filler: int) -> Tensor:
+    padded = np.full((len(rows), length), filler, dtype=np.int64)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = row
+    return torch.from_numpy(padded)

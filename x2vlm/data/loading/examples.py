@@ -1,0 +1,220 @@
+"""From a stored row to what one row of a batch needs: chosen texts, their masks, boxes, and pixels.
+
+`plan_*` decides everything that does not need pixels, `*_pixels` does the rest. All choices come from
+`Draws(seed, epoch, sample key, purpose)`. C channels, H W pixels, F frames.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from x2vlm.data.loading.config import ExampleConfig
+from x2vlm.data.loading.frames import choose_frames
+from x2vlm.data.loading.masking import MaskedText, mask_text
+from x2vlm.data.loading.operations import COLOUR_OPS, Operation
+from x2vlm.data.loading.regions import (
+    RegionRow,
+    draw_crop_around,
+    place_boxes,
+    whole_image_row,
+    whole_pixel_box,
+)
+from x2vlm.data.loading.transforms import (
+    PicturePlan,
+    cut_plan,
+    draw_operations,
+    least_size_of,
+    plan_picture,
+    size_of,
+)
+from x2vlm.data.media.decode import decode_picture
+from x2vlm.data.media.images import probe, shrunk_size
+from x2vlm.data.media.video import decode_frames
+from x2vlm.data.randomness import Draws
+from x2vlm.data.shards.rows import Row
+from x2vlm.data.text.captions import mentions_a_side, pre_caption
+from x2vlm.data.text.tokenizer import WordPieceTokenizer
+from x2vlm.errors import InvalidSample
+from x2vlm.samples import Box
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What turns samples into rows: the configuration, the words, the size of pictures and the run's seed."""
+
+    config: ExampleConfig
+    tokenizer: WordPieceTokenizer
+    image_res: int
+    patch_size: int
+    seed: int
+
+    def draws(self, epoch: int, key: str, purpose: str) -> Draws:
+        return Draws(self.seed, epoch, key, purpose)
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """One text of a batch, before and after masking; `region` says where it applies in region batches."""
+
+    key: str
+    image_id: int
+    ids: list[int]
+    masked: MaskedText
+    region: RegionRow | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Bytes (C, H, W) of an image, or (F, C, H, W) of a clip, and what is still to be done to each image or frame."""
+
+    pixels: Tensor
+    operations: tuple[tuple[Operation, ...], ...]
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """What will be done to a picture with boxes, and the texts and boxes of its rows."""
+
+    picture: PicturePlan
+    rows: tuple[RegionRow, ...]
+    texts: tuple[str, ...]
+
+
+def image_id(row: Row) -> int:
+    """A number that rows share exactly if they show the same stored media: 60 bits of its sha256."""
+    return int(row.media_sha256[:15], 16)
+
+
+def choose_caption(row: Row, epoch: int, recipe: Recipe) -> str:
+    """One of the row's captions, cleaned; InvalidSample("empty_caption") if none says anything."""
+    cleaned = _cleaned(row.captions, recipe)
+    if not cleaned:
+        raise InvalidSample("empty_caption", f"{row.key}: no caption is left after cleaning")
+    return recipe.draws(epoch, row.key, "caption").choice(cleaned)
+
+
+def text_row(
+    text: str, row: Row, epoch: int, recipe: Recipe, region: RegionRow | None = None, repeat: int = 0
+) -> TextRow:
+    """`text` as tokens with some masked. A repeated row (`repeat` > 0) is masked differently."""
+    ids = recipe.tokenizer.encode(text, recipe.config.max_tokens)
+    concept = "" if region is None else f"/{region.concept}"
+    draws = recipe.draws(epoch, row.key, f"mask{concept}/{repeat}")
+    return TextRow(row.key, image_id(row), ids, mask_text(ids, recipe.tokenizer, draws, recipe.config.masking), region)
+
+
+def picture_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Recipe) -> Picture:
+    """An image or a clip, cut, for a row with this caption."""
+    augment = recipe.config.augment
+    parity = augment.parity
+    may_flip = not (augment.careful_flip and mentions_a_side([caption], parity == "reference"))
+    draws = recipe.draws(epoch, row.key, "picture")
+    if row.kind == "image":
+        return _cut(payload, lambda size: plan_picture(*size, draws, augment, may_flip), recipe)
+    jpegs, _ = decode_frames(payload)
+    chosen = choose_frames(len(jpegs), recipe.config.frames_per_clip, recipe.draws(epoch, row.key, "frames"))
+    plans: list[PicturePlan] = []
+
+    def plan_frame(size: tuple[int, int]) -> PicturePlan:
+        if not plans or not augment.same_for_all_frames:
+            plans.append(plan_picture(*size, draws, augment, may_flip))
+        return plans[-1]
+
+    frames = [_cut(jpegs[number], plan_frame, recipe) for number in chosen]
+    return Picture(torch.stack([frame.pixels for frame in frames]), tuple(frame.operations[0] for frame in frames))
+
+
+def _cut(payload: bytes, plan_for: Callable[[tuple[int, int]], PicturePlan], recipe: Recipe) -> Picture:
+    """One image cut by the plan for its size; decoded at a fraction of it where that is allowed and enough."""
+    augment, image_res = recipe.config.augment, recipe.image_res
+    if augment.scaled_decode:
+        header = probe(payload)
+        size = (header.width, header.height)
+        plan = plan_for(size)
+        pixels_HWC = decode_picture(payload, least_size_of(size, plan.crop, image_res))
+    else:
+        pixels_HWC = decode_picture(payload)
+        size = size_of(pixels_HWC)
+        plan = plan_for(size)
+    return Picture(cut_plan(pixels_HWC, plan, image_res, augment.parity, size), (plan.operations,))
+
+
+def plan_regions(row: Row, epoch: int, recipe: Recipe) -> RegionPlan:
+    """Crop, mirror and rows of a picture with boxes, from its metadata alone.
+
+    A caption of the whole picture, if there is one, takes the first of `max_regions` rows. InvalidSample
+    ("no_usable_box") if no box with a text lies inside the picture.
+    """
+    config, width, height = recipe.config.regions, row.width, row.height
+    texts = _concept_texts(row, recipe)
+    boxes = [whole_pixel_box(box) if config.whole_pixels else box for box in row.boxes]
+    anchors = [number for number in texts if _is_inside(boxes[number], width, height)]
+    if not anchors:
+        raise InvalidSample("no_usable_box", f"{row.key}: no box with a text lies inside the picture")
+    draws = recipe.draws(epoch, row.key, "regions")
+    crop = draw_crop_around(boxes[draws.choice(anchors)], width, height, draws)
+    order = draws.shuffled(list(texts))
+    rows, row_texts = [], []
+    captions = _cleaned(row.captions, recipe)
+    if captions:
+        rows.append(whole_image_row(recipe.image_res, recipe.patch_size))
+        row_texts.append(draws.choice(captions))
+
+    def placed(flipped: bool) -> list[RegionRow]:
+        num_wanted = config.max_regions - len(captions[:1])
+        return place_boxes(boxes, order, crop, flipped, recipe.image_res, recipe.patch_size, num_wanted, config)
+
+    row_texts += [texts[region.concept] for region in placed(False)]
+    flipped = _draw_flip(row, row_texts, draws, recipe)
+    picture = PicturePlan(crop, flipped, draw_operations(draws, recipe.config.augment, COLOUR_OPS))
+    return RegionPlan(picture, (*rows, *placed(flipped)), tuple(row_texts))
+
+
+def region_pixels(row: Row, payload: bytes, plan: RegionPlan, recipe: Recipe) -> Picture:
+    """The picture cut by `plan`, out of the original or of a smaller copy of it that was stored instead.
+
+    InvalidSample("size_changed") if it is neither as large as its record says nor that size shrunk.
+    """
+    pixels_HWC = decode_picture(payload)
+    recorded, (width, height) = (row.width, row.height), size_of(pixels_HWC)
+    if (width, height) != shrunk_size(*recorded, min(width, height)):
+        raise InvalidSample("size_changed", f"{row.key}: {width}x{height}, boxes are for {recorded[0]}x{recorded[1]}")
+    pixels = cut_plan(pixels_HWC, plan.picture, recipe.image_res, recipe.config.augment.parity, recorded)
+    return Picture(pixels, (plan.picture.operations,))
+
+
+def _draw_flip(row: Row, row_texts: list[str], draws: Draws, recipe: Recipe) -> bool:
+    """Whether to mirror: never if a text that is used says left or right (reference: if any label or caption does)."""
+    augment = recipe.config.augment
+    parity: Literal["reference"] | None = augment.parity
+    if parity == "reference":
+        row_texts = [*row.labels, *row.captions]
+    may_flip = not (augment.careful_flip and mentions_a_side(row_texts, parity == "reference"))
+    return draws.chance(augment.flip_prob) and may_flip
+
+
+def _concept_texts(row: Row, recipe: Recipe) -> dict[int, str]:
+    """Cleaned texts of the concepts that have one, by number."""
+    texts = {}
+    for number, text in enumerate(row.texts):
+        if cleaned := _cleaned([text], recipe):
+            texts[number] = cleaned[0]
+    return texts
+
+
+def _cleaned(texts: Sequence[str], recipe: Recipe) -> list[str]:
+    """The texts after cleaning, without those of which nothing is left."""
+    cleaned = []
+    for text in texts:
+        try:
+            cleaned.append(pre_caption(text, recipe.config.max_tokens))
+        except InvalidSample:
+            continue  # counted by the caller if none is left
+    return cleaned
+
+
+def _is_inside(box: Box, width: int, height: int) -> bool:
+    return box.x >= 0 and box.y >= 0 and box.w > 0 and box.h > 0 and box.x + box.w <= width and box.y + box.h <= height

@@ -1,0 +1,170 @@
+"""Shards of an object store as files of this machine: fetched once, checked once, thrown away when room is needed.
+
+Every file is named by its sha256, so what has the name has the bytes: it is written under another name, checked, and
+renamed. A store on a local disk is read in place. Any number of processes may use one cache; a file that one of them
+holds open stays readable for it after another has thrown it away.
+"""
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.errors import ConfigError, CorruptArtifact
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 4 << 20
+PARTIAL = ".partial"
+DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "x2vlm-shards"
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A remote file that can be opened like a Path: it is in the cache then, whatever was thrown away before."""
+
+    cache: "ShardCache"
+    uri: str
+    sha256: str
+
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """The file for reading."""
+        while True:
+            try:
+                return self.cache.fetch(self.uri, self.sha256).open(mode)
+            except FileNotFoundError:
+                continue  # another process made room in between
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+class ShardCache:
+    """Local copies of remote files below `folder`, together at most `max_bytes` (None: no limit).
+
+    Files that several processes fetch at the same time may be more than that together. The least recently asked for go
+    first. `options` are fsspec's, for the store.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.max_bytes, self.options = folder, max_bytes, dict(options or {})
+
+    def fetch(self, uri: str, sha256: str) -> Path:
+        """The file with the bytes of `uri`.
+
+        CorruptArtifact if what is there has another sha256, ConfigError if it alone is larger than the cache. Files of
+        a local store are given back as they are, unchecked.
+        """
+        fs, path = fsspec.core.url_to_fs(uri, **self.options)
+        if "file" in fs.protocol:
+            return Path(path)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / f"{sha256}{''.join(Path(path).suffixes)}"
+        with _locked(self.folder / f"{sha256}.lock"):  # others that want the same file wait for it
+            if not target.exists():
+                self._download(fs, path, uri, sha256, target)
+            os.utime(target)  # asked for just now
+        return target
+
+    def _download(self, fs: Any, path: str, uri: str, sha256: str, target: Path) -> None:
+        size = int(fs.size(path))
+        if self.max_bytes is not None and size > self.max_bytes:
+            raise ConfigError(f"{uri}: {size} bytes do not fit into a shard cache of {self.max_bytes}; make it larger")
+        partial, digest = target.with_name(target.name + PARTIAL), hashlib.sha256()
+        self._make_room(size, partial)
+        try:
+            with fs.open(path, "rb", block_size=CHUNK_BYTES) as source, partial.open("r+b") as file:
+                while chunk := source.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    file.write(chunk)
+                file.truncate()
+            if digest.hexdigest() != sha256:
+                raise CorruptArtifact(
+                    f"{uri}: sha256 is {digest.hexdigest()[:12]}…, recorded is {sha256[:12]}…; rerun the pack stage"
+                )
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+        log.info("shard_cache fetched=%s bytes=%d", uri, size)
+
+    def _make_room(self, wanted: int, partial: Path) -> None:
+        """Throw away the least recently asked for until `wanted` more bytes fit, and take them for `partial`.
+
+        What others are fetching counts with its full size from the start. A partial file that nobody is fetching is
+        what a killed process left.
+        """
+        with _locked(self.folder / "room.lock"):
+            kept = []
+            for path in [] if self.max_bytes is None else self.folder.iterdir():
+                if path.suffix == ".lock":
+                    continue
+                if path.suffix == PARTIAL and not _is_locked(path.with_name(f"{path.name.split('.')[0]}.lock")):
+                    path.unlink(missing_ok=True)
+                    continue
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # renamed by a download that has just ended
+                    continue
+                kept.append((status.st_mtime_ns, status.st_size, path))
+            used = sum(size for _, size, _ in kept)
+            for _, size, path in sorted(kept):
+                if self.max_bytes is None or used + wanted <= self.max_bytes:
+                    break
+                if path.suffix != PARTIAL:
+                    path.unlink(missing_ok=True)
+                    used -= size
+                    log.info("shard_cache evicted=%s bytes=%d", path.name, size)
+            with partial.open("wb") as file:
+                file.truncate(wanted)
+
+
+def local_shards(shards: Sequence[Mapping[str, str]], cache: ShardCache | None = None) -> list[ShardFiles]:
+    """Shards, each with `media`, `media_sha256`, `index` and `index_sha256`, as files of this machine.
+
+    Remote ones are fetched when they are first opened, so a cache may be smaller than all of them together. Indexes are
+    checked against their sha256 in a local store too; payloads are checked one by one whenever they are read.
+    """
+    cache = cache or ShardCache(DEFAULT_FOLDER)
+    files = []
+    for shard in shards:
+        media, index = (_file(shard[name], shard[f"{name}_sha256"], cache) for name in ("media", "index"))
+        if isinstance(index, Path):
+            actual = hashlib.sha256(index.read_bytes()).hexdigest()
+            if actual != shard["index_sha256"]:
+                raise CorruptArtifact(
+                    f"{shard['index']}: sha256 is {actual[:12]}…, recorded is {shard['index_sha256'][:12]}…; rerun pack"
+                )
+        files.append(ShardFiles(media, index))
+    return files
+
+
+def _file(uri: str, sha256: str, cache: ShardCache) -> Path | CachedFile:
+    fs, path = fsspec.core.url_to_fs(uri, **cache.options)
+    return Path(path) if "file" in fs.protocol else CachedFile(cache, uri, sha256)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether some process holds the lock at `path`."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

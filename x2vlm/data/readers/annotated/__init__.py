@@ -1,0 +1,1 @@
+"""Readers of annotated images: captions, boxes, regions, phrases."""

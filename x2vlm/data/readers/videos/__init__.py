@@ -1,0 +1,1 @@
+"""Readers of videos with descriptions or transcripts."""

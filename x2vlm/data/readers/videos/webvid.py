@@ -1,0 +1,33 @@
+"""WebVid: one sample per row of results_*.csv, each a short clip with one text. Read by column name: orders differ.
+
+Role: `rows`. The `duration` column ("PT00H00M17S") is rounded to whole seconds and describes the whole file, so it sets
+no start or end: a clip is its file.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from x2vlm.data.readers.source import Source, read_csv
+from x2vlm.data.readers.web.cc3m import web_pair
+from x2vlm.samples import Drop, Sample
+
+
+def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
+    """Samples in file order; the row key is the videoid, always text (some look like numbers or flags).
+
+    Ids are remembered to find repeats: about 1.1 GB of memory for WebVid-10M.
+    """
+    known: set[str] = set()
+    for line, values in read_csv(source, "rows", ("videoid", "contentUrl", "name")):
+        seen["rows"] += 1
+        if isinstance(values, list):
+            yield source.drop(f"line {line}", "wrong_column_count", f"{len(values)} columns", value=len(values))
+            continue
+        video_id = values["videoid"].strip()
+        if not video_id:
+            yield source.drop(f"line {line}", "malformed_row", "no videoid")
+        elif video_id in known:
+            yield source.drop(video_id, "duplicate_row", f"line {line} repeats videoid {video_id}")
+        else:
+            known.add(video_id)
+            yield web_pair(source, video_id, values["contentUrl"], values["name"], "video")

@@ -1,0 +1,24 @@
+"""Conceptual 12M: one sample per line of a TSV without a header, URL first, then caption - the reverse of CC3M.
+
+Roles: `rows`, and optionally `hashes`, the published list of what the bytes behind each URL were
+(`x2vlm.data.readers.hashes`). Names of people read `<PERSON>` and stay so here.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+from x2vlm.data.readers.hashes import HashList
+from x2vlm.data.readers.source import Source
+from x2vlm.data.readers.web.cc3m import read_pairs
+from x2vlm.samples import Drop, Sample
+
+
+def read_cc12m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
+    """Samples in file order; the row key is the zero-based line number.
+
+    SourceUnavailable if none of the first lines has a URL and a caption, for example because the file is CC3M's.
+    """
+    with HashList(source) as hashes:
+        for row in read_pairs(source, seen, url_first=True, name="CC12M", other="CC3M"):
+            yield replace(row, published_hash=hashes.of(row.url)) if isinstance(row, Sample) else row

@@ -1,0 +1,122 @@
+"""LAION: one sample per row of Parquet metadata, streamed in batches.
+
+Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
+called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
+(so the row number is the row key). Hashes of the pictures are read from `md5` (-md5 releases) or `sha256hash`; a column
+that is just called `hash` is not, because no document says of what it is one. The scores that releases bring or join
+(similarity, punsafe, pwatermark, NSFW) go with the row for rules that an experiment switches on; a release without any
+of them gives rows without scores.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2vlm.data.readers.hashes import published_hash
+from x2vlm.data.readers.source import Source, finite_number, whole_number
+from x2vlm.data.text.texts import clean_text
+from x2vlm.errors import SourceUnavailable
+from x2vlm.samples import Caption, Drop, Sample, SourceScores
+
+COLUMNS = {  # what we read: names it goes by in lower case
+    "url": ("url",),
+    "text": ("text", "txt", "caption"),
+    "width": ("width", "original_width"),
+    "height": ("height", "original_height"),
+    "licence": ("license",),
+    "language": ("language",),
+    "sha256": ("sha256hash", "sha256"),
+    "md5": ("md5",),
+    "similarity": ("similarity",),
+    "punsafe": ("punsafe",),
+    "pwatermark": ("pwatermark",),
+    "nsfw": ("nsfw",),
+}
+SCORES = ("similarity", "punsafe", "pwatermark")
+REQUIRED = ("url", "text")
+
+
+def read_laion(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
+    """Samples in file order, files in order of their roles; texts are as unfiltered as the web.
+
+    The row key is the zero-based row number of file `rows`, and `<name>:<row number>` of file `rows-<name>`, so that
+    adding a file changes no key.
+    """
+    roles = sorted(role for role in source.files if role == "rows" or role.startswith("rows-"))
+    if not roles:
+        raise SourceUnavailable(f"card {source.card}: LAION needs a file for role `rows` (or several, `rows-<name>`)")
+    for role in roles:
+        prefix = "" if role == "rows" else f"{role.removeprefix('rows-')}:"
+        for number, values in enumerate(_records(source, role)):
+            seen["rows"] += 1
+            yield _row(source, f"{prefix}{number}", values)
+
+
+def _records(source: Source, role: str) -> Iterator[Mapping[str, Any]]:
+    path = source.file(role)
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = _columns(source, role, file.schema_arrow)
+            for batch in file.iter_batches(batch_size=10_000, columns=list(names.values())):
+                columns = {what: batch.column(name).to_pylist() for what, name in names.items()}
+                for values in zip(*columns.values(), strict=True):
+                    yield dict(zip(columns, values, strict=True))
+                number += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        problem = f"not readable as Parquet after row {number}: {error}"
+        source.fail(role, problem, "It is probably truncated; download it again")
+
+
+def _columns(source: Source, role: str, schema: pa.Schema) -> dict[str, str]:
+    """The file's own name for each of COLUMNS that it has."""
+    found: dict[str, str] = {}
+    for what, aliases in COLUMNS.items():
+        matches = [name for alias in aliases for name in schema.names if name.lower() == alias]
+        if matches:
+            found[what] = matches[0]
+    for what in REQUIRED:
+        if what not in found:
+            problem = f"no column {what.upper()}; it has {', '.join(schema.names)}"
+            source.fail(role, problem, "Give a LAION metadata file, or one with these columns in any case")
+        kind = schema.field(found[what]).type
+        text_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(text_kind) or pa.types.is_large_string(text_kind) or pa.types.is_null(text_kind)):
+            source.fail(role, f"column {found[what]} holds {kind}, not text", "Give a LAION metadata file")
+    return found
+
+
+def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
+    url, text = (values["url"] or "").strip(), clean_text(values["text"] or "")
+    if not url:
+        return source.drop(row, "missing_url")
+    if not text:
+        return source.drop(row, "empty_caption")
+    licence = str(values.get("licence") or "")
+    return Sample(
+        key=source.key(row),
+        source=source.name,
+        source_row=row,
+        split=source.split,
+        kind="image",
+        url=url,
+        captions=(Caption(text, str(values.get("language") or source.language), "alt"),),
+        claimed_width=whole_number(values.get("width")),
+        claimed_height=whole_number(values.get("height")),
+        licence=source.licence if licence in ("", "?") else licence,
+        published_hash=published_hash("sha256", values.get("sha256")) or published_hash("md5", values.get("md5")),
+        source_scores=_source_scores(values),
+    )
+
+
+def _source_scores(values: Mapping[str, Any]) -> SourceScores | None:
+    """The scores in the row's columns, None for what is missing or no number; None at all where no column is there."""
+    if not any(name in values for name in (*SCORES, "nsfw")):
+        return None
+    nsfw = values.get("nsfw")
+    return SourceScores(
+        **{name: finite_number(values.get(name)) for name in SCORES}, nsfw=None if nsfw is None else str(nsfw)
+    )

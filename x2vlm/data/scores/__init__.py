@@ -1,0 +1,1 @@
+"""CLIP scores of images with texts, and the thresholds they suggest."""

@@ -1,0 +1,1 @@
+"""Files that hold samples: media packs, training shards, their indexes and rows, exports."""

@@ -1,0 +1,1 @@
+"""Texts: cleaning, descriptions of concepts, tokenizers."""

@@ -1,0 +1,37 @@
+"""A trained model at work: `load` one, then embed, match, rank, ground and caption images, clips and texts (`api`).
+
+Also here: a model's folder and its card (`pretrained`, `card`), finding it on a hub (`hub`), what turns files and texts
+into tensors (`visuals`, `processor`), and the page that shows answers (`show`).
+"""
+
+from x2vlm.inference.api import (
+    FolderFeatures,
+    Grounded,
+    Pretrained,
+    Ranked,
+    caption,
+    embed_folder,
+    embed_images,
+    embed_texts,
+    ground,
+    load,
+    match,
+    rank_images,
+    rank_texts,
+)
+
+__all__ = [
+    "FolderFeatures",
+    "Grounded",
+    "Pretrained",
+    "Ranked",
+    "caption",
+    "embed_folder",
+    "embed_images",
+    "embed_texts",
+    "ground",
+    "load",
+    "match",
+    "rank_images",
+    "rank_texts",
+]

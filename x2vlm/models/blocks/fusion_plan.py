@@ -1,0 +1,286 @@
+"""Who goes through the fusion layers together, and which picture each text looks at: worked out on the host, once.
+
+T tokens, S slots, X states of a table, R rows of pictures, P patches, U problems of a group, Q queries, K keys,
+D width.
+A *pass* is a set of texts, each beside a picture (or none), some of whose states a head reads: own pairs, wrong pairs,
+masked words, boxes. A *problem* is a picture with everything that looks at it: cross-attention needs no boundaries
+between texts, so the tokens of all texts of a picture ask it together and its keys exist once. Rows of one picture
+(its regions) share the patches; each adds its own summary key and hides the patches it does not cover.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from x2vlm.models.blocks.packing import (
+    LENGTH_MULTIPLE,
+    Courier,
+    Groups,
+    Numbers,
+    Placement,
+    SelfLayout,
+    add_sequences,
+    choose_groups,
+    place,
+    widest,
+)
+from x2vlm.models.blocks.rows import place_rows, take_rows
+
+NOTHING = -1
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """States of all texts behind each other; text i brings `held[i]` of them from `starts[i]` on.
+
+    The first `visible[i]` are real tokens, the others padding that attention must not see.
+    """
+
+    states_XD: Tensor
+    starts: Numbers
+    held: Numbers
+    visible: Numbers
+
+
+@dataclass(frozen=True)
+class PictureTable:
+    """The patches of all images behind each other, then summary tokens. A row is a summary and an image's patches.
+
+    Row r looks through `patch_mask_RP[mask_of_row[r]]`, or at everything where that is NOTHING. The last line of
+    `patch_mask_RP` is all true.
+    """
+
+    states_XD: Tensor
+    num_patches: int
+    image_of_row: Numbers
+    summary_of_row: Numbers  # line of `states_XD`
+    mask_of_row: Numbers
+    patch_mask_RP: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Texts beside pictures. `read_positions` holds, text after text, where to find each position that is read."""
+
+    texts: Numbers
+    rows: Numbers  # row of the PictureTable, or NOTHING
+    num_reads: Numbers  # per text
+    read_positions: Numbers  # line of the table of positions
+
+    def __post_init__(self) -> None:
+        assert len(self.texts) == len(self.rows) == len(self.num_reads)
+        assert self.num_reads.sum() == len(self.read_positions)
+
+
+@dataclass(frozen=True)
+class CrossLayout:
+    """Problems grouped for cross-attention: where queries stand, the shape of the keys, and who may look where."""
+
+    queries: Groups
+    key_shapes: tuple[tuple[int, int], ...]
+    masks: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """What `FusionEncoder.run` follows. Tokens with a picture stand first; the others skip cross-attention."""
+
+    tokens_T: Tensor  # line of the text table
+    num_crossing: int  # tokens with a picture
+    within: SelfLayout
+    across: CrossLayout | None
+    memory: "MemoryLayout | None"
+    reads_K: Tensor  # token numbers that heads read
+    num_crossing_reads: int
+    within_reads: SelfLayout  # the same layouts with nothing but the read tokens asking
+    across_reads: CrossLayout | None
+    order: Groups  # read states back in the order of the passes
+    reads_per_pass: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MemoryLayout:
+    """Which states of the picture table stand in which slot of the keys."""
+
+    token_of_slot: Tensor
+    real_slots: Tensor | None  # None: states may stand in several slots
+    real_tokens: Tensor | None
+
+    def spread(self, states_XD: Tensor) -> Tensor:
+        if self.real_slots is None or self.real_tokens is None:
+            return take_rows(states_XD, self.token_of_slot)
+        return place_rows(states_XD, self.token_of_slot, self.real_slots, self.real_tokens)
+
+
+def plan_fusion(
+    passes: Sequence[Pass],
+    texts: TextTable,
+    pictures: PictureTable | None,
+    positions_X: Tensor,
+    *,
+    share_image_keys: bool,
+) -> FusionPlan:
+    """The plan of one call for all `passes`; without `share_image_keys` every text gets keys of its own.
+
+    `positions_X` is the table of positions within a text that `Pass.read_positions` points to.
+    """
+    text = np.concatenate([each.texts for each in passes])
+    row = np.concatenate([each.rows for each in passes])
+    num_reads = np.concatenate([each.num_reads for each in passes])
+    first_read = np.cumsum(num_reads) - num_reads
+    problem = _problems(row, pictures, share_image_keys)
+    # Texts of one problem stand behind each other, texts without a picture last.
+    sequence = np.argsort(np.where(problem == NOTHING, problem.max() + 1, problem), kind="stable")
+    text, row, problem, num_reads = text[sequence], row[sequence], problem[sequence], num_reads[sequence]
+    held, visible = texts.held[text], texts.visible[text]
+    has_picture = problem != NOTHING
+
+    courier = Courier(texts.states_XD.device)
+    within = add_sequences(courier, held, visible)
+    within_reads = courier.add_placement(place(num_reads, within.groups, widest(num_reads, within.groups)))
+
+    read_number = ranges(first_read[sequence], num_reads)  # by place in the plan
+    back = np.empty_like(read_number)
+    back[read_number] = np.arange(len(read_number))
+    order = courier.add_placement(Placement(((1, len(back)),), back, read_number))
+    tokens = courier.add(ranges(texts.starts[text], held))
+    sources = courier.add(np.concatenate([each.read_positions for each in passes])[read_number])
+    starts = courier.add(np.repeat(np.cumsum(held) - held, num_reads))
+    crossing = None
+    if pictures is not None and has_picture.any():
+        crossing = _CrossTickets(courier, pictures, row[has_picture], problem[has_picture], share_image_keys)
+        crossing.add_queries(held[has_picture])
+        crossing.add_reads(num_reads[has_picture])
+    courier.send()
+    layout = within.redeem(courier)
+    return FusionPlan(
+        tokens_T=courier.get(tokens),
+        num_crossing=int(held[has_picture].sum()),
+        within=layout,
+        across=None if crossing is None else crossing.layout(),
+        memory=None if crossing is None else crossing.memory_layout(),
+        reads_K=courier.get(starts) + positions_X[courier.get(sources)],
+        num_crossing_reads=int(num_reads[has_picture].sum()),
+        within_reads=replace(layout, queries=within_reads.redeem(courier)),
+        across_reads=None if crossing is None else crossing.reads_layout(),
+        order=order.redeem(courier),
+        reads_per_pass=tuple(len(each.read_positions) for each in passes),
+    )
+
+
+def ranges(starts: Numbers, counts: Numbers) -> Numbers:
+    """starts[0], starts[0] + 1, ... (counts[0] of them), then those of starts[1], and so on."""
+    return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+
+
+def _problems(row: Numbers, pictures: PictureTable | None, share: bool) -> Numbers:
+    """A number for every text, equal where one set of keys serves both; NOTHING without a picture."""
+    if pictures is None:
+        return np.full(len(row), NOTHING)
+    own = pictures.image_of_row[np.maximum(row, 0)] if share else np.arange(len(row))
+    return np.where(row == NOTHING, NOTHING, own)
+
+
+class _CrossTickets:
+    """Cross-attention of texts sorted by problem: what goes to the device, and what becomes of it there."""
+
+    def __init__(self, courier: Courier, pictures: PictureTable, row: Numbers, problem: Numbers, share: bool) -> None:
+        self._courier, self._pictures, self._share = courier, pictures, share
+        _, self._unit = np.unique(problem, return_inverse=True)
+        self._row = row
+        num_units = int(self._unit[-1]) + 1
+        # Distinct rows of every problem: their summaries are keys behind the patches, in this order.
+        pairs, of_text = np.unique(np.stack([self._unit, row]), axis=1, return_inverse=True)
+        self._num_summaries = np.bincount(pairs[0], minlength=num_units)
+        first = np.cumsum(self._num_summaries) - self._num_summaries
+        self._summaries, self._first_summary = pictures.summary_of_row[pairs[1]], first
+        self._summary_slot = of_text.ravel() - first[self._unit]
+        self._image = pictures.image_of_row[pairs[1][first]]
+        is_masked = pictures.mask_of_row[pairs[1]] != NOTHING
+        self._needs_mask = (np.bincount(pairs[0], weights=is_masked, minlength=num_units) > 0) | (
+            self._num_summaries > 1
+        )
+
+    def add_queries(self, counts: Numbers) -> None:
+        """`counts` tokens of every text ask."""
+        per_unit = np.bincount(self._unit, weights=counts).astype(np.int64)
+        self._groups: list[Numbers] = []
+        for chosen in (np.flatnonzero(~self._needs_mask), np.flatnonzero(self._needs_mask)):
+            if len(chosen):
+                found = choose_groups(per_unit[chosen], power=1)
+                self._groups += [chosen[units] for units in found]
+        self._asking = self._add(counts, per_unit)
+        self._add_memory()
+
+    def add_reads(self, counts: Numbers) -> None:
+        """The same problems in the same groups with fewer tokens asking."""
+        self._reading = self._add(counts, np.bincount(self._unit, weights=counts).astype(np.int64))
+
+    def layout(self) -> CrossLayout:
+        return self._layout(self._asking)
+
+    def reads_layout(self) -> CrossLayout:
+        return self._layout(self._reading)
+
+    def memory_layout(self) -> MemoryLayout:
+        get = self._courier.get
+        token_of_slot, *real = (get(ticket) for ticket in self._memory)
+        return MemoryLayout(token_of_slot, *real) if real else MemoryLayout(token_of_slot, None, None)
+
+    def _add(self, counts: Numbers, per_unit: Numbers) -> tuple[Any, list[tuple[int, int] | None]]:
+        placement = place(per_unit, self._groups, widest(per_unit, self._groups))
+        line = self._pictures.mask_of_row[self._row]
+        mask_line, summary = np.repeat(line, counts), np.repeat(self._summary_slot, counts)
+        tickets: list[tuple[int, int] | None] = []
+        sizes = [rows * width for rows, width in placement.shapes]
+        pieces = np.split(placement.token_of_slot, np.cumsum(sizes)[:-1])
+        for units, tokens, shape in zip(self._groups, pieces, placement.shapes, strict=True):
+            masked = self._needs_mask[units[0]] and len(tokens)
+            tickets.append(
+                (self._courier.add(mask_line[tokens].reshape(shape)), self._courier.add(summary[tokens].reshape(shape)))
+                if masked
+                else None
+            )
+        return self._courier.add_placement(placement), tickets
+
+    def _add_memory(self) -> None:
+        patches, token_of_slot, is_real = self._pictures.num_patches, [], []
+        self._key_shapes: list[tuple[int, int]] = []
+        for units in self._groups:
+            most = int(self._num_summaries[units].max())
+            slot = np.arange(most)
+            has = slot < self._num_summaries[units][:, None]
+            own = self._summaries[np.where(has, self._first_summary[units][:, None] + slot, 0)]
+            covered = self._image[units][:, None] * patches + np.arange(patches)
+            token_of_slot.append(np.concatenate([covered, own], axis=1).ravel())
+            is_real.append(np.concatenate([np.ones_like(covered, dtype=bool), has], axis=1).ravel())
+            self._key_shapes.append((len(units), patches + most))
+        tokens, real = np.concatenate(token_of_slot), np.flatnonzero(np.concatenate(is_real))
+        self._memory = [self._courier.add(tokens)]
+        if self._share:
+            self._memory += [self._courier.add(real), self._courier.add(tokens[real])]
+
+    def _layout(self, added: tuple[Any, list[tuple[int, int] | None]]) -> CrossLayout:
+        placement, tickets = added
+        masks = tuple(
+            None if pair is None else self._mask(self._courier.get(pair[0]), self._courier.get(pair[1]), num_keys)
+            for pair, (_, num_keys) in zip(tickets, self._key_shapes, strict=True)
+        )
+        return CrossLayout(placement.redeem(self._courier), tuple(self._key_shapes), masks)
+
+    def _mask(self, line_UQ: Tensor, summary_UQ: Tensor, num_keys: int) -> Tensor:
+        """(U, 1, Q, K): the patches of the query's own row and its own summary."""
+        table, num_patches = self._pictures.patch_mask_RP, self._pictures.num_patches
+        if table is None:
+            patches_UQP = torch.ones(*line_UQ.shape, num_patches, dtype=torch.bool, device=line_UQ.device)
+        else:
+            patches_UQP = table[line_UQ]  # NOTHING is the last line
+        slots = torch.arange(num_keys - num_patches, device=line_UQ.device)
+        mask_UQK = torch.cat([patches_UQP, summary_UQ[..., None] == slots], dim=-1)
+        # A buffer whose rows are aligned: otherwise the fused kernels of GPUs copy the mask in every layer.
+        return pad(mask_UQK, (0, -num_keys % LENGTH_MULTIPLE))[..., :num_keys][:, None]

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: the reference's checkpoints, backbones, safetensors files."""
