@@ -5,7 +5,7 @@
                          └─► domains (s1)            (s4)
 
 `domains` says which sites send something else than the source published; `decontaminate` and `deduplicate` look at all
-sources at once, for test pictures and for repeated ones.
+sources at once, for test images and for repeated ones.
 
 A *stage* is a kind of work, a *node* is a stage bound to a config and inputs, a *part* is one resumable slice of a
 node, an *artifact* is what a node wrote and its *manifest* is the record of that. `flow` is the engine, `graph` the

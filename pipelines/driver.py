@@ -34,7 +34,7 @@ from pipelines.s1_download.child.yt_dlp import check_command
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
-from pipelines.why.trace import tell_stories
+from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
@@ -189,7 +189,7 @@ def audit_target(options: argparse.Namespace) -> Outcome:
 
 def export_experiment(options: argparse.Namespace) -> Outcome:
     """Write the experiment's shards as X-VLM JSON lines below `options.out`."""
-    from pipelines.export import export_shards  # decodes pictures: no other job needs that
+    from pipelines.export import export_shards  # decodes images: no other job needs that
 
     experiment = load_experiment(options.experiment, options.store)
     summary = export_shards(_open_store(experiment.store_uri), experiment.name, Path(options.out))
@@ -208,9 +208,9 @@ def explain_row(options: argparse.Namespace) -> Outcome:
     if options.what_if:
         answer = what_if(store, experiment, parse_changes(options.what_if))
         return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
-    stories = tell_stories(store, experiment.name, options.row)
-    text = "\n\n".join("\n".join(story.lines()) for story in stories)
-    return Outcome(EXIT_OK, text, {"rows": [story.to_json() for story in stories]})
+    traces = trace_rows(store, experiment.name, options.row)
+    text = "\n\n".join("\n".join(trace.lines()) for trace in traces)
+    return Outcome(EXIT_OK, text, {"rows": [trace.to_json() for trace in traces]})
 
 
 def _open_store(uri: str) -> Store:

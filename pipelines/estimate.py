@@ -1,8 +1,8 @@
 """What a recipe will cost: FLOPs of a step, its time on a GPU, hours, days, money, memory and bytes, phase by phase.
 
 Everything but the FLOPs rests on inputs that each line names: how long texts are (measured on packed shards, or
-assumed) and which share of a GPU's peak is reached (measured by the user, or assumed). There are no prices here; money
-is told for the price that the user gives.
+assumed) and which fraction of a GPU's peak is reached (measured by the user, or assumed). There are no prices here;
+money is told for the price that the user gives.
 """
 
 import math
@@ -26,7 +26,7 @@ from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.errors import ConfigError
 
 SHOWN_GPUS = ("A100-80", "H100", "H200")
-# Share of the peak that executed FLOPs reach, by the width of the image tower: bigger matrix products do better.
+# Fraction of the peak that executed FLOPs reach, by the width of the image tower: bigger matrix products do better.
 ASSUMED_UTILISATION = 0.40
 ASSUMED_UTILISATION_WIDE = 0.45
 WIDE = 1024
@@ -59,7 +59,7 @@ class Measured(FrozenConfig):
                 raise ValueError(f"gpus.{name}: known are {', '.join(DEVICES)}")
             given = gpu.utilisation.values() if isinstance(gpu.utilisation, dict) else [gpu.utilisation]
             if not all(0 < value <= 1 for value in given):
-                raise ValueError(f"gpus.{name}.utilisation: shares of the peak lie above 0 and up to 1")
+                raise ValueError(f"gpus.{name}.utilisation: fractions of the peak lie above 0 and up to 1")
         return self
 
 
@@ -167,11 +167,11 @@ def batch_shapes(config: PretrainConfig, lengths: TextLengths, num_gpus: int, ma
             raise ConfigError(f"stream {stream.label}: {num_gpus} GPUs cannot share a batch of {stream.batch_size}")
         rows = stream.batch_size // num_gpus
         frames = config.data.examples.frames_per_clip if stream.kind == "video" else 1
-        pictures = math.ceil((stream.num_images or stream.batch_size) / num_gpus) * frames
+        images = math.ceil((stream.num_images or stream.batch_size) / num_gpus) * frames
         tokens = _spread(lengths.mean[stream.kind], rows)
         masking = config.data.examples.masking
         masked = tuple(min(masking.max_masks, max(1, round(number * masking.prob))) for number in tokens)
-        shapes.append(BatchShape(stream.kind, pictures, tokens, masked, matching))
+        shapes.append(BatchShape(stream.kind, images, tokens, masked, matching))
     return shapes
 
 
@@ -185,13 +185,13 @@ def mean_step_flops(config: PretrainConfig, lengths: TextLengths, num_gpus: int,
             step_flops(config.model, [shapes[flag][number]], graph, examples.max_tokens, examples.masking.max_masks)
             for flag in (True, False)
         )
-        share = matching_share(config, stream)
-        total += share * with_it + (1 - share) * without
+        fraction = matching_fraction(config, stream)
+        total += fraction * with_it + (1 - fraction) * without
     return total
 
 
-def matching_share(config: PretrainConfig, stream: StreamConfig) -> float:
-    """Share of the run's steps in which a stream has the matching loss."""
+def matching_fraction(config: PretrainConfig, stream: StreamConfig) -> float:
+    """Fraction of the run's steps in which a stream has the matching loss."""
     if not config.train.objective.matching:
         return 0.0
     stop = config.train.stop_matching_at

@@ -292,7 +292,7 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
 def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
     """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
 
-    Where the user holds the media, that copy is the only way to them. Held-out pictures are stored as they came and
+    Where the user holds the media, that copy is the only way to them. Held-out images are stored as they came and
     decoded at once: tasks read them at sizes of their own, and have nothing to put in the place of one that breaks.
     """
     facts: dict[str, object] = {

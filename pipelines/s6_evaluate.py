@@ -1,7 +1,7 @@
 """Evaluate: a trained model on held-out samples, one task per node.
 
 A part writes `predictions.parquet` (one row per example) and `result.json` (metrics, 95 % intervals, the digest of the
-questions asked, the model's weights by sha256, and how many test pictures the training set was found to show), so that
+questions asked, the model's weights by sha256, and how many test images the training set was found to show), so that
 two numbers can be told to be about the same thing.
 """
 
@@ -109,7 +109,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
 
 
 def _contamination(inputs: PartReader, part: Part, sources: Sequence[str]) -> Mapping[str, Any] | None:
-    """What the search for test pictures found of these sources, None if there was no search."""
+    """What the search for test images found of these sources, None if there was no search."""
     for read in part.reads:
         if read.slot == "contamination":
             found = json.loads(inputs.local_path(read.file).read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def _contamination(inputs: PartReader, part: Part, sources: Sequence[str]) -> Ma
 
 @dataclass(frozen=True)
 class HeldOutMedia:
-    """Pictures of held-out samples, out of the packs of the download stage."""
+    """Images of held-out samples, out of the packs of the download stage."""
 
     packs: tuple[MediaPack, ...]
 
@@ -129,7 +129,7 @@ class HeldOutMedia:
         return cls(tuple(MediaPack(tar, index) for tar, index in zip(paths[::2], paths[1::2], strict=True)))
 
     def image(self, sample: Sample) -> Image.Image:
-        """The sample's picture, RGB and oriented; InvalidSample if no pack holds it."""
+        """The sample's image, RGB and oriented; InvalidSample if no pack holds it."""
         if sample.media is None:
             raise InvalidSample("missing_media", f"sample {sample.key} has no media")
         for pack in self.packs:

@@ -13,5 +13,5 @@ Listener = Callable[[str, str, Counters], None]  # (node, part, counters)
 Report = Callable[[Callable[[], Counters]], None]
 
 
-def say_nothing(count: Callable[[], Counters]) -> None:
+def no_report(count: Callable[[], Counters]) -> None:
     """The report of a part that nobody watches."""

@@ -113,7 +113,7 @@ def _drop_table(manifests: Mapping[str, Manifest]) -> str:
 
 
 def _domain_section(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Domains that send other bytes than were published, and bytes that stand for many pictures; [] without any."""
+    """Domains that send other bytes than were published, and bytes that stand for many images; [] without any."""
     flagged, repeated = [], []
     for key, manifest in manifests.items():
         for row in manifest.summary.get("flagged", []) if manifest.stage == "domains" else []:

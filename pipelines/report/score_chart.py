@@ -1,4 +1,4 @@
-"""The report's pictures of CLIP scores: real pairs, shuffled pairs, the threshold in use and the suggested one."""
+"""The report's images of CLIP scores: real pairs, shuffled pairs, the threshold in use and the suggested one."""
 
 import html
 from collections.abc import Mapping, Sequence

@@ -79,7 +79,7 @@ def loss_lines(series: Series) -> list[str]:
 
 
 def result_lines(manifests: Mapping[str, Manifest]) -> list[str]:
-    """The numbers of every evaluation, one line per node, with how many of its pictures the training set shows."""
+    """The numbers of every evaluation, one line per node, with how many of its images the training set shows."""
     return [
         f"{key}: "
         + ", ".join([*(f"{name} {value:.4g}" for name, value in metrics.items()), *_contamination(manifests[key])])
@@ -88,7 +88,7 @@ def result_lines(manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _contamination(manifest: Manifest) -> list[str]:
-    """ "0 of 16 test pictures in training (policy strict)" for every set that was searched for."""
+    """ "0 of 16 test images in training (policy strict)" for every set that was searched for."""
     found = [part.record.summary.get("contamination") or {} for part in manifest.parts]
     return [
         f"{numbers['still_in_training']} of {numbers['pictures']} test pictures in training "

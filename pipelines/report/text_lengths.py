@@ -69,7 +69,7 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
 def _texts(sample: Sample, examples: ExampleConfig) -> dict[str, list[str]]:
     """The cleaned texts that a sample brings to each kind of stream.
 
-    To a region stream: one caption, if there is one, and concepts up to the most that a picture may have.
+    To a region stream: one caption, if there is one, and concepts up to the most that an image may have.
     """
     captions = _cleaned([caption.text for caption in sample.captions], examples.max_tokens)
     if sample.kind == "video":

@@ -10,7 +10,7 @@ from pipelines.s1_download.http.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.http.guard import Policy
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import parse_name_server
-from pipelines.s1_download.http.transport import Manners, manners
+from pipelines.s1_download.http.transport import CrawlerPolicy, crawler_policy
 from pipelines.s1_download.media.encoding import OriginalBytes, Store
 from pipelines.s1_download.media.placeholders import read_placeholders
 from pipelines.s1_download.retry import parse_classes
@@ -41,7 +41,7 @@ class DownloadConfig(FrozenConfig):
     yt_dlp_max_height: int = pydantic.Field(default=360, gt=0)
     # "drop" takes out rows whose bytes are not those the source published a hash of; "keep" only writes them down.
     hash_mismatch: HashMismatch = "keep"
-    # A file in the project: sha256 of pictures that stand for none, one a line. Its bytes count in fingerprints.
+    # A file in the project: sha256 of images that stand for none, one a line. Its bytes count in fingerprints.
     placeholders: str | None = None
     retry: tuple[str, ...] = ()  # of a later round: the classes of failures that it tries again
     max_redirects: int = pydantic.Field(default=5, ge=0)
@@ -56,7 +56,7 @@ class DownloadConfig(FrozenConfig):
     max_image_bytes: int = pydantic.Field(default=32 << 20, gt=0)
     max_video_bytes: int = pydantic.Field(default=256 << 20, gt=0)
     max_expansion_ratio: float = pydantic.Field(default=200.0, gt=1)
-    store: Store = OriginalBytes()  # of pictures: their bytes, or {kind: reencoded, short_edge: 256}
+    store: Store = OriginalBytes()  # of images: their bytes, or {kind: reencoded, short_edge: 256}
     strip_metadata: bool = True  # GPS and all else but the orientation, from original bytes
     frames_per_second: float = pydantic.Field(default=1.0, gt=0)
     max_frame_short_edge: int = pydantic.Field(default=256, gt=0)
@@ -120,18 +120,18 @@ class DownloadConfig(FrozenConfig):
             host_requests_per_second=0.0 if self.has_own_server else self.host_requests_per_second,
         )
 
-    def manners(self) -> Manners:
+    def crawler_policy(self) -> CrawlerPolicy:
         """Who we say we are and what a site may forbid us. Our own server needs no asking."""
         reads_robots = self.reads_robots and not self.has_own_server
         denied, _ = self.denied()
-        return manners(self.user_agent, self.user_agent_token, self.opt_out_directives, reads_robots, denied)
+        return crawler_policy(self.user_agent, self.user_agent_token, self.opt_out_directives, reads_robots, denied)
 
     def denied(self) -> tuple[DenyList, str]:
         """What is never fetched, and the sha256 of the list's file ("" without one)."""
         return (DenyList(), "") if self.deny_list is None else read_deny_list(PROJECT_ROOT / self.deny_list)
 
     def known_placeholders(self) -> tuple[frozenset[str], str]:
-        """sha256 of pictures that stand for none, and the sha256 of the list's file ("" without one)."""
+        """sha256 of images that stand for none, and the sha256 of the list's file ("" without one)."""
         return (frozenset(), "") if self.placeholders is None else read_placeholders(PROJECT_ROOT / self.placeholders)
 
     def clip_limits(self) -> ClipLimits:

@@ -1,4 +1,4 @@
-"""The `domains` stage: which domains send something else than was published, and which send one picture for many.
+"""The `domains` stage: which domains send something else than was published, and which send one image for many.
 
 It reads a small table that every part of a download leaves (`domain_table`) and judges each domain against all others
 of the source. Nothing is dropped here: `flagged.parquet` names the domains, and the filter drops their rows if the
@@ -54,7 +54,7 @@ REPEATED_SCHEMA = pa.schema([("domain", pa.string()), ("sha256", pa.string()), (
 class DomainsConfig(FrozenConfig):
     """When a domain is flagged. All three must hold, so that neither bad luck nor a harmless difference is enough.
 
-    A flag is a reason to look, not a proof: a server that re-encodes all its pictures is flagged like one that changed
+    A flag is a reason to look, not a proof: a server that re-encodes all its images is flagged like one that changed
     hands.
     """
 
@@ -68,7 +68,7 @@ class DomainsConfig(FrozenConfig):
 
 
 @dataclass
-class Tally:
+class DomainCounts:
     """What is known of one domain."""
 
     rows: int = 0
@@ -87,7 +87,7 @@ def domain_table(samples: Sequence[Sample], results: Sequence[Result], checks: S
 
     The domain is that of the published URL, wherever it led: that is the one whose owner the list trusts.
     """
-    tallies: defaultdict[str, Tally] = defaultdict(Tally)
+    counts_by_domain: defaultdict[str, DomainCounts] = defaultdict(DomainCounts)
     urls: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     domains: dict[str, str] = {}  # of sites: many URLs have one, and taking each apart costs 15 us
     for sample, result, check in zip(samples, results, checks, strict=True):
@@ -95,23 +95,23 @@ def domain_table(samples: Sequence[Sample], results: Sequence[Result], checks: S
         site = plain[0] if plain else sample.url
         if (domain := domains.get(site)) is None:
             domain = domains[site] = registered_domain(site)
-        tally = tallies[domain]
-        tally.rows += 1
-        tally.fetched += result.bytes > 0
-        tally.match += check == MATCH
-        tally.mismatch += check == MISMATCH
+        counts = counts_by_domain[domain]
+        counts.rows += 1
+        counts.fetched += result.bytes > 0
+        counts.match += check == MATCH
+        counts.mismatch += check == MISMATCH
         if sha256 := result.hashes.get("sha256"):
             urls[domain, sha256].add(sample.url.strip())
     for (domain, sha256), different in urls.items():
         if len(different) > 1:
-            tallies[domain].repeated[sha256] = len(different)
+            counts_by_domain[domain].repeated[sha256] = len(different)
     rows = [
         {
-            **{name: getattr(tally, name) for name in ("rows", "fetched", "match", "mismatch")},
+            **{name: getattr(counts, name) for name in ("rows", "fetched", "match", "mismatch")},
             "domain": domain,
-            "repeated": [{"sha256": sha256, "num_urls": number} for sha256, number in sorted(tally.repeated.items())],
+            "repeated": [{"sha256": sha256, "num_urls": number} for sha256, number in sorted(counts.repeated.items())],
         }
-        for domain, tally in sorted(tallies.items())
+        for domain, counts in sorted(counts_by_domain.items())
     ]
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
@@ -134,49 +134,49 @@ def run_domains(config: DomainsConfig, inputs: PartReader, part: Part, out: Part
     Holds every domain in memory, about 250 bytes each. A row that a later round of the download tried again counts once
     for every round. Repeats are added up over parts that saw one at least twice, so their numbers are lower bounds.
     """
-    tallies = _add_up(pq.read_table(inputs.local_path(read.file)) for read in part.reads)
-    totals = pa.Table.from_pylist(list(_judged(tallies, config)), schema=TOTAL_SCHEMA)
+    counts_by_domain = _add_up(pq.read_table(inputs.local_path(read.file)) for read in part.reads)
+    totals = pa.Table.from_pylist(list(_judged(counts_by_domain, config)), schema=TOTAL_SCHEMA)
     flagged = totals.filter(totals["flagged"])
-    repeated = _repeated(tallies, config.min_repeats)
+    repeated = _repeated(counts_by_domain, config.min_repeats)
     write_table(totals, out.path / DOMAINS_FILE)
     write_table(flagged.select(["domain"]), out.path / "flagged.parquet")
     write_table(pa.Table.from_pylist(repeated, schema=REPEATED_SCHEMA), out.path / "repeated.parquet")
-    num_rows = sum(tally.rows for tally in tallies.values())
-    summary = _summary(tallies, flagged, repeated, config)
-    logger.info("stage=domains domains=%d flagged=%d repeated=%d", len(tallies), len(flagged), len(repeated))
+    num_rows = sum(counts.rows for counts in counts_by_domain.values())
+    summary = _summary(counts_by_domain, flagged, repeated, config)
+    logger.info("stage=domains domains=%d flagged=%d repeated=%d", len(counts_by_domain), len(flagged), len(repeated))
     return PartResult(
-        {"rows": Count(num_rows, num_rows), "domains": Count(len(tallies), len(tallies))},
-        {DOMAINS_FILE: len(tallies), "flagged.parquet": len(flagged), "repeated.parquet": len(repeated)},
+        {"rows": Count(num_rows, num_rows), "domains": Count(len(counts_by_domain), len(counts_by_domain))},
+        {DOMAINS_FILE: len(counts_by_domain), "flagged.parquet": len(flagged), "repeated.parquet": len(repeated)},
         summary,
     )
 
 
-def _add_up(tables: Iterable[pa.Table]) -> dict[str, Tally]:
-    tallies: defaultdict[str, Tally] = defaultdict(Tally)
+def _add_up(tables: Iterable[pa.Table]) -> dict[str, DomainCounts]:
+    counts_by_domain: defaultdict[str, DomainCounts] = defaultdict(DomainCounts)
     for table in tables:
         for row in table.to_pylist():
-            tally = tallies[row["domain"]]
+            counts = counts_by_domain[row["domain"]]
             for name in ("rows", "fetched", "match", "mismatch"):
-                setattr(tally, name, getattr(tally, name) + row[name])
-            tally.repeated.update({body["sha256"]: body["num_urls"] for body in row["repeated"]})
-    return dict(sorted(tallies.items()))
+                setattr(counts, name, getattr(counts, name) + row[name])
+            counts.repeated.update({body["sha256"]: body["num_urls"] for body in row["repeated"]})
+    return dict(sorted(counts_by_domain.items()))
 
 
-def _judged(tallies: Mapping[str, Tally], config: DomainsConfig) -> Iterator[dict[str, Any]]:
+def _judged(counts_by_domain: Mapping[str, DomainCounts], config: DomainsConfig) -> Iterator[dict[str, Any]]:
     """A row of TOTAL_SCHEMA for every domain."""
-    match = sum(tally.match for tally in tallies.values())
-    checked = sum(tally.checked for tally in tallies.values())
-    num_judged = sum(config.min_checked <= tally.checked < checked for tally in tallies.values())
-    for domain, tally in tallies.items():
-        others = checked - tally.checked
-        rate = (match - tally.match) / others if others else None
+    match = sum(counts.match for counts in counts_by_domain.values())
+    checked = sum(counts.checked for counts in counts_by_domain.values())
+    num_judged = sum(config.min_checked <= counts.checked < checked for counts in counts_by_domain.values())
+    for domain, counts in counts_by_domain.items():
+        others = checked - counts.checked
+        rate = (match - counts.match) / others if others else None
         p_value, is_flagged = None, False
-        if rate is not None and tally.checked >= config.min_checked:
-            p_value = lower_tail(tally.match, tally.checked, rate)
-            is_low = tally.match < config.min_match_rate * rate * tally.checked
+        if rate is not None and counts.checked >= config.min_checked:
+            p_value = lower_tail(counts.match, counts.checked, rate)
+            is_low = counts.match < config.min_match_rate * rate * counts.checked
             is_flagged = is_low and p_value < config.significance / num_judged
-        counts = {name: getattr(tally, name) for name in ("rows", "fetched", "match", "mismatch")}
-        yield {"domain": domain, **counts, "others_match_rate": rate, "p_value": p_value, "flagged": is_flagged}
+        numbers = {name: getattr(counts, name) for name in ("rows", "fetched", "match", "mismatch")}
+        yield {"domain": domain, **numbers, "others_match_rate": rate, "p_value": p_value, "flagged": is_flagged}
 
 
 def lower_tail(successes: int, trials: int, probability: float) -> float:
@@ -197,26 +197,29 @@ def lower_tail(successes: int, trials: int, probability: float) -> float:
     return min(1.0, math.exp(log_term) * total)
 
 
-def _repeated(tallies: Mapping[str, Tally], min_repeats: int) -> list[dict[str, Any]]:
+def _repeated(counts_by_domain: Mapping[str, DomainCounts], min_repeats: int) -> list[dict[str, Any]]:
     """Bytes that at least `min_repeats` URLs of one domain answered with, most often first."""
     found = [
         {"domain": domain, "sha256": sha256, "num_urls": number}
-        for domain, tally in tallies.items()
-        for sha256, number in tally.repeated.items()
+        for domain, counts in counts_by_domain.items()
+        for sha256, number in counts.repeated.items()
         if number >= min_repeats
     ]
     return sorted(found, key=lambda body: (-int(body["num_urls"]), body["domain"], body["sha256"]))
 
 
 def _summary(
-    tallies: Mapping[str, Tally], flagged: pa.Table, repeated: Sequence[Mapping[str, Any]], config: DomainsConfig
+    counts_by_domain: Mapping[str, DomainCounts],
+    flagged: pa.Table,
+    repeated: Sequence[Mapping[str, Any]],
+    config: DomainsConfig,
 ) -> dict[str, Any]:
     """Totals and the first NUM_LISTED of each list, for the manifest and the report."""
-    match, mismatch = (sum(getattr(tally, name) for tally in tallies.values()) for name in (MATCH, MISMATCH))
+    match, mismatch = (sum(getattr(counts, name) for counts in counts_by_domain.values()) for name in (MATCH, MISMATCH))
     worst = sorted(flagged.to_pylist(), key=lambda row: (-(row["match"] + row["mismatch"]), row["domain"]))
     return {
         "hash_checks": {MATCH: match, MISMATCH: mismatch},
-        "num_domains": len(tallies),
+        "num_domains": len(counts_by_domain),
         "num_flagged": len(flagged),
         "flagged": worst[:NUM_LISTED],
         "num_repeated": len(repeated),

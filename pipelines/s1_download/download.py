@@ -57,7 +57,7 @@ LEDGER_SCHEMA = pa.schema(
         ("content_type", pa.string()),
         ("opt_out", pa.string()),
         ("robots", pa.string()),  # "allowed", "no_file", or "" where robots.txt was not read
-        ("sha256", pa.string()),  # of the whole picture as fetched, kept or not; "" where none came
+        ("sha256", pa.string()),  # of the whole image as fetched, kept or not; "" where none came
         ("published_hash", pa.string()),
         ("hash_check", pa.string()),  # "match", "mismatch", "unpublished", or "" where nothing came to compare
         ("licence", pa.string()),

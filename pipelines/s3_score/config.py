@@ -18,12 +18,12 @@ class ScoreConfig(FrozenConfig):
 
     model: str = FOLDER
     weights_sha256: str = ""
-    regions: bool = False  # also score every concept's text against its box, cut out of the picture
-    # Fingerprints of every picture's variants too (`x2vlm.data.media.phash.variants`), for pictures of tests: a copy in
+    regions: bool = False  # also score every concept's text against its box, cut out of the image
+    # Fingerprints of every image's variants too (`x2vlm.data.media.phash.variants`), for images of tests: a copy in
     # the training set may be mirrored or cropped.
     variants: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Pictures in the model at a time. Not part of a part's identity: it moves scores by less than 1e-6.
+    # Images in the model at a time. Not part of a part's identity: it moves scores by less than 1e-6.
     batch_size: int = Field(default=64, ge=1, exclude=True)
     # Threads that decode, resize and fingerprint while the model works on the batch before.
     decode_threads: int = Field(default=2, ge=1, exclude=True)

@@ -14,7 +14,7 @@ from x2vlm.data.scores.thresholds import add_histograms, score_histogram, shuffl
 
 KINDS = ("image", "video")
 SEED = 0
-MAX_PAIRS = 4000  # shuffled pairs of a part: a share of 5 % is then known to within 0.7 points (two standard errors)
+MAX_PAIRS = 4000  # shuffled pairs of a part: a fraction of 5 % is then known to within 0.7 points (two standard errors)
 
 Histograms = dict[str, dict[str, list[int]]]  # kind -> "real" and "shuffled" -> counts (x2vlm.data.scores.thresholds)
 
@@ -22,7 +22,7 @@ Histograms = dict[str, dict[str, list[int]]]  # kind -> "real" and "shuffled" ->
 def part_histograms(
     rows: Path,
     scores: Sequence[float | None],
-    pictures: Sequence[np.ndarray | None],
+    images: Sequence[np.ndarray | None],
     texts: Sequence[np.ndarray | None],
 ) -> Histograms:
     """The two histograms of every kind that has a score. Clips of one video (rows of one URL) are not shuffled."""
@@ -34,11 +34,11 @@ def part_histograms(
         if not mine:
             continue
         own = np.array([scores[row] for row in mine], dtype=np.float64)
-        pictures_ND, texts_ND = _stacked(pictures, mine), _stacked(texts, mine)
+        images_ND, texts_ND = _stacked(images, mine), _stacked(texts, mine)
         rounds = max(1, min(8, MAX_PAIRS // len(mine)))
-        picture, text = shuffled_pairs([urls[row] for row in mine], SEED, rounds)
-        pairs = (picture[:MAX_PAIRS], text[:MAX_PAIRS])
-        shuffled = shuffled_scores(own, pictures_ND, texts_ND, pairs)
+        image, text = shuffled_pairs([urls[row] for row in mine], SEED, rounds)
+        pairs = (image[:MAX_PAIRS], text[:MAX_PAIRS])
+        shuffled = shuffled_scores(own, images_ND, texts_ND, pairs)
         found[kind] = {"real": score_histogram(own), "shuffled": score_histogram(shuffled)}
     return found
 

@@ -1,7 +1,7 @@
 """From samples and their stored media to scores, embeddings and fingerprints, row by row.
 
 Threads read, decode, fingerprint and resize ahead of the model, in order and within bounds; the model then sees full
-batches. R regions, F frames, B pictures, C channels, H and W pixels, D width of the embedding.
+batches. R regions, F frames, B images, C channels, H and W pixels, D width of the embedding.
 """
 
 import math
@@ -41,7 +41,7 @@ class Prepared:
     regions_RCHW: Tensor | None = None
 
     @property
-    def num_pictures(self) -> int:
+    def num_images(self) -> int:
         return sum(0 if pixels is None else len(pixels) for pixels in (self.pixels_FCHW, self.regions_RCHW))
 
 
@@ -52,7 +52,7 @@ class Scored:
     key: str
     missing: str = ""
     frame_scores: tuple[float, ...] = ()
-    picture_D: np.ndarray | None = None  # float32, of unit length; of a clip the mean over its frames
+    image_D: np.ndarray | None = None  # float32, of unit length; of a clip the mean over its frames
     text_D: np.ndarray | None = None
     fingerprint: Fingerprint | None = None
     variants: tuple[tuple[str, Fingerprint], ...] = ()  # (name of the variant, its fingerprint)
@@ -60,10 +60,10 @@ class Scored:
 
 
 @dataclass
-class Pace:
-    """How the seconds of a part were spent: share of the time in which the model worked."""
+class Throughput:
+    """How the seconds of a part were spent: fraction of the time in which the model worked."""
 
-    num_pictures: int = 0
+    num_images: int = 0
     model_seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
@@ -81,34 +81,34 @@ def score_rows(
     samples: Iterable[Sample],
     pack: MediaPack,
     config: ScoreConfig,
-    pace: Pace | None = None,
+    throughput: Throughput | None = None,
 ) -> Iterator[Scored]:
-    """What was measured of each sample, in order. About three batches of pictures, and one clip, are in memory."""
-    pace, size = pace or Pace(), config.batch_size
+    """What was measured of each sample, in order. About three batches of images, and one clip, are in memory."""
+    throughput, size = throughput or Throughput(), config.batch_size
     batch: list[Prepared] = []
     for prepared in _prepare_ahead(clip, samples, pack, config):
         batch.append(prepared)
-        if len(batch) >= size or sum(row.num_pictures for row in batch) >= size:
-            yield from _score_batch(clip, batch, size, pace)
+        if len(batch) >= size or sum(row.num_images for row in batch) >= size:
+            yield from _score_batch(clip, batch, size, throughput)
             batch = []
-    yield from _score_batch(clip, batch, size, pace)
+    yield from _score_batch(clip, batch, size, throughput)
 
 
 def _prepare_ahead(clip: Clip, samples: Iterable[Sample], pack: MediaPack, config: ScoreConfig) -> Iterator[Prepared]:
-    """Rows in order, prepared by threads while the caller is busy; at most two batches of pictures wait."""
+    """Rows in order, prepared by threads while the caller is busy; at most two batches of images wait."""
     waiting: deque[tuple[int, Future[Prepared]]] = deque()
     num_waiting = 0
     with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
         try:
             for sample in samples:
-                pictures = sample.media.num_frames if sample.media else 0
-                pictures += len(sample.concepts) if config.regions else 0
-                while waiting and num_waiting + pictures > 2 * config.batch_size:
+                images = sample.media.num_frames if sample.media else 0
+                images += len(sample.concepts) if config.regions else 0
+                while waiting and num_waiting + images > 2 * config.batch_size:
                     size, future = waiting.popleft()
                     num_waiting -= size
                     yield future.result()
-                waiting.append((pictures, pool.submit(prepare, clip, sample, pack, config)))
-                num_waiting += pictures
+                waiting.append((images, pool.submit(prepare, clip, sample, pack, config)))
+                num_waiting += images
             for _, future in waiting:
                 yield future.result()
         finally:
@@ -117,7 +117,7 @@ def _prepare_ahead(clip: Clip, samples: Iterable[Sample], pack: MediaPack, confi
 
 
 def prepare(clip: Clip, sample: Sample, pack: MediaPack, config: ScoreConfig) -> Prepared:
-    """`sample` decoded, fingerprinted and resized to what the model takes; a picture that is broken is named."""
+    """`sample` decoded, fingerprinted and resized to what the model takes; an image that is broken is named."""
     try:
         frames = load_frames(sample, pack)
     except InvalidSample as error:
@@ -136,10 +136,10 @@ def prepare(clip: Clip, sample: Sample, pack: MediaPack, config: ScoreConfig) ->
     )
 
 
-def _variants(sample: Sample, picture: Image.Image, config: ScoreConfig) -> tuple[tuple[str, Fingerprint], ...]:
+def _variants(sample: Sample, image: Image.Image, config: ScoreConfig) -> tuple[tuple[str, Fingerprint], ...]:
     if not config.variants or sample.kind != "image":
         return ()
-    return tuple((name, fingerprint([changed])) for name, changed in variants(picture))
+    return tuple((name, fingerprint([changed])) for name, changed in variants(image))
 
 
 def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:
@@ -153,16 +153,16 @@ def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:
     return [open_image(jpeg) for jpeg in jpegs]
 
 
-def _cut_out(sample: Sample, picture: Image.Image) -> tuple[list[Concept], list[Image.Image]]:
-    """The concepts whose box covers at least a pixel of the stored picture, and what lies in it."""
+def _cut_out(sample: Sample, image: Image.Image) -> tuple[list[Concept], list[Image.Image]]:
+    """The concepts whose box covers at least a pixel of the stored image, and what lies in it."""
     assert sample.media is not None
-    scale_x, scale_y = picture.width / sample.media.width, picture.height / sample.media.height
+    scale_x, scale_y = image.width / sample.media.width, image.height / sample.media.height
     concepts, crops = [], []
     for concept in sample.concepts:
-        left, top, right, bottom = _corners(concept.box, scale_x, scale_y, picture.width, picture.height)
+        left, top, right, bottom = _corners(concept.box, scale_x, scale_y, image.width, image.height)
         if right > left and bottom > top:
             concepts.append(concept)
-            crops.append(picture.crop((left, top, right, bottom)))
+            crops.append(image.crop((left, top, right, bottom)))
     return concepts, crops
 
 
@@ -175,18 +175,18 @@ def _corners(box: Box, scale_x: float, scale_y: float, width: int, height: int) 
     )
 
 
-def _score_batch(clip: Clip, batch: Sequence[Prepared], batch_size: int, pace: Pace) -> Iterator[Scored]:
-    """One pass of the image tower over all pictures of the batch, and one of the text tower over all its texts."""
+def _score_batch(clip: Clip, batch: Sequence[Prepared], batch_size: int, throughput: Throughput) -> Iterator[Scored]:
+    """One pass of the image tower over all images of the batch, and one of the text tower over all its texts."""
     began = time.monotonic()
     pixels = [pixels for row in batch for pixels in (row.pixels_FCHW, row.regions_RCHW) if pixels is not None]
     texts = [text for row in batch for text in _texts(row)]
-    picture_BD = iter(embed_pixels(clip, torch.cat(pixels), batch_size)) if pixels else iter(())
+    image_BD = iter(embed_pixels(clip, torch.cat(pixels), batch_size)) if pixels else iter(())
     text_BD = iter(embed_texts(clip, texts, batch_size))
-    pace.model_seconds += time.monotonic() - began
-    pace.num_pictures += sum(row.num_pictures for row in batch)
+    throughput.model_seconds += time.monotonic() - began
+    throughput.num_images += sum(row.num_images for row in batch)
     for row in batch:
-        frame_FD = [next(picture_BD) for _ in (() if row.pixels_FCHW is None else row.pixels_FCHW)]
-        region_RD = [next(picture_BD) for _ in row.concepts]
+        frame_FD = [next(image_BD) for _ in (() if row.pixels_FCHW is None else row.pixels_FCHW)]
+        region_RD = [next(image_BD) for _ in row.concepts]
         text_D = next(text_BD) if _has_text(row) else None
         region_scores = tuple(
             (concept.annotation_id, float(next(text_BD) @ region_D))
@@ -216,7 +216,7 @@ def _scored(
         row.key,
         row.missing,
         scores,
-        picture_D=None if mean_D is None else mean_D.numpy(),
+        image_D=None if mean_D is None else mean_D.numpy(),
         text_D=None if text_D is None else text_D.numpy(),
         fingerprint=row.fingerprint,
         variants=row.variants,

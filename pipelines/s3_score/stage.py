@@ -2,10 +2,10 @@
 
 | file | holds |
 |---|---|
-| scores.parquet | the CLIP score of every row: cosine of its picture or frames with its first caption |
-| embeddings.parquet | picture and text embedding of unit length as float16: side data for duplicates and search |
+| scores.parquet | the CLIP score of every row: cosine of its image or frames with its first caption |
+| embeddings.parquet | image and text embedding of unit length as float16: side data for duplicates and search |
 | fingerprints.parquet | hashes of the decoded pixels (`x2vlm.data.media.phash`) |
-| variants.parquet | with `variants`: the fingerprints of mirrored or cropped pictures |
+| variants.parquet | with `variants`: the fingerprints of mirrored or cropped images |
 | regions.parquet | with `regions`: the score of every concept's text against its box |
 
 A row's text is its first caption, for images and clips alike: upstream order puts the original text first, and one pass
@@ -68,7 +68,7 @@ VARIANT_SCHEMA = pa.schema([("key", pa.string()), ("variant", pa.string()), *FIN
 REGION_SCHEMA = pa.schema([("key", pa.string()), ("annotation_id", pa.string()), ("clip_score", pa.float32())])
 
 
-# float16, null where there is no picture or no text. Not of fixed size: Parquet reads null vectors of those as empty.
+# float16, null where there is no image or no text. Not of fixed size: Parquet reads null vectors of those as empty.
 VECTOR = pa.list_(pa.float16())
 EMBEDDING_SCHEMA = pa.schema([("key", pa.string()), ("picture", VECTOR), ("text", VECTOR)])
 
@@ -98,20 +98,20 @@ def plan_score(config: ScoreConfig, inputs: Inputs) -> list[Part]:
 
 def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """One row per input row in every table but that of regions, in the order of the input."""
-    from pipelines.s3_score.rows import Pace, score_rows
+    from pipelines.s3_score.rows import Throughput, score_rows
 
     clip = _clip_of(config, inputs, part)
     tar_path, index_path = (inputs.local_path(read.file) for read in part.lookups)
-    pace, tables = Pace(), _Tables(out.path, config)
+    throughput, tables = Throughput(), _Tables(out.path, config)
     with MediaPack(tar_path, index_path) as pack:
         samples = _samples(inputs.local_path(part.reads[0].file))
-        for scored in score_rows(clip, samples, pack, config, pace):
+        for scored in score_rows(clip, samples, pack, config, throughput):
             tables.add(scored)
     tables.close()
     log.info(
         "stage=score part=%s rows=%d pictures=%d seconds=%.1f pictures_per_second=%.1f model_busy=%.2f",
-        *(part.name, tables.num_rows, pace.num_pictures, pace.seconds),
-        *(pace.num_pictures / max(pace.seconds, 1e-9), pace.model_busy),
+        *(part.name, tables.num_rows, throughput.num_images, throughput.seconds),
+        *(throughput.num_images / max(throughput.seconds, 1e-9), throughput.model_busy),
     )
     summary = {
         "weights_sha256": clip.weights_sha256,
@@ -142,7 +142,7 @@ class _Tables:
         fingerprint = asdict(scored.fingerprint) if scored.fingerprint else {}
         self._keep("scores", {"key": scored.key, "missing": scored.missing, **numbers})
         self._keep("fingerprints", {"key": scored.key, **fingerprint})
-        self._vectors["picture"].append(scored.picture_D)
+        self._vectors["picture"].append(scored.image_D)
         self._vectors["text"].append(scored.text_D)
         for name, print_ in scored.variants:
             self._keep("variants", {"key": scored.key, "variant": name, **asdict(print_)})

@@ -1,7 +1,7 @@
-"""`decontaminate`: which rows of all sources show a picture or clip of a downstream test, and what is done about them.
+"""`decontaminate`: which rows of all sources show an image or clip of a downstream test, and what is done about them.
 
-Test pictures come from the experiment's held-out sources (pixels, and variants of them), and from annotation files of
-tests whose pictures one need not have (ids). The report of leaks and its summary stay with the model: every result of
+Test images come from the experiment's held-out sources (pixels, and variants of them), and from annotation files of
+tests whose images one need not have (ids). The report of leaks and its summary stay with the model: every result of
 an evaluation carries the summary.
 """
 
@@ -22,7 +22,7 @@ from pipelines.s4_materialize.evidence import (
     FINGERPRINTS,
     SCORES,
     VARIANTS,
-    evaluation_pictures,
+    evaluation_images,
     evidence_of,
     read_evidence,
     row_ids,
@@ -40,11 +40,11 @@ from x2vlm.samples import write_table
 LEAKS, SUMMARY = "leaks.parquet", "contamination.json"
 HELD_OUT_SPLIT = "held_out"
 CERTAIN = ("id", "sha256", "pixels")  # methods that compare nothing by degrees
-TEST = "test-"  # before the names of parts that hold test pictures
+TEST = "test-"  # before the names of parts that hold test images
 
 
 class DecontaminateConfig(FrozenConfig):
-    """How leaks are searched for, and which upstream files name test pictures beyond the held-out sources."""
+    """How leaks are searched for, and which upstream files name test images beyond the held-out sources."""
 
     rule: DecontaminationConfig = DecontaminationConfig()
     tests: tuple[IdFile, ...] = ()
@@ -77,7 +77,7 @@ def plan_decontaminate(config: DecontaminateConfig, inputs: Inputs) -> list[Part
 def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """leaks.parquet (every leak and its action), contamination.json, and the decisions about every part's rows."""
     use_embeddings = config.rule.min_cosine is not None
-    owners, rows, ids, pictures = [], [], [], []
+    owners, rows, ids, images = [], [], [], []
     test_ids = [
         read_test_ids(file, inputs.local_path(read.file))
         for file, read in zip(config.tests, _reads(part, "tests"), strict=True)
@@ -87,7 +87,7 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
         own_ids = row_ids(table, _reader(config, name))
         if name.startswith(TEST):
             variants = next(read for read in reads if read.file.path == VARIANTS)
-            pictures.append(evaluation_pictures(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
+            images.append(evaluation_images(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
             test_ids.append(_as_test_ids(own_ids, table))
         else:
             owners.append((decisions_name(name), table["key"]))
@@ -100,9 +100,9 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
     training_rows = evidence_of(rows, use_embeddings)
     training_ids = pa.concat_tables([ID_SCHEMA.empty_table(), *ids])
     training = Training(training_rows, training_ids, _clusters(config, training_rows))
-    no_pictures = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
+    no_images = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
     evaluation = Evaluation(
-        pa.concat_tables([no_pictures, *pictures]), pa.concat_tables([EVALUATION_ID_SCHEMA.empty_table(), *test_ids])
+        pa.concat_tables([no_images, *images]), pa.concat_tables([EVALUATION_ID_SCHEMA.empty_table(), *test_ids])
     )
     leaks = find_leaks(training, evaluation, identify(links), config.rule)
     summary = summarize(leaks, evaluation, config.rule)
@@ -135,7 +135,7 @@ def _clusters(config: DecontaminateConfig, rows: pa.Table) -> pa.Table:
 
 
 def _as_test_ids(ids: pa.Table, evidence: pa.Table) -> pa.Table:
-    """The ids of held-out rows as those of test pictures."""
+    """The ids of held-out rows as those of test images."""
     places = pc.index_in(ids["key"], value_set=evidence["key"].combine_chunks())
     columns = {
         "eval_set": ids["source"],

@@ -27,7 +27,7 @@ from pipelines.s4_materialize.thresholds import ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
 from x2vlm.data.duplicates.duplicates import DuplicateConfig, count_duplicates, find_duplicates
 from x2vlm.data.duplicates.merging import merge_captions, merge_concepts
-from x2vlm.data.duplicates.repeated_captions import find_repeats, sayings
+from x2vlm.data.duplicates.repeated_captions import caption_occurrences, find_repeats
 from x2vlm.samples import SAMPLE_SCHEMA, Sample, samples_of, write_table
 
 CLUSTERS = "clusters.parquet"
@@ -42,7 +42,7 @@ class DeduplicateConfig(FrozenConfig):
 
     rule: DuplicateConfig = DuplicateConfig()
     merge_captions: bool = False
-    merge_concepts: bool = False  # of pictures with the same pixels only
+    merge_concepts: bool = False  # of images with the same pixels only
     max_rows_per_caption: int | None = Field(default=None, ge=1)
     thresholds: ScoreThresholds = ScoreThresholds()  # of the experiment's partition
 
@@ -62,14 +62,14 @@ def plan_deduplicate(config: DeduplicateConfig, inputs: Inputs) -> list[Part]:
 def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """clusters.parquet and the decisions about every part's rows."""
     use_embeddings = config.rule.min_cosine is not None
-    evidence, owners, said = [], [], []
+    evidence, owners, occurrences = [], [], []
     for name, reads in split_reads(part):
         table = read_evidence(inputs, reads, config.thresholds.score, use_embeddings)
         owners.append((decisions_name(name), table["key"]))
         evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads), pa.bool_())))
         if config.max_rows_per_caption is not None:
-            said.append(_sayings(inputs, reads[0], evidence[-1]))
-    repeats = {} if config.max_rows_per_caption is None else find_repeats(said, config.max_rows_per_caption)
+            occurrences.append(_caption_occurrences(inputs, reads[0], evidence[-1]))
+    repeats = {} if config.max_rows_per_caption is None else find_repeats(occurrences, config.max_rows_per_caption)
     rows = evidence_of(evidence, use_embeddings)
     rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=pa.array(sorted(repeats), pa.string()))))
     clusters = find_duplicates(rows, config.rule)
@@ -89,9 +89,9 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     )
 
 
-def _sayings(inputs: PartReader, read: Read, staying: pa.Table) -> NDArray[Any]:
+def _caption_occurrences(inputs: PartReader, read: Read, staying: pa.Table) -> NDArray[Any]:
     rows = pq.read_table(inputs.local_path(read.file), columns=["key", "source", "captions"])
-    return sayings(rows.filter(pc.is_in(rows["key"], value_set=staying["key"].combine_chunks())))
+    return caption_occurrences(rows.filter(pc.is_in(rows["key"], value_set=staying["key"].combine_chunks())))
 
 
 def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
@@ -138,12 +138,12 @@ def _additions(
     """A decision for every row that takes over something: the captions and concepts that it gets behind its own."""
     if not going or not (config.merge_captions or config.merge_concepts):
         return
-    givers: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
+    duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
     for row in going:
-        givers.setdefault(row["keeper"], {})[row["key"]] = row["method"]
-    samples = _samples(inputs, part, {*givers, *(row["key"] for row in going)})
-    for key in sorted(givers):
-        keeper, others = samples[key], [(samples[other], method) for other, method in givers[key].items()]
+        duplicates_of.setdefault(row["keeper"], {})[row["key"]] = row["method"]
+    samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in going)})
+    for key in sorted(duplicates_of):
+        keeper, others = samples[key], [(samples[other], method) for other, method in duplicates_of[key].items()]
         added: dict[str, Any] = {}
         if config.merge_captions:
             merged = merge_captions(keeper, [sample for sample, _ in others])

@@ -84,8 +84,8 @@ def evidence_of(parts: Sequence[pa.Table], embeddings: bool = False) -> pa.Table
     return rows.filter(first)
 
 
-def evaluation_pictures(evidence: pa.Table, variants: pa.Table, split: str) -> pa.Table:
-    """Rows of a held-out source as EVALUATION_SCHEMA: its pictures, and their variants (mirrored, cropped)."""
+def evaluation_images(evidence: pa.Table, variants: pa.Table, split: str) -> pa.Table:
+    """Rows of a held-out source as EVALUATION_SCHEMA: its images, and their variants (mirrored, cropped)."""
     own = {
         "eval_set": evidence["source"],
         "split": pa.repeat(pa.scalar(split), evidence.num_rows),
@@ -99,16 +99,16 @@ def evaluation_pictures(evidence: pa.Table, variants: pa.Table, split: str) -> p
     if "embedding" in evidence.column_names:
         own["embedding"] = evidence["embedding"]
         names.append("embedding")
-    pictures = pa.table({name: own[name] for name in names})
+    images = pa.table({name: own[name] for name in names})
     places = pc.index_in(variants["key"], value_set=evidence["key"].combine_chunks())
     found = variants.filter(pc.is_valid(places))
-    originals = pictures.take(places.filter(pc.is_valid(places)))
+    originals = images.take(places.filter(pc.is_valid(places)))
     for name in ("variant", *(field.name for field in FINGERPRINT_FIELDS)):
         originals = originals.set_column(originals.column_names.index(name), name, found[name])
     nothing = pa.nulls(originals.num_rows, pa.string())  # a variant has pixels of its own, and no bytes
     originals = originals.set_column(originals.column_names.index("sha256"), "sha256", nothing)
     schema = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if "embedding" in names else [])])
-    return pa.concat_tables([pictures.cast(schema), originals.cast(schema)])
+    return pa.concat_tables([images.cast(schema), originals.cast(schema)])
 
 
 def row_ids(evidence: pa.Table, reader: str) -> pa.Table:

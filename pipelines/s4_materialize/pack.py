@@ -29,7 +29,7 @@ BUCKET = re.compile(r"bucket-(\d{5})\.parquet")
 class PackConfig(FrozenConfig):
     """In which kind of file a shard keeps its media, a WebDataset tar or Parquet with the bytes inside, and how large.
 
-    With `short_edge` pictures and frames whose stored short edge is longer are stored as JPEGs of that many pixels and
+    With `short_edge` images and frames whose stored short edge is longer are stored as JPEGs of that many pixels and
     of that `quality`; see `smaller`. None keeps the bytes that download stored.
     """
 

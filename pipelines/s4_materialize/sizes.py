@@ -1,4 +1,4 @@
-"""How long the texts of a shard are, and how many boxes its pictures have: numbers to size streams and batches with."""
+"""How long the texts of a shard are, and how many boxes its images have: numbers to size streams and batches with."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -11,7 +11,7 @@ from pipelines.s4_materialize.grains import add_up_grains, lengths
 from x2vlm.data.columns import SampleColumns, num_words
 from x2vlm.data.text.concept_texts import concept_texts
 
-MOST = 64  # longer texts, and pictures with more boxes, are counted under this number
+MOST = 64  # longer texts, and images with more boxes, are counted under this number
 Histogram = dict[str, int]  # "7" -> how many have seven; JSON knows no other keys
 
 

@@ -1,4 +1,4 @@
-"""Smaller copies of large pictures, made while a shard is packed: what training never looks at is not read either.
+"""Smaller copies of large images, made while a shard is packed: what training never looks at is not read either.
 
 Width and height of a sample stay those of its original, in which boxes are counted; training crops out of a smaller
 copy as it would out of the original. Frames of clips are made smaller one by one. What is small enough keeps its bytes.
@@ -28,18 +28,18 @@ class Smaller:
     rows: pa.Table
     drops: list[Drop]
     payload_of: Payload
-    counts: Counter[str] = field(default_factory=Counter)  # pictures, clips: made smaller; bytes_before, bytes_after
+    counts: Counter[str] = field(default_factory=Counter)  # images, clips: made smaller; bytes_before, bytes_after
 
 
 def make_smaller(rows: pa.Table, payload_of: Payload, short_edge: int, quality: int, scratch: Path) -> Smaller:
-    """`rows` with a picture of at most `short_edge` pixels each; one picture is in memory at a time.
+    """`rows` with an image of at most `short_edge` pixels each; one image is in memory at a time.
 
-    Payloads that change lie in a file in `scratch` until the shard is written. A row whose picture does not decode is a
-    drop with the decoder's rule; a picture that is small enough is not decoded.
+    Payloads that change lie in a file in `scratch` until the shard is written. A row whose image does not decode is a
+    drop with the decoder's rule; an image that is small enough is not decoded.
     """
     places: dict[str, tuple[int, int]] = {}  # sha256 of the original -> offset and size in the scratch file
     broken: dict[str, InvalidSample] = {}
-    counts: Counter[str] = Counter(pictures=0, clips=0, bytes_before=0, bytes_after=0)
+    counts: Counter[str] = Counter(images=0, clips=0, bytes_before=0, bytes_after=0)
     path = scratch / "smaller"
     media = {one["sha256"]: one for one in rows["media"].to_pylist()}
     with path.open("wb") as file:
@@ -76,15 +76,15 @@ def smaller_payload(payload: bytes, media: dict[str, Any], short_edge: int, qual
     twice may differ by a pixel, and boxes would then be refused.
     """
     if media["format"] != "frames":
-        return _smaller_picture(payload, (media["width"], media["height"]), short_edge, quality)
+        return _smaller_image(payload, (media["width"], media["height"]), short_edge, quality)
     frames, times = decode_frames(payload)
-    copies = [_smaller_picture(frame, None, short_edge, quality) for frame in frames]
+    copies = [_smaller_image(frame, None, short_edge, quality) for frame in frames]
     if not any(copies):
         return None
     return encode_frames([copy or frame for copy, frame in zip(copies, frames, strict=True)], times)
 
 
-def _smaller_picture(data: bytes, recorded: tuple[int, int] | None, short_edge: int, quality: int) -> bytes | None:
+def _smaller_image(data: bytes, recorded: tuple[int, int] | None, short_edge: int, quality: int) -> bytes | None:
     header = probe(data)
     size = (header.width, header.height)
     if min(size) <= short_edge:
@@ -110,7 +110,7 @@ def _without_broken(rows: pa.Table, broken: dict[str, InvalidSample]) -> tuple[p
 
 
 def _with_formats(rows: pa.Table, changed: set[str]) -> pa.Table:
-    """`rows` with the format of what is stored now: pictures that were made smaller are JPEGs."""
+    """`rows` with the format of what is stored now: images that were made smaller are JPEGs."""
     media = [
         {**one, "format": "jpeg"} if one["sha256"] in changed and one["format"] != "frames" else one
         for one in rows["media"].to_pylist()

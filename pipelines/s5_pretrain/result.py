@@ -93,7 +93,7 @@ def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:
 
 
 def describe_model(config: PretrainConfig, shards_root: str) -> CardFacts:
-    """What this stage knows for the model's card; which test pictures were trained on, it does not."""
+    """What this stage knows for the model's card; which test images were trained on, it does not."""
     training: dict[str, str | int | float] = {"steps": config.train.steps, "seed": config.data.seed}
     training |= {f"{stream.label} rows per step": stream.batch_size for stream in config.data.streams}
     return CardFacts(name="X2-VLM, pre-trained", lineage_root=shards_root, training=training)

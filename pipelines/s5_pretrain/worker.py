@@ -127,7 +127,7 @@ def _check_world_size(world_size: int, config: PretrainConfig) -> None:
 
 
 def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
-    """Processes that read ahead for one trainer: its share of the cores where a GPU waits, else none."""
+    """Processes that read ahead for one trainer: its fraction of the cores where a GPU waits, else none."""
     if runtime.readers is not None:
         return runtime.readers
     if not torch.cuda.is_available():

@@ -41,7 +41,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Story:
+class RowTrace:
     """The life of one row, and how it ended."""
 
     key: str
@@ -64,7 +64,7 @@ class Story:
         return {**names, "steps": steps, "not_reached": list(self.not_reached)}
 
 
-def tell_stories(store: Store, experiment: str, query: str) -> list[Story]:
+def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
     """What happened to every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
 
     ConfigError if the experiment has read nothing yet, or if no row is called that.
@@ -75,19 +75,19 @@ def tell_stories(store: Store, experiment: str, query: str) -> list[Story]:
         raise ConfigError(
             f"{store.uri} holds no rows of {experiment}; run `jobs/run_stage.py {experiment} --only 'read/*'`"
         )
-    stories = []
+    traces = []
     for key in _keys_of(store, reads, query):
         origins = {sha256 for stored in reads for sha256 in open_index(store, stored.manifest).files_with("key", key)}
-        traces = trace_sample(store, manifests, key, origins, _may_hold)
-        if traces:
-            stories.append(_story(key, traces, manifests))
-    if not stories:
+        found = trace_sample(store, manifests, key, origins, _may_hold)
+        if found:
+            traces.append(_trace_row(key, found, manifests))
+    if not traces:
         sources = ", ".join(sorted({stored.manifest.config["source"] for stored in reads}))
         raise ConfigError(
             f"no row of {experiment} is called {query!r}. Give a key (32 hex digits), an address as it stands in the "
             f"annotation file, or <source>:<row>; sources: {sources}"
         )
-    return stories
+    return traces
 
 
 def _may_hold(path: str, traces: Sequence[Trace]) -> bool:
@@ -142,14 +142,16 @@ def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _story(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> Story:
+def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> RowTrace:
     first = traces[0].values
     url = next((trace.values["url"] for trace in traces if trace.values.get("url")), "")
     configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
     all_steps = (_step(trace, traces[:number], configs[trace.node]) for number, trace in enumerate(traces))
     steps = tuple(step for step in all_steps if step.facts)
     told = {trace.node for trace in traces}
-    return Story(key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told))
+    return RowTrace(
+        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told)
+    )
 
 
 def _step(trace: Trace, before: Sequence[Trace], config: Mapping[str, Any]) -> Step:

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.data_wait [--samples 200000] [--steps 240] [--readers 2] [--json]
 
-A real run of the training loop on one core, streams of pictures, regions and clips, with reader processes beside it;
+A real run of the training loop on one core, streams of images, regions and clips, with reader processes beside it;
 then a shorter one without readers, where every step waits for all of its reading: what reading ahead has to hide, and
 the proof that the meter sees it. The share is of wall time, over all steps after the warm-up, in which reader processes
 start and open their first shards (seconds until the first batch are told apart).
@@ -66,11 +66,11 @@ DATA = DataConfig(
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the loop says of itself after its warm-up. `share`: of wall time, spent waiting for data."""
+    """What one run of the loop reports after its warm-up. `wait_fraction`: of wall time, spent waiting for data."""
 
     readers: int
     steps: int  # that were counted
-    share: float
+    wait_fraction: float
     longest_wait_seconds: float
     first_batch_seconds: float
     step_seconds: float  # wall, median
@@ -139,7 +139,7 @@ def _run(shards: WorldShards, folder: Path, model_config: ModelConfig, steps: in
     return Run(
         readers=readers,
         steps=len(lines) - warm_up,
-        share=sum(waits[warm_up:]) / sum(seconds[warm_up:]),
+        wait_fraction=sum(waits[warm_up:]) / sum(seconds[warm_up:]),
         longest_wait_seconds=max(waits[warm_up:]),
         first_batch_seconds=waits[0],
         step_seconds=statistics.median(seconds[warm_up:]),
@@ -167,7 +167,7 @@ def describe(shards: WorldShards, found: Found) -> str:
     rows: Mapping[str, list[str]] = {
         "reader processes": [str(run.readers) for run in columns],
         "steps counted": [str(run.steps) for run in columns],
-        "waiting for data": [f"{run.share:.2%}" for run in columns],
+        "waiting for data": [f"{run.wait_fraction:.2%}" for run in columns],
         "longest wait, ms": [f"{1e3 * run.longest_wait_seconds:.0f}" for run in columns],
         "until the first batch, s": [f"{run.first_batch_seconds:.1f}" for run in columns],
         "a step, ms": [f"{1e3 * run.step_seconds:.0f}" for run in columns],

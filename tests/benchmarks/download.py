@@ -3,7 +3,7 @@
     python -m tests.benchmarks.download [--photos 2000] [--rounds 5] [--modes original reencoded scaled] [--closing]
 
 Both fetch the same URLs from the same server, which is a process of its own, with the same number of threads, and store
-the same thing: the original bytes, or the picture at 256 pixels and quality 95. They take turns (A B A B ...). What
+the same thing: the original bytes, or the image at 256 pixels and quality 95. They take turns (A B A B ...). What
 counts is CPU seconds of the process and all its children; wall time is beside it. Ten URLs give what a run costs before
 its first photo; "marginal" is what is left per photo when that is taken off, "whole" is all of it per photo.
 

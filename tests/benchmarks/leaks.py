@@ -1,10 +1,10 @@
-"""How many copies of pictures are found, how many strangers are taken for copies, and what the search costs.
+"""How many copies of images are found, how many strangers are taken for copies, and what the search costs.
 
     python -m tests.benchmarks.leaks                       # recall and false drops, about 5 minutes
     python -m tests.benchmarks.leaks --hashes 1e6,1e7      # the search among hashes alone
 
-Recall: every picture is a test picture, its copies are training rows. False drops: pictures that are all different.
-Tiles are sixteenths of photos: different pictures, alike in colour and light, many of them nearly flat. A photo that is
+Recall: every image is a test image, its copies are training rows. False drops: images that are all different.
+Tiles are sixteenths of photos: different images, alike in colour and light, many of them nearly flat. A photo that is
 its own mirror image (COCO 6012) gives tiles that are found in each other mirrored, which is right.
 """
 
@@ -47,18 +47,18 @@ EMBEDDING = pa.field("embedding", pa.list_(pa.float32()))
 Named = tuple[str, Image.Image]
 
 
-def centre(picture: Image.Image, share: float) -> Image.Image:
-    dx, dy = (int(side * share / 2) for side in picture.size)
-    return picture.crop((dx, dy, picture.width - dx, picture.height - dy))
+def centre(image: Image.Image, fraction: float) -> Image.Image:
+    dx, dy = (int(side * fraction / 2) for side in image.size)
+    return image.crop((dx, dy, image.width - dx, image.height - dy))
 
 
-def corner(picture: Image.Image, share: float) -> Image.Image:
-    dx, dy = (int(side * share) for side in picture.size)
-    return picture.crop((dx, dy, picture.width, picture.height))
+def corner(image: Image.Image, fraction: float) -> Image.Image:
+    dx, dy = (int(side * fraction) for side in image.size)
+    return image.crop((dx, dy, image.width, image.height))
 
 
-def half(picture: Image.Image) -> Image.Image:
-    return picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
+def half(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
 
 
 COPIES: dict[str, Callable[[Image.Image], bytes]] = {
@@ -74,34 +74,34 @@ COPIES: dict[str, Callable[[Image.Image], bytes]] = {
 }
 
 
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def stored(picture: Image.Image) -> bytes:
-    """The bytes of a test picture as its data set has them."""
-    return encode(picture, "PNG", compress_level=1)
+def stored(image: Image.Image) -> bytes:
+    """The bytes of a test image as its data set has them."""
+    return encode(image, "PNG", compress_level=1)
 
 
 def photos(folder: Path) -> list[Named]:
-    """The pictures in a folder and below, each file's bytes once, at most 640 pixels wide and high."""
+    """The images in a folder and below, each file's bytes once, at most 640 pixels wide and high."""
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
     distinct = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in reversed(files)}
-    pictures = [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
-    for _, picture in pictures:
-        picture.thumbnail((640, 640), Image.Resampling.LANCZOS)
-    return pictures
+    images = [(path.name, open_image(path.read_bytes())) for path in sorted(distinct.values())]
+    for _, image in images:
+        image.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    return images
 
 
-def tiles(pictures: list[Named]) -> Iterator[Named]:
-    for name, picture in pictures:
-        width, height = picture.size
+def tiles(images: list[Named]) -> Iterator[Named]:
+    for name, image in images:
+        width, height = image.size
         for number in range(16):
             column, row = number % 4, number // 4
             box = (width * column // 4, height * row // 4, width * (column + 1) // 4, height * (row + 1) // 4)
-            yield f"{name}#{number}", picture.crop(box)
+            yield f"{name}#{number}", image.crop(box)
 
 
 def scenes(count: int) -> Iterator[Named]:
@@ -110,26 +110,26 @@ def scenes(count: int) -> Iterator[Named]:
         yield f"scene {number}", Image.fromarray(render_scene(config.seed, make_scene(config, number)))
 
 
-def row(key: str, data: bytes, picture: Image.Image, clip: Clip | None) -> dict[str, Any]:
-    embedding = None if clip is None else embed(clip, picture)
+def row(key: str, data: bytes, image: Image.Image, clip: Clip | None) -> dict[str, Any]:
+    embedding = None if clip is None else embed(clip, image)
     values: dict[str, Any] = {"key": key, "source": "web", "kind": "image", "sha256": hashlib.sha256(data).hexdigest()}
-    values |= {"width": picture.width, "height": picture.height, "num_captions": 1, "embedding": embedding}
-    return values | asdict(fingerprint([picture]))
+    values |= {"width": image.width, "height": image.height, "num_captions": 1, "embedding": embedding}
+    return values | asdict(fingerprint([image]))
 
 
 @torch.inference_mode()
-def embed(clip: Clip, picture: Image.Image) -> NDArray[np.float32]:
-    feature_BD = clip.model.encode_image(clip.preprocess(picture)[None]).float()
+def embed(clip: Clip, image: Image.Image) -> NDArray[np.float32]:
+    feature_BD = clip.model.encode_image(clip.preprocess(image)[None]).float()
     unit: NDArray[np.float32] = torch.nn.functional.normalize(feature_BD, dim=-1)[0].numpy()
     return unit
 
 
-def evaluation_rows(pictures: list[Named], clip: Clip | None) -> list[dict[str, Any]]:
+def evaluation_rows(images: list[Named], clip: Clip | None) -> list[dict[str, Any]]:
     made = []
-    for name, picture in pictures:
+    for name, image in images:
         base = {"eval_set": "test", "split": "test", "eval_id": name}
-        made.append(base | {"variant": ""} | row(name, stored(picture), picture, clip))
-        for other, changed in variants(picture):
+        made.append(base | {"variant": ""} | row(name, stored(image), image, clip))
+        for other, changed in variants(image):
             made.append(base | {"variant": other} | row(name, b"", changed, None))
     return made
 
@@ -137,37 +137,40 @@ def evaluation_rows(pictures: list[Named], clip: Clip | None) -> list[dict[str, 
 def search(train: list[dict[str, Any]], test: list[dict[str, Any]], min_cosine: float | None) -> list[dict[str, Any]]:
     """Leaks, all ways, nothing dropped."""
     training = Training(pa.Table.from_pylist(train, schema=TRAIN_SCHEMA.append(EMBEDDING)), ID_SCHEMA.empty_table())
-    pictures = pa.Table.from_pylist(test, schema=EVALUATION_SCHEMA.append(EMBEDDING))
-    evaluation = Evaluation(pictures, EVALUATION_ID_SCHEMA.empty_table())
+    images = pa.Table.from_pylist(test, schema=EVALUATION_SCHEMA.append(EMBEDDING))
+    evaluation = Evaluation(images, EVALUATION_ID_SCHEMA.empty_table())
     config = DecontaminationConfig(policy="report", min_cosine=min_cosine)
     found: list[dict[str, Any]] = find_leaks(training, evaluation, identify([]), config).to_pylist()
     return found
 
 
-def recall(pictures: list[Named], clip: Clip | None, min_cosine: float | None) -> dict[str, Any]:
+def recall(images: list[Named], clip: Clip | None, min_cosine: float | None) -> dict[str, Any]:
     """Per kind of copy the share found by each method, by any without and with the embedding."""
-    test = evaluation_rows(pictures, clip)
+    test = evaluation_rows(images, clip)
     result = {}
     for kind, copy in COPIES.items():
         train = []
-        for name, picture in pictures:
-            data = copy(picture)
+        for name, image in images:
+            data = copy(image)
             train.append(row(name, data, open_image(data), clip))
         found = [one for one in search(train, test, min_cosine) if one["key"] == one["eval_id"]]
         methods = sorted({one["method"] for one in found})
-        shares = {name: share(found, len(pictures), name) for name in methods}
+        recall_by_method = {name: fraction(found, len(images), name) for name in methods}
         plain = [one for one in found if one["method"] != "embedding"]
-        result[kind] = shares | {"any but embedding": share(plain, len(pictures)), "any": share(found, len(pictures))}
+        result[kind] = recall_by_method | {
+            "any but embedding": fraction(plain, len(images)),
+            "any": fraction(found, len(images)),
+        }
     return result
 
 
-def share(found: list[dict[str, Any]], total: int, method: str = "") -> float:
+def fraction(found: list[dict[str, Any]], total: int, method: str = "") -> float:
     return round(len({one["key"] for one in found if method in ("", one["method"])}) / total, 4)
 
 
-def false_finds(pictures: list[Named]) -> dict[str, Any]:
-    """What is found among pictures that are all different, by distance of hashes, before and after the thumbnail."""
-    rows = [row(name, name.encode(), picture, None) for name, picture in pictures]
+def false_finds(images: list[Named]) -> dict[str, Any]:
+    """What is found among images that are all different, by distance of hashes, before and after the thumbnail."""
+    rows = [row(name, name.encode(), image, None) for name, image in images]
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
     clusters = find_duplicates(table, DuplicateConfig(priority=(), share=())).to_pylist()
     wrong = [one for one in clusters if one["action"] == "drop" and one["method"] == "phash"]
@@ -190,10 +193,10 @@ def false_finds(pictures: list[Named]) -> dict[str, Any]:
     return result
 
 
-def false_leaks(pictures: list[Named]) -> dict[str, Any]:
-    """Every second picture is a test picture with its variants, every other a training row: all finds are false."""
-    train = [row(name, name.encode(), picture, None) for name, picture in pictures[::2]]
-    found = search(train, evaluation_rows(pictures[1::2], None), None)
+def false_leaks(images: list[Named]) -> dict[str, Any]:
+    """Every second image is a test image with its variants, every other a training row: all finds are false."""
+    train = [row(name, name.encode(), image, None) for name, image in images[::2]]
+    found = search(train, evaluation_rows(images[1::2], None), None)
     telling = [one for one in found if one["method"] != "pixels"]
     dropped = {one["key"] for one in telling}
     methods = sorted({one["method"] for one in found})
@@ -201,9 +204,9 @@ def false_leaks(pictures: list[Named]) -> dict[str, Any]:
     return {"rows": len(train), "by method": counts, "false drops": len(dropped), "rate": len(dropped) / len(train)}
 
 
-def strangest_cosine(pictures: list[Named], clip: Clip) -> float:
-    """The smallest tau at which at most 0.1 % of the pictures have a stranger as near: what this model is good for."""
-    rows = np.stack([embed(clip, picture) for _, picture in pictures])
+def max_unrelated_cosine(images: list[Named], clip: Clip) -> float:
+    """The smallest tau at which at most 0.1 % of the images have an unrelated one as near: this model's limit."""
+    rows = np.stack([embed(clip, image) for _, image in images])
     cosine = rows @ rows.T
     np.fill_diagonal(cosine, -1)
     nearest = np.sort(cosine.max(axis=1))[::-1]
@@ -300,14 +303,14 @@ def main() -> None:
     clip = load_clip_folder(options.clip, "cpu")
     shots = photos(options.photos)
     worlds = list(scenes(options.scenes))
-    for name, pictures, copied in (("photos", shots, shots), ("scenes", worlds, worlds[: options.recall_scenes])):
-        tau = strangest_cosine(pictures, clip)
+    for name, images, copied in (("photos", shots, shots), ("scenes", worlds, worlds[: options.recall_scenes])):
+        tau = max_unrelated_cosine(images, clip)
         print(f"{name}: recall, embedding of {options.clip.name} with cosine >= {tau:.4f}")
-        for kind, shares in recall(copied, clip, tau).items():
-            print(f"  {kind:18} {json.dumps(shares)}", flush=True)
-    for name, pictures in (("photos", shots), ("tiles", list(tiles(shots))), ("scenes", worlds)):
-        print(f"{name}: false duplicates {json.dumps(false_finds(pictures))}")
-        print(f"{name}: false leaks {json.dumps(false_leaks(pictures))}", flush=True)
+        for kind, recall_by_method in recall(copied, clip, tau).items():
+            print(f"  {kind:18} {json.dumps(recall_by_method)}", flush=True)
+    for name, images in (("photos", shots), ("tiles", list(tiles(shots))), ("scenes", worlds)):
+        print(f"{name}: false duplicates {json.dumps(false_finds(images))}")
+        print(f"{name}: false leaks {json.dumps(false_leaks(images))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     for name, size in SIZES.items():
         with tempfile.TemporaryDirectory(prefix="x2vlm-loader-") as folder:
-            corpus = write_corpus(Path(folder), options.pictures, **size)
+            corpus = write_corpus(Path(folder), options.images, **size)
             print(describe(name, corpus, measure(corpus, options.batches, options.rounds, options.readers)), flush=True)
 
 

@@ -29,7 +29,7 @@ BERT_SIZE = 30_522
 
 @dataclass(frozen=True)
 class Corpus:
-    """The same pictures and captions, written four times."""
+    """The same images and captions, written four times."""
 
     shards: tuple[ShardFiles, ...]
     lines: tuple[Path, ...]
@@ -38,13 +38,13 @@ class Corpus:
     mean_bytes: float
 
 
-def write_corpus(out: Path, num_pictures: int, short_edge: int | None = None, long_edge: int | None = None) -> Corpus:
-    """Real photos in the wanted size, a caption and four boxes each; every picture is a file of its own bytes."""
+def write_corpus(out: Path, num_images: int, short_edge: int | None = None, long_edge: int | None = None) -> Corpus:
+    """Real photos in the wanted size, a caption and four boxes each; every image is a file of its own bytes."""
     rng = random.Random(0)
     photos = [_resized(path, short_edge, long_edge) for path in real_photos() if _is_large(path)]
     words = captions_of_the_sample()
     samples, payloads = [], {}
-    for number in range(num_pictures):
+    for number in range(num_images):
         data, (width, height) = photos[number % len(photos)]
         data = numbered(data, number)
         sample = _sample(number, data, width, height, " ".join(rng.choices(words, k=rng.randint(7, 16))), rng)

@@ -26,20 +26,20 @@ from torchvision import transforms
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from x2vlm.data.loading.batch import MEAN, STD, Batch
-from x2vlm.data.loading.batching import picture_batch
-from x2vlm.data.loading.examples import Picture, Recipe, TextRow, choose_caption, picture_pixels, text_row
+from x2vlm.data.loading.batching import visual_batch
+from x2vlm.data.loading.examples import Recipe, TextRow, VisualInput, choose_caption, text_row, visual_pixels
 from x2vlm.data.shards.rows import Row
 from x2vlm.data.text.captions import pre_caption
 
-RES, MAX_TOKENS, MAX_MASKS, MASK_SHARE = 224, 40, 12, 0.5
+RES, MAX_TOKENS, MAX_MASKS, MASK_FRACTION = 224, 40, 12, 0.5
 GREY = (128, 128, 128)
 
 
 class RandAugment:
     """Two of ten operations, each with probability one half, at level 7 of 10, on bytes by OpenCV."""
 
-    def __call__(self, picture: Image.Image) -> np.ndarray:
-        image = np.asarray(picture)
+    def __call__(self, pil_image: Image.Image) -> np.ndarray:
+        image = np.asarray(pil_image)
         for name in random.choices(list(OPERATIONS), k=2):
             if random.random() < 0.5:
                 image = OPERATIONS[name](image)
@@ -157,7 +157,7 @@ class ReferenceImages(IterableDataset):  # type: ignore[type-arg]
         )
 
     def _masked(self, tokens: list[str]) -> tuple[list[str], list[int]]:
-        wanted = min(MAX_MASKS, max(1, round(len(tokens) * MASK_SHARE)))
+        wanted = min(MAX_MASKS, max(1, round(len(tokens) * MASK_FRACTION)))
         candidates = list(range(1, len(tokens)))
         random.shuffle(candidates)
         chosen: set[int] = set()
@@ -196,15 +196,15 @@ def reference_batches(
     return iter(_data_loader(data, batch_size, num_workers, _collate_reference))
 
 
-def example_of(row: Row, payload: bytes, recipe: Recipe, draw: int) -> tuple[TextRow, Picture]:
+def example_of(row: Row, payload: bytes, recipe: Recipe, draw: int) -> tuple[TextRow, VisualInput]:
     """Text and pixels of a row by our own functions; `draw` takes the place of the epoch."""
     caption = choose_caption(row, draw, recipe)
-    return text_row(caption, row, draw, recipe), picture_pixels(row, payload, caption, draw, recipe)
+    return text_row(caption, row, draw, recipe), visual_pixels(row, payload, caption, draw, recipe)
 
 
-def _collate_ours(examples: Sequence[tuple[TextRow, Picture]]) -> Batch:
-    rows, pictures = zip(*examples, strict=True)
-    return picture_batch("image", rows, pictures, MAX_MASKS)
+def _collate_ours(examples: Sequence[tuple[TextRow, VisualInput]]) -> Batch:
+    rows, images = zip(*examples, strict=True)
+    return visual_batch("image", rows, images, MAX_MASKS)
 
 
 class _FromTar:
@@ -213,7 +213,7 @@ class _FromTar:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def __call__(self, member: Mapping[str, Any]) -> tuple[TextRow, Picture]:
+    def __call__(self, member: Mapping[str, Any]) -> tuple[TextRow, VisualInput]:
         record = json.loads(member["json"])
         media = record["media"]
         captions = tuple(caption["text"] for caption in record["captions"])
@@ -227,14 +227,14 @@ def webdataset_batches(tars: Sequence[Path], recipe: Recipe, batch_size: int, nu
     return iter(_data_loader(data.map(_FromTar(recipe)), batch_size, num_workers, _collate_ours))
 
 
-class _Folder(Dataset[tuple[TextRow, Picture]]):
+class _Folder(Dataset[tuple[TextRow, VisualInput]]):
     def __init__(self, rows: Sequence[tuple[Row, Path]], recipe: Recipe) -> None:
         self.rows, self.recipe = rows, recipe
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, number: int) -> tuple[TextRow, Picture]:
+    def __getitem__(self, number: int) -> tuple[TextRow, VisualInput]:
         row, path = self.rows[number]
         return example_of(row, path.read_bytes(), self.recipe, random.getrandbits(32))
 

@@ -1,7 +1,7 @@
 """The passes and losses of one batch the way the reference computes them; see `reference_graph` for what this is for.
 
 Kept on purpose: clean and masked texts go through the text layers separately; one fusion call per pass (own pairs;
-twice as many wrong pairs; masked words; boxes); every region gets a copy of its image's tokens before anything is
+twice as many wrong pairs; masked tokens; boxes); every region gets a copy of its image's tokens before anything is
 projected; negatives are drawn row by row, each with a wait for the device; the word head runs on unused slots too;
 generalised IoU is an R x R matrix of which the diagonal is used. On the meta device pass negatives: there is nothing
 to draw from.
@@ -46,7 +46,7 @@ def reference_losses(
 ) -> dict[str, Tensor]:
     """loss_itc, loss_itm, loss_mlm; with regions loss_bbox, loss_giou; with texts alone loss_mlm. Unweighted."""
     if inputs.image is None:
-        return {"loss_mlm": masked_word_loss(model, inputs, None, None)}
+        return {"loss_mlm": mlm_loss(model, inputs, None, None)}
     image, image_atts, whole = image_side(model, inputs)
     text = model.text_encoder.encode(inputs.text_ids, inputs.text_atts)
     image_features = normalize(model.vision_proj(image[:, 0]), dim=-1)
@@ -55,7 +55,7 @@ def reference_losses(
     if matching:
         chosen = negatives if negatives is not None else draw(model, image_features, text_features)
         losses["loss_itm"] = matching_loss(model, text, inputs.text_atts, image, image_atts, chosen)
-    losses["loss_mlm"] = masked_word_loss(model, inputs, image, image_atts)
+    losses["loss_mlm"] = mlm_loss(model, inputs, image, image_atts)
     if whole is not None:
         losses["loss_bbox"], losses["loss_giou"] = box_losses(model, inputs, text, whole)
     return losses
@@ -128,9 +128,7 @@ def matching_loss(
     return cross_entropy(logits, labels)
 
 
-def masked_word_loss(
-    model: ReferenceGraph, inputs: GraphInputs, image: Tensor | None, image_atts: Tensor | None
-) -> Tensor:
+def mlm_loss(model: ReferenceGraph, inputs: GraphInputs, image: Tensor | None, image_atts: Tensor | None) -> Tensor:
     """All layers again on the masked texts; words are predicted in every slot, used or not."""
     text = model.text_encoder.encode(inputs.text_ids_masked, inputs.text_atts)
     fused = model.text_encoder.fuse(text, inputs.text_atts, image, image_atts)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.scoring [--model ViT-B-32] [--pictures 128] [--device auto]
 
 The model has random weights of the named open_clip architecture: what it says means nothing, what it costs is real.
-Pictures are the shipped photos, again and again under other keys.
+ImageTokens are the shipped photos, again and again under other keys.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import open_clip
 import torch
 
 from pipelines.s3_score.config import ScoreConfig
-from pipelines.s3_score.rows import Pace, prepare, score_rows
+from pipelines.s3_score.rows import Throughput, prepare, score_rows
 from x2vlm.data.media.images import probe_image
 from x2vlm.data.scores.clip_score import Clip, embed_pixels, embed_texts
 from x2vlm.data.shards.packs import MediaPack, write_media_pack
@@ -34,7 +34,7 @@ def random_clip(name: str, device: str) -> Clip:
     return Clip(model, preprocess, open_clip.get_tokenizer(name), "random", torch.device(device))
 
 
-def photo_samples(folder: Path, num_pictures: int) -> list[Sample]:
+def photo_samples(folder: Path, num_images: int) -> list[Sample]:
     """That many rows over the shipped photos, and their pack in `folder`."""
     photos = sorted((ROOT / "datasets/sample/media/photos").glob("*.jpg"))
     media = []
@@ -46,25 +46,25 @@ def photo_samples(folder: Path, num_pictures: int) -> list[Sample]:
     first = Sample("", "bench", "", "train", "image", "http://sample.invalid/", (Caption("a photo of the street"),))
     return [
         replace(first, key=sample_key("bench", str(number)), source_row=str(number), media=media[number % len(media)])
-        for number in range(num_pictures)
+        for number in range(num_images)
     ]
 
 
 def measure(clip: Clip, samples: list[Sample], pack: MediaPack, batch_size: int, threads: int) -> tuple[float, float]:
-    """Pictures per second and the share of the time in which the model worked; 0 threads decode in between."""
-    pace = Pace()
+    """Images per second and the fraction of the time in which the model worked; 0 threads decode in between."""
+    throughput = Throughput()
     if threads:
         config = ScoreConfig(batch_size=batch_size, decode_threads=threads)
-        for _ in score_rows(clip, samples, pack, config, pace):
+        for _ in score_rows(clip, samples, pack, config, throughput):
             pass
-        return len(samples) / pace.seconds, pace.model_busy
+        return len(samples) / throughput.seconds, throughput.model_busy
     for start in range(0, len(samples), batch_size):
         rows = [prepare(clip, sample, pack, ScoreConfig()) for sample in samples[start : start + batch_size]]
         began = time.monotonic()
         embed_pixels(clip, torch.cat([row.pixels_FCHW for row in rows if row.pixels_FCHW is not None]), batch_size)
         embed_texts(clip, [row.text for row in rows], batch_size)
-        pace.model_seconds += time.monotonic() - began
-    return len(samples) / pace.seconds, pace.model_busy
+        throughput.model_seconds += time.monotonic() - began
+    return len(samples) / throughput.seconds, throughput.model_busy
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     clip = random_clip(options.model, options.device)
     with TemporaryDirectory() as folder:
-        samples = photo_samples(Path(folder), options.pictures)
+        samples = photo_samples(Path(folder), options.images)
         with MediaPack(Path(folder) / "media.tar", Path(folder) / "media.parquet") as pack:
             measure(clip, samples[: options.batch_size], pack, options.batch_size, 0)  # warm
             print(f"{options.model} on {clip.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")

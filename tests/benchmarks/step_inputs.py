@@ -20,8 +20,8 @@ from tests.benchmarks.reference_graph import GraphSizes
 from tests.benchmarks.reference_graph_losses import GraphInputs
 from x2vlm.cost.flops import BatchShape
 from x2vlm.data.loading.batch import Batch
-from x2vlm.data.loading.batching import picture_batch, region_batch
-from x2vlm.data.loading.examples import Picture, TextRow
+from x2vlm.data.loading.batching import region_batch, visual_batch
+from x2vlm.data.loading.examples import TextRow, VisualInput
 from x2vlm.data.loading.masking import MaskedText
 from x2vlm.data.loading.regions import RegionRow, whole_image_row
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
@@ -32,11 +32,11 @@ CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999
 
 @dataclass(frozen=True)
 class StreamShape:
-    """One stream of a step: text rows, pictures they are about, frames of each, and how long the texts are."""
+    """One stream of a step: text rows, images they are about, frames of each, and how long the texts are."""
 
     kind: Literal["image", "region", "video"]
     rows: int
-    pictures: int
+    images: int
     mean_length: float
     deviation: float
     frames: int = 1
@@ -54,8 +54,8 @@ def images(rows: int) -> StreamShape:
     return StreamShape("image", rows, rows, mean_length=14, deviation=4)
 
 
-def regions(rows: int, pictures: int) -> StreamShape:
-    return StreamShape("region", rows, pictures, mean_length=6, deviation=1.2)
+def regions(rows: int, region_images: int) -> StreamShape:
+    return StreamShape("region", rows, region_images, mean_length=6, deviation=1.2)
 
 
 def videos(rows: int) -> StreamShape:
@@ -65,7 +65,7 @@ def videos(rows: int) -> StreamShape:
 def all_longest(streams: Sequence[StreamShape]) -> tuple[StreamShape, ...]:
     """The same streams with every text as long as it may be."""
     return tuple(
-        StreamShape(s.kind, s.rows, s.pictures, mean_length=MAX_TOKENS, deviation=0, frames=s.frames) for s in streams
+        StreamShape(s.kind, s.rows, s.images, mean_length=MAX_TOKENS, deviation=0, frames=s.frames) for s in streams
     )
 
 
@@ -130,18 +130,18 @@ def make_batches(
 def _make_batch(stream: StreamShape, model: ModelConfig, device: str, seed: int) -> Batch:
     random = np.random.RandomState(seed)
     side = model.vision.image_res
-    shape = (stream.pictures, *([stream.frames] if stream.kind == "video" else []), 3, side, side)
+    shape = (stream.images, *([stream.frames] if stream.kind == "video" else []), 3, side, side)
     if device == "meta":
         pixels = torch.empty(shape, device="meta")
     else:
         pixels = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    owner = [row * stream.pictures // stream.rows for row in range(stream.rows)]
+    owner = [row * stream.images // stream.rows for row in range(stream.rows)]
     rows = [_text_row(random, length, owner[row], model, stream) for row, length in enumerate(stream.lengths)]
-    pictures = [Picture(torch.zeros(shape[1:], dtype=torch.uint8), ((),) * stream.frames)] * stream.pictures
+    region_images = [VisualInput(torch.zeros(shape[1:], dtype=torch.uint8), ((),) * stream.frames)] * stream.images
     if stream.kind == "region":
-        batch = region_batch(rows, owner, pictures, MAX_MASKS)
+        batch = region_batch(rows, owner, region_images, MAX_MASKS)
     else:
-        batch = picture_batch(stream.kind, rows, pictures, MAX_MASKS)
+        batch = visual_batch(stream.kind, rows, region_images, MAX_MASKS)
     return replace(batch, pixels=pixels, operations=None).to(device)  # normalised already: no part of what is measured
 
 
@@ -155,7 +155,7 @@ def batch_shapes(streams: Sequence[StreamShape]) -> list[BatchShape]:
     return [
         BatchShape(
             kind=stream.kind,
-            num_pictures=stream.pictures * stream.frames,
+            num_images=stream.images * stream.frames,
             text_lengths=tuple(stream.lengths),
             num_masked=tuple(map(num_masked, stream.lengths)),
         )
@@ -189,7 +189,7 @@ def _region(random: np.random.RandomState, vision: VisionConfig) -> RegionRow:
 
 
 def pinned_negatives(batches: Mapping[str, Batch]) -> dict[str, tuple[Tensor, Tensor]]:
-    """For every stream a wrong image per text and a wrong text per image, neither from the row's own picture."""
+    """For every stream a wrong image per text and a wrong text per image, neither from the row's own image."""
     chosen = {}
     for name, batch in batches.items():
         rows = torch.arange(batch.num_rows)

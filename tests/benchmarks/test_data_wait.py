@@ -37,7 +37,7 @@ def test_every_kind_of_sample_occurs_and_is_one_of_a_kind(few):
     assert counts["regions"] >= 105
 
 
-def test_boxes_are_in_their_pictures_and_texts_differ_between_samples_of_one_scene(few):
+def test_boxes_are_in_their_images_and_texts_differ_between_samples_of_one_scene(few):
     readers = [ShardReader(files.media) for files in few.files]
     for reader in readers:
         reader.verify()
@@ -58,7 +58,7 @@ def test_boxes_are_in_their_pictures_and_texts_differ_between_samples_of_one_sce
     assert all(len(set(of_scene)) > 1 for of_scene in texts.values())
 
 
-def test_the_share_is_reported(few, tmp_path):
+def test_the_fraction_is_reported(few, tmp_path):
     """The same code on a toy: no bar, but what is printed must be what the loop wrote."""
     found = measure(few, tmp_path, steps=8, readers=1, model=TINY, warm_up=2)
     for run, folder, steps in ((found.with_readers, "ahead", 8), (found.without_readers, "alone", 2)):
@@ -67,12 +67,12 @@ def test_the_share_is_reported(few, tmp_path):
         assert {name.split("/")[0] for name in lines[0] if "/" in name} == {"image", "region", "video"}
         waited = sum(line["data_wait_percent"] * line["seconds"] for line in lines[2:]) / 100
         assert run.steps == steps
-        assert run.share == pytest.approx(waited / sum(line["seconds"] for line in lines[2:]))
-        assert 0 <= run.share < 1
-    assert found.without_readers.share > 0  # reading counts as waiting where nobody reads ahead
+        assert run.wait_fraction == pytest.approx(waited / sum(line["seconds"] for line in lines[2:]))
+        assert 0 <= run.wait_fraction < 1
+    assert found.without_readers.wait_fraction > 0  # reading counts as waiting where nobody reads ahead
     assert "waiting for data" in describe(few, found)
     shown = json.loads(json.dumps(to_json(few, found)))
-    assert shown["with_readers"]["share"] == found.with_readers.share
+    assert shown["with_readers"]["share"] == found.with_readers.wait_fraction
     assert shown["corpus"]["counts"]["samples"] == 300
 
 
@@ -85,8 +85,8 @@ def test_training_on_two_hundred_thousand_samples_hardly_waits(tmp_path):
     assert shards.counts["keys"] == shards.counts["samples"] == 200_000
     assert (shards.num_scenes, shards.num_clips) == (10_000, 1_000)
     assert found.with_readers.steps == 240
-    assert found.with_readers.share < MOST_WAITING
+    assert found.with_readers.wait_fraction < MOST_WAITING
     # The meter sees reading where nobody reads ahead: more than the bar, and about what reading costs.
     alone = found.without_readers
-    assert alone.share > MOST_WAITING
-    assert alone.share > 0.5 * found.reading_cpu_seconds / alone.step_cpu_seconds
+    assert alone.wait_fraction > MOST_WAITING
+    assert alone.wait_fraction > 0.5 * found.reading_cpu_seconds / alone.step_cpu_seconds

@@ -31,7 +31,7 @@ def test_the_step_of_the_reference_is_what_arithmetic_says(size):
     config, streams = CASES[size]
     by_hand = step_flops(config, batch_shapes(streams), "reference")
     vision = config.vision
-    pixels = 2 * vision.grid**2 * 3 * vision.patch_size**2 * vision.width * sum(s.pictures for s in streams)
+    pixels = 2 * vision.grid**2 * 3 * vision.patch_size**2 * vision.width * sum(s.images for s in streams)
     assert by_hand - pixels == REFERENCE[size]  # the closed form counts a gradient for the pixels
 
 

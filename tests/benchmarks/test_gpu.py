@@ -1,4 +1,4 @@
-"""The GPU benchmark runs from end to end without a GPU, on toy sizes, and then claims nothing."""
+"""The GPU benchmark runs from end to end without a GPU, on at tiny sizes, and then claims nothing."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def test_every_measurement_ran(tiny_run):
     for name, row in rows.items():
         assert ("refused" in row) == name.endswith(GPU_ONLY), row
         assert "left_out" not in row
-    assert {rung.name for rung in LADDER} <= set(rows)
+    assert {variant.name for variant in LADDER} <= set(rows)
     assert rows["loader: end to end"]["last_losses_are_finite"] is True
     assert rows["losses and gradients: float32, reference graph"]["gradient_cosine"] == pytest.approx(1, abs=1e-6)
     assert rows["losses and gradients: float32, reference graph"]["largest_loss_difference"] < 1e-5
@@ -78,7 +78,7 @@ def test_every_measurement_ran(tiny_run):
 
 def test_rungs_execute_less_and_less(tiny_run):
     rows = {row["name"]: row for row in tiny_run[2]["2"]["rows"]}
-    counts = [rows[rung.name]["executed_flop"] for rung in LADDER[:6]]
+    counts = [rows[variant.name]["executed_flop"] for variant in LADDER[:6]]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == counts[1] > counts[2] > counts[3] == counts[4] == counts[5]
 

@@ -41,8 +41,8 @@ def harness(shared_dir, request) -> ReferenceGraph:
 def test_losses_and_gradient_norms_are_the_recorded_ones(shared_dir, harness, name):
     case = read_case(shared_dir / "golden" / name)
     inputs = GraphInputs.from_arrays({key.removeprefix("in."): value for key, value in case.tensors.items()})
-    has_pictures = inputs.image is not None
-    negatives = tuple(rows.tolist() for rows in case.negatives) if has_pictures else None
+    has_images = inputs.image is not None
+    negatives = tuple(rows.tolist() for rows in case.negatives) if has_images else None
     losses = reference_losses(harness, inputs, negatives)
     assert set(losses) == set(case.info["losses"])
     for key, recorded in case.info["losses"].items():
@@ -73,6 +73,6 @@ def test_negatives_are_drawn_with_the_recorded_weights(shared_dir):
     for which, name in enumerate(["out.image_negative_weights", "out.text_negative_weights"]):
         expected = tensors[name] / tensors[name].sum(dim=1, keepdim=True)
         rows = torch.tensor([pair[which] for pair in drawn])
-        share = torch.stack([(rows == candidate).float().mean(dim=0) for candidate in range(rows.shape[1])], dim=1)
+        fraction = torch.stack([(rows == candidate).float().mean(dim=0) for candidate in range(rows.shape[1])], dim=1)
         error = (expected * (1 - expected) / repeats).sqrt()
-        assert ((share - expected).abs() <= 5 * error + 1e-4).all(), name
+        assert ((fraction - expected).abs() <= 5 * error + 1e-4).all(), name

@@ -8,7 +8,7 @@ turned off, with all off, and the reference's graph once more. Every figure is t
 of this process; whole optimizer steps on both sides (`training_sides`). Where the two medians of the reference's graph
 are more than 5 % apart the machine was too noisy and the verdict is "inconclusive", neither pass nor fail.
 
-The model is small (width 256, 4 image, 4 text and 2 fusion layers) but its pictures are not (197 tokens); float32,
+The model is small (width 256, 4 image, 4 text and 2 fusion layers) but its images are not (197 tokens); float32,
 dropout on. What a GPU makes of it is measured by `tests.benchmarks.gpu`, not here.
 """
 
@@ -51,7 +51,7 @@ class Measured:
 
     @property
     def noise(self) -> float:
-        """How far apart the two medians of the same contestant are, as a share."""
+        """How far apart the two medians of the same contestant are, as a fraction."""
         return abs(self.median(REFERENCE) / self.median(REFERENCE_AGAIN) - 1)
 
     @property

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.flow.stage import Count, Graph, Inputs, Node, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.flow.store.store import Store
 from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, write_decisions
-from pipelines.why.trace import tell_stories
+from pipelines.why.trace import trace_rows
 from tests.support.flow.helpers import run_all
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
@@ -134,7 +134,7 @@ def main() -> None:
             ("by address", url_of(last // 3)),
             ("of a row that the filter dropped", f"{SOURCE}:{last // 20 * 10}"),
         ):
-            (story,), cost = measured(lambda query=query: tell_stories(store, "bench", query))
+            (story,), cost = measured(lambda query=query: trace_rows(store, "bench", query))
             print(f"{name:34} {cost}   {story.steps[-1]}")
         _, cost = measured(lambda: _not_found(store))
         print(f"{'of a row that is nowhere':34} {cost}")
@@ -142,7 +142,7 @@ def main() -> None:
 
 def _not_found(store: Store) -> None:
     try:
-        tell_stories(store, "bench", "ab" * 16)
+        trace_rows(store, "bench", "ab" * 16)
     except ConfigError:
         return
     raise AssertionError("a key was found that nobody wrote")

@@ -4,8 +4,8 @@ Twenty samples of a row share one scene, as sources of the world do that annotat
 caption (as CC3M), seven have five captions, objects with attributes and region phrases (as COCO and Visual Genome), one
 is a clip. Every sample has a key and draws of its own for its texts. Clips show one of a tenth as many renderings.
 
-Pictures have 256 pixels on the short edge, clips 336 x 256 pixels and a frame a second, as `pack` would keep them, but
-JPEG quality is 75: 200,000 samples then take 3.8 GB. Frames come from the renderer, not through an MP4.
+ImageTokens have 256 pixels on the short edge, clips 336 x 256 pixels and a frame a second, as `pack` would keep them,
+but JPEG quality is 75: 200,000 samples then take 3.8 GB. Frames come from the renderer, not through an MP4.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, read_index, write
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 QUALITY = 75
-PICTURES = WorldConfig(seed=11, image_size=256, jpeg_quality=QUALITY)
+IMAGES = WorldConfig(seed=11, image_size=256, jpeg_quality=QUALITY)
 CLIPS = WorldConfig(seed=11, image_size=410, jpeg_quality=QUALITY)  # the world makes clips of 5/8 of that
 FORM: tuple[Literal["captions", "boxes", "clip"], ...] = (*("captions",) * 12, *("boxes",) * 7, "clip")
 SOURCES = {"captions": "cc3m", "boxes": "visual_genome", "clip": "webvid"}
@@ -76,18 +76,18 @@ def write_world(out: Path, num_samples: int, num_shards: int) -> WorldShards:
     """`num_samples` samples in `num_shards` shards below `out`; a sample's shard follows from its key."""
     before = time.process_time()
     groups = -(-num_samples // len(FORM))
-    pictures = [_render_picture(index) for index in range(groups)]
+    images = [_render_image(index) for index in range(groups)]
     clips = [_render_clip(index) for index in range(-(-groups // SAMPLES_PER_CLIP))]
     rendered = time.process_time()
-    payloads = {media.sha256: payload for _, media, payload in (*pictures, *clips)}
+    payloads = {media.sha256: payload for _, media, payload in (*images, *clips)}
     files = []
     for shard, numbers in enumerate(_numbers_by_shard(num_samples, num_shards)):
-        samples = [_sample(number, pictures, clips) for number in numbers]
+        samples = [_sample(number, images, clips) for number in numbers]
         table = sample_table(samples).append_column("clip_score", pa.nulls(len(samples), pa.float32()))
         path = out / f"shard-{shard:05d}.tar"
         write_shard(path, table.cast(SCORED_SCHEMA), payloads.__getitem__)
         files.append(ShardFiles(path, index_path(path)))
-    return WorldShards(tuple(files), len(pictures), len(clips), rendered - before, time.process_time() - rendered)
+    return WorldShards(tuple(files), len(images), len(clips), rendered - before, time.process_time() - rendered)
 
 
 def _numbers_by_shard(num_samples: int, num_shards: int) -> list[list[int]]:
@@ -101,9 +101,9 @@ def _key(number: int) -> str:
     return sample_key(SOURCES[FORM[number % len(FORM)]], str(number))
 
 
-def _render_picture(index: int) -> tuple[Scene, Media, bytes]:
-    scene = make_scene(PICTURES, index)
-    payload = encode_jpeg(render_scene(PICTURES.seed, scene), QUALITY)
+def _render_image(index: int) -> tuple[Scene, Media, bytes]:
+    scene = make_scene(IMAGES, index)
+    payload = encode_jpeg(render_scene(IMAGES.seed, scene), QUALITY)
     return scene, _media("image", payload, scene.width, scene.height, "jpeg", 1), payload
 
 
@@ -119,16 +119,16 @@ def _media(kind: str, payload: bytes, width: int, height: int, stored: str, num_
 
 
 def _sample(
-    number: int, pictures: Sequence[tuple[Scene, Media, bytes]], clips: Sequence[tuple[Clip, Media, bytes]]
+    number: int, images: Sequence[tuple[Scene, Media, bytes]], clips: Sequence[tuple[Clip, Media, bytes]]
 ) -> Sample:
     group, form = number // len(FORM), FORM[number % len(FORM)]
-    draws = Draws(PICTURES.seed, number, "sample")
+    draws = Draws(IMAGES.seed, number, "sample")
     concepts: tuple[Concept, ...] = ()
     if form == "clip":
         clip, media, _ = clips[group % len(clips)]
         texts = [describe_clip(clip, draws)]
     else:
-        scene, media, _ = pictures[group]
+        scene, media, _ = images[group]
         texts = captions(scene, draws, 5 if form == "boxes" else 1)
         concepts = tuple(_concepts(scene, draws)) if form == "boxes" else ()
     return Sample(

@@ -24,13 +24,13 @@ PACKED = Rewrites(False, True, False, True)
 BOTH = Rewrites(True, True, False, True)
 
 
-def _shape(kind: Kind, num_texts: int, num_pictures: int, matching: bool = True) -> BatchShape:
+def _shape(kind: Kind, num_texts: int, num_images: int, matching: bool = True) -> BatchShape:
     """Captions of 14 tokens, 7 of them masked; labels of regions of 6, 3 masked: the lengths of the tables."""
     length, masked = (6, 3) if kind == "region" else (14, 7)
-    return BatchShape(kind, num_pictures, (length,) * num_texts, (masked,) * num_texts, matching)
+    return BatchShape(kind, num_images, (length,) * num_texts, (masked,) * num_texts, matching)
 
 
-# GFLOP, forward: image; text of 40, 30, 14, 6 tokens; image keys; fusion side of 40, 14 tokens; 12 masked words.
+# GFLOP, forward: image; text of 40, 30, 14, 6 tokens; image keys; fusion side of 40, 14 tokens; 12 masked tokens.
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -71,9 +71,9 @@ def test_the_parts_cost_what_the_table_says(size: str, expected: list[float]) ->
 def test_a_sample_costs_what_the_table_says(
     size: str, graph: flops.Graph | Rewrites, max_tokens: int, expected: list[float]
 ) -> None:
-    texts, region_pictures = (128, 50) if size == "base" else (64, 25)
-    kinds: list[tuple[Kind, int]] = [("image", texts), ("region", region_pictures), ("video", 3 * texts)]
-    shapes = [_shape(kind, texts, num_pictures) for kind, num_pictures in kinds]
+    texts, region_images = (128, 50) if size == "base" else (64, 25)
+    kinds: list[tuple[Kind, int]] = [("image", texts), ("region", region_images), ("video", 3 * texts)]
+    shapes = [_shape(kind, texts, num_images) for kind, num_images in kinds]
     found = [flops.step_flops(MODELS[size], [shape], graph, max_tokens) / texts / 1e9 for shape in shapes]
     # One decimal, and the table adds 0.03 GFLOP for the heads of every sample; here they are counted.
     assert found == pytest.approx(expected, abs=0.06)
@@ -173,7 +173,7 @@ def test_a_backward_pass_over_time_costs_twice_the_forward_pass() -> None:
     assert both == flops.TRAINING_PER_FORWARD * _counted(block, patches)
 
 
-def test_attention_over_time_of_pictures_costs_nothing_and_clips_are_of_equal_length() -> None:
+def test_attention_over_time_of_images_costs_nothing_and_clips_are_of_equal_length() -> None:
     for shape in (_shape("image", 4, 4), _shape("region", 4, 2)):
         assert flops.forward_flops(ATTENTIVE, shape) == flops.forward_flops(SMALL, shape)
     with pytest.raises(ValueError, match="7 frames do not belong to 4 equal clips"):
@@ -225,5 +225,5 @@ def test_a_gpu_is_known_by_the_name_it_reports(reported: str, expected: str | No
 def test_a_batch_shape_must_hold_together() -> None:
     with pytest.raises(ValueError, match="2 text lengths but 1"):
         BatchShape("image", 2, (3, 4), (1,))
-    with pytest.raises(ValueError, match="text batch cannot have 2 pictures"):
+    with pytest.raises(ValueError, match="text batch cannot have 2 images"):
         BatchShape("text", 2, (3,), (1,))

@@ -17,7 +17,7 @@ from tests.cost.test_flops import (
 )
 from x2vlm.cost.flops import BatchShape, Graph
 from x2vlm.cost.model_size import checkpoint_bytes, num_parameters, peak_memory
-from x2vlm.models.blocks.temporal import TimeAttention, look_over_time
+from x2vlm.models.blocks.temporal import TimeAttention, temporal_attention
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import build_model
 
@@ -109,7 +109,7 @@ def test_attention_over_time_keeps_what_torch_saves_of_it(checkpointed: int) -> 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        look_over_time(block, hidden, num_frames)
+        temporal_attention(block, hidden, num_frames)
     held = 12 - checkpointed + (checkpointed > 0)
     assert found - plain == pytest.approx(held * sum(saved.values()) / 2, rel=0.015)
 

@@ -49,7 +49,7 @@ def workers(driver: int, phase: str) -> list[int]:
     return [pid for pid, line in lines.items() if any(name in line for name in WORK[phase])]
 
 
-def kill_once(phase: str, store: Path, rng: random.Random, victim: str) -> bool:
+def kill_once(phase: str, store: Path, rng: random.Random, killed_process: str) -> bool:
     """Start the phase, kill the driver or one of its workers at a random moment; True if something was killed."""
     driver = subprocess.Popen(
         command(TARGETS[phase], store),
@@ -66,7 +66,7 @@ def kill_once(phase: str, store: Path, rng: random.Random, victim: str) -> bool:
         while driver.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
         if driver.poll() is None:
-            if victim == "driver":
+            if killed_process == "driver":
                 os.kill(driver.pid, signal.SIGKILL)
                 killed = True
             elif alive := workers(driver.pid, phase):

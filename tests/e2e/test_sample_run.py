@@ -191,8 +191,8 @@ def test_a_changed_threshold_is_named_and_redoes_only_what_it_touches(sample_cop
     now = {ref.node: ref.root for ref in store.refs_of_experiment("sample_strict")}
     filters = [key for key in now if key.startswith("filter/")]
     unchanged = [key for key in filters if now[key] == old[key]]
-    assert unchanged, "a source without small pictures must give the same bytes"
-    assert len(unchanged) < len(filters), "a source with small pictures must not"
+    assert unchanged, "a source without small images must give the same bytes"
+    assert len(unchanged) < len(filters), "a source with small images must not"
     for key in unchanged:
         score = key.replace("filter/", "score/")
         assert now.get(score) == old.get(score)
@@ -201,7 +201,7 @@ def test_a_changed_threshold_is_named_and_redoes_only_what_it_touches(sample_cop
     assert 0 < redone.count("score") < num_score_parts - redone.count("score")
 
 
-def test_a_result_says_how_many_of_its_pictures_were_trained_on(sample_run: SampleRun) -> None:
+def test_a_result_says_how_many_of_its_images_were_trained_on(sample_run: SampleRun) -> None:
     (result,) = [json.loads(path.read_text()) for path in sample_run.store.glob("parts/evaluate/*/*/result.json")][:1]
     found = result["contamination"]
     assert found["policy"] == "strict"

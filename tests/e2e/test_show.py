@@ -16,7 +16,7 @@ def test_the_job_makes_a_page_of_the_sample_model(sample_run: SampleRun, tmp_pat
     out = tmp_path / "page.html"
     job = run_job("show.py", str(folder), *files, "--phrases", "a woman", "--out", str(out), "--json")
     assert job.returncode == 0, job.stderr
-    # Three of the eight bad files are sound pictures of a size that training refuses.
+    # Three of the eight bad files are sound images of a size that training refuses.
     assert (job.json["shown"], len(job.json["skipped"])) == (5, 5)
     assert out.read_text(encoding="utf-8").count("data:image/jpeg") == 4 + 3
     assert run_job("show.py", str(folder), str(photo)).returncode == 3

@@ -13,7 +13,7 @@ from pipelines.flow.run.planner import plan
 from pipelines.flow.run.runner import InlineRunner
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
-from pipelines.why.trace import tell_stories
+from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import what_if
 from tests.e2e.conftest import ROOT, SampleRun, run_job
 from x2vlm.errors import ConfigError
@@ -27,28 +27,28 @@ def planted() -> list[dict[str, str]]:
 def test_every_planted_row_is_told_with_its_stage_and_rule(sample_run: SampleRun) -> None:
     store = Store(str(sample_run.store))
     for row in planted():
-        (story,) = tell_stories(store, "sample", f"{row['source']}:{row['row_key']}")
-        assert (story.source, story.source_row) == (row["source"], row["row_key"])
+        (trace,) = trace_rows(store, "sample", f"{row['source']}:{row['row_key']}")
+        assert (trace.source, trace.source_row) == (row["source"], row["row_key"])
         # A caption or concept that names no listed image is told under the row it names.
-        drops = [step for step in story.steps if step.facts.get("rule") not in (None, "row_dropped")]
+        drops = [step for step in trace.steps if step.facts.get("rule") not in (None, "row_dropped")]
         if row["rule"] == "kept":
             of_rows = [step for step in drops if step.facts.get("unit") == "row"]
             assert not [step for step in of_rows if step.node.startswith(f"{row['stage']}/")], row
         else:
             assert {(step.node.split("/")[0], step.facts["rule"]) for step in drops} == {(row["stage"], row["rule"])}
-            assert not any(step.verdict in ("packed", "trained") for step in story.steps)
+            assert not any(step.verdict in ("packed", "trained") for step in trace.steps)
 
 
 def test_a_row_is_found_by_key_address_and_row_and_compared_values_are_told(sample_run: SampleRun) -> None:
     store = Store(str(sample_run.store))
-    (story,) = tell_stories(store, "sample", "laion:7")
-    assert tell_stories(store, "sample", story.key) == [story]
-    assert story in tell_stories(store, "sample", story.url)
-    (kept,) = [step for step in story.steps if step.node == "filter/laion"]
+    (trace,) = trace_rows(store, "sample", "laion:7")
+    assert trace_rows(store, "sample", trace.key) == [trace]
+    assert trace in trace_rows(store, "sample", trace.url)
+    (kept,) = [step for step in trace.steps if step.node == "filter/laion"]
     assert kept.facts["min_short_edge"] == "224 against 224"
     assert kept.facts["max_aspect_ratio"] == "1.33929 against 3"
     with pytest.raises(ConfigError, match=r"no row of sample is called 'nobody'.*sources: .*laion"):
-        tell_stories(store, "sample", "nobody")
+        trace_rows(store, "sample", "nobody")
 
 
 def test_the_job_answers_in_json(sample_run: SampleRun) -> None:

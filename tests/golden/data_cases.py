@@ -1,4 +1,4 @@
-"""Golden cases of the data functions (`data/*`): boxes, masks, frames, words, pictures, texts, the schedule."""
+"""Golden cases of the data functions (`data/*`): boxes, masks, frames, words, images, texts, the schedule."""
 
 import json
 import math
@@ -33,13 +33,13 @@ from x2vlm.errors import InvalidSample
 from x2vlm.objectives.box_losses import box_losses, generalised_iou, to_xyxy
 from x2vlm.samples import Box
 from x2vlm.tasks.scoring import box_iou
-from x2vlm.train.optim import linear_rate
+from x2vlm.train.optim import lr_factor
 
-# Draws per masking case, a tenth of the reference's: over all cases some 80,000 hidden words.
+# Draws per masking case, a tenth of the reference's: over all cases some 80,000 masked tokens.
 NUM_REPEATS = 300
 # Captions were cut to this many words before they were cut into pieces.
 MAX_CAPTION_WORDS = 30
-# Interpolated pictures round differently in OpenCV, by a grey level or two.
+# Interpolated images round differently in OpenCV, by a grey level or two.
 GREY_LEVELS = {"Sharpness": 1, "ShearX": 2, "ShearY": 2, "TranslateX": 2, "TranslateY": 2, "Rotate": 2}
 OPERATIONS = {
     "Identity": "identity", "AutoContrast": "autocontrast", "Equalize": "equalize", "Brightness": "brightness",
@@ -69,7 +69,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 
 def check_augment(folder: Path) -> list[Difference]:
-    """Every picture operation with the recorded arguments."""
+    """Every image operation with the recorded arguments."""
     recorded, arguments = load_file(folder / "tensors.safetensors"), _info(folder)["arguments"]
     pixels_NCHW = torch.from_numpy(recorded["image"]).permute(2, 0, 1)[None].contiguous()
     found = []
@@ -150,29 +150,29 @@ def check_patch_masks(folder: Path) -> list[Difference]:
 
 
 def check_regions(folder: Path) -> list[Difference]:
-    """Rows of every picture from its recorded crop, mirror and order, and the picture itself where it is recorded."""
+    """Rows of every image from its recorded crop, mirror and order, and the image itself where it is recorded."""
     info, recorded = _info(folder), load_file(folder / "tensors.safetensors")
     config = RegionConfig(
         max_regions=info["max_regions"], min_share_in_crop=info["min_perc_in_image"], whole_pixels=True
     )
     rows, origins, found = [], [], []
-    for number, picture in enumerate(info["rows"]):
-        if picture["result"] != "ok":  # refused by the reference: nothing of it is in the arrays
+    for number, image in enumerate(info["rows"]):
+        if image["result"] != "ok":  # refused by the reference: nothing of it is in the arrays
             continue
-        found.append(_flip_rule(picture, info["careful_hflip"]))
-        found.append(_crop_holds_anchor(picture))
-        placed = [whole_image_row(info["image_res"], info["patch_size"])] if picture["caption"] else []
+        found.append(_flip_rule(image, info["careful_hflip"]))
+        found.append(_crop_holds_anchor(image))
+        placed = [whole_image_row(info["image_res"], info["patch_size"])] if image["caption"] else []
         placed += place_boxes(
-            [Box(*item["bb"]) for item in picture["elems"]],
-            picture["elem_order"],
-            tuple(picture["crop_xyxy"]),
-            picture["flipped"],
+            [Box(*item["bb"]) for item in image["elems"]],
+            image["elem_order"],
+            tuple(image["crop_xyxy"]),
+            image["flipped"],
             info["image_res"],
             info["patch_size"],
             info["max_regions"] - len(placed),
             config,
         )
-        found.append(equal("rows of a picture", len(placed), picture["n_out"]))
+        found.append(equal("rows of a picture", len(placed), image["n_out"]))
         rows += placed
         origins += [number] * len(placed)
     boxes = torch.tensor([row.box_cxcywh for row in rows])
@@ -185,14 +185,14 @@ def check_regions(folder: Path) -> list[Difference]:
         equal("out_is_image", is_whole == recorded["out_is_image"].astype(bool).tolist(), True),
         equal("out_image_index", origins == recorded["out_image_index"].tolist(), True),
     ]
-    return results + _pictures(info, recorded)
+    return results + _images(info, recorded)
 
 
-def _flip_rule(picture: dict[str, Any], careful: bool) -> Difference:
-    texts = [text for item in [*picture["elems"], picture] for text in _texts(item.get("caption"))]
+def _flip_rule(image: dict[str, Any], careful: bool) -> Difference:
+    texts = [text for item in [*image["elems"], image] for text in _texts(item.get("caption"))]
     says = mentions_a_side(texts, parity_reference=True)
-    flipped = picture["flip_draw_below_half"] and not (careful and says)
-    return equal("mirrored", (says, flipped), (picture["mentions_left_or_right"], picture["flipped"]))
+    flipped = image["flip_draw_below_half"] and not (careful and says)
+    return equal("mirrored", (says, flipped), (image["mentions_left_or_right"], image["flipped"]))
 
 
 def _texts(caption: Any) -> list[str]:
@@ -203,11 +203,11 @@ def _texts(caption: Any) -> list[str]:
     return [caption] if isinstance(caption, str) else list(caption)
 
 
-def _crop_holds_anchor(picture: dict[str, Any]) -> Difference:
-    """The recorded crop is one that ours could have drawn: it holds the anchor and lies inside the picture."""
-    width, height = picture["image_size"]
-    box = Box(*(int(number) for number in picture["elems"][picture["crop_around_elem"]]["bb"]))
-    left, top, right, bottom = picture["crop_xyxy"]
+def _crop_holds_anchor(image: dict[str, Any]) -> Difference:
+    """The recorded crop is one that ours could have drawn: it holds the anchor and lies inside the image."""
+    width, height = image["image_size"]
+    box = Box(*(int(number) for number in image["elems"][image["crop_around_elem"]]["bb"]))
+    left, top, right, bottom = image["crop_xyxy"]
     possible = 0 <= left <= box.x and 0 <= top <= box.y and right <= width and bottom <= height
     possible &= right >= min(box.x + box.w, width) and bottom >= min(box.y + box.h, height)
     own = draw_crop_around(box, width, height, Draws("golden"))
@@ -215,7 +215,7 @@ def _crop_holds_anchor(picture: dict[str, Any]) -> Difference:
     return equal("crop", possible, True)
 
 
-def _pictures(info: dict[str, Any], recorded: dict[str, np.ndarray]) -> list[Difference]:
+def _images(info: dict[str, Any], recorded: dict[str, np.ndarray]) -> list[Difference]:
     found = []
     for name in sorted(name for name in recorded if name.startswith("raw_image_")):
         number = int(name.rsplit("_", 1)[1])
@@ -363,7 +363,7 @@ def check_schedule(folder: Path) -> list[Difference]:
         min_rate = 0.0 if case.get("after_pretraining_reinit") else case["settings"].get("min_rate", 0.0)
         lr, warmup, total = case["settings"]["lr"], case["resolved_warmup"], case["total_steps"]
         rates = [
-            numbers(f"step {step}", linear_rate(int(step), warmup, total, min_rate, "reference") * lr, recorded, 1e-12)
+            numbers(f"step {step}", lr_factor(int(step), warmup, total, min_rate, "reference") * lr, recorded, 1e-12)
             for step, recorded in case["lr_used_at_step"].items()
         ]
         found.append(worst(f"case {number}", rates))

@@ -34,7 +34,7 @@ def case_config(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
 
 
 def case_model(folder: Path, case: Case) -> X2VLM:
-    """The case's model in evaluation mode, at the resolution of its pictures; every entry of the weights must fit."""
+    """The case's model in evaluation mode, at the resolution of its images; every entry of the weights must fit."""
     state = load_file(nearest(folder, "model.safetensors"))
     norms = case.info.get("grad_norms")
     # Weights may hold frame positions that the case's model was built without, as with another resolution.

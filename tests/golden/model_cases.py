@@ -1,7 +1,7 @@
 """Golden cases of one batch: every recorded array, loss and gradient of image, region, video, text and sentence pairs.
 
 With separate encoders (untied words) the third and fourth recorded pass of the fusion layers are those of the masked
-words and of the boxes; there the reference calls the masked-word pass `fused_bbox` and the box pass `cross_3`.
+words and of the boxes; there the reference calls the masked-token pass `fused_bbox` and the box pass `cross_3`.
 """
 
 import json

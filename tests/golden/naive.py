@@ -70,15 +70,15 @@ def video_tokens(m: Naive, frames: Tensor) -> Tensor:
     return torch.stack([tokens + position[:, f] for f, tokens in enumerate(encoded)]).mean(0)
 
 
-def attend(m: Naive, name: str, x: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
-    """Post-norm attention; `hidden` is added to the logits."""
+def attend(m: Naive, name: str, x: Tensor, keys: Tensor, attention_bias: Tensor) -> Tensor:
+    """Post-norm attention; `attention_bias` is added to the logits."""
     heads = m.cfg["text_heads"]
 
     def split(part: str, states: Tensor) -> Tensor:
         return affine(m, f"{name}.self.{part}", states).unflatten(-1, (heads, -1)).transpose(1, 2)
 
     q, k, v = split("query", x), split("key", keys), split("value", keys)
-    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + hidden).softmax(-1)
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + attention_bias).softmax(-1)
     out = affine(m, f"{name}.output.dense", (weights @ v).transpose(1, 2).flatten(2))
     return normed(m, f"{name}.output.LayerNorm", out + x, m.cfg["text_layernorm_eps"])
 
@@ -129,12 +129,12 @@ def word_logits(m: Naive, states: Tensor, positions: Tensor) -> Tensor:
     return x @ m[table].T + m[f"{name}.bias"]
 
 
-def word_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
 def box_iou_and_hull(a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """IoU and the share of the hull that neither covers, of two (cx, cy, w, h)."""
+    """IoU and the fraction of the hull that neither covers, of two (cx, cy, w, h)."""
 
     def corners(box: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return box[0] - box[2] / 2, box[1] - box[3] / 2, box[0] + box[2] / 2, box[1] + box[3] / 2
@@ -188,7 +188,7 @@ def run(m: Naive, inputs: dict[str, Tensor], negatives: tuple[Tensor, Tensor] | 
         (pairs.tokens, pairs.atts),
     )
     out["mlm_logits"] = word_logits(m, masked, inputs["masked_pos"])
-    losses["loss_mlm"] = word_loss(out["mlm_logits"], inputs["masked_ids"])
+    losses["loss_mlm"] = mlm_loss(out["mlm_logits"], inputs["masked_ids"])
     if m.is_separate:
         out["fused_bbox"] = masked
     if pairs.full is not None:
@@ -217,9 +217,9 @@ def match(
     m: Naive, text: Tensor, atts: Tensor, image: tuple[Tensor, Tensor], negatives: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     image_negative, text_negative = negatives
-    tokens, hidden = image
+    tokens, attention_bias = image
     positive = fuse(m, text, atts, image)
-    wrong_image = fuse(m, text, atts, (tokens[image_negative], hidden[image_negative]))
+    wrong_image = fuse(m, text, atts, (tokens[image_negative], attention_bias[image_negative]))
     wrong_text = fuse(m, text[text_negative], atts[text_negative], image)
     negative = torch.cat([wrong_image, wrong_text])
     logits = head(m, "itm_head", torch.cat([positive, negative])[:, 0])
@@ -242,11 +242,11 @@ def boxes(predicted: Tensor, target: Tensor, is_image: Tensor | None) -> dict[st
 def run_text_only(m: Naive, inputs: dict[str, Tensor]) -> tuple[dict, dict]:
     states = fuse(m, text_states(m, inputs["text_ids_masked"], inputs["text_atts"]), inputs["text_atts"], None)
     logits = word_logits(m, states, inputs["masked_pos"])
-    return {"mlm_logits": logits}, {"loss_mlm": word_loss(logits, inputs["masked_ids"])}
+    return {"mlm_logits": logits}, {"loss_mlm": mlm_loss(logits, inputs["masked_ids"])}
 
 
 def run_parallel(m: Naive, inputs: dict[str, Tensor], negatives: tuple[Tensor, Tensor]) -> tuple[dict, dict]:
-    """Sentence pairs: the first plays the image, its masked words look at the second."""
+    """Sentence pairs: the first plays the image, its masked tokens look at the second."""
     first, second = (text_states(m, inputs[f"text_ids{n}"], inputs[f"text_atts{n}"]) for n in ("", "_2"))
     features = [normalize(affine(m, "text_proj", states[:, 0]), dim=-1) for states in (first, second)]
     contrastive, out = contrast(m, *features)
@@ -255,5 +255,5 @@ def run_parallel(m: Naive, inputs: dict[str, Tensor], negatives: tuple[Tensor, T
     masked = fuse(m, masked, inputs["text_atts"], (second, inputs["text_atts_2"]))
     logits = word_logits(m, masked, inputs["masked_pos"])
     out |= matches | {"text_embeds": first, "fused_bbox": masked, "mlm_logits": logits}
-    losses = {"loss_ttc": contrastive, "loss_ttm": matching, "loss_mlm": word_loss(logits, inputs["masked_ids"])}
+    losses = {"loss_ttc": contrastive, "loss_ttm": matching, "loss_mlm": mlm_loss(logits, inputs["masked_ids"])}
     return out, losses

@@ -48,7 +48,7 @@ def recipe_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def recipe_image(seed: int, n: int, res: int) -> Tensor:
-    """`n` pictures (n, 3, res, res): fine noise at half strength on a noise of 16-pixel blocks."""
+    """`n` images (n, 3, res, res): fine noise at half strength on a noise of 16-pixel blocks."""
     generator = np.random.RandomState(seed)
     fine = torch.from_numpy(generator.standard_normal((n, 3, res, res)).astype(np.float32))
     coarse = torch.from_numpy(generator.standard_normal((n, 3, res // 16, res // 16)).astype(np.float32))

@@ -1,7 +1,7 @@
 """Golden cases of the kinds and sizes that have no public example, made by the naive version of the reference.
 
 Layout, keys and arrays are those of the held-back set, so that every branch of the runner meets numbers that none of
-the project's model code had a part in. Pictures are noise, captions random numbers: parity needs no sense.
+the project's model code had a part in. ImageTokens are noise, captions random numbers: parity needs no sense.
 """
 
 import json
@@ -225,13 +225,13 @@ def write_groups(path: Path, m: Naive, new: list[str]) -> None:
     """Rate and decay of every parameter by the substring rules, plain and with rates of their own for both sides."""
     bare = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
     versions: dict[str, Any] = {"new_parameters": sorted(new)}
-    for version, rates in (("groups", {}), ("groups_separate_lr", {"vision": 2e-5, "text": 8e-5})):
+    for version, lrs in (("groups", {}), ("groups_separate_lr", {"vision": 2e-5, "text": 8e-5})):
         groups = {}
         for name in learnt(m.state):
             decayed = not any(part in name for part in bare)
-            part = next((part for part in rates if f"{part}_encoder" in name), None)
-            number = (2 if name in new else 0) if part is None else 4 + 2 * list(rates).index(part)
-            lr = rates[part] if part else (2e-4 if name in new else 1e-4)
+            part = next((part for part in lrs if f"{part}_encoder" in name), None)
+            number = (2 if name in new else 0) if part is None else 4 + 2 * list(lrs).index(part)
+            lr = lrs[part] if part else (2e-4 if name in new else 1e-4)
             groups[name] = {"group": number + (not decayed), "lr": lr, "weight_decay": 0.01 if decayed else 0.0}
         versions[version] = groups
     path.write_text(json.dumps(versions))

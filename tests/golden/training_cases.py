@@ -107,15 +107,16 @@ def _versions(name: str, values: dict[str, Any]) -> Iterator[tuple[str, dict[str
 def _optimizer_config(new: list[str], beside: dict[str, Any], groups: dict[str, Any]) -> OptimizerConfig:
     """The rates of a recorded version, read off its own parameters.
 
-    Rates by part show in that the image part has another rate than the text part; the base rate then moves no
-    parameter unless one is neither new nor in an encoder, so it is taken from the version's settings or from the heads.
+    Rates by part show in that the image part has another rate than the text part; the base learning rate(s) then moves
+    no parameter unless one is neither new nor in an encoder, so it is taken from the version's settings or from the
+    heads.
     """
     decay = max(group["weight_decay"] for group in groups.values())
 
-    def rate(part: str) -> float | None:
+    def lr(part: str) -> float | None:
         return min((group["lr"] for key, group in groups.items() if f"{part}_encoder." in key), default=None)
 
-    image, text = rate("vision"), rate("text")
+    image, text = lr("vision"), lr("text")
     head = max(groups[key]["lr"] for key in new)
     if image == text:
         assert image is not None
@@ -123,7 +124,7 @@ def _optimizer_config(new: list[str], beside: dict[str, Any], groups: dict[str, 
     settings = [value for value in beside.values() if isinstance(value, dict) and {"vision_lr", "lr"} <= value.keys()]
     lr = settings[0]["lr"] if settings else head / 2
     return OptimizerConfig(
-        lr=lr, lr_multiplier=head / lr, vision_lr=image, text_lr=text, cross_lr=rate("cross"), weight_decay=decay
+        lr=lr, lr_multiplier=head / lr, vision_lr=image, text_lr=text, cross_lr=lr("cross"), weight_decay=decay
     )
 
 

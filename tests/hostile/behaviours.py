@@ -63,7 +63,7 @@ def _hops(handler: Handler) -> None:
 
 def _endless(handler: Handler) -> None:
     handler.start(Content_Type="image/jpeg", Transfer_Encoding="chunked")
-    handler.drip((b"10000\r\n" + b"\xff" * 65536 + b"\r\n" for _ in itertools.count()), 0)
+    handler.send_slowly((b"10000\r\n" + b"\xff" * 65536 + b"\r\n" for _ in itertools.count()), 0)
 
 
 def _redirect_by_name(handler: Handler) -> None:
@@ -74,17 +74,17 @@ def _redirect_by_name(handler: Handler) -> None:
 def _trickle(handler: Handler) -> None:
     """One byte a second."""
     handler.start(Content_Type="image/jpeg", Content_Length="100000")
-    handler.drip((b"\xff" for _ in itertools.count()), 1.0)
+    handler.send_slowly((b"\xff" for _ in itertools.count()), 1.0)
 
 
-def _drip(handler: Handler) -> None:
+def _slow_body(handler: Handler) -> None:
     handler.start(Content_Type="image/jpeg", Content_Length="100000")
-    handler.drip((b"\xff" for _ in itertools.count()), 0.05)
+    handler.send_slowly((b"\xff" for _ in itertools.count()), 0.05)
 
 
-def _header_drip(handler: Handler) -> None:
+def _slow_headers(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    handler.drip((b"X-%d: y\r\n" % index for index in itertools.count()), 0.05)
+    handler.send_slowly((b"X-%d: y\r\n" % index for index in itertools.count()), 0.05)
 
 
 def _hang(handler: Handler) -> None:
@@ -198,8 +198,8 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "to-user": lambda h: _redirect(h, "http://user:secret@example.invalid/"),
     "to": lambda h: _redirect(h, h.argument),
     "no-location": lambda h: h.answer(b"", "302 Found"),
-    "drip": _drip,
-    "header-drip": _header_drip,
+    "drip": _slow_body,
+    "header-drip": _slow_headers,
     "hang": _hang,
     "lying-long": lambda h: h.answer(jpeg(), length=100_000),
     "lying-short": lambda h: h.answer(jpeg(), length=200),
@@ -242,7 +242,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "trickle": _trickle,
     # Heads.
     "continue": lambda h: h.raw(b"HTTP/1.1 100 Continue\r\n\r\n") or _good(h),
-    "continue-forever": lambda h: h.drip((b"HTTP/1.1 100 Continue\r\n\r\n" * 100 for _ in itertools.count()), 0),
+    "continue-forever": lambda h: h.send_slowly((b"HTTP/1.1 100 Continue\r\n\r\n" * 100 for _ in itertools.count()), 0),
     "early-hints": lambda h: h.raw(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n") or _good(h),
     "partial": lambda h: h.answer(jpeg(), "206 Partial Content", Content_Range=f"bytes 0-9/{len(jpeg())}"),
     "not-modified": lambda h: h.start("304 Not Modified"),
@@ -284,7 +284,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "gzip-nothing": lambda h: h.answer(gzip.compress(b""), Content_Encoding="gzip"),
     "zstd": lambda h: h.answer(jpeg(), Content_Encoding="zstd"),
     # Bodies.
-    "hundred-megabytes": lambda h: (h.start(), h.drip((bytes(1 << 20) for _ in range(100)), 0))[1],
+    "hundred-megabytes": lambda h: (h.start(), h.send_slowly((bytes(1 << 20) for _ in range(100)), 0))[1],
     "trailing": lambda h: h.answer(jpeg() + b"trailing bytes" * 100, length=len(jpeg())),
     "second-response": lambda h: h.answer(jpeg() + b"HTTP/1.1 200 OK\r\n\r\nsmuggled", length=len(jpeg())),
     "png-20k": lambda h: h.answer(png_bomb(), Content_Type="image/png"),

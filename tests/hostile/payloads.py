@@ -1,4 +1,4 @@
-"""Pictures and clips, good ones and such as no encoder would make."""
+"""Images and clips, good ones and such as no encoder would make."""
 
 import functools
 import struct

@@ -88,7 +88,7 @@ class Handler(socketserver.StreamRequestHandler):
         """Whether nobody asked for this path before."""
         return self.server.requests[self.path] == 1
 
-    def drip(self, payload: Iterator[bytes], seconds: float) -> None:
+    def send_slowly(self, payload: Iterator[bytes], seconds: float) -> None:
         """Send piece after piece with a pause between them, until released."""
         for piece in payload:
             self.wfile.write(piece)

@@ -1,4 +1,4 @@
-"""The helpers against the model called by hand, one picture and one text at a time."""
+"""The helpers against the model called by hand, one image and one text at a time."""
 
 import io
 import shutil
@@ -39,7 +39,7 @@ def visuals(bert):
 
 
 def by_hand(pretrained, source):
-    """Tokens of one picture or clip, by way of the functions that training and evaluation use."""
+    """Tokens of one image or clip, by way of the functions that training and evaluation use."""
     data, model = source.read_bytes(), pretrained.model
     if source in CLIPS:
         frames = sample_clip(data, frames_per_second=1.0).frames
@@ -92,7 +92,7 @@ def test_matching_is_the_head_on_the_pair(pretrained, visuals):
         states, mask = text_by_hand(pretrained, text)
         logits = pretrained.model.match(pretrained.model.fuse(states, mask, by_hand(pretrained, source)))
         torch.testing.assert_close(probability, logits.softmax(dim=-1)[0, 1], **CLOSE)
-    with pytest.raises(InvalidSample, match="5 pictures, 1 texts"):
+    with pytest.raises(InvalidSample, match="5 images, 1 texts"):
         inference.match(pretrained, visuals, ["a dog"])
 
 
@@ -125,7 +125,7 @@ def check_ranking(found: list[Ranked], cosine, logit, shortlist):
 
 
 @torch.no_grad()
-def test_boxes_are_in_pixels_of_the_upright_original_and_the_picture_is_encoded_once(pretrained):
+def test_boxes_are_in_pixels_of_the_upright_original_and_the_image_is_encoded_once(pretrained):
     with counting(pretrained.model.vision) as passes:
         found = inference.ground(pretrained, PHOTOS[0], TEXTS, batch_size=2)
     assert passes == [1]
@@ -165,8 +165,8 @@ def test_captions_are_what_the_search_writes_after_the_prompt(pretrained):
     assert ids[0] == tokenizer.cls_id
     assert tokenizer.decode(ids) == "a picture of"
     assert tokenizer.sep_id not in ids
-    room = (38 if architecture == "xlm-roberta" else 40) - len(ids)
-    config = CAPTION.model_copy(update={"max_tokens": room})
+    max_new_tokens = (38 if architecture == "xlm-roberta" else 40) - len(ids)
+    config = CAPTION.model_copy(update={"max_tokens": max_new_tokens})
     for source in SOURCES[:2]:
         vision = by_hand(pretrained, source)
         (written,) = generate(pretrained.model, vision, ids, tokenizer.mask_id, tokenizer.sep_id, config)
@@ -176,7 +176,7 @@ def test_captions_are_what_the_search_writes_after_the_prompt(pretrained):
         inference.caption(pretrained, [PHOTOS[0]], CAPTION)
 
 
-def test_paths_bytes_and_pictures_are_the_same_source(bert):
+def test_paths_bytes_and_images_are_the_same_source(bert):
     data = PHOTOS[0].read_bytes()
     opened = Image.open(io.BytesIO(data))
     rows = inference.embed_images(bert, [PHOTOS[0], str(PHOTOS[0]), data, opened, open_image(data)])
@@ -247,8 +247,8 @@ def test_a_loaded_folder_gives_the_very_same_numbers(pretrained, visuals, tmp_pa
     assert inference.ground(loaded, visuals[0], TEXTS) == inference.ground(pretrained, visuals[0], TEXTS)
     for ours, other in zip(loaded.processor.texts(TEXTS), pretrained.processor.texts(TEXTS), strict=True):
         assert torch.equal(ours, other)
-    pictures = [visual.frames[0] for visual in visuals]
-    assert torch.equal(loaded.processor.images(pictures), pretrained.processor.images(pictures))
+    images = [visual.frames[0] for visual in visuals]
+    assert torch.equal(loaded.processor.images(images), pretrained.processor.images(images))
 
 
 def test_half_precision_runs_and_is_near(bert, visuals, tmp_path):

@@ -41,9 +41,9 @@ def test_a_saved_processor_is_the_same_to_the_last_byte(pretrained, folder, tmp_
 
 
 def test_transformers_reads_the_same_file_and_makes_the_same_pixels(pretrained, folder):
-    pictures = [open_image(path.read_bytes()) for path in PHOTOS[:3]]
-    theirs = ViTImageProcessorPil.from_pretrained(folder)(pictures, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pretrained.processor.images(pictures), theirs, atol=1e-6, rtol=0.0)
+    images = [open_image(path.read_bytes()) for path in PHOTOS[:3]]
+    theirs = ViTImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pretrained.processor.images(images), theirs, atol=1e-6, rtol=0.0)
 
 
 def test_ids_are_those_of_transformers(pretrained, folder):

@@ -100,9 +100,12 @@ def test_a_page_makes_no_request_and_runs_nothing(model_folder, tmp_path):
 
 
 def test_hostile_texts_are_shown_as_text():
-    picture = Image.new("RGB", (40, 20))
+    pil_image = Image.new("RGB", (40, 20))
     found = Grounded(HOSTILE, Box(1, 2, 3, 4), 0.5)
-    shown = [Shown(Visual(HOSTILE, (picture,)), HOSTILE, (found,)), Shown(Visual("c", (picture,) * 3, True), HOSTILE)]
+    shown = [
+        Shown(Visual(HOSTILE, (pil_image,)), HOSTILE, (found,)),
+        Shown(Visual("c", (pil_image,) * 3, True), HOSTILE),
+    ]
     text = "".join(render_page(HOSTILE, shown, [Skipped(HOSTILE, HOSTILE, HOSTILE)]))
     check_harmless(text)
     page = Page(text)
@@ -124,11 +127,11 @@ def check_harmless(text):
     assert not re.search(r"url\(|@import|http", style)
 
 
-def test_pictures_in_the_page_are_small_and_tell_nothing_else(tmp_path):
+def test_images_in_the_page_are_small_and_tell_nothing_else(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "SECRET-PLACE"
-    picture = Image.new("RGB", (3000, 1500), (10, 200, 30))
-    picture.save(tmp_path / "photo.jpg", exif=exif, comment=b"SECRET-COMMENT")
+    pil_image = Image.new("RGB", (3000, 1500), (10, 200, 30))
+    pil_image.save(tmp_path / "photo.jpg", exif=exif, comment=b"SECRET-COMMENT")
     with Image.open(tmp_path / "photo.jpg") as opened:
         opened.load()
         (page,) = [Page("".join(render_page("m", [Shown(Visual("v", (opened,)), "")], [])))]

@@ -1,4 +1,4 @@
-"""Pictures and clips from anywhere, and what is said of files that are neither."""
+"""Images and clips from anywhere, and what is said of files that are neither."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_the_first_bytes_decide_not_the_name(tmp_path):
     assert same(visual.frames[0], open_image(PHOTOS[0].read_bytes()))
 
 
-def test_opened_pictures_lose_transparency_and_are_turned(tmp_path):
+def test_opened_images_lose_transparency_and_are_turned(tmp_path):
     clear = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
     assert read_visual(clear).frames[0].getpixel((0, 0)) == (255, 255, 255)
     exif = Image.Exif()
@@ -47,7 +47,7 @@ def test_opened_pictures_lose_transparency_and_are_turned(tmp_path):
     assert read_visual(Image.new("L", (4, 2), 7)).frames[0].getpixel((0, 0)) == (7, 7, 7)
 
 
-def test_a_broken_opened_picture_is_named():
+def test_a_broken_opened_image_is_named():
     with Image.open(SAMPLE / "media" / "bad" / "truncated.jpg") as opened, pytest.raises(InvalidSample) as caught:
         read_visual(opened)
     assert caught.value.rule == "decode_failed"

@@ -25,7 +25,7 @@ PROMPT, MASK, END = [2, 7, 8], 4, 3
 
 @pytest.fixture(scope="module")
 def both():
-    """The same weights as a naive state and as our model, and three pictures."""
+    """The same weights as a naive state and as our model, and three images."""
     cfg = describe(SIZES, text_heads=2, temperature=0.07)
     m = Naive(drawn_state(pretrained(SIZES), SIZES, seed=9, temperature=0.07), cfg)
     model = build_model(model_config_from_reference(cfg)).eval()
@@ -58,10 +58,10 @@ def write(model, pixels, **config):
 @pytest.mark.parametrize("min_tokens", [0, 4])
 def test_greedy_text_takes_the_likeliest_word_of_the_naive_version(both, min_tokens):
     m, model, pixels = both
-    for picture, found in zip(pixels, write(model, pixels, max_tokens=7, min_tokens=min_tokens), strict=True):
+    for image, found in zip(pixels, write(model, pixels, max_tokens=7, min_tokens=min_tokens), strict=True):
         written, score = [], 0.0
         for step in range(7):
-            log_probs = naive_log_probs(m, picture, written)
+            log_probs = naive_log_probs(m, image, written)
             if step < min_tokens:
                 log_probs[END] = -torch.inf
             score += log_probs.max().item()
@@ -94,8 +94,8 @@ def test_enough_beams_find_the_best_of_all_texts(both, length_penalty):
 def test_a_text_does_not_depend_on_the_batch(both, config):
     _, model, pixels = both
     together = write(model, pixels, max_tokens=8, min_tokens=8, **config)
-    for number, picture in enumerate(pixels):
-        (alone,) = write(model, picture[None], max_tokens=8, min_tokens=8, **config)
+    for number, image in enumerate(pixels):
+        (alone,) = write(model, image[None], max_tokens=8, min_tokens=8, **config)
         assert alone.tokens == together[number].tokens
         assert len(alone.tokens) == 8
         assert alone.score == pytest.approx(together[number].score, abs=1e-4)
@@ -149,9 +149,9 @@ def test_regions_write_about_what_their_mask_shows(both):
     with torch.no_grad():
         images = model.encode_image(pixels[:1])
         shown = model.pool_regions(images, torch.tensor([0]), torch.tensor([[True, False, False, False]]))
-        hidden = replace(images, patches_MPD=images.patches_MPD.clone())
-        hidden.patches_MPD[:, 1:] += 5.0
-        same = model.pool_regions(hidden, torch.tensor([0]), torch.tensor([[True, False, False, False]]))
+        changed_patches = replace(images, patches_MPD=images.patches_MPD.clone())
+        changed_patches.patches_MPD[:, 1:] += 5.0
+        same = model.pool_regions(changed_patches, torch.tensor([0]), torch.tensor([[True, False, False, False]]))
         config = GenerateConfig(max_tokens=5)
         first, second = (generate(model, vision, PROMPT, MASK, END, config)[0] for vision in (shown, same))
     assert first.tokens == second.tokens

@@ -128,7 +128,7 @@ def test_a_region_of_all_patches_is_the_image():
 
 
 @torch.no_grad()
-def test_a_region_of_one_patch_is_that_patch_and_hides_the_others():
+def test_a_region_of_one_patch_is_that_patch_and_masks_the_others():
     model = tiny_model()
     images = model.encode_image(torch.randn(2, 3, 64, 64))
     mask = torch.zeros(1, 16, dtype=torch.bool)

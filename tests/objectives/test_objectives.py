@@ -186,13 +186,13 @@ def test_box_losses_and_their_gradients_are_always_finite(numbers):
 # Words
 
 
-def test_masked_lm_is_the_mean_over_all_masked_words():
+def test_masked_lm_is_the_mean_over_all_masked_tokens():
     logits, labels = torch.randn(2, 3, 11), torch.tensor([[4, -100, 2], [9, -100, -100]])
     by_hand = [-logits[b, k].log_softmax(0)[labels[b, k]] for b, k in ((0, 0), (0, 2), (1, 0))]
     assert_close(masked_lm(logits, labels), torch.stack(by_hand).mean())
 
 
-def test_masked_lm_without_a_masked_word_is_zero_with_a_graph():
+def test_masked_lm_without_a_masked_token_is_zero_with_a_graph():
     logits = torch.randn(2, 3, 11, requires_grad=True)
     loss = masked_lm(logits, torch.full((2, 3), -100))
     loss.backward()
@@ -287,9 +287,9 @@ def test_feature_gradient_after_averaging_over_four_ranks(gradient, factor):
     averaged = [torch.zeros_like(g) for g in whole]
     for rank in range(4):
         own = slice(2 * rank, 2 * rank + 2)
-        everyone = {id_of: f.detach() for id_of, f in ((0, image), (1, text))}
+        all_rows = {id_of: f.detach() for id_of, f in ((0, image), (1, text))}
         order = iter((0, 1))
-        gather = Gather(rank, 4, lambda local, order=order, everyone=everyone: everyone[next(order)])
+        gather = Gather(rank, 4, lambda local, order=order, all_rows=all_rows: all_rows[next(order)])
         loss = contrastive(image[own], text[own], temperature, gather=gather, gradient=gradient)
         for total, part in zip(averaged, torch.autograd.grad(loss, (image, text, temperature)), strict=True):
             total += part / 4
@@ -352,14 +352,14 @@ def test_negatives_of_a_group_are_those_of_the_whole_batch():
             assert (ids[of_image] != ids[own]).all()
             counts[torch.arange(3), of_text] += 1
         # 5 standard deviations of a share over 2,000 draws are at most 0.056.
-        shares = expected[own] / expected[own].sum(dim=1, keepdim=True)
-        assert_close(counts / 2000, shares, atol=0.056, rtol=0)
+        fractions = expected[own] / expected[own].sum(dim=1, keepdim=True)
+        assert_close(counts / 2000, fractions, atol=0.056, rtol=0)
 
 
 def test_texts_too_long_to_share_are_refused():
     group = NegativeGroup(Gather(0, 1, lambda local: local), length=4)
     with pytest.raises(ValueError, match="raise length"):
-        group.share_texts(torch.zeros(2, 5, 3), torch.ones(2, 5))
+        group.gather_texts(torch.zeros(2, 5, 3), torch.ones(2, 5))
 
 
 # Sentence pairs
@@ -442,7 +442,7 @@ def test_image_keys_are_projected_once_per_image_and_summary():
     model, seen = tiny_model(), []
     for layer in model.fusion.layers:
         layer.cross_attention.key.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][..., 0].numel()))
-    # Pictures with as many regions as each other need no padding, pictures with fewer one slot for each they lack.
+    # Images with as many regions as each other need no padding, images with fewer one slot for each they lack.
     pretrain_losses(model, region_batch(), (torch.tensor([2, 2, 0]), torch.tensor([2, 2, 1])))
     padding = sum(seen) - len(model.fusion.layers) * (2 * 16 + 5)
     assert padding in (0, len(model.fusion.layers))

@@ -77,7 +77,7 @@ def test_other_text_towers_are_exact_too(architecture, packs):
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_clips_that_look_over_time_are_exact_beside_images_and_regions(packs):
-    """Two streams of clips, whose frames go through the tower together but apart from the pictures."""
+    """Two streams of clips, whose frames go through the tower together but apart from the images."""
     model, (batches, negatives) = step_model("attention"), mixed_step()
     clips = batches["clips"]
     batches["more clips"] = replace(clips, pixels=clips.pixels.flip(0, 1))
@@ -138,7 +138,7 @@ def test_streams_without_a_matching_loss_and_streams_alone():
             assert value.item() == pytest.approx(expected[label][name].item(), rel=1e-5), (label, name)
 
 
-def test_a_step_without_any_masked_word_has_zero_word_losses_and_a_graph():
+def test_a_step_without_any_masked_token_has_zero_mlm_loss_and_a_graph():
     model, (batches, negatives) = step_model(), mixed_step()
     batches = {
         label: replace(
@@ -172,11 +172,11 @@ def test_bfloat16_steps_point_the_same_way(plain):
 
 def test_dropout_is_applied_in_training_only_and_everywhere_at_its_rate():
     model, (batches, negatives) = step_model(dropout=0.2, attention_dropout=0.3), mixed_step()
-    shares: dict[str, list[float]] = {}
+    fractions: dict[str, list[float]] = {}
 
     def watch(name):
         def hook(_, inputs, output):
-            shares.setdefault(name, []).append(((output == 0) & (inputs[0] != 0)).float().mean().item())
+            fractions.setdefault(name, []).append(((output == 0) & (inputs[0] != 0)).float().mean().item())
 
         return hook
 
@@ -188,14 +188,14 @@ def test_dropout_is_applied_in_training_only_and_everywhere_at_its_rate():
         return step_losses(model, batches, negatives=negatives)["images"]["matching"].item()
 
     assert run() == run()
-    assert max(share for found in shares.values() for share in found) == 0
-    shares.clear()
+    assert max(fraction for found in fractions.values() for fraction in found) == 0
+    fractions.clear()
     model.train()
     assert run() != run()
     # Dropouts of attention probabilities are rates handed to the attention cores, never modules that run.
     applied = {name for name, _ in parts if not name.endswith("attention.self.dropout")}
-    assert shares.keys() == applied
-    for name, found in shares.items():
+    assert fractions.keys() == applied
+    for name, found in fractions.items():
         rate = dict(parts)[name].p
         # 16 x 300 numbers or more: 5 standard deviations are 0.03.
         assert sum(found) / len(found) == pytest.approx(rate, abs=0.03), name

@@ -63,7 +63,7 @@ def test_a_step_fetches_its_negatives_once_and_waits_for_nothing_else(monkeypatc
         losses = step_losses(model, batches, objectives)
         sum(loss for parts in losses.values() for loss in parts.values()).backward()
     assert waits.found == []
-    # Two index vectors of each of three streams; before that lengths and masked words of four, pictures of one.
+    # Two index vectors of each of three streams; before that lengths and masked tokens of four, images of one.
     assert [count for count in fetched if count] == ([6] if known else [9, 6])
 
 

@@ -13,7 +13,7 @@ from pipelines.estimate import (
     estimate_lines,
     estimate_phase,
     load_measured,
-    matching_share,
+    matching_fraction,
     mean_step_flops,
 )
 from pipelines.experiment import load_experiment
@@ -48,16 +48,16 @@ def _config(size: str, phase: int = 1, steps: int = 500_000) -> PretrainConfig:
     return PretrainConfig.model_validate(values | ({"model": LARGE} if small else {}))
 
 
-def _measured(tmp_path: Path, share: float) -> EstimateOptions:
+def _measured(tmp_path: Path, utilisation: float) -> EstimateOptions:
     path = tmp_path / "measured.yaml"
-    gpu = {"utilisation": share, "source": "a bench"}
+    gpu = {"utilisation": utilisation, "source": "a bench"}
     path.write_text(yaml.safe_dump({"gpus": {"A100-80": gpu, "H100": gpu}}))
     return EstimateOptions(gpus=("A100-80", "H100"), measured=load_measured(str(path)))
 
 
-# Milliseconds of a step on one GPU, A100 and H100, at a share of the peak.
+# Milliseconds of a step on one GPU, A100 and H100, at a fraction of the peak.
 @pytest.mark.parametrize(
-    ("size", "phase", "share", "expected"),
+    ("size", "phase", "utilisation", "expected"),
     [
         ("base", 1, 0.4, [209, 66]),
         ("base", 1, 0.5, [167, 53]),
@@ -68,8 +68,10 @@ def _measured(tmp_path: Path, share: float) -> EstimateOptions:
         ("large", 2, 0.4, [351, 111]),
     ],
 )
-def test_step_times_are_the_studys(tmp_path: Path, size: str, phase: int, share: float, expected: list[int]) -> None:
-    found = estimate_phase("recipe", _config(size, phase), _measured(tmp_path, share), LENGTHS)
+def test_step_times_are_the_studys(
+    tmp_path: Path, size: str, phase: int, utilisation: float, expected: list[int]
+) -> None:
+    found = estimate_phase("recipe", _config(size, phase), _measured(tmp_path, utilisation), LENGTHS)
     alone = [gpu.milliseconds * gpu.efficiency for gpu in found.gpus]
     assert alone == pytest.approx(expected, abs=0.7)
     assert {gpu.utilisation_source for gpu in found.gpus} == {"measured: a bench"}
@@ -97,7 +99,7 @@ def test_the_matching_loss_is_counted_in_the_steps_that_have_it() -> None:
     noisy = {"kind": "image", "batch_size": 1024, "aux_sources": ["coco"], "aux_share": 0.15, "match_main": False}
     values = {"data": {"streams": [noisy]}, "train": {"steps": 10_000, "stop_matching_at": 2_000}}
     config = PretrainConfig.model_validate(values)
-    assert matching_share(config, config.data.streams[0]) == pytest.approx(0.2 * 0.15)
+    assert matching_fraction(config, config.data.streams[0]) == pytest.approx(0.2 * 0.15)
     flop = mean_step_flops(config, LENGTHS, 8, "executed")
     without = config.model_copy(update={"train": config.train.model_copy(update={"stop_matching_at": 0})})
     always = PretrainConfig.model_validate({"data": {"streams": [{"kind": "image", "batch_size": 1024}]}})

@@ -1,6 +1,6 @@
-"""Small corpora of real pictures and clips with hand-written scores, in the shape in which stages hand them on.
+"""Small corpora of real images and clips with hand-written scores, in the shape in which stages hand them on.
 
-Pictures are drawn, encoded and fingerprinted by what the library itself uses for that; only CLIP scores are made up.
+ImageTokens are drawn, encoded and fingerprinted by what the library itself uses for that; only CLIP scores are made up.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ Parts = Sequence[Sequence[Row]]
 
 
 def scene(number: int, size: tuple[int, int] = (192, 144)) -> Image.Image:
-    """A picture that no other number's resembles: smooth blotches of colour."""
+    """An image that no other number's resembles: smooth blotches of colour."""
     blotches = np.random.default_rng(number).integers(0, 255, (5, 6, 3), dtype=np.uint8)
     return Image.fromarray(blotches).resize((192, 144), Image.Resampling.BICUBIC).resize(size)
 
@@ -73,7 +73,7 @@ def row(
     url: str = "",
     span: tuple[float, float] | tuple[None, None] = (None, None),
 ) -> Row:
-    """A row of `source`; its size is that of the picture, and that of the first frame of a clip."""
+    """A row of `source`; its size is that of the image, and that of the first frame of a clip."""
     is_clip = payload.startswith(b"X2FRAME1")
     kind, stored = ("video", "frames") if is_clip else ("image", "png" if payload.startswith(b"\x89") else "jpeg")
     try:

@@ -1,4 +1,4 @@
-"""A driver that downloads pictures and clips from a hostile server, to be killed from outside or by itself.
+"""A driver that downloads images and clips from a hostile server, to be killed from outside or by itself.
 
 python -m tests.support.download_driver STORE SOURCES PORT [POINT COUNT]   (POINT: the step of a commit at whose
 COUNT-th time the driver kills itself)
@@ -21,7 +21,7 @@ from tests.support.flow.crash import KillAt
 
 EXPERIMENT = "kills"
 # Every answer is the same however often and in whatever order it is asked for; "?" keeps addresses apart.
-PICTURES = (
+IMAGES = (
     *("png-as-jpeg", "gzip", "noai-other", "hops/3", "no-length"),  # kept
     *("nowhere", "gone", "loop", "to-metadata", "lying-short", "lying-long", "cut-chunk", "gif-bomb", "html"),
     *("svg", "truncated", "empty", "noai", "usage", "brotli", "not-http", "reset"),
@@ -29,12 +29,12 @@ PICTURES = (
 CLIPS = ("nowhere", "truncated", "empty", "html")
 
 
-def picture_paths(number: int) -> list[str]:
-    """Paths on the server of that many pictures: half of them good and all different, the rest of every kind.
+def image_paths(number: int) -> list[str]:
+    """Paths on the server of that many images: half of them good and all different, the rest of every kind.
 
     The first is at `gate`, which the tests can hold shut.
     """
-    kinds = itertools.cycle(PICTURES)
+    kinds = itertools.cycle(IMAGES)
     return ["gate"] + [f"good/rgb({n},0,77)" if n % 2 else f"{next(kinds)}?{n}" for n in range(1, number)]
 
 
@@ -44,12 +44,12 @@ def clip_paths(number: int) -> list[str]:
     return [f"{next(kinds)}?clip{n}" if n % 4 == 3 else f"clip/{'x' * n}" for n in range(number)]
 
 
-def write_sources(folder: Path, base: str, num_pictures: int, num_clips: int) -> None:
+def write_sources(folder: Path, base: str, num_images: int, num_clips: int) -> None:
     """CC3M-like pairs and a WebVid-like table that point at the server."""
     folder.mkdir(parents=True)
-    pictures = [f"picture {n}\t{base}/{path}\n" for n, path in enumerate(picture_paths(num_pictures))]
+    images = [f"picture {n}\t{base}/{path}\n" for n, path in enumerate(image_paths(num_images))]
     clips = [f"v{n},{base}/{path},clip number {n}\n" for n, path in enumerate(clip_paths(num_clips))]
-    (folder / "pairs.tsv").write_text("".join(pictures))
+    (folder / "pairs.tsv").write_text("".join(images))
     (folder / "clips.csv").write_text("videoid,contentUrl,name\n" + "".join(clips))
     (folder / "card.yaml").write_text("id: toy\n")
 

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 import pydantic
 
-from pipelines.flow.live import Report, say_nothing
+from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Input, InputFile, InputPart, Part, PartResult, Stage
 
 
@@ -64,7 +64,7 @@ class LocalWriter:
 
     @property
     def report(self) -> Report:
-        return say_nothing
+        return no_report
 
 
 def run_stage_part(stage: Stage, config: pydantic.BaseModel, part: Part, folder: Path) -> PartResult:

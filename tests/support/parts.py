@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import pydantic
 
-from pipelines.flow.live import Report, say_nothing
+from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import (
     Count,
     Input,
@@ -47,7 +47,7 @@ class Writer:
 
     path: Path
     state_uri: str = ""
-    report: Report = say_nothing
+    report: Report = no_report
 
 
 @dataclass

@@ -69,7 +69,7 @@ def matching_gradients_of_one(kind: str) -> dict[str, Tensor]:
 
 
 def matching_gradients(rank: int, world_size: int, kind: str) -> dict[str, Tensor]:
-    """The same averaged over two ranks that lend each other their rows."""
+    """The same averaged over two ranks that exchange rows."""
     own = slice(2 * rank, 2 * rank + 2)
     model, batch = _matching_problem(kind, own)
     group = NegativeGroup(gather_over(), length=9)
@@ -90,7 +90,7 @@ def _matching_problem(kind: str, own: slice):
     texts = {"text_ids_BL": ids, "text_mask_BL": mask, "masked_ids_BL": ids, "masked_labels_BK": nothing}
     fields = {name: value[own] for name, value in texts.items()}
     fields["masked_positions_BK"] = torch.zeros(len(ids[own]), 1, dtype=torch.long)
-    if kind == "region":  # two regions in every second picture: rows 0, 1 in image 1, rows 2, 3 in image 3
+    if kind == "region":  # two regions in every second image: rows 0, 1 in image 1, rows 2, 3 in image 3
         first = own.start
         image_of = torch.tensor([1, 1, 3, 3])[own] - first
         fields |= {"image_of_R": image_of, "patch_mask_RP": patches[own], "box_cxcywh_R4": torch.rand(4, 4)[own]}
@@ -114,11 +114,11 @@ def grouped_matching_of_one(kind: str, size: int) -> dict[str, Tensor]:
 
 
 def grouped_matching(rank: int, world_size: int, kind: str, size: int) -> dict[str, Tensor]:
-    """The same averaged over two ranks, which lend each other rows if a group spans both."""
+    """The same averaged over two ranks, which exchange rows if a group spans both."""
     model, batch = _matching_problem(kind, slice(2 * rank, 2 * rank + 2))
-    everyone = gather_over()
-    group = NegativeGroup(everyone, length=9) if size > batch.num_rows else None
-    results = _grouped_matching(model, batch, size, everyone, group)
+    all_rows = gather_over()
+    group = NegativeGroup(all_rows, length=9) if size > batch.num_rows else None
+    results = _grouped_matching(model, batch, size, all_rows, group)
     return {name: _mean(value, world_size) for name, value in results.items()}
 
 

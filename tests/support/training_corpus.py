@@ -1,4 +1,4 @@
-"""A small corpus of packed shards made of drawn pictures, and a toy model's settings, for tests of training."""
+"""A small corpus of packed shards made of drawn images, and a toy model's settings, for tests of training."""
 
 import hashlib
 from collections.abc import Sequence
@@ -46,13 +46,13 @@ DATA = DataConfig.model_validate(
 def make_shards(
     folder: Path, num_images: int = 24, num_videos: int = 6, num_shards: int = 3, broken: Sequence[int] = ()
 ) -> list[ShardFiles]:
-    """Shards below `folder`; pictures whose number is in `broken` have a payload that cannot be decoded."""
+    """Shards below `folder`; images whose number is in `broken` have a payload that cannot be decoded."""
     folder.mkdir(parents=True, exist_ok=True)
     payloads: dict[str, bytes] = {}
     buckets: list[list[Sample]] = [[] for _ in range(num_shards)]
     for number in range(num_images + num_videos):
         is_video = number >= num_images
-        sample, payload = _clip(number) if is_video else _picture(number, number in broken)
+        sample, payload = _clip(number) if is_video else _image(number, number in broken)
         assert sample.media is not None
         payloads[sample.media.sha256] = payload
         buckets[int(sample.key[:8], 16) % num_shards].append(sample)
@@ -65,7 +65,7 @@ def make_shards(
     return files
 
 
-def _picture(number: int, is_broken: bool) -> tuple[Sample, bytes]:
+def _image(number: int, is_broken: bool) -> tuple[Sample, bytes]:
     colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 4]
     width, height = 48 + 2 * (number % 5), 40 + 3 * (number % 3)
     box = _box(shape, width, height, number)

@@ -38,7 +38,7 @@ class Start:
 
     Process `kill_rank` kills itself with SIGKILL after step `kill_after`, as soon as the checkpoint folder
     `kill_when_there` exists, if one is named; or inside the writing of a checkpoint, at its `kill_in_write`-th call.
-    `nan_steps`: pictures of the first stream on the first rank are NaN there.
+    `nan_steps`: images of the first stream on the first rank are NaN there.
     """
 
     folder: str

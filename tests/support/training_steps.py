@@ -58,7 +58,7 @@ def texts(lengths: list[int], num_masked: list[int], width: int, seed: int, know
 def mixed_step(known: bool = True) -> tuple[dict[str, Batch], Negatives]:
     """Images, regions, clips and texts with everything that could go wrong in a layout.
 
-    Texts of 3 to 40 tokens, some without a masked word; an image that is everybody's negative and images that are
+    Texts of 3 to 40 tokens, some without a masked token; an image that is everybody's negative and images that are
     nobody's; two equal regions, a region of one patch, one of all patches; an image in which no region lies.
     """
     generator = torch.Generator().manual_seed(9)
@@ -107,7 +107,7 @@ def padded_losses(model: X2VLM, batches: Mapping[str, Batch], negatives: Negativ
 
 def _padded_losses(model: X2VLM, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
     masked = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
-    vision, whole = _pictures(model, batch)
+    vision, whole = _images(model, batch)
     words = model.predict_words(model.fuse(masked, batch.text_mask_BL, vision), batch.masked_positions_BK)
     losses = {"masked_lm": masked_lm(words, batch.masked_labels_BK)}
     if vision is None or negatives is None:
@@ -125,7 +125,7 @@ def _padded_losses(model: X2VLM, batch: Batch, negatives: tuple[Tensor, Tensor] 
     return losses
 
 
-def _pictures(model: X2VLM, batch: Batch) -> tuple[VisionTokens | None, VisionTokens | None]:
+def _images(model: X2VLM, batch: Batch) -> tuple[VisionTokens | None, VisionTokens | None]:
     """Unshared: each row brings its own copy of the patches."""
     if batch.kind == "text":
         return None, None

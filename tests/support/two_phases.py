@@ -23,7 +23,7 @@ NUM_STEPS = 2
 
 
 def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[str, Any] | None = None) -> Experiment:
-    """The sample's model, first on pictures and regions, then with clips; `phase1`, `phase2` change their training."""
+    """The sample's model, first on images and regions, then with clips; `phase1`, `phase2` change their training."""
     values = yaml.safe_load((PROJECT_ROOT / "pipelines/experiments/sample.yaml").read_text())
     names = ("coco", "visual_genome", "webvid")
     pretrain = values["pretrain"] | {"world_size": 1}

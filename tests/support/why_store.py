@@ -60,9 +60,9 @@ def score(config: FrozenConfig, inputs: PartReader, part: Part, out: PartWriter)
     rows = pq.read_table(inputs.local_path(part.reads[0].file)).to_pylist()
     scores, prints = [], []
     for row in rows:
-        share = int(row["key"][:8], 16) / 16**8
+        score = int(row["key"][:8], 16) / 16**8
         broken = int(row["key"][8:12], 16) % 11 == 0
-        numbers = {"clip_score": share, "clip_score_max": min(1.0, share + 0.1), "clip_score_middle": share * share}
+        numbers = {"clip_score": score, "clip_score_max": min(1.0, score + 0.1), "clip_score_middle": score * score}
         scores.append(
             {"key": row["key"], "missing": "decode_failed"} if broken else {"key": row["key"], "missing": "", **numbers}
         )

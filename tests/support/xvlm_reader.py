@@ -1,6 +1,6 @@
 """A reader of X-VLM JSON lines written from the description of the reference's loader, sharing no code with ours.
 
-Like the reference it takes a line or refuses it: no words after cleaning, a box that is not inside the picture as
+Like the reference it takes a line or refuses it: no words after cleaning, a box that is not inside the image as
 stored or has no whole pixel, bytes that do not decode. It knows nothing of EXIF orientation.
 """
 
@@ -42,12 +42,12 @@ def read_folder(folder: Path, rng: random.Random) -> Accepted:
 
 
 def _image_text(row: dict[str, Any], accepted: Accepted, rng: random.Random) -> None:
-    _picture(row["binary"])
+    _image(row["binary"])
     accepted.captions.append(_clean(_any_of(row["desc"], rng)))
 
 
 def _regions(row: dict[str, Any], accepted: Accepted, rng: random.Random) -> None:
-    pixels = _picture(row["binary"])
+    pixels = _image(row["binary"])
     height, width = pixels.shape[:2]
     if "caption" in row:
         accepted.captions.append(_clean(_any_of(row["caption"], rng)))
@@ -67,11 +67,11 @@ def _regions(row: dict[str, Any], accepted: Accepted, rng: random.Random) -> Non
 
 def _video(row: dict[str, Any], accepted: Accepted, rng: random.Random) -> None:
     assert row["video_frames"], "no frame"
-    accepted.clips.append([_picture(frame) for frame in row["video_frames"]])
+    accepted.clips.append([_image(frame) for frame in row["video_frames"]])
     accepted.captions.append(_clean(_any_of(row["text"], rng)))
 
 
-def _picture(text: str) -> np.ndarray:
+def _image(text: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(base64.b64decode(text))).convert("RGB"))
 
 

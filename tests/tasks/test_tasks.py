@@ -61,13 +61,13 @@ def make_sample(index: int, captions: int = 2) -> Sample:
     )
 
 
-def picture(sample: Sample) -> Image.Image:
+def image(sample: Sample) -> Image.Image:
     generator = np.random.default_rng(int(sample.source_row))
     return Image.fromarray(generator.integers(0, 255, (32, 48, 3), dtype=np.uint8))
 
 
 def context(samples: Sequence[Sample], batch_size: int = 5) -> TaskContext:
-    return TaskContext(samples, picture, encode, batch_size=batch_size)
+    return TaskContext(samples, image, encode, batch_size=batch_size)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def naive_tables(model: X2VLM, samples: Sequence[Sample]) -> tuple[np.ndarray, n
     cosine, logits = np.zeros((len(samples), len(texts))), np.zeros((len(samples), len(texts)))
     model.eval()
     for i, sample in enumerate(samples):
-        vision = model.encode_image(image_tensor(picture(sample), 32)[None])
+        vision = model.encode_image(image_tensor(image(sample), 32)[None])
         for t, text in enumerate(texts):
             ids, mask = encode([text])
             states = model.encode_text(ids, mask)

@@ -54,7 +54,7 @@ def test_what_is_left_out_teaches_nothing(
     assert moved == {"vision", "text", "fusion"} | heads - still
 
 
-def test_pictures_and_clips_are_never_concerned() -> None:
+def test_images_and_clips_are_never_concerned() -> None:
     losses = {"contrastive": 1, "matching": 2, "masked_lm": 3}
     config = ObjectiveConfig(align_regions=False)
     assert counted_losses("image", losses, config) == counted_losses("video", losses, config) == losses

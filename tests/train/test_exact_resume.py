@@ -191,7 +191,7 @@ def test_samples_of_a_step_do_not_depend_on_how_many_processes_read_them(runs, s
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_step_of_no_numbers_is_skipped_and_resuming_repeats_that(start, tmp_path, world_size):
-    """Pictures of steps 2 and 5 are NaN on one rank: all skip; killed between them, the run ends the same."""
+    """Images of steps 2 and 5 are NaN on one rank: all skip; killed between them, the run ends the same."""
     poisoned = dataclasses.replace(start, world_size=world_size, nan_steps=(2, 5))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     keep_all = {"checkpoint_every": 1, "keep_checkpoints": 9}
@@ -199,7 +199,7 @@ def test_a_step_of_no_numbers_is_skipped_and_resuming_repeats_that(start, tmp_pa
     lines = lines_of(straight)
     assert [line["step"] for line in lines if line.get("skipped")] == [2, 5]
     assert "image/contrastive" in lines[2]["not_finite"]
-    read = keys_by_step(straight)[2]  # by all ranks; a region picture counts once for each of its rows
+    read = keys_by_step(straight)[2]  # by all ranks; a region image counts once for each of its rows
     assert lines[2]["keys"] == {stream: sorted(set(keys)) for stream, keys in read.items()}
     assert "image/contrastive" not in lines[2]
     assert lines[3]["image/contrastive"] > 0

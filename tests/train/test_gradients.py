@@ -200,7 +200,7 @@ def five_steps(rank, world_size, tars):
 @pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_real_step_sends_what_the_formula_says_and_weights_stay_equal(tmp_path, world_size):
     """C7. All-reduce: gradients 4 P and 8 bytes a number. Gathered for the contrastive loss, by process: features of
-    B / W pictures and texts of E float32 for each stream, and 8 bytes a row for picture ids (regions need none)."""
+    B / W images and texts of E float32 for each stream, and 8 bytes a row for image ids (regions need none)."""
     tars = [str(files.media) for files in make_shards(tmp_path)]
     results = on_ranks(five_steps, world_size, tars)
     assert len({result["weights"] for result in results}) == 1

@@ -16,9 +16,9 @@ from x2vlm.train.optim import (
     OptimizerConfig,
     ReferenceAdamW,
     build_optimizer,
-    linear_rate,
-    linear_schedule,
+    linear_lr_schedule,
     load_optimizer_tensors,
+    lr_factor,
     new_parameter_names,
     optimizer_tensors,
     parameter_groups,
@@ -62,12 +62,12 @@ def test_frame_position_is_new_and_decays():
 def test_rates_by_part_win_over_the_multiplier():
     model = tiny_model()
     config = OptimizerConfig(lr=4e-5, vision_lr=2e-5, text_lr=8e-5)
-    rates = {name: g["lr"] for g in parameter_groups(model, config) for name, _ in g["params"]}
-    assert rates["vision.trunk.cls_token"] == 2e-5
-    assert rates["fusion.layers.0.cross_attention.query.weight"] == 8e-5
-    assert rates["match_head.0.weight"] == 8e-5
-    assert rates["temperature"] == 8e-5
-    assert len(rates) == len(list(model.named_parameters()))
+    lrs = {name: g["lr"] for g in parameter_groups(model, config) for name, _ in g["params"]}
+    assert lrs["vision.trunk.cls_token"] == 2e-5
+    assert lrs["fusion.layers.0.cross_attention.query.weight"] == 8e-5
+    assert lrs["match_head.0.weight"] == 8e-5
+    assert lrs["temperature"] == 8e-5
+    assert len(lrs) == len(list(model.named_parameters()))
     assert config.lr * config.lr_multiplier == 8e-5
 
 
@@ -182,22 +182,22 @@ def test_schedule_equals_the_reference(golden):
         # After their restart of the schedule the configured minimum is ignored.
         min_rate = 0.0 if case.get("after_pretraining_reinit") else case["settings"].get("min_rate", 0.0)
         for step, lr in case["lr_used_at_step"].items():
-            rate = linear_rate(int(step), case["resolved_warmup"], case["total_steps"], min_rate, "reference")
+            rate = lr_factor(int(step), case["resolved_warmup"], case["total_steps"], min_rate, "reference")
             assert rate * case["settings"]["lr"] == pytest.approx(lr, abs=1e-12)
             if not min_rate:
-                assert linear_rate(int(step), case["resolved_warmup"], case["total_steps"]) == pytest.approx(rate)
+                assert lr_factor(int(step), case["resolved_warmup"], case["total_steps"]) == pytest.approx(rate)
 
 
 def test_schedule_reaches_its_minimum_and_never_exceeds_the_base_rate():
-    rates = [linear_rate(step, 10, 100, min_rate=0.1) for step in range(120)]
-    assert rates[0] == 0
-    assert max(rates) == rates[10] == 1
-    assert rates[100:] == pytest.approx([0.1] * 20)
+    lrs = [lr_factor(step, 10, 100, min_rate=0.1) for step in range(120)]
+    assert lrs[0] == 0
+    assert max(lrs) == lrs[10] == 1
+    assert lrs[100:] == pytest.approx([0.1] * 20)
 
 
 def test_linear_schedule_scales_every_group():
     optimizer = build_optimizer(tiny_model(), OptimizerConfig(lr=1.0))
-    schedule = linear_schedule(optimizer, warmup_steps=2, total_steps=6)
+    schedule = linear_lr_schedule(optimizer, warmup_steps=2, total_steps=6)
     seen = []
     for _ in range(7):
         seen.append([group["lr"] for group in optimizer.param_groups])
@@ -209,7 +209,7 @@ def test_linear_schedule_scales_every_group():
 
 def test_warmup_longer_than_the_run_is_an_error():
     with pytest.raises(ConfigError, match="warmup_steps"):
-        linear_schedule(build_optimizer(tiny_model(), OptimizerConfig()), 5, 4)
+        linear_lr_schedule(build_optimizer(tiny_model(), OptimizerConfig()), 5, 4)
 
 
 @pytest.mark.parametrize("adamw", ["reference", "torch"])

@@ -64,7 +64,7 @@ def test_validation_leaves_no_trace_in_the_training(shards, tmp_path):
 
 
 def test_losses_are_means_over_held_out_batches_without_dropout(shards, tmp_path):
-    """The same by hand; masked words draw nothing at random, so that is exact. Twice gives the same numbers twice."""
+    """The same by hand; masked tokens draw nothing at random, so that is exact. Twice gives the same numbers twice."""
     model, lines, _, held_out = _fit(tmp_path, shards, validate_every=4, validation_batches=3)
     model.eval()
     with torch.no_grad():

@@ -23,36 +23,38 @@ SWIN_PATCH = 4
 class BatchShape:
     """What decides the FLOPs of one batch of one process.
 
-    `num_pictures` pass the image tower: the frames of all clips, or the pictures that the regions lie in.
-    `text_lengths` are the real tokens of every text row with [CLS] and [SEP], `num_masked` its masked words.
+    `num_images` pass the image tower: the frames of all clips, or the images that the regions lie in.
+    `text_lengths` are the real tokens of every text row with [CLS] and [SEP], `num_masked` its masked tokens.
     """
 
     kind: Kind
-    num_pictures: int
+    num_images: int
     text_lengths: tuple[int, ...]
     num_masked: tuple[int, ...]
     matching: bool = True
 
     def __post_init__(self) -> None:
         if len(self.text_lengths) != len(self.num_masked):
-            raise ValueError(f"{len(self.text_lengths)} text lengths but {len(self.num_masked)} counts of masked words")
-        if (self.num_pictures > 0) != (self.kind != "text"):
-            raise ValueError(f"a {self.kind} batch cannot have {self.num_pictures} pictures")
+            raise ValueError(
+                f"{len(self.text_lengths)} text lengths but {len(self.num_masked)} counts of masked tokens"
+            )
+        if (self.num_images > 0) != (self.kind != "text"):
+            raise ValueError(f"a {self.kind} batch cannot have {self.num_images} images")
 
     @property
     def num_frames(self) -> int:
         """Frames of a clip, 1 of any other kind; ValueError if the clips cannot all have the same number."""
         if self.kind != "video":
             return 1
-        frames, left = divmod(self.num_pictures, len(self.text_lengths))
+        frames, left = divmod(self.num_images, len(self.text_lengths))
         if left:
-            raise ValueError(f"{self.num_pictures} frames do not belong to {len(self.text_lengths)} equal clips")
+            raise ValueError(f"{self.num_images} frames do not belong to {len(self.text_lengths)} equal clips")
         return frames
 
     @property
     def num_visuals(self) -> int:
-        """Rows of image keys that differ in their patches: pictures, or clips, whose frames are averaged."""
-        return len(self.text_lengths) if self.kind == "video" else self.num_pictures
+        """Rows of image keys that differ in their patches: images, or clips, whose frames are averaged."""
+        return len(self.text_lengths) if self.kind == "video" else self.num_images
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def forward_flops_by_part(
     cls_passes = 0 if shape.kind == "text" else 3 * shape.matching + (shape.kind == "region")
     text_runs = 1 if shape.kind == "text" else 2
     return ForwardFlops(
-        vision=shape.num_pictures * vision_flops(config.vision) + _clips_flops(config.vision, shape),
+        vision=shape.num_images * vision_flops(config.vision) + _clips_flops(config.vision, shape),
         text=text_runs * sum(text_flops(config, length) for length in lengths),
         image_keys=_key_rows(config, shape, use, cls_passes + 1) * image_key_flops(config),
         fusion=sum(
@@ -135,7 +137,7 @@ def forward_flops_by_part(
 
 
 def vision_flops(cfg: VisionConfig) -> int:
-    """One picture through the image tower."""
+    """One image through the image tower."""
     if cfg.backbone == "swin":
         return _swin_flops(cfg)
     patches, width = cfg.grid**2, cfg.width
@@ -152,7 +154,7 @@ def temporal_flops(cfg: VisionConfig, num_frames: int) -> int:
 
 
 def num_image_tokens(cfg: VisionConfig) -> int:
-    """What cross-attention sees of a picture: its patches and their mean."""
+    """What cross-attention sees of an image: its patches and their mean."""
     return cfg.grid**2 + 1
 
 
@@ -206,7 +208,7 @@ def _key_rows(config: ModelConfig, shape: BatchShape, use: Rewrites, passes: int
     tokens = num_image_tokens(config.vision)
     if not use.share_image_keys:
         return passes * len(shape.text_lengths) * tokens
-    # Regions of one picture share its patches; only the token that stands for the region is its own.
+    # Regions of one image share its patches; only the token that stands for the region is its own.
     return shape.num_visuals * tokens + (len(shape.text_lengths) if shape.kind == "region" else 0)
 
 
@@ -260,7 +262,7 @@ PEAK_FLOPS: dict[str, float] = {name: device.flops_per_second for name, device i
 
 
 def utilisation(flops: float, seconds: float, device: str) -> float:
-    """Share of the peak of a key of DEVICES. With the reference's FLOPs it measures speed, and may pass 1."""
+    """Fraction of the peak of a key of DEVICES. With the reference's FLOPs it measures speed, and may pass 1."""
     return flops / seconds / PEAK_FLOPS[device]
 
 

@@ -88,7 +88,7 @@ def peak_memory(
     use = {"executed": EXECUTED, "reference": REFERENCE}[graph]
     kept = _EAGER if (attention or ("fused" if graph == "executed" else "eager")) == "eager" else _FUSED
     tokens = num_image_tokens(config.vision)
-    pictures = sum(shape.num_pictures for shape in shapes)
+    images = sum(shape.num_images for shape in shapes)
     text_tokens = fusion_tokens = key_rows = masked = 0
     for shape in shapes:
         lengths = shape.text_lengths if use.pack_texts else (max_tokens,) * len(shape.text_lengths)
@@ -99,13 +99,13 @@ def peak_memory(
         if shape.kind != "text":
             shared = shape.num_visuals + len(lengths) / tokens * (shape.kind == "region")
             key_rows += shared if use.share_image_keys else passes * len(lengths)  # type: ignore[assignment]
-    width, block = config.text.width, pictures * tokens * config.vision.width
+    width, block = config.text.width, images * tokens * config.vision.width
     depth, again = config.vision.depth, min(checkpoint_vision_blocks, config.vision.depth)
     held = depth - again + (again > 0)
     blocks = held * kept.vision + again * _BF16
     over_time = 0.0
     if config.vision.temporal == "attention":
-        frames = sum(shape.num_pictures for shape in shapes if shape.num_frames > 1)
+        frames = sum(shape.num_images for shape in shapes if shape.num_frames > 1)
         over_time = held * _OVER_TIME * frames * tokens * config.vision.width
     return Memory(
         vision=blocks * block + over_time,

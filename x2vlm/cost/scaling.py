@@ -13,7 +13,7 @@ GPUS_PER_MACHINE = 8
 # Shares that are assumed: of the backward pass that can run beside communication, and of a wire's rate that NCCL gets.
 OVERLAP = 0.85
 WIRE_EFFICIENCY = 0.8
-BACKWARD_SHARE = 2 / 3
+BACKWARD_FRACTION = 2 / 3
 # What waiting for the slowest costs: 1 % inside a machine, 2 % at 64 GPUs.
 JITTER_BASE, JITTER_PER_DOUBLING = 0.01, 0.01 / 3
 
@@ -76,7 +76,7 @@ class ScaledStep:
 
     @property
     def efficiency(self) -> float:
-        """Share of the time that is computing: throughput per GPU relative to one GPU alone."""
+        """Fraction of the time that is computing: throughput per GPU relative to one GPU alone."""
         return self.computing / self.seconds
 
 
@@ -100,7 +100,7 @@ def scaled_step(
         return ScaledStep(1, step_seconds, 0.0, 0.0, 0.0, 0.0)
     size = num_parameters * gradient_bytes_per_number
     gradients = _all_reduce_seconds(size, world_size, network)
-    hidden = OVERLAP * BACKWARD_SHARE * step_seconds if overlaps else 0.0
+    overlapped_seconds = OVERLAP * BACKWARD_FRACTION * step_seconds if overlaps else 0.0
     doublings = max(0.0, math.log2(world_size / GPUS_PER_MACHINE))
     rate = network.inside if world_size <= GPUS_PER_MACHINE else network.outside_of_one_gpu
     return ScaledStep(
@@ -109,12 +109,12 @@ def scaled_step(
         waiting=(JITTER_BASE + JITTER_PER_DOUBLING * doublings) * step_seconds,
         contrastive=contrastive_bytes(rows, world_size, num_batches) / rate,
         gradients=gradients,
-        exposed=max(0.0, gradients - hidden),
+        exposed=max(0.0, gradients - overlapped_seconds),
     )
 
 
 def _all_reduce_seconds(size: float, world_size: int, network: Network) -> float:
-    """Scatter and gather inside machines; between them every GPU averages its share of the numbers."""
+    """Scatter and gather inside machines; between them every GPU averages its fraction of the numbers."""
     inside = min(world_size, GPUS_PER_MACHINE)
     machines = world_size // inside
     within = 2 * (inside - 1) / inside * size / network.inside

@@ -19,7 +19,7 @@ def union(first: Box, second: Box) -> Box:
 
 
 def pixel_box(box_cxcywh: Sequence[float], width: int, height: int) -> Box:
-    """A predicted box in fractions of the sides, cut at the edges of a picture of `width` x `height`, in its pixels."""
+    """A predicted box in fractions of the sides, cut at the edges of an image of `width` x `height`, in its pixels."""
     cx, cy, w, h = box_cxcywh
     left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
     right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)

@@ -1,6 +1,6 @@
-"""A trained model at work: embed, match, rank, ground and caption pictures, clips and texts.
+"""A trained model at work: embed, match, rank, ground and caption images, clips and texts.
 
-A picture or clip is given as a path, as bytes, or as an opened picture; whether it is a clip its first bytes tell. No
+An image or clip is given as a path, as bytes, or as an opened image; whether it is a clip its first bytes tell. No
 result depends on the batch size or on what else is in a batch. Results are on the CPU in float32, whatever the model
 runs on. A source that cannot be read raises InvalidSample, which names it; in folders it is skipped with its reason.
 B rows, E width of the comparison space, I visuals, T texts.
@@ -92,7 +92,7 @@ def load(
 
 @torch.inference_mode()
 def embed_images(pretrained: Pretrained, sources: Sequence[Source], batch_size: int = 32) -> Tensor:
-    """Features (B, E) of length 1, one row per picture or clip."""
+    """Features (B, E) of length 1, one row per image or clip."""
     model = pretrained.model
     rows = [model.project_vision(vision) for vision in _encode_all(pretrained, sources, batch_size)]
     return _joined(rows, model.config.embed_dim)
@@ -111,7 +111,7 @@ def embed_texts(pretrained: Pretrained, texts: Sequence[str], batch_size: int = 
 
 @torch.inference_mode()
 def embed_folder(pretrained: Pretrained, folder: str | Path, batch_size: int = 32) -> FolderFeatures:
-    """Features of every picture and clip below `folder`; only one batch of pictures is in memory at a time.
+    """Features of every image and clip below `folder`; only one batch of images is in memory at a time.
 
     SourceUnavailable if there is no such folder.
     """
@@ -142,10 +142,10 @@ def embed_folder(pretrained: Pretrained, folder: str | Path, batch_size: int = 3
 
 @torch.inference_mode()
 def match(pretrained: Pretrained, sources: Sequence[Source], texts: Sequence[str], batch_size: int = 32) -> Tensor:
-    """Probability (B,) that text b describes picture or clip b. InvalidSample if there are not as many of both."""
+    """Probability (B,) that text b describes image or clip b. InvalidSample if there are not as many of both."""
     sources, texts = _as_list(sources), _as_list(texts)
     if len(sources) != len(texts):
-        raise InvalidSample("uneven_pairs", f"{len(sources)} pictures, {len(texts)} texts; match takes pairs")
+        raise InvalidSample("uneven_pairs", f"{len(sources)} images, {len(texts)} texts; match takes pairs")
     rows = []
     for vision, batch in zip(_encode_all(pretrained, sources, batch_size), _batches(texts, batch_size), strict=True):
         states_BLD, mask_BL = _encode_texts(pretrained, batch)
@@ -179,7 +179,7 @@ def rank_images(
 def rank_texts(
     pretrained: Pretrained, source: Source, texts: Sequence[str], shortlist: int = 128, batch_size: int = 32
 ) -> list[Ranked]:
-    """All `texts`, those that fit the picture or clip best first (text retrieval); as `rank_images`."""
+    """All `texts`, those that fit the image or clip best first (text retrieval); as `rank_images`."""
     texts = _as_list(texts)
     if not texts:
         return []
@@ -197,7 +197,7 @@ def rank_texts(
 
 @torch.inference_mode()
 def ground(pretrained: Pretrained, source: Source, phrases: Sequence[str], batch_size: int = 32) -> list[Grounded]:
-    """Where each phrase is in a picture; the picture is encoded once for all of them (X2-VLM 4.3.4).
+    """Where each phrase is in an image; the image is encoded once for all of them (X2-VLM 4.3.4).
 
     The model always gives a box, also for what is not there: see `match_probability`. InvalidSample
     ("clip_not_grounded") for a clip, since a box in a clip would need a time.
@@ -228,15 +228,15 @@ def caption(
     prompt: str = PROMPT,
     batch_size: int = 8,
 ) -> list[str]:
-    """A sentence about each picture or clip, without the prompt; by default 3 beams and at least 5 tokens.
+    """A sentence about each image or clip, without the prompt; by default 3 beams and at least 5 tokens.
 
     The default length is cut to what the model has positions for; with a `config` that asks for more, ValueError.
     """
     processor = pretrained.processor
     prompt_ids = processor.prompt(prompt)
     if config is None:
-        room = max(1, num_positions(pretrained.model.config) - len(prompt_ids))
-        config = CAPTION.model_copy(update={"max_tokens": min(CAPTION.max_tokens, room)})
+        max_new_tokens = max(1, num_positions(pretrained.model.config) - len(prompt_ids))
+        config = CAPTION.model_copy(update={"max_tokens": min(CAPTION.max_tokens, max_new_tokens)})
     mask_id, end_id = processor.tokenizer.mask_id, processor.tokenizer.sep_id
     captions = []
     for vision in _encode_all(pretrained, sources, batch_size):
@@ -284,22 +284,22 @@ def _encode_all(pretrained: Pretrained, sources: Sequence[Source], batch_size: i
 
 
 def _encode_visuals(pretrained: Pretrained, visuals: Sequence[Visual]) -> VisionTokens:
-    """One row per visual, in their order, pictures and clips mixed."""
+    """One row per visual, in their order, images and clips mixed."""
     model, processor = pretrained.model, pretrained.processor
-    pictures = [number for number, visual in enumerate(visuals) if not visual.is_clip]
+    images = [number for number, visual in enumerate(visuals) if not visual.is_clip]
     clips = [number for number, visual in enumerate(visuals) if visual.is_clip]
     parts = []
-    if pictures:
-        pixels_BCHW = processor.images([visuals[number].frames[0] for number in pictures])
+    if images:
+        pixels_BCHW = processor.images([visuals[number].frames[0] for number in images])
         parts.append(model.encode_image(pixels_BCHW.to(pretrained.device, pretrained.dtype)))
     if clips:
         pixels_BFCHW = processor.clips([visuals[number] for number in clips])
         parts.append(model.encode_video(pixels_BFCHW.to(pretrained.device, pretrained.dtype)))
     joined = _kept(parts)
     assert joined is not None
-    if not (pictures and clips):
+    if not (images and clips):
         return joined
-    order = torch.tensor([*pictures, *clips], device=pretrained.device).argsort()
+    order = torch.tensor([*images, *clips], device=pretrained.device).argsort()
     return VisionTokens(joined.summary_BD[order], joined.patches_MPD[order])
 
 

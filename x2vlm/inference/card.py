@@ -20,7 +20,7 @@ class CardFacts(FrozenConfig):
     """What only the maker of a model knows; None: not known, empty: known to be nothing.
 
     `lineage_root` is the root hash of the training shards, `contamination` maps each test set to what the search for
-    its pictures in the training data found, `licence` is of the weights (an SPDX id).
+    its images in the training data found, `licence` is of the weights (an SPDX id).
     """
 
     name: str

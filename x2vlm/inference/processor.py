@@ -1,4 +1,4 @@
-"""What turns pictures, clips and texts into a model's input, saved beside the model so that the two never part.
+"""What turns images, clips and texts into a model's input, saved beside the model so that the two never part.
 
 `preprocessor_config.json` speaks Hugging Face's words (`AutoImageProcessor` understands it) and holds ours under the
 key `x2vlm`; the vocabulary is `vocab.txt` (BERT) or `tokenizer.json` (XLM-R), tied to the config by its sha256.
@@ -49,7 +49,7 @@ class ProcessorConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class Processor:
-    """Pictures, clips and texts to tensors, exactly as evaluation prepares them."""
+    """Images, clips and texts to tensors, exactly as evaluation prepares them."""
 
     config: ProcessorConfig
     tokenizer: TextTokenizer
@@ -58,9 +58,9 @@ class Processor:
         """`read_visual` with this processor's sampling of clips."""
         return read_visual(source, self.config.frames_per_clip, self.config.frames_per_second)
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pixels (B, C, H, W) of RGB pictures, squashed to squares and normalised."""
-        return torch.stack([evaluation_pixels(picture, self.config.image_res) for picture in pictures])
+    def images(self, pil_images: Sequence[Image.Image]) -> Tensor:
+        """Pixels (B, C, H, W) of RGB images, squashed to squares and normalised."""
+        return torch.stack([evaluation_pixels(image, self.config.image_res) for image in pil_images])
 
     def clips(self, clips: Sequence[Visual]) -> Tensor:
         """Pixels (B, F, C, H, W) of clips."""

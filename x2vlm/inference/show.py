@@ -1,6 +1,6 @@
-"""A page that shows what a model makes of some pictures: a caption for each, and where it sees the phrases asked for.
+"""A page that shows what a model makes of some images: a caption for each, and where it sees the phrases asked for.
 
-The qualitative study of the paper (X2-VLM, figures of captions and of concepts typed by hand) for anybody's pictures.
+The qualitative study of the paper (X2-VLM, figures of captions and of concepts typed by hand) for anybody's images.
 The page is one file: it opens offline, makes no request, works without JavaScript, and shows markup in texts as text.
 """
 
@@ -26,8 +26,8 @@ from x2vlm.inference.visuals import Skipped, Visual, list_files, read_visuals
 log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT = 0, 1, 3, 4
-LONGEST_SIDE_PIXELS = 960  # of a picture in the page: 100 to 200 kB each
-# Told apart in print and by most colour-blind readers (Okabe and Ito); every box also has its number.
+LONGEST_SIDE_PIXELS = 960  # of an image in the page: 100 to 200 kB each
+# UpstreamFacts apart in print and by most colour-blind readers (Okabe and Ito); every box also has its number.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; --faint: #6b6b66; --line: #dcdcd6; }
@@ -37,8 +37,8 @@ body { max-width: 80rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anyw
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; } .faint { color: var(--faint); font-size: .85rem; }
 .all { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.6rem; }
 figure { margin: 0; } figcaption p { margin: .4rem 0; } .caption { font-size: 1.05rem; }
-.picture { position: relative; line-height: 0; } .picture img { width: 100%; height: auto; }
-.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
+.image { position: relative; line-height: 0; } .image img { width: 100%; height: auto; }
+.image svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .frames { display: flex; gap: .2rem; } .frames img { flex: 1 1 0; min-width: 0; height: auto; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top; }
 td, th { border-bottom: 1px solid var(--line); } .number { white-space: nowrap; }
@@ -49,7 +49,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 @dataclass(frozen=True)
 class Shown:
-    """What a page says about one picture or clip."""
+    """What a page says about one image or clip."""
 
     visual: Visual
     caption: str
@@ -63,7 +63,7 @@ def describe(pretrained: Pretrained, visual: Visual, phrases: Sequence[str]) -> 
 
 
 def render_page(model_name: str, shown: Iterable[Shown], skipped: Iterable[Skipped]) -> Iterator[str]:
-    """The page as pieces of HTML; each picture is asked for when its piece is due, so one at a time is in memory."""
+    """The page as pieces of HTML; each image is asked for when its piece is due, so one at a time is in memory."""
     title = f"What {_text(model_name)} sees"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     yield (
@@ -89,7 +89,7 @@ def show(description: str | None, arguments: Sequence[str] | None = None) -> tup
     """What `jobs/show.py` prints, and its exit code: 0 done, 1 failed, 3 wrong usage, 4 model not to be had."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder with config.json, or a hub name (owner/name)")
-    parser.add_argument("images", nargs="+", help="pictures, clips, or folders of them")
+    parser.add_argument("images", nargs="+", help="images, clips, or folders of them")
     parser.add_argument("--phrases", nargs="+", default=[], help='what to look for, such as "a red bus"')
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
@@ -113,7 +113,7 @@ def show(description: str | None, arguments: Sequence[str] | None = None) -> tup
 
 
 def write_page(options: argparse.Namespace) -> tuple[int, list[Skipped]]:
-    """Writes the page in one step; how many pictures and clips it shows, and what was left out.
+    """Writes the page in one step; how many images and clips it shows, and what was left out.
 
     InvalidSample if none of the files can be shown; ConfigError for a device or a phrase that cannot be used.
     """
@@ -142,7 +142,7 @@ def write_page(options: argparse.Namespace) -> tuple[int, list[Skipped]]:
             file.writelines(render_page(Path(options.model).name, shown(), skipped))
         if not names:
             seen = "; ".join(f"{item.name}: {item.rule}" for item in skipped[:10])
-            raise InvalidSample("nothing_to_show", f"no picture or clip among the given files ({seen or 'none'})")
+            raise InvalidSample("nothing_to_show", f"no image or clip among the given files ({seen or 'none'})")
         os.replace(partial, options.out)
     except OSError as error:
         raise ConfigError(f"--out {options.out}: {error}") from error
@@ -188,7 +188,7 @@ def _media(item: Shown) -> str:
     # All outlines first, so that no box is drawn over another's number.
     marks = [draw(number, found, unit) for draw in (_outline, _tag) for number, found in enumerate(item.grounded, 1)]
     overlay = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(marks)}</svg>' if marks else ""
-    return f'<div class="picture">{images[0]}{overlay}</div>'
+    return f"<div .image>{images[0]}{overlay}</div>"
 
 
 def _outline(number: int, found: Grounded, unit: float) -> str:

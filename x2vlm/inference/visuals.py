@@ -1,4 +1,4 @@
-"""Pictures and clips from wherever a person has them: a path, bytes, an opened picture, a folder.
+"""Images and clips from wherever a person has them: a path, bytes, an opened image, a folder.
 
 Whatever a file is, the answer is a Visual or an InvalidSample that names it; for folders a bad file is a `Skipped`.
 """
@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 2**30  # a clip is read into memory; one of ten minutes in 4K i
 
 @dataclass(frozen=True)
 class Visual:
-    """A picture (one frame) or the chosen frames of a clip: RGB, upright, in the size of the original."""
+    """An image (one frame) or the chosen frames of a clip: RGB, upright, in the size of the original."""
 
     name: str
     frames: tuple[Image.Image, ...]
@@ -34,7 +34,7 @@ class Visual:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that is neither picture nor clip, or is broken: its name, the rule, and what was seen."""
+    """A file that is neither image nor clip, or is broken: its name, the rule, and what was seen."""
 
     name: str
     rule: str
@@ -45,7 +45,7 @@ Source = str | os.PathLike[str] | bytes | Image.Image | Visual
 
 
 def read_visual(source: Source, frames_per_clip: int = 3, frames_per_second: float = 1.0) -> Visual:
-    """The picture or clip in `source`; a clip is sampled at a fixed rate, then thinned out evenly, as in evaluation.
+    """The image or clip in `source`; a clip is sampled at a fixed rate, then thinned out evenly, as in evaluation.
 
     Raises InvalidSample, naming the source, with rule unreadable, too_many_bytes, not_media, or one of
     `x2vlm.data.media.images.open_image` and `x2vlm.data.media.video.sample_clip`.
@@ -79,7 +79,7 @@ def list_files(folder: Path) -> list[Path]:
     SourceUnavailable if there is no such folder.
     """
     if not folder.is_dir():
-        raise SourceUnavailable(f"{folder}: no such folder; give one with pictures or clips")
+        raise SourceUnavailable(f"{folder}: no such folder; give one with images or clips")
     found = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 

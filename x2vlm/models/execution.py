@@ -11,11 +11,11 @@ class ExecutionConfig(FrozenConfig):
     The first five are exact: losses and gradients differ by rounding only (tests/objectives/test_step.py).
     """
 
-    share_image_keys: bool = True  # image keys and values once per picture, not once per text that looks at it
+    share_image_keys: bool = True  # image keys and values once per image, not once per text that looks at it
     pack_texts: bool = True  # linear layers see real tokens only; padding exists inside the attention cores alone
     one_fusion_call: bool = True  # all passes of all streams go through the fusion layers together
     prune_last_layer: bool = True  # the last fusion layer is computed for the tokens that a head reads
-    only_masked_words: bool = True  # the word head scores masked words, not the unused slots beside them
+    only_masked_words: bool = True  # the word head scores masked tokens, not the unused slots beside them
     compile_blocks: bool = False  # torch.compile for the blocks of the image tower: minutes at the first step
     # Every k-th block of the image tower is computed again in the backward pass instead of being kept; 0: none.
     checkpoint_vision_blocks: int = Field(default=0, ge=0)

@@ -4,7 +4,7 @@ B rows, M images, L text tokens, P patches, N = P + 1, H heads, E width of a hea
 S slots of image keys, K tokens that are read.
 There are two ways through the layers. `forward` takes padded texts, each with its row of image tokens, and serves tasks
 and generation; keys and values of the image side are projected once (`remember`) for any number of calls. `run`
-follows a FusionPlan and serves training: packed tokens of many passes together, each picture's keys once.
+follows a FusionPlan and serves training: packed tokens of many passes together, each image's keys once.
 """
 
 from dataclasses import dataclass, replace
@@ -86,20 +86,20 @@ class Attention(nn.Module):
         )
         return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
 
-    def within(self, hidden_TD: Tensor, asking_KD: Tensor, layout: SelfLayout) -> Tensor:
+    def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout) -> Tensor:
         """States (K, D) of the asking tokens after looking at their own texts."""
         keys, values = self.key(hidden_TD), self.value(hidden_TD)
-        attended = layout.attend(self.query(asking_KD), keys, values, self.num_heads, self._dropout_now())
-        return self._finish(attended, asking_KD)
+        attended = layout.attend(self.query(query_states_KD), keys, values, self.num_heads, self._dropout_now())
+        return self._finish(attended, query_states_KD)
 
-    def across(self, asking_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
-        """States (K, D) of the asking tokens after looking at their pictures, whose states stand in their slots."""
+    def across(self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
+        """States (K, D) of the asking tokens after looking at their images, whose states stand in their slots."""
         keys_values = self.key(memory_SD), self.value(memory_SD)
         attended = attend(
-            self.query(asking_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
+            self.query(query_states_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
             self._dropout_now(),
         )  # fmt: skip
-        return self._finish(attended, asking_KD)
+        return self._finish(attended, query_states_KD)
 
     def _dropout_now(self) -> float:
         return self.attention_dropout if self.training else 0.0
@@ -165,19 +165,19 @@ class FusionLayer(nn.Module):
     def run(
         self,
         hidden_TD: Tensor,
-        asking_KD: Tensor,
+        query_states_KD: Tensor,
         num_crossing: int,
         memory_SD: Tensor | None,
         within: SelfLayout,
         across: CrossLayout | None,
     ) -> Tensor:
-        """States (K, D) of the asking tokens after the layer; the first `num_crossing` of them have a picture."""
-        asking_KD = self.self_attention.within(hidden_TD, asking_KD, within)
+        """States (K, D) of the asking tokens after the layer; the first `num_crossing` of them have an image."""
+        query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within)
         if across is not None and memory_SD is not None:
-            crossing, others = asking_KD.split_with_sizes([num_crossing, len(asking_KD) - num_crossing])
+            crossing, others = query_states_KD.split_with_sizes([num_crossing, len(query_states_KD) - num_crossing])
             crossed = self.cross_attention.across(crossing, memory_SD, across)
-            asking_KD = torch.cat([crossed, others]) if len(others) else crossed
-        fed_KD: Tensor = self.feed_forward(asking_KD)
+            query_states_KD = torch.cat([crossed, others]) if len(others) else crossed
+        fed_KD: Tensor = self.feed_forward(query_states_KD)
         return fed_KD
 
 
@@ -213,24 +213,24 @@ class FusionEncoder(nn.Module):
         return hidden_BLD
 
     def run(
-        self, texts_XD: Tensor, pictures_XD: Tensor | None, plan: FusionPlan, prune_last_layer: bool
+        self, texts_XD: Tensor, images_XD: Tensor | None, plan: FusionPlan, prune_last_layer: bool
     ) -> tuple[Tensor, ...]:
         """The states that the plan reads, for each of its passes (reads, D).
 
-        `texts_XD` and `pictures_XD` are the states of its two tables. With `prune_last_layer` the last layer is
+        `texts_XD` and `images_XD` are the states of its two tables. With `prune_last_layer` the last layer is
         computed for what is read alone, all other tokens being keys and values there.
         """
         hidden_TD = take_rows(texts_XD, plan.tokens_T)
         memory_SD = None
-        if plan.memory is not None and pictures_XD is not None:
-            memory_SD = plan.memory.spread(pictures_XD)
+        if plan.memory is not None and images_XD is not None:
+            memory_SD = plan.memory.spread(images_XD)
         *layers, last = self._layers()
         for layer in layers:
             hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
         if prune_last_layer:
-            asking_KD = take_rows(hidden_TD, plan.reads_K)
+            query_states_KD = take_rows(hidden_TD, plan.reads_K)
             read_KD = last.run(
-                hidden_TD, asking_KD, plan.num_crossing_reads, memory_SD, plan.within_reads, plan.across_reads
+                hidden_TD, query_states_KD, plan.num_crossing_reads, memory_SD, plan.within_reads, plan.across_reads
             )
         else:
             hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)

@@ -102,7 +102,7 @@ def _build_swin(cfg: VisionConfig) -> nn.Module:
     return SwinTransformer(
         embed_dim=cfg.width // 8,
         depths=(2, 2, cfg.depth - SWIN_OUTER_BLOCKS, 2),
-        num_heads=tuple(cfg.num_heads // share for share in (8, 4, 2, 1)),
+        num_heads=tuple(cfg.num_heads // divisor for divisor in (8, 4, 2, 1)),
         window_size=cfg.grid,
         **_common(cfg),
     )

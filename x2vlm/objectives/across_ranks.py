@@ -45,7 +45,7 @@ def gather_over(group: dist.ProcessGroup | None = None) -> Gather:
 
 @dataclass(frozen=True)
 class NegativeGroup:
-    """Ranks that lend each other rows as negatives of the matching loss; texts travel padded to `length` tokens.
+    """Ranks that exchange rows as negatives of the matching loss; texts travel padded to `length` tokens.
 
     It keeps negatives as hard when a batch is spread over more ranks: 16 rows a rank find easier ones than 128.
     """
@@ -53,7 +53,7 @@ class NegativeGroup:
     gather: Gather
     length: int = 40
 
-    def share_texts(self, text_BLD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+    def gather_texts(self, text_BLD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """States and lengths of the texts of all ranks, with a gradient to each rank's own.
 
         Ranks pad to `length` first: finding out the longest text would make the host wait. ValueError if one is longer.
@@ -62,25 +62,25 @@ class NegativeGroup:
         if missing < 0:
             raise ValueError(f"texts of {text_BLD.shape[1]} tokens cannot be shared: raise length ({self.length})")
         text = torch.nn.functional.pad(text_BLD, (0, 0, 0, missing))
-        return _SharedRows.apply(text, self.gather), self.gather.rows(lengths_B)  # type: ignore[no-untyped-call]
+        return _GatheredRowsWithGradient.apply(text, self.gather), self.gather.rows(lengths_B)  # type: ignore[no-untyped-call]
 
-    def share_images(self, vision: VisionTokens) -> VisionTokens:
+    def gather_images(self, vision: VisionTokens) -> VisionTokens:
         """The rows of all ranks, with a gradient to each rank's own; all must bring equally many rows.
 
         Every rank projects the keys of all of them: one rank more costs as much as one more fusion pass's image side.
-        Ranks whose regions lie in different numbers of pictures bring as many as they have rows, the last ones empty:
-        finding out the largest number would make the host wait. ValueError if there are more pictures than rows.
+        Ranks whose regions lie in different numbers of images bring as many as they have rows, the last ones empty:
+        finding out the largest number would make the host wait. ValueError if there are more images than rows.
         """
         image_of, patch_mask, patches = vision.image_of_B, vision.patch_mask_BP, vision.patches_MPD
         if image_of is not None:
             num_empty = vision.num_rows - len(patches)
             if num_empty < 0:
-                raise ValueError(f"{len(patches)} pictures of {vision.num_rows} regions: leave out those without any")
+                raise ValueError(f"{len(patches)} images of {vision.num_rows} regions: leave out those without any")
             patches = torch.nn.functional.pad(patches, (0, 0, 0, 0, 0, num_empty))
             image_of = self.gather.rows(image_of + self.gather.rank * len(patches))
         return VisionTokens(
-            summary_BD=_SharedRows.apply(vision.summary_BD, self.gather),  # type: ignore[no-untyped-call]
-            patches_MPD=_SharedRows.apply(patches, self.gather),  # type: ignore[no-untyped-call]
+            summary_BD=_GatheredRowsWithGradient.apply(vision.summary_BD, self.gather),  # type: ignore[no-untyped-call]
+            patches_MPD=_GatheredRowsWithGradient.apply(patches, self.gather),  # type: ignore[no-untyped-call]
             image_of_B=image_of,
             patch_mask_BP=None if patch_mask is None else self.gather.rows(patch_mask.to(torch.uint8)).bool(),
         )
@@ -96,7 +96,7 @@ def rows_of_all_ranks(local: Tensor, gather: Gather | None, scale: float) -> Ten
     return gathered
 
 
-class _SharedRows(torch.autograd.Function):
+class _GatheredRowsWithGradient(torch.autograd.Function):
     """Gathers rows for losses that differ between ranks: the backward pass adds up what each rank did to a row."""
 
     @staticmethod

@@ -1,6 +1,6 @@
 """The two losses of predicted boxes, and generalised IoU (arXiv 1902.09630) row by row.
 
-R rows. Boxes are (cx, cy, w, h) or corners (left, top, right, bottom), in shares of the image side.
+R rows. Boxes are (cx, cy, w, h) or corners (left, top, right, bottom), in fractions of the image side.
 """
 
 import torch

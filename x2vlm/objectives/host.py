@@ -1,6 +1,6 @@
-"""What the host knows of the batches of a step: lengths, masked words, which region lies in which picture.
+"""What the host knows of the batches of a step: lengths, masked tokens, which region lies in which image.
 
-B text rows, K slots for masked words, L tokens.
+B text rows, K slots for masked tokens, L tokens.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ class HostView:
     """One batch seen from the host."""
 
     lengths: Numbers  # tokens of every text
-    masked_rows: Numbers  # the text of every masked word
+    masked_rows: Numbers  # the text of every masked token
     masked_slots: Numbers  # and its slot
-    image_of: Numbers | None  # picture of every region
+    image_of: Numbers | None  # image of every region
 
 
 def host_views(batches: Sequence[Batch]) -> list[HostView]:

@@ -63,7 +63,7 @@ def matching(logits_3B2: Tensor, has_negative_B: Tensor | None = None) -> Tensor
 
 
 def masked_lm(logits_BKV: Tensor, labels_BK: Tensor) -> Tensor:
-    """Cross entropy averaged over all masked words of the batch; labels of UNUSED_LABEL do not count, none gives 0."""
+    """Cross entropy averaged over all masked tokens of the batch; labels of UNUSED_LABEL do not count, none gives 0."""
     total = cross_entropy(
         logits_BKV.flatten(0, 1).float(), labels_BK.flatten(), ignore_index=UNUSED_LABEL, reduction="sum"
     )

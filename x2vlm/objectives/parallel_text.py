@@ -42,8 +42,8 @@ def parallel_text_losses(
     """Unweighted contrastive, matching and masked_lm of sentence pairs (row b of the batch and row b of `other`).
 
     The batch's own sentence takes the image's part in the first two losses (other words ask, it answers), and its
-    masked words look at the other sentence. `negatives` = (own row per other row, other row per own row) pins the pairs
-    of the matching loss; rows with equal `image_ids_B` mean the same and are never each other's negatives.
+    masked tokens look at the other sentence. `negatives` = (own row per other row, other row per own row) pins the
+    pairs of the matching loss; rows with equal `image_ids_B` mean the same and are never each other's negatives.
     ConfigError if image and text widths differ: one set of cross-attention layers reads both.
     """
     config = config or ObjectiveConfig()
@@ -96,7 +96,7 @@ def _matching_pass(
 
 
 def _masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory) -> Tensor:
-    """The masked-word loss of the batch's sentences, looking at the other ones."""
+    """The masked-token loss of the batch's sentences, looking at the other ones."""
     masked_BLD = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
     fused = model.fuse(masked_BLD, batch.text_mask_BL, memory)
     return masked_lm(model.predict_words(fused, batch.masked_positions_BK), batch.masked_labels_BK)

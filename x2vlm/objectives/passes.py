@@ -1,4 +1,4 @@
-"""The passes of a step through the fusion layers: own pairs, wrong pairs, masked words, boxes.
+"""The passes of a step through the fusion layers: own pairs, wrong pairs, masked tokens, boxes.
 
 B rows of a stream, G rows of it on all ranks of its negative group, M images, P patches, K reads, X lines of a table,
 D width.
@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2vlm.models.blocks.fusion_plan import NOTHING, Pass, PictureTable, TextTable, plan_fusion
-from x2vlm.models.blocks.packing import Courier, Numbers, fetch
+from x2vlm.models.blocks.fusion_plan import NOTHING, ImageTable, Pass, TextTable, plan_fusion
+from x2vlm.models.blocks.packing import HostToDeviceBatch, Numbers, fetch
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.streams import Drawn, Stream
@@ -30,7 +30,7 @@ CLASS_TOKEN = 0
 
 @dataclass(frozen=True)
 class Reading:
-    """Fused states that a head reads; `slots` numbers the masked words they belong to (None: every slot)."""
+    """Fused states that a head reads; `slots` numbers the masked tokens they belong to (None: every slot)."""
 
     states_KD: Tensor
     slots: Tensor | None = None
@@ -47,10 +47,10 @@ def run_passes(
 
     Readings of matching are the own pairs, then texts with wrong images, then images with wrong texts.
     """
-    lent = [_lend(stream, pairs, table) for stream, pairs in zip(streams, drawn, strict=True)]
-    known = _fetch(drawn, lent)
-    table, first_lent_text = _join_texts(table, lent, known, streams)
-    pictures, places = _join_pictures(lent, known)
+    gathered = [_gather_negatives(stream, pairs, table) for stream, pairs in zip(streams, drawn, strict=True)]
+    known = _fetch(drawn, gathered)
+    table, first_gathered_text = _join_texts(table, gathered, known, streams)
+    image_table, places = _join_images(gathered, known)
     wanted: list[tuple[str, int, Pass]] = []
     positions: list[Tensor] = [torch.zeros(1, dtype=torch.long, device=table.states_XD.device)]
     num_positions = 1
@@ -62,16 +62,16 @@ def run_passes(
             images, texts = known[number].images, known[number].texts
             assert images is not None
             assert texts is not None
-            wrong = first_lent_text[number] + texts
-            for text, row in ((clean, own), (clean, place.first_shared_row + images), (wrong, own)):
+            wrong = first_gathered_text[number] + texts
+            for text, row in ((clean, own), (clean, place.first_gathered_row + images), (wrong, own)):
                 wanted.append(("matching", number, _class_tokens(text, row)))
-        words = _masked_words(stream, own, num_positions, execution.only_masked_words)
+        words = _masked_tokens_pass(stream, own, num_positions, execution.only_masked_words)
         positions.append(stream.batch.masked_positions_BK.flatten())
         num_positions += positions[-1].numel()
         wanted.append(("masked_lm", number, words))
         if stream.batch.kind == "region" and place is not None and clean is not None:
             wanted.append(("boxes", number, _class_tokens(clean, place.whole_rows)))
-    states = _fuse(model, [each for *_, each in wanted], table, pictures, torch.cat(positions), execution)
+    states = _fuse(model, [each for *_, each in wanted], table, image_table, torch.cat(positions), execution)
     return _readings(streams, wanted, states, execution)
 
 
@@ -79,7 +79,7 @@ def _class_tokens(texts: Numbers, rows: Numbers) -> Pass:
     return Pass(texts, rows, np.ones_like(texts), np.full_like(texts, CLASS_TOKEN))
 
 
-def _masked_words(stream: Stream, rows: Numbers, first_position: int, only_real: bool) -> Pass:
+def _masked_tokens_pass(stream: Stream, rows: Numbers, first_position: int, only_real: bool) -> Pass:
     texts = stream.masked + np.arange(stream.num_rows)
     num_slots = stream.batch.masked_positions_BK.shape[1]
     if only_real:
@@ -93,15 +93,15 @@ def _fuse(
     model: X2VLM,
     passes: list[Pass],
     table: TextTable,
-    pictures: PictureTable | None,
+    image_table: ImageTable | None,
     positions_X: Tensor,
     execution: ExecutionConfig,
 ) -> list[Tensor]:
     """What every pass reads (K, D): from one call for all, or from one call each."""
     states: list[Tensor] = []
     for together in [passes] if execution.one_fusion_call else [[each] for each in passes]:
-        plan = plan_fusion(together, table, pictures, positions_X, share_image_keys=execution.share_image_keys)
-        seen = None if pictures is None else pictures.states_XD
+        plan = plan_fusion(together, table, image_table, positions_X, share_image_keys=execution.share_image_keys)
+        seen = None if image_table is None else image_table.states_XD
         states += model.fusion.run(table.states_XD, seen, plan, execution.prune_last_layer)
     return states
 
@@ -119,15 +119,15 @@ def _readings(
             own = [read for (name, of, _), read in zip(wanted, states, strict=True) if (name, of) == (head, number)]
             slots = None
             if head == "masked_lm" and execution.only_masked_words:
-                slots = Courier.deliver(stream.masked_slots, own[0].device)
+                slots = HostToDeviceBatch.to_device(stream.masked_slots, own[0].device)
             if own:
                 found[head][number] = Reading(own[0] if len(own) == 1 else torch.cat(own), slots)
     return found
 
 
 @dataclass(frozen=True)
-class _Lent:
-    """What a stream's texts may look at: its own pictures, with a negative group also those of its other ranks."""
+class _GatheredRows:
+    """What a stream's texts may look at: its own images, with a negative group also those of its other ranks."""
 
     rows: VisionTokens
     own_image_of: Numbers | None  # of this rank's rows; None: row b shows image b
@@ -143,20 +143,20 @@ class _Lent:
         return self.rows.image_of_B if self.texts_GLD is not None else None
 
 
-def _lend(stream: Stream, pairs: Drawn | None, table: TextTable) -> _Lent | None:
-    if stream.pictures is None:
+def _gather_negatives(stream: Stream, pairs: Drawn | None, table: TextTable) -> _GatheredRows | None:
+    if stream.images is None:
         return None
-    whole = stream.pictures.whole
+    whole = stream.images.whole
     whole_MD = None if whole is None else whole.summary_BD
     if stream.group is None or pairs is None or stream.clean is None:
-        return _Lent(stream.pictures.rows, stream.view.image_of, whole_MD, 0, 1, None, None)
+        return _GatheredRows(stream.images.rows, stream.view.image_of, whole_MD, 0, 1, None, None)
     texts = stream.clean + np.arange(stream.num_rows)
     longest = stream.batch.text_ids_BL.shape[1]
-    lengths_B = Courier.deliver(table.visible[texts], table.states_XD.device)
-    texts_GLD, lengths_G = stream.group.share_texts(padded_texts(table, texts, longest), lengths_B)
-    rows = stream.group.share_images(stream.pictures.rows)
+    lengths_B = HostToDeviceBatch.to_device(table.visible[texts], table.states_XD.device)
+    texts_GLD, lengths_G = stream.group.gather_texts(padded_texts(table, texts, longest), lengths_B)
+    rows = stream.group.gather_images(stream.images.rows)
     gather = stream.group.gather
-    return _Lent(rows, stream.view.image_of, whole_MD, gather.rank, gather.world_size, texts_GLD, lengths_G)
+    return _GatheredRows(rows, stream.view.image_of, whole_MD, gather.rank, gather.world_size, texts_GLD, lengths_G)
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,16 @@ class _Known:
     lengths: Numbers | None
 
 
-def _fetch(drawn: Sequence[Drawn | None], lent: Sequence[_Lent | None]) -> list[_Known]:
+def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | None]) -> list[_Known]:
     """The one wait of a step."""
     asked: list[list[Tensor | None]] = []
-    for pairs, loan in zip(drawn, lent, strict=True):
+    for pairs, rows_of_group in zip(drawn, gathered, strict=True):
         asked.append(
             [
                 None if pairs is None else pairs.image_of_text,
                 None if pairs is None else pairs.text_of_image,
-                None if loan is None else loan.image_of_G,
-                None if loan is None else loan.lengths_G,
+                None if rows_of_group is None else rows_of_group.image_of_G,
+                None if rows_of_group is None else rows_of_group.lengths_G,
             ]
         )
     values = iter(fetch([tensor for each in asked for tensor in each if tensor is not None]))
@@ -186,25 +186,25 @@ def _fetch(drawn: Sequence[Drawn | None], lent: Sequence[_Lent | None]) -> list[
 
 
 def _join_texts(
-    table: TextTable, lent: Sequence[_Lent | None], known: Sequence[_Known], streams: Sequence[Stream]
+    table: TextTable, gathered: Sequence[_GatheredRows | None], known: Sequence[_Known], streams: Sequence[Stream]
 ) -> tuple[TextTable, list[int]]:
     """The table with the texts of other ranks behind it, and where the texts begin that wrong pairs number."""
     states, starts, held, visible = [table.states_XD], [table.starts], [table.held], [table.visible]
     num_states, num_texts, first = len(table.states_XD), len(table.starts), []
-    for loan, values, stream in zip(lent, known, streams, strict=True):
-        if loan is None or loan.texts_GLD is None or values.lengths is None:
+    for rows_of_group, values, stream in zip(gathered, known, streams, strict=True):
+        if rows_of_group is None or rows_of_group.texts_GLD is None or values.lengths is None:
             first.append(NOTHING if stream.clean is None else stream.clean)
             continue
-        num_shared, length = loan.texts_GLD.shape[:2]
+        num_gathered, length = rows_of_group.texts_GLD.shape[:2]
         first.append(num_texts)
-        states.append(loan.texts_GLD.flatten(0, 1))
-        starts.append(num_states + length * np.arange(num_shared))
+        states.append(rows_of_group.texts_GLD.flatten(0, 1))
+        starts.append(num_states + length * np.arange(num_gathered))
         # Without packing every text holds its padding, here up to the length of the group.
         packs = (table.held == table.visible).all()
         held.append(values.lengths if packs else np.full_like(values.lengths, length))
         visible.append(values.lengths)
-        num_states += num_shared * length
-        num_texts += num_shared
+        num_states += num_gathered * length
+        num_texts += num_gathered
     if len(states) == 1:
         return table, first
     joined = (np.concatenate(each) for each in (starts, held, visible))
@@ -213,53 +213,59 @@ def _join_texts(
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows of a stream in the table of pictures."""
+    """Rows of a stream in the table of images."""
 
     first_row: int
-    first_shared_row: int
+    first_gathered_row: int
     whole_rows: Numbers
 
 
-def _join_pictures(
-    lent: Sequence[_Lent | None], known: Sequence[_Known]
-) -> tuple[PictureTable | None, list[_Place | None]]:
-    """One table for the pictures of all streams, and where each stream's rows are in it."""
-    loans = [loan for loan in lent if loan is not None]
-    if not loans:
-        return None, [None] * len(lent)
-    num_patches = loans[0].rows.patches_MPD.shape[1]
-    num_states = sum(len(loan.rows.patches_MPD) for loan in loans) * num_patches
+def _join_images(
+    gathered: Sequence[_GatheredRows | None], known: Sequence[_Known]
+) -> tuple[ImageTable | None, list[_Place | None]]:
+    """One table for the images of all streams, and where each stream's rows are in it."""
+    present = [rows_of_group for rows_of_group in gathered if rows_of_group is not None]
+    if not present:
+        return None, [None] * len(gathered)
+    num_patches = present[0].rows.patches_MPD.shape[1]
+    num_states = sum(len(rows_of_group.rows.patches_MPD) for rows_of_group in present) * num_patches
     summaries: list[Tensor] = []
     masks: list[Tensor] = []
     image_of: list[Numbers] = []
     mask_of: list[Numbers] = []
     places: list[_Place | None] = []
     num_images = num_rows = num_masks = 0
-    for loan, values in zip(lent, known, strict=True):
-        if loan is None:
+    for rows_of_group, values in zip(gathered, known, strict=True):
+        if rows_of_group is None:
             places.append(None)
             continue
-        own, shared = loan.rows, loan.rows.num_rows
-        rank_images = len(own.patches_MPD) // loan.num_ranks
-        images = loan.own_image_of if values.image_of is None else values.image_of
-        image_of.append(num_images + (np.arange(shared) if images is None else images))
-        mask_of.append(np.full(shared, NOTHING) if own.patch_mask_BP is None else num_masks + np.arange(shared))
+        own, num_gathered_rows = rows_of_group.rows, rows_of_group.rows.num_rows
+        rank_images = len(own.patches_MPD) // rows_of_group.num_ranks
+        images = rows_of_group.own_image_of if values.image_of is None else values.image_of
+        image_of.append(num_images + (np.arange(num_gathered_rows) if images is None else images))
+        mask_of.append(
+            np.full(num_gathered_rows, NOTHING)
+            if own.patch_mask_BP is None
+            else num_masks + np.arange(num_gathered_rows)
+        )
         summaries.append(own.summary_BD)
         if own.patch_mask_BP is not None:
             masks.append(own.patch_mask_BP)
-            num_masks += shared
+            num_masks += num_gathered_rows
         whole_rows = np.zeros(0, dtype=np.int64)
-        if loan.whole_MD is not None and loan.own_image_of is not None:
-            whole_rows = num_rows + shared + loan.own_image_of
-            num_own = len(loan.whole_MD)  # the rank may have lent empty pictures behind its own
-            image_of.append(num_images + loan.rank * rank_images + np.arange(num_own))
+        if rows_of_group.whole_MD is not None and rows_of_group.own_image_of is not None:
+            whole_rows = num_rows + num_gathered_rows + rows_of_group.own_image_of
+            num_own = len(rows_of_group.whole_MD)  # the rank may have gathered empty images behind its own
+            image_of.append(num_images + rows_of_group.rank * rank_images + np.arange(num_own))
             mask_of.append(np.full(num_own, NOTHING))
-            summaries.append(loan.whole_MD)
-        places.append(_Place(num_rows + loan.rank * (shared // loan.num_ranks), num_rows, whole_rows))
+            summaries.append(rows_of_group.whole_MD)
+        places.append(
+            _Place(num_rows + rows_of_group.rank * (num_gathered_rows // rows_of_group.num_ranks), num_rows, whole_rows)
+        )
         num_rows += sum(len(each) for each in summaries[-1 - (len(whole_rows) > 0) :])
         num_images += len(own.patches_MPD)
-    patches = [loan.rows.patches_MPD.flatten(0, 1) for loan in loans]
-    table = PictureTable(
+    patches = [rows_of_group.rows.patches_MPD.flatten(0, 1) for rows_of_group in present]
+    table = ImageTable(
         states_XD=torch.cat([*patches, *summaries]),
         num_patches=num_patches,
         image_of_row=np.concatenate(image_of),

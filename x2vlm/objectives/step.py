@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from x2vlm.data.loading.batch import Batch
-from x2vlm.models.blocks.packing import Courier
+from x2vlm.models.blocks.packing import HostToDeviceBatch
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 from x2vlm.objectives.box_losses import box_losses
@@ -24,7 +24,7 @@ from x2vlm.objectives.losses import contrastive, masked_lm, matching
 from x2vlm.objectives.negatives import draw_negatives, require_group
 from x2vlm.objectives.passes import Reading, run_passes
 from x2vlm.objectives.streams import Drawn, Stream
-from x2vlm.objectives.towers import Texts, encode_pictures, encode_texts
+from x2vlm.objectives.towers import Texts, encode_images, encode_texts
 
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
@@ -41,7 +41,7 @@ def step_losses(
     generator: torch.Generator | None = None,
     execution: ExecutionConfig | None = None,
 ) -> dict[str, dict[str, Tensor]]:
-    """Unweighted losses of every stream by its label: masked_lm; with pictures contrastive, matching; of regions boxes.
+    """Unweighted losses of every stream by its label: masked_lm; with images contrastive, matching; of regions boxes.
 
     `negatives` = (image index per text, text index per image) pins the pairs of a stream's matching loss; with a
     negative group they are drawn from, and counted over, the rows of all its ranks. Otherwise they come from this
@@ -52,7 +52,7 @@ def step_losses(
     """
     execution = execution or ExecutionConfig()
     views = host_views(list(batches.values()))
-    pictures = encode_pictures(model, list(batches.values()), execution)
+    images = encode_images(model, list(batches.values()), execution)
     texts = encode_texts(model, list(batches.values()), views, execution)
     streams = [
         Stream(
@@ -60,7 +60,7 @@ def step_losses(
             batch=batch,
             view=views[number],
             config=(objectives or {}).get(label) or ObjectiveConfig(),
-            pictures=pictures[number],
+            images=images[number],
             clean=texts.clean[number],
             masked=texts.masked[number],
             group=(negative_groups or {}).get(label),
@@ -112,13 +112,13 @@ def _compare(
     pinned: tuple[Tensor, Tensor] | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor | None, Drawn | None]:
-    """The contrastive loss of a stream with pictures and, if it has a matching loss, its wrong pairs."""
-    if stream.pictures is None or stream.clean is None:
+    """The contrastive loss of a stream with images and, if it has a matching loss, its wrong pairs."""
+    if stream.images is None or stream.clean is None:
         return None, None
     batch, config = stream.batch, stream.config
     first = texts.table.starts[stream.clean : stream.clean + batch.num_rows]
-    states_BD = texts.table.states_XD.index_select(0, Courier.deliver(first, texts.table.states_XD.device))
-    image_BE, text_BE = model.project(stream.pictures.rows, states_BD[:, None])
+    states_BD = texts.table.states_XD.index_select(0, HostToDeviceBatch.to_device(first, texts.table.states_XD.device))
+    image_BE, text_BE = model.project(stream.images.rows, states_BD[:, None])
     loss = contrastive(
         image_BE,
         text_BE,
@@ -183,8 +183,8 @@ def _once(head, readings: list[Reading | None]) -> list[Tensor | None]:  # type:
     states = [reading.states_KD for reading in readings if reading is not None]
     if not states:
         return [None] * len(readings)
-    said = iter(head(states[0] if len(states) == 1 else torch.cat(states)).split([len(each) for each in states]))
-    return [None if reading is None else next(said) for reading in readings]
+    outputs = iter(head(states[0] if len(states) == 1 else torch.cat(states)).split([len(each) for each in states]))
+    return [None if reading is None else next(outputs) for reading in readings]
 
 
 def _boxes(stream: Stream, box_cxcywh_R4: Tensor) -> tuple[Tensor, Tensor]:

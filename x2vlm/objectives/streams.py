@@ -9,7 +9,7 @@ from x2vlm.models.blocks.packing import Numbers
 from x2vlm.objectives.across_ranks import NegativeGroup
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.host import HostView
-from x2vlm.objectives.towers import Pictures
+from x2vlm.objectives.towers import ImageTokens
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Stream:
     batch: Batch
     view: HostView
     config: ObjectiveConfig
-    pictures: Pictures | None
+    images: ImageTokens | None
     clean: int | None
     masked: int
     group: NegativeGroup | None
@@ -31,7 +31,7 @@ class Stream:
 
     @property
     def masked_slots(self) -> Numbers:
-        """The slot of every masked word in the flattened (B, K) arrays of the batch."""
+        """The slot of every masked token in the flattened (B, K) arrays of the batch."""
         return self.view.masked_rows * self.batch.masked_positions_BK.shape[1] + self.view.masked_slots
 
 

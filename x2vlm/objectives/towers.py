@@ -1,4 +1,4 @@
-"""The towers, once for all streams of a step: every picture in one call, every text in one call.
+"""The towers, once for all streams of a step: every image in one call, every text in one call.
 
 B rows, M images, R regions, P patches, L tokens, X states of a table, D width, C H W pixels.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from x2vlm.data.loading.batch import Batch
 from x2vlm.models.blocks.fusion_plan import TextTable, ranges
-from x2vlm.models.blocks.packing import Courier, Numbers, add_sequences
+from x2vlm.models.blocks.packing import HostToDeviceBatch, Numbers, add_sequences
 from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.tokens import VisionTokens
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Image tokens of every text row of a stream and, for regions, of the pictures they lie in."""
+class ImageTokens:
+    """Image tokens of every text row of a stream and, for regions, of the images they lie in."""
 
     rows: VisionTokens
     whole: VisionTokens | None
 
 
-def encode_pictures(model: X2VLM, batches: Sequence[Batch], execution: ExecutionConfig) -> list[Pictures | None]:
-    """For every batch its image tokens, None for texts alone; pictures of equal size share one call, frames too.
+def encode_images(model: X2VLM, batches: Sequence[Batch], execution: ExecutionConfig) -> list[ImageTokens | None]:
+    """For every batch its image tokens, None for texts alone; images of equal size share one call, frames too.
 
     Not so where the tower looks over time: there the frames of clips go by themselves, clip by clip of equal length.
     """
@@ -47,25 +47,25 @@ def encode_pictures(model: X2VLM, batches: Sequence[Batch], execution: Execution
     for number, values in pixels.items():
         num_frames = values.shape[1] if looks_over_time and batches[number].kind == "video" else 1
         by_shape.setdefault((num_frames, *values.shape[-3:]), []).append(number)
-    found: list[Pictures | None] = [None] * len(batches)
+    found: list[ImageTokens | None] = [None] * len(batches)
     for (num_frames, *_), numbers in by_shape.items():
         flat = [pixels[number].flatten(0, -4) for number in numbers]
         tokens: VisionTokens = model.vision(flat[0] if len(flat) == 1 else torch.cat(flat), execution, num_frames)
         sizes = [len(values) for values in flat]
         pieces = zip(tokens.summary_BD.split_with_sizes(sizes), tokens.patches_MPD.split_with_sizes(sizes), strict=True)
         for number, (summary, patches) in zip(numbers, pieces, strict=True):
-            found[number] = _pictures(model, batches[number], VisionTokens(summary, patches), pixels[number])
+            found[number] = _images(model, batches[number], VisionTokens(summary, patches), pixels[number])
     return found
 
 
-def _pictures(model: X2VLM, batch: Batch, images: VisionTokens, pixels: Tensor) -> Pictures:
+def _images(model: X2VLM, batch: Batch, images: VisionTokens, pixels: Tensor) -> ImageTokens:
     if batch.kind == "video":
-        return Pictures(model.join_frames(images, pixels.shape[1]), None)
+        return ImageTokens(model.join_frames(images, pixels.shape[1]), None)
     if batch.kind == "image":
-        return Pictures(images, None)
+        return ImageTokens(images, None)
     assert batch.image_of_R is not None
     assert batch.patch_mask_RP is not None
-    return Pictures(model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP), images)
+    return ImageTokens(model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP), images)
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def encode_texts(
 def _packed(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers]) -> TextTable:
     counts = np.concatenate(lengths)
     widths = np.concatenate([np.full(len(each), each.shape[1]) for each in ids])
-    courier = Courier(ids[0].device)
-    tokens = courier.add(ranges(np.cumsum(widths) - widths, counts))
-    offsets = courier.add(ranges(np.zeros_like(counts), counts))
-    sequences = add_sequences(courier, counts, counts)
-    courier.send()
-    ids_T = torch.cat([each.flatten() for each in ids]).index_select(0, courier.get(tokens))
-    states_TD = model.text.forward_packed(ids_T, courier.get(offsets), sequences.redeem(courier))
+    transfer = HostToDeviceBatch(ids[0].device)
+    tokens = transfer.add(ranges(np.cumsum(widths) - widths, counts))
+    offsets = transfer.add(ranges(np.zeros_like(counts), counts))
+    sequences = add_sequences(transfer, counts, counts)
+    transfer.send()
+    ids_T = torch.cat([each.flatten() for each in ids]).index_select(0, transfer.get(tokens))
+    states_TD = model.text.forward_packed(ids_T, transfer.get(offsets), sequences.resolve(transfer))
     return TextTable(states_TD, np.cumsum(counts) - counts, counts, counts)
 
 
@@ -120,7 +120,7 @@ def _padded(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers], hol
     states, starts, held, base = [], [], [], 0
     for ids_BL, counts in zip(ids, lengths, strict=True):
         length = ids_BL.shape[1]
-        real = torch.arange(length, device=ids_BL.device) < Courier.deliver(counts, ids_BL.device)[:, None]
+        real = torch.arange(length, device=ids_BL.device) < HostToDeviceBatch.to_device(counts, ids_BL.device)[:, None]
         states.append(model.encode_text(ids_BL, real).flatten(0, 1))
         starts.append(base + length * np.arange(len(counts)))
         held.append(np.full_like(counts, length) if hold_padding else counts)
@@ -132,5 +132,5 @@ def _padded(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers], hol
 def padded_texts(table: TextTable, texts: Numbers, length: int) -> Tensor:
     """States (B, length, D) of the given texts; what stands behind the end of a text is of another or repeated."""
     offsets = np.minimum(np.arange(length), table.visible[texts][:, None] - 1)
-    index_BL = Courier.deliver(table.starts[texts][:, None] + offsets, table.states_XD.device)
+    index_BL = HostToDeviceBatch.to_device(table.starts[texts][:, None] + offsets, table.states_XD.device)
     return take_rows(table.states_XD, index_BL.flatten()).reshape(-1, length, table.states_XD.shape[1])

@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # building a model imports timm and transformers; naming its 
 
 @torch.no_grad()
 def evaluate_grounding(model: X2VLM, cfg: GroundingConfig, ctx: TaskContext) -> TaskResult:
-    """Share of texts whose predicted box is right, and the mean IoU, over the concepts of all samples of `ctx`.
+    """Fraction of texts whose predicted box is right, and the mean IoU, over the concepts of all samples of `ctx`.
 
     Raises InvalidSample if no concept remains.
     """

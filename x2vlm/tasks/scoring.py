@@ -39,7 +39,7 @@ def best_ranks(scores_QC: NDArray[np.floating], relevant: Sequence[Sequence[int]
 
 
 def recall_at(ranks: NDArray[np.int64], k: int) -> float:
-    """Share of queries whose best right candidate is among the top `k`, in percent."""
+    """Fraction of queries whose best right candidate is among the top `k`, in percent."""
     if ranks.size == 0:
         raise InvalidSample("empty_split", "no queries to average over")
     return float((ranks < k).mean() * 100)

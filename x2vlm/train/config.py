@@ -76,7 +76,7 @@ class TrainRuntime(FrozenConfig):
     the host may queue before it reads the numbers of the first; None: 1 on a GPU, 0 on a CPU. `stall_seconds` without
     progress end the run with an error that names the slowest rank (the first step of a start may take five times as
     long: it compiles); None: wait for ever. `profile_steps` = (first, last) writes a torch profile of these steps.
-    `readers` processes per trainer read ahead; None: its share of the cores on a GPU machine, none on a CPU.
+    `readers` processes per trainer read ahead; None: its fraction of the cores on a GPU machine, none on a CPU.
     Shards of an object store are copied below `shard_cache` (None: the machine's folder for temporary files), together
     at most `shard_cache_bytes` (None: no limit). `max_failures` lost workers are replaced before the run fails.
     `cpus_per_worker` and `placement` go to Ray as they are.

@@ -65,7 +65,7 @@ def fit(
     heartbeats and profiles go beside the metrics. `facts` (JSON) goes into every checkpoint, with the world size of
     each interval of steps. `on_step(step)` is called after each step; where `asks_save(step)` is True on any rank, a
     checkpoint is written then. `num_workers` processes read ahead. `new_parameters` (reference names; default: what no
-    backbone brings) move at the larger rate. `held_out` is what `validate_every` looks at.
+    backbone brings) move at the larger learning rate. `held_out` is what `validate_every` looks at.
 
     TrainingStopped after SIGTERM, once the step under way is saved. X2VLMError if too many steps in a row have numbers
     that are none.

@@ -67,16 +67,16 @@ def parameter_groups(
     if unknown:
         raise ConfigError(f"new parameters that the model does not have: {unknown}")
     groups: dict[str, dict[str, Any]] = {}
-    for rate_name, lr in _rates(config).items():
+    for lr_group, lr in _group_lrs(config).items():
         for decayed in (True, False):
-            key = f"{rate_name}_{'decay' if decayed else 'no_decay'}"
+            key = f"{lr_group}_{'decay' if decayed else 'no_decay'}"
             decay = config.weight_decay if decayed else 0.0
             groups[key] = {"name": key, "lr": lr, "weight_decay": decay, "params": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate_name = _rate_name(names[name], config, new)
+            lr_group = _lr_group(names[name], config, new)
             decay_name = "no_decay" if any(part in names[name] for part in _NO_DECAY) else "decay"
-            groups[f"{rate_name}_{decay_name}"]["params"].append((name, parameter))
+            groups[f"{lr_group}_{decay_name}"]["params"].append((name, parameter))
     return list(groups.values())
 
 
@@ -86,10 +86,10 @@ def build_optimizer(
     """The configured AdamW over `parameter_groups`."""
     # torch refuses a group of mixed named and no parameters, and an empty one holds nothing to name.
     groups = [group for group in parameter_groups(model, config, new_parameters) if group["params"]]
-    rates: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.adamw == "torch":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=config.fused, **rates)
-    return ReferenceAdamW(groups, weight_decay=config.weight_decay, **rates)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=config.fused, **settings)
+    return ReferenceAdamW(groups, weight_decay=config.weight_decay, **settings)
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
@@ -143,8 +143,8 @@ class ReferenceAdamW(torch.optim.Optimizer):
         count = states[0]["step"] + taken.float()
         for state in states:
             state["step"] = count
-        rate = -lr * (1 - beta2 ** count.double()).sqrt() / (1 - beta1 ** count.double())
-        rate = torch.where(taken > 0, rate, 0.0)  # 0 / 0 where not even the first step was taken
+        step_size = -lr * (1 - beta2 ** count.double()).sqrt() / (1 - beta1 ** count.double())
+        step_size = torch.where(taken > 0, step_size, 0.0)  # 0 / 0 where not even the first step was taken
         # Multi-tensor calls: 572 parameters would otherwise be 2,900 launches a step.
         torch._foreach_mul_(averages, (1 - (1 - beta1) * taken).to(like.dtype))
         torch._foreach_add_(averages, gradients, alpha=1 - beta1)
@@ -152,7 +152,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_mul_(roots, (1 / rate).to(like.dtype))  # rate 0: roots become infinite, and nothing moves
+        torch._foreach_mul_(roots, (1 / step_size).to(like.dtype))  # rate 0: roots become infinite, and nothing moves
         torch._foreach_addcdiv_(parameters, averages, roots)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, (1 - lr * group["weight_decay"] * taken).to(like.dtype))
@@ -216,10 +216,8 @@ def _count(
     return step.to(device if optimizer.defaults.get("fused") else "cpu", copy=True)
 
 
-def linear_rate(
-    step: int, warmup_steps: int, total_steps: int, min_rate: float = 0.0, parity: Parity = "fixed"
-) -> float:
-    """Share of the base rate in force at `step` (from 0): rises linearly to 1 at `warmup_steps`, falls to `min_rate`.
+def lr_factor(step: int, warmup_steps: int, total_steps: int, min_rate: float = 0.0, parity: Parity = "fixed") -> float:
+    """Factor on the base learning rates at `step` (from 0): rises linearly to 1 at `warmup_steps`, falls to `min_rate`.
 
     Step 0 of a warm-up has rate 0. With a minimum the reference's own formula, `parity="reference"`, jumps above 1
     after the warm-up (1.011 for a minimum of 0.1 and a tenth of warm-up) and ends above the minimum.
@@ -233,37 +231,37 @@ def linear_rate(
     return min_rate + (1 - min_rate) * min(1.0, max(0.0, left))
 
 
-def linear_schedule(
+def linear_lr_schedule(
     optimizer: torch.optim.Optimizer,
     warmup_steps: int,
     total_steps: int,
     min_rate: float = 0.0,
     parity: Parity = "fixed",
 ) -> LambdaLR:
-    """A schedule that multiplies every group's rate by `linear_rate`; call its `step()` after the optimizer's.
+    """A schedule that multiplies every group's rate by `lr_factor`; call its `step()` after the optimizer's.
 
     ConfigError if the warm-up is negative or longer than the run.
     """
     if not 0 <= warmup_steps <= total_steps:
         raise ConfigError(f"warmup_steps ({warmup_steps}) must lie between 0 and total_steps ({total_steps})")
-    return LambdaLR(optimizer, lambda step: linear_rate(step, warmup_steps, total_steps, min_rate, parity))
+    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, total_steps, min_rate, parity))
 
 
 def _is_new(name: str) -> bool:
     return any(name.startswith(part) or f".{part}" in name for part in _NEW_PARTS)
 
 
-def _rates(config: OptimizerConfig) -> dict[str, float]:
-    rates = {"base": config.lr, "new": config.lr * config.lr_multiplier}
+def _group_lrs(config: OptimizerConfig) -> dict[str, float]:
+    settings = {"base": config.lr, "new": config.lr * config.lr_multiplier}
     if config.vision_lr is None and config.text_lr is None and config.cross_lr is None:
-        return rates
+        return settings
     if config.vision_lr is None or config.text_lr is None:
         raise ConfigError("vision_lr and text_lr belong together: set both or none (cross_lr then follows text_lr)")
     cross_lr = config.text_lr if config.cross_lr is None else config.cross_lr
-    return rates | {"vision": config.vision_lr, "text": config.text_lr, "cross": cross_lr}
+    return settings | {"vision": config.vision_lr, "text": config.text_lr, "cross": cross_lr}
 
 
-def _rate_name(name: str, config: OptimizerConfig, new: set[str]) -> str:
+def _lr_group(name: str, config: OptimizerConfig, new: set[str]) -> str:
     if config.vision_lr is not None:
         for part in ("vision", "text", "cross"):
             if f"{part}_encoder" in name:

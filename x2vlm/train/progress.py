@@ -63,8 +63,8 @@ class Progress:
     def read(self, keep: int = 0) -> list[dict[str, Any]]:
         """The lines of all queued steps but the last `keep`; waits for the device to finish these.
 
-        X2VLMError if a step had numbers that are none and the run is to stop then, or has skipped too many in a row;
-        also if processes ran different graphs.
+        X2VLMError if a step had non-finite losses or gradients and the run is to stop then, or has skipped too many in
+        a row; also if processes ran different graphs.
         """
         lines = []
         while len(self._queue) > keep:
@@ -91,7 +91,7 @@ class Progress:
         return {
             "step": item.step,
             **{name: value for name, value in shown.items() if math.isfinite(value)},
-            "lr": trainer.config.optimizer.lr * trainer.rate(item.step),
+            "lr": trainer.config.optimizer.lr * trainer.lr_factor_at(item.step),
             "temperature": numbers["temperature"],
             "world_size": trainer.ranks.world_size,
             "seconds": round(seconds, 4),

@@ -50,7 +50,7 @@ def negative_groups(
 ) -> dict[str, NegativeGroup]:
     """By stream the neighbouring ranks that fill a group of negatives together; none where one rank holds whole groups.
 
-    Every rank must call it with the same numbers. ConfigError if the rows of a group are neither a share of a rank's
+    Every rank must call it with the same numbers. ConfigError if the rows of a group are neither a fraction of a rank's
     rows nor those of some ranks of which whole groups can be made.
     """
     made: dict[int, Gather] = {}

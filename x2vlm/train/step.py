@@ -22,7 +22,7 @@ from x2vlm.objectives.config import ObjectiveConfig, counted_losses
 from x2vlm.objectives.step import step_losses
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.gradients import GradientBuckets
-from x2vlm.train.optim import linear_rate
+from x2vlm.train.optim import lr_factor
 from x2vlm.train.ranks import Ranks
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
@@ -45,7 +45,7 @@ class Trainer:
     def __post_init__(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.gradients = GradientBuckets(parameters, self.ranks, self.config.gradient_dtype)
-        self.base_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.gather = self.ranks.gather()
         # torch's own optimizers skip a step on the device only where they are fused.
         self.skips_on_device = hasattr(self.optimizer, "found_inf") or bool(self.optimizer.defaults.get("fused"))
@@ -56,10 +56,10 @@ class Trainer:
         size = self.negative_group_sizes.get(stream, common.negative_group_size)
         return common.model_copy(update={"matching": common.matching and matching, "negative_group_size": size})
 
-    def rate(self, step: int) -> float:
-        """Share of the base rates in force at `step`."""
+    def lr_factor_at(self, step: int) -> float:
+        """Fraction of the base learning rate(s) in force at `step`."""
         config = self.config
-        return linear_rate(step, config.warmup_steps, config.steps, config.min_rate)
+        return lr_factor(step, config.warmup_steps, config.steps, config.min_rate)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | 
     """
     config, ranks, model, optimizer = trainer.config, trainer.ranks, trainer.model, trainer.optimizer
     torch.manual_seed(derive_seed(trainer.seed, "step", data.step, ranks.rank))
-    rate = trainer.rate(data.step)
-    for group, base_rate in zip(optimizer.param_groups, trainer.base_rates, strict=True):
-        group["lr"] = base_rate * rate
+    lr_factor = trainer.lr_factor_at(data.step)
+    for group, base_lr in zip(optimizer.param_groups, trainer.base_lrs, strict=True):
+        group["lr"] = base_lr * lr_factor
     model.clamp_temperature()
     batches = {name: batch.to(ranks.device, non_blocking=True) for name, batch in data.batches.items()}
     objectives = objectives_of(trainer, data)

@@ -23,7 +23,7 @@ def work_of(
     objectives: Mapping[str, ObjectiveConfig],
     execution: ExecutionConfig,
 ) -> dict[str, float]:
-    """Texts, images (frames count), real tokens and training FLOPs of one process's share of a step.
+    """Texts, images (frames count), real tokens and training FLOPs of one process's fraction of a step.
 
     FLOPs twice: as executed, and as the reference's graph would spend on the same rows.
     """
@@ -32,7 +32,7 @@ def work_of(
     executed = Rewrites(**{field.name: getattr(execution, field.name) for field in dataclasses.fields(Rewrites)})
     return {
         "texts": float(sum(len(shape.text_lengths) for shape in shapes)),
-        "images": float(sum(shape.num_pictures for shape in shapes)),
+        "images": float(sum(shape.num_images for shape in shapes)),
         "tokens": float(sum(sum(shape.text_lengths) for shape in shapes)),
         "executed_flops": float(step_flops(model, shapes, executed, *sizes)),
         "reference_flops": float(step_flops(model, shapes, "reference", *sizes)),
@@ -42,19 +42,19 @@ def work_of(
 def shape_of(batch: Batch, matching: bool) -> BatchShape:
     """What decides the FLOPs of a batch, read from its tensors on the host."""
     pixels = batch.pixels
-    num_pictures = 0 if pixels is None else pixels.shape[0] * (pixels.shape[1] if batch.kind == "video" else 1)
+    num_images = 0 if pixels is None else pixels.shape[0] * (pixels.shape[1] if batch.kind == "video" else 1)
     lengths, num_masked = batch.lengths, batch.num_masked
     if lengths is None or num_masked is None:
         lengths = tuple((batch.text_mask_BL != 0).sum(dim=1).tolist())
         num_masked = tuple((batch.masked_labels_BK != UNUSED_LABEL).sum(dim=1).tolist())
-    return BatchShape(batch.kind, num_pictures, lengths, num_masked, matching)
+    return BatchShape(batch.kind, num_images, lengths, num_masked, matching)
 
 
 def speeds(mean_work: Mapping[str, float], seconds: float, world_size: int, peak: float | None) -> dict[str, float]:
     """Texts, images and tokens per second of the whole run, and the use made of one device.
 
-    `mean_work` is that of one process (`work_of`). With a known peak in FLOP/s the use is a share of it (MFU), executed
-    and as the reference's graph; without, plain FLOP/s.
+    `mean_work` is that of one process (`work_of`). With a known peak in FLOP/s the use is a fraction of it (MFU),
+    executed and as the reference's graph; without, plain FLOP/s.
     """
     speed = {f"{unit}_per_second": round(world_size * mean_work[unit] / seconds, 2) for unit in _UNITS}
     for graph in ("executed", "reference"):

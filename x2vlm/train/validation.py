@@ -1,7 +1,7 @@
 """What a model in training does with samples it never trains on: losses of held-out batches, and zero-shot retrieval.
 
 Held out are whole shards. Which shard a sample lies in is a hash of its key, so that is a fair draw, and taking a
-sample out moves none. The same picture under two keys (COCO and Visual Genome share some) may lie on both sides.
+sample out moves none. The same image under two keys (COCO and Visual Genome share some) may lie on both sides.
 B rows, Q queries, C candidates, E width of the comparison space.
 """
 
@@ -26,15 +26,16 @@ log = logging.getLogger(__name__)
 RECALL_AT = (1, 5, 10)
 
 
-def split_shards(shards: Sequence[ShardFiles], share: float) -> tuple[list[ShardFiles], list[ShardFiles]]:
-    """The shards to train on and those held out: the last `share` of them, at least one unless the share is 0.
+def split_shards(shards: Sequence[ShardFiles], fraction: float) -> tuple[list[ShardFiles], list[ShardFiles]]:
+    """The shards to train on and those held out: the last `fraction` of them, at least one unless the share is 0.
 
     ConfigError if nothing would be left to train on.
     """
-    num_held_out = math.ceil(share * len(shards))
+    num_held_out = math.ceil(fraction * len(shards))
     if num_held_out >= len(shards):
         raise ConfigError(
-            f"validation_share {share} holds out {num_held_out} of {len(shards)} shards; lower it, or raise num_shards"
+            f"validation_share {fraction} holds out {num_held_out} of {len(shards)} shards; lower it, or raise "
+            "num_shards"
         )
     num_trained = len(shards) - num_held_out
     return list(shards[:num_trained]), list(shards[num_trained:])

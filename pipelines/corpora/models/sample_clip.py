@@ -5,7 +5,7 @@
 Needs datasets/sample/vocab.txt (pipelines.corpora.models.sample_vocabulary). One CPU core, about a minute. On one
 machine the same corpus gives the same bytes; on another kind of CPU floating point may differ in the last bits.
 
-The model has learned its few pictures by heart. It exists so that the scorer runs on real weights without a download.
+The model has learned its few images by heart. It exists so that the scorer runs on real weights without a download.
 """
 
 import argparse
@@ -35,7 +35,7 @@ WARM_UP_STEPS = 50
 CONTEXT_LENGTH = 32
 CLIP_SUFFIXES = {".mp4", ".webm"}
 
-# Tensor shapes: P pictures, B batch, C channels, H and W pixels, L tokens
+# Tensor shapes: P images, B batch, C channels, H and W pixels, L tokens
 
 
 def main() -> None:
@@ -51,18 +51,18 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(SEED)
 
-    pictures, pairs = load_pairs(arguments.sample)
+    images, pairs = load_pairs(arguments.sample)
     write_tokenizer(arguments.sample / "vocab.txt", out)
     (out / "open_clip_config.json").write_text(json.dumps(model_config(out), indent=2) + "\n", encoding="utf-8")
     started = time.monotonic()
-    model, loss = train(out, pictures, pairs)
+    model, loss = train(out, images, pairs)
     seconds = time.monotonic() - started
     # Half precision halves what is shipped; open_clip loads it into float32.
     weights = {name: value.detach().half().contiguous() for name, value in sorted(model.state_dict().items())}
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     (out / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes 0600, which other users cannot serve
-    figures = measure(out, pictures, pairs)
-    write_readme(out, len(pairs), len(pictures), seconds, loss, figures)
+    figures = measure(out, images, pairs)
+    write_readme(out, len(pairs), len(images), seconds, loss, figures)
     size = sum(path.stat().st_size for path in out.iterdir())
     print(f"{out}: {size} bytes, {seconds:.0f} s, loss {loss:.3f}, {figures}")
 
@@ -89,29 +89,27 @@ def write_tokenizer(vocabulary: Path, out: Path) -> None:
 
 
 def load_pairs(sample: Path) -> tuple[list[Image.Image], list[tuple[int, str]]]:
-    """All photos and frames, and (number of the picture, caption): every frame of a clip has the clip's captions."""
-    pictures: list[Image.Image] = []
+    """All photos and frames, and (number of the image, caption): every frame of a clip has the clip's captions."""
+    images: list[Image.Image] = []
     numbers: dict[Path, list[int]] = {}
     pairs = []
     for caption, path in caption_pairs(sample):
         if path not in numbers:
             data = path.read_bytes()
             found = sample_clip(data).frames if path.suffix in CLIP_SUFFIXES else (open_image(data),)
-            numbers[path] = list(range(len(pictures), len(pictures) + len(found)))
-            pictures += found
+            numbers[path] = list(range(len(images), len(images) + len(found)))
+            images += found
         pairs += [(number, caption) for number in numbers[path]]
-    return pictures, pairs
+    return images, pairs
 
 
-def train(folder: Path, pictures: list[Image.Image], pairs: list[tuple[int, str]]) -> tuple[torch.nn.Module, float]:
-    """The trained model and its mean loss over the last 50 steps. A batch never holds a picture twice."""
+def train(folder: Path, images: list[Image.Image], pairs: list[tuple[int, str]]) -> tuple[torch.nn.Module, float]:
+    """The trained model and its mean loss over the last 50 steps. A batch never holds an image twice."""
     source = f"local-dir:{folder}"
     model, _, preprocess = open_clip.create_model_and_transforms(source, load_weights=False)
     tokens_BL = open_clip.get_tokenizer(source)([caption for _, caption in pairs])
-    image_PCHW = torch.stack([preprocess(picture) for picture in pictures])
-    captions_of = [
-        [row for row, (number, _) in enumerate(pairs) if number == picture] for picture in range(len(pictures))
-    ]
+    image_PCHW = torch.stack([preprocess(image) for image in images])
+    captions_of = [[row for row, (number, _) in enumerate(pairs) if number == image] for image in range(len(images))]
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / WARM_UP_STEPS, (STEPS - step) / (STEPS - WARM_UP_STEPS))
@@ -120,8 +118,8 @@ def train(folder: Path, pictures: list[Image.Image], pairs: list[tuple[int, str]
     losses = []
     model.train()
     for _ in range(STEPS):
-        chosen = torch.randperm(len(pictures))[:BATCH_SIZE].tolist()
-        rows = [captions_of[picture][int(torch.randint(len(captions_of[picture]), ()))] for picture in chosen]
+        chosen = torch.randperm(len(images))[:BATCH_SIZE].tolist()
+        rows = [captions_of[image][int(torch.randint(len(captions_of[image]), ()))] for image in chosen]
         image_BCHW = augment(image_PCHW[chosen])
         loss = clip_loss(*model(image_BCHW, tokens_BL[rows]))
         optimizer.zero_grad()
@@ -142,12 +140,12 @@ def augment(image_BCHW: torch.Tensor) -> torch.Tensor:
     return image_BCHW.roll((down, right), dims=(-2, -1))
 
 
-def measure(folder: Path, pictures: list[Image.Image], pairs: list[tuple[int, str]]) -> dict[str, float]:
-    """Mean score of the pairs of the corpus, of the same captions with another picture, and how many pass 0.25."""
+def measure(folder: Path, images: list[Image.Image], pairs: list[tuple[int, str]]) -> dict[str, float]:
+    """Mean score of the pairs of the corpus, of the same captions with another image, and how many pass 0.25."""
     clip = load_clip_folder(folder, device="cpu")
-    shift = len(pictures) // 2
-    own = [scores[0] for scores in score_pairs(clip, [([pictures[number]], text) for number, text in pairs])]
-    others = [([pictures[(number + shift) % len(pictures)]], text) for number, text in pairs]
+    shift = len(images) // 2
+    own = [scores[0] for scores in score_pairs(clip, [([images[number]], text) for number, text in pairs])]
+    others = [([images[(number + shift) % len(images)]], text) for number, text in pairs]
     other = [scores[0] for scores in score_pairs(clip, others)]
     return {
         "own": sum(own) / len(own),
@@ -158,13 +156,13 @@ def measure(folder: Path, pictures: list[Image.Image], pairs: list[tuple[int, st
 
 
 def write_readme(
-    out: Path, num_pairs: int, num_pictures: int, seconds: float, loss: float, figures: dict[str, float]
+    out: Path, num_pairs: int, num_images: int, seconds: float, loss: float, figures: dict[str, float]
 ) -> None:
     """Says what the folder is and what it is not, with the figures of this run."""
     text = f"""# tiny_clip
 
 A CLIP model of a few hundred thousand weights, trained by open_clip on the training captions of this sample corpus
-alone ({num_pairs} pairs of {num_pictures} photos and frames; no held-out photo or caption).
+alone ({num_pairs} pairs of {num_images} photos and frames; no held-out photo or caption).
 **It exercises the scorer; it is no judge of quality**: it has learned these pictures by heart and knows nothing else.
 Never filter real data with it.
 

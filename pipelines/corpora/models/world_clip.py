@@ -6,8 +6,8 @@ One CPU core. The README that it writes beside the model says how long it took a
 machine the same bytes come out; on another kind of CPU floating point may differ in the last bits.
 
 The training world has a seed of its own, which no test uses. Two phases, because shapes of a few pixels are learned
-slowly from whole pictures: first things cut out of the pictures against their names (a ninth of a picture's cost each),
-then whole pictures against captions. Of a batch, every text that is true of a picture counts as right and every text
+slowly from whole images: first things cut out of the images against their names (a ninth of an image's cost each),
+then whole images against captions. Of a batch, every text that is true of an image counts as right and every text
 that is wrong about it as wrong (`pipelines.corpora.models.world_pairs`); the loss is that of SigLIP (Zhai et al. 2023),
 right and wrong pairs weighted alike.
 """
@@ -44,13 +44,13 @@ MEAN, STD = 0.5, 0.25
 CONTEXT_LENGTH = 32
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 THING_STEPS, THINGS_A_STEP, NAMES_A_STEP = 2500, 192, 96
-PICTURE_STEPS, PICTURES_A_STEP, TEXTS_OF_A_PICTURE = 4500, 64, 2
+IMAGE_STEPS, IMAGES_PER_STEP, TEXTS_PER_IMAGE = 4500, 64, 2
 LEARNING_RATE = 2e-3
 WARM_UP_STEPS = 40
 
 log = logging.getLogger("world_clip")
 
-# Tensor shapes: P pictures, N things, B batch, T texts, D embedding, C channels, H and W pixels, L tokens
+# Tensor shapes: P images, N things, B batch, T texts, D embedding, C channels, H and W pixels, L tokens
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the model, made if it is not there")
     parser.add_argument("--scenes", type=int, default=SCENES, help="of the training world")
     parser.add_argument("--thing-steps", type=int, default=THING_STEPS)
-    parser.add_argument("--picture-steps", type=int, default=PICTURE_STEPS)
+    parser.add_argument("--picture-steps", type=int, default=IMAGE_STEPS)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     log.setLevel(logging.INFO)
@@ -69,7 +69,7 @@ def main() -> None:
     corpus, model = prepare(arguments.out, WorldConfig(seed=SEED, scenes=arguments.scenes))
     log.info("event=made pictures=%d cpu_seconds=%.0f", len(corpus.pixels_PCHW), time.process_time() - began)
     train_things(model, corpus, arguments.thing_steps)
-    loss, boundary = train_pictures(model, corpus, arguments.picture_steps)
+    loss, boundary = train_images(model, corpus, arguments.picture_steps)
     weights = {name: value.detach().half().contiguous() for name, value in sorted(model.state_dict().items())}
     save_file(weights, arguments.out / WEIGHTS_NAME, metadata={"format": "pt"})
     (arguments.out / WEIGHTS_NAME).chmod(0o644)  # safetensors writes 0600
@@ -86,10 +86,10 @@ class Corpus:
     pixels_PCHW: Tensor
     is_clip_P: Tensor
     truth: Truth
-    first_text_P: np.ndarray  # texts of picture p are first_text[p] .. first_text[p + 1] - 1
+    first_text_P: np.ndarray  # texts of image p are first_text[p] .. first_text[p + 1] - 1
     tokens_TL: Tensor
-    thing_picture_N: np.ndarray
-    thing_corner_N2: np.ndarray  # top and left of what is cut out, in the padded picture
+    thing_image_N: np.ndarray
+    thing_corner_N2: np.ndarray  # top and left of what is cut out, in the padded image
     thing_look_N: np.ndarray
     name_tokens_NL: Tensor
 
@@ -109,12 +109,12 @@ def prepare(out: Path, config: WorldConfig) -> tuple[Corpus, Any]:
     ]
     looks = {look: number for number, look in enumerate(sorted({min(named_looks(name)) for name in names}))}
     corpus = Corpus(
-        pixels_PCHW=torch.stack([_to_bytes(preprocess(example.picture)) for example in found]),
+        pixels_PCHW=torch.stack([_to_bytes(preprocess(example.image)) for example in found]),
         is_clip_P=torch.tensor([example.is_clip for example in found]),
         truth=truth,
         first_text_P=np.searchsorted(truth.owner, np.arange(len(found) + 1)),
         tokens_TL=tokenize(truth.texts),
-        thing_picture_N=np.array([number for number, example in enumerate(found) for _ in example.things]),
+        thing_image_N=np.array([number for number, example in enumerate(found) for _ in example.things]),
         thing_corner_N2=np.array(corners),
         thing_look_N=np.array([looks[min(named_looks(name))] for name in names]),
         name_tokens_NL=tokenize(names),
@@ -133,7 +133,7 @@ def _to_floats(pixels_BCHW: Tensor) -> Tensor:
 def model_config(folder: Path) -> dict[str, object]:
     """The open_clip configuration of the model whose tokenizer lies in `folder`.
 
-    Pictures are squashed to a square: clips are 4 to 3, and a crop would cut off what stands at their edges.
+    ImageTokens are squashed to a square: clips are 4 to 3, and a crop would cut off what stands at their edges.
     """
     tokenizer = BertTokenizerFast.from_pretrained(folder)
     text = text_config("world_clip", tokenizer, CONTEXT_LENGTH)
@@ -160,7 +160,7 @@ def write_tokenizer(texts: Sequence[str], out: Path) -> None:
 
 
 def train_things(model: Any, corpus: Corpus, steps: int) -> None:
-    """First phase: a thing cut out of its picture, in one cell of the last feature map, against names of things.
+    """First phase: a thing cut out of its image, in one cell of the last feature map, against names of things.
 
     Cross-entropy over the names, all that fit counted as one: what looks alike is pushed apart hardest.
     """
@@ -175,15 +175,15 @@ def train_things(model: Any, corpus: Corpus, steps: int) -> None:
         shift = draws.integers(-4, 5, (THINGS_A_STEP, 2))
         corner = corpus.thing_corner_N2[chosen] + side - side // 2 + shift
         cut = [
-            padded_PCHW[picture, :, top : top + side, left : left + side]
-            for picture, (top, left) in zip(corpus.thing_picture_N[chosen], corner, strict=True)
+            padded_PCHW[image, :, top : top + side, left : left + side]
+            for image, (top, left) in zip(corpus.thing_image_N[chosen], corner, strict=True)
         ]
         pixels_BCHW = _to_floats(torch.stack(cut)).contiguous(memory_format=torch.channels_last)
         cell_B = torch.from_numpy(draws.integers(0, CELLS * CELLS, THINGS_A_STEP))
         names = chosen[:NAMES_A_STEP]
-        picture_BD = normalize(embed_in_cell(model.visual, pixels_BCHW, cell_B), dim=-1)
+        image_BD = normalize(embed_in_cell(model.visual, pixels_BCHW, cell_B), dim=-1)
         text_TD = normalize(model.encode_text(corpus.name_tokens_NL[names]), dim=-1)
-        logit_BT = model.logit_scale.exp() * picture_BD @ text_TD.T
+        logit_BT = model.logit_scale.exp() * image_BD @ text_TD.T
         fits_BT = torch.from_numpy(corpus.thing_look_N[chosen][:, None] == corpus.thing_look_N[names][None, :])
         found_B = fits_BT.any(dim=1)
         right_B = logit_BT.masked_fill(~fits_BT, -math.inf).logsumexp(dim=1)[found_B]
@@ -203,7 +203,7 @@ def train_things(model: Any, corpus: Corpus, steps: int) -> None:
 
 
 def embed_in_cell(visual: Any, pixels_BCHW: Tensor, cell_B: Tensor) -> Tensor:
-    """(B, D) embeddings of pictures of one cell's size, as if they lay in that cell of a picture with nothing else."""
+    """(B, D) embeddings of images of one cell's size, as if they lay in that cell of an image with nothing else."""
     feature_BCHW = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels_BCHW)))))
     feature_BC = feature_BCHW.mean(dim=(2, 3))
     one_BN = torch.nn.functional.one_hot(cell_B, CELLS * CELLS).to(feature_BC.dtype)
@@ -211,8 +211,8 @@ def embed_in_cell(visual: Any, pixels_BCHW: Tensor, cell_B: Tensor) -> Tensor:
     return embedded
 
 
-def train_pictures(model: Any, corpus: Corpus, steps: int) -> tuple[float, float]:
-    """Second phase: pictures against captions. Mean loss of the last 50 steps, and the cosine that the loss puts
+def train_images(model: Any, corpus: Corpus, steps: int) -> tuple[float, float]:
+    """Second phase: images against captions. Mean loss of the last 50 steps, and the cosine that the loss puts
     between right and wrong."""
     scale, bias = (torch.nn.Parameter(torch.tensor(value)) for value in (math.log(12.0), -3.0))
     optimizer, schedule = _optimizer(list(model.named_parameters()), [scale, bias], steps)
@@ -221,15 +221,15 @@ def train_pictures(model: Any, corpus: Corpus, steps: int) -> tuple[float, float
     order = np.empty(0, dtype=np.int64)
     model.train()
     for step in range(steps):
-        if len(order) < PICTURES_A_STEP:
+        if len(order) < IMAGES_PER_STEP:
             order = draws.permutation(len(corpus.pixels_PCHW))
-        chosen, order = order[:PICTURES_A_STEP], order[PICTURES_A_STEP:]
-        texts = np.concatenate([_texts_of(corpus, picture, draws) for picture in chosen])
+        chosen, order = order[:IMAGES_PER_STEP], order[IMAGES_PER_STEP:]
+        texts = np.concatenate([_texts_of(corpus, image, draws) for image in chosen])
         is_true, is_wrong = (torch.from_numpy(table) for table in corpus.truth.judge(chosen, texts))
         image_BCHW = augment(_to_floats(corpus.pixels_PCHW[chosen]), corpus.is_clip_P[chosen])
-        picture_BD = normalize(model.encode_image(image_BCHW), dim=-1)
+        image_BD = normalize(model.encode_image(image_BCHW), dim=-1)
         text_TD = normalize(model.encode_text(corpus.tokens_TL[texts]), dim=-1)
-        logit_BT = scale.exp() * picture_BD @ text_TD.T + bias
+        logit_BT = scale.exp() * image_BD @ text_TD.T + bias
         loss = (softplus(-logit_BT[is_true]).mean() + softplus(logit_BT[is_wrong]).mean()) / 2
         _step(loss, model, optimizer, schedule)
         losses.append(loss.item())
@@ -245,9 +245,9 @@ def train_pictures(model: Any, corpus: Corpus, steps: int) -> tuple[float, float
     return float(np.mean(losses[-50:])), -bias.item() / math.exp(scale.item())
 
 
-def _texts_of(corpus: Corpus, picture: int, draws: np.random.Generator) -> np.ndarray:
-    first, end = corpus.first_text_P[picture], corpus.first_text_P[picture + 1]
-    chosen: np.ndarray = first + draws.permutation(end - first)[:TEXTS_OF_A_PICTURE]
+def _texts_of(corpus: Corpus, image: int, draws: np.random.Generator) -> np.ndarray:
+    first, end = corpus.first_text_P[image], corpus.first_text_P[image + 1]
+    chosen: np.ndarray = first + draws.permutation(end - first)[:TEXTS_PER_IMAGE]
     return chosen
 
 
@@ -281,13 +281,13 @@ def _step(loss: Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
         model.logit_scale.clamp_(0, 4.6052)  # temperature at least 0.01, as CLIP was trained
 
 
-def write_readme(out: Path, num_pictures: int, num_texts: int, seconds: float, loss: float, boundary: float) -> None:
+def write_readme(out: Path, num_images: int, num_texts: int, seconds: float, loss: float, boundary: float) -> None:
     """Says what the folder is and what it is not, with the figures of this run."""
     sha256 = hashlib.sha256((out / WEIGHTS_NAME).read_bytes()).hexdigest()
     text = f"""# A CLIP of the procedural world
 
 Made by `OMP_NUM_THREADS=1 python -m pipelines.corpora.models.world_clip --out datasets/world/models/clip`
-in {seconds:.0f} CPU seconds on one core, from {num_pictures} pictures (frames of clips and images, four to one) and
+in {seconds:.0f} CPU seconds on one core, from {num_images} pictures (frames of clips and images, four to one) and
 {num_texts} texts of a world with seed {SEED}. Nothing in it comes from elsewhere; its licence is that of the project.
 
 **It knows coloured shapes and nothing else**: it makes the score stage and thresholds testable against a known truth.

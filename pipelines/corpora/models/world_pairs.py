@@ -1,7 +1,7 @@
-"""Pictures of a training world with their texts, and which text is true of which picture.
+"""Images of a training world with their texts, and which text is true of which image.
 
-A text names things by colour and shape ("striped red star"). It is true of every picture that shows all of them, and
-wrong about every picture that shows none: so a batch has thousands of judged pairs, not one a picture. Texts that fit
+A text names things by colour and shape ("striped red star"). It is true of every image that shows all of them, and
+wrong about every image that shows none: so a batch has thousands of judged pairs, not one an image. Texts that fit
 in part are left out of the judgement, texts that name nothing ("and that is it") fit whatever they came with.
 """
 
@@ -34,9 +34,9 @@ _SHAPE_IS_COLOUR = re.compile(rf"\b({_SHAPE}) that is ({_COLOUR})\b")
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, true texts about it, and the colours and shapes it shows."""
+    """An image, true texts about it, and the colours and shapes it shows."""
 
-    picture: Image.Image
+    image: Image.Image
     texts: tuple[str, ...]
     looks: frozenset[Look]
     is_clip: bool
@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing by itself: what it is called, and where its middle is, as shares of the picture's width and height."""
+    """A thing by itself: what it is called, and where its middle is, as fractions of the image's width and height."""
 
     text: str
     x: float
@@ -102,7 +102,7 @@ def _looks(things: Sequence[Thing]) -> frozenset[Look]:
 
 
 class Truth:
-    """Which texts are true of which pictures, as small tables of bits over colours with shapes."""
+    """Which texts are true of which images, as small tables of bits over colours with shapes."""
 
     def __init__(self, found: Sequence[Example]) -> None:
         self.texts = [text for example in found for text in example.texts]
@@ -110,11 +110,11 @@ class Truth:
         self._shown = _bits([example.looks for example in found])
         self._named = _bits([named_looks(text) for text in self.texts])
 
-    def judge(self, pictures: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(true, wrong) of every pair, two boolean tables of pictures by texts; what is neither is not judged."""
-        shown, named = self._shown[pictures].astype(np.float32), self._named[texts].astype(np.float32)
+    def judge(self, images: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(true, wrong) of every pair, two boolean tables of images by texts; what is neither is not judged."""
+        shown, named = self._shown[images].astype(np.float32), self._named[texts].astype(np.float32)
         common, total = shown @ named.T, named.sum(axis=1)
-        own = self.owner[texts][None, :] == pictures[:, None]
+        own = self.owner[texts][None, :] == images[:, None]
         is_true = own | ((total > 0) & (common == total))
         is_wrong = ~own & (total > 0) & (common == 0)
         return is_true, is_wrong

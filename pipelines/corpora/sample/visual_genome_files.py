@@ -15,7 +15,7 @@ from pipelines.corpora.sample.upstream import Record, Upstream
 from pipelines.corpora.sample.words import object_colour, region_phrase, token_overlap
 
 FIRST_IMAGE_ID, FIRST_REGION_ID, FIRST_OBJECT_ID = 2500001, 6000001, 5000001
-MIN_REGION_SHARE = 0.01
+MIN_REGION_FRACTION = 0.01
 """Of the photo: smaller things get no phrase, as annotators would not describe them."""
 
 MAX_OVERLAP = 0.75
@@ -68,7 +68,7 @@ def _without_near_duplicates(things: list[Thing], image: Record) -> list[Thing]:
     chosen: list[Thing] = []
     for thing in sorted(things, key=lambda t: -t.box_xywh[2] * t.box_xywh[3]):
         _, _, w, h = thing.box_xywh
-        if w * h < MIN_REGION_SHARE * image["width"] * image["height"]:
+        if w * h < MIN_REGION_FRACTION * image["width"] * image["height"]:
             continue
         if all(token_overlap(thing.phrase, other.phrase) <= MAX_OVERLAP for other in chosen):
             chosen.append(thing)

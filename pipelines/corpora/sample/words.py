@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 NO_COLOUR = {"person", "wine glass", "bottle", "vase", "fork", "knife", "spoon", "sink", "tv"}
 """Before `person` a colour word would not mean clothes; the others show what is behind or around them."""
 
-MIN_COLOUR_SHARE = 0.55
+MIN_COLOUR_FRACTION = 0.55
 """Of the object's pixels; below it no single word is true."""
 
 MIN_COLOUR_PIXELS = 400
@@ -33,7 +33,7 @@ def object_colour(photo: Image.Image, annotation: dict[str, Any], category: str)
         return None
     names, counts = np.unique(_colour_names(pixels), return_counts=True)
     best = int(counts.argmax())
-    return str(names[best]) if counts[best] >= MIN_COLOUR_SHARE * len(pixels) else None
+    return str(names[best]) if counts[best] >= MIN_COLOUR_FRACTION * len(pixels) else None
 
 
 def _inside(polygons: list[list[float]], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -67,8 +67,8 @@ def place(box_xywh: list[float], width: int, height: int) -> str:
 
 def size_word(box_xywh: list[float], width: int, height: int) -> str | None:
     """`large` above a quarter of the photo, `small` below 2 %, else None."""
-    share = box_xywh[2] * box_xywh[3] / (width * height)
-    return "large" if share > 0.25 else "small" if share < 0.02 else None
+    area_fraction = box_xywh[2] * box_xywh[3] / (width * height)
+    return "large" if area_fraction > 0.25 else "small" if area_fraction < 0.02 else None
 
 
 def region_phrase(category: str, colour: str | None, box_xywh: list[float], width: int, height: int) -> str:

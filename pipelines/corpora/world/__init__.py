@@ -27,6 +27,6 @@ of noise come by themselves: speech that begins in the last second of a video (`
 and Flickr30k Entities that say again what another one says (`near_duplicate_region`).
 
 Rules that are not the paper's defaults are expected too, so that they can be tested: `language` needs a detector,
-`deduplicate` and `decontaminate` name the weakest method that can find a repeated picture (sha256, phash, embedding),
+`deduplicate` and `decontaminate` name the weakest method that can find a repeated image (sha256, phash, embedding),
 `min_clip_score` of clips needs a model that knows shapes.
 """

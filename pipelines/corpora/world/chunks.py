@@ -53,7 +53,7 @@ def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str,
 
 
 def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
-    """What scene number `index` shows by itself at the size of its row, whatever picture its row points at."""
+    """What scene number `index` shows by itself at the size of its row, whatever image its row points at."""
     source = source_of(config, index)
     kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
     facts: dict[str, Any] = {"scene": index, "source": source, "kind": kind}

@@ -39,7 +39,7 @@ EVALUATION_EVERY = 10
 
 
 class NoiseRates(FrozenConfig):
-    """The share of rows (or of images with boxes, where it says so) that get each kind of noise."""
+    """The fraction of rows (or of images with boxes, where it says so) that get each kind of noise."""
 
     mismatched_caption: float = pydantic.Field(default=0.03, ge=0, le=1)
     foreign_text: float = pydantic.Field(default=0.04, ge=0, le=1)  # of LAION's English subset

@@ -82,7 +82,7 @@ class Lineage:
             log.error("event=spool_failed dag_run=%s record=%s error=%r", self.dag_run, record.run_key, str(error))
             return
         if self.sink:
-            self.sink.nudge()
+            self.sink.notify()
 
     def _record_of(self, event: events.Event) -> LineageRecord | None:
         time_ms = int(event.time * 1000)
@@ -212,7 +212,7 @@ class SinkProcess:
         self._write(json.dumps(job).encode() + b"\n")
         os.set_blocking(self.pipe, False)
 
-    def nudge(self) -> None:
+    def notify(self) -> None:
         """Say that there is something new. Never blocks; a dead sink is noticed at the end."""
         self._write(b"\n")
 

@@ -55,7 +55,7 @@ class RunResult:
         return not any(event.produced for event in self.nodes.values())
 
 
-def ignore(event: Event) -> None:
+def no_op(event: Event) -> None:
     """Does nothing with an event."""
 
 
@@ -64,7 +64,7 @@ def run(
     plan: Plan,
     store: Store,
     runner: Runner,
-    on_event: OnEvent = ignore,
+    on_event: OnEvent = no_op,
     provenance: Mapping[str, Any] | None = None,
     max_in_flight: int = MAX_IN_FLIGHT,
     lease_seconds: float = TTL_SECONDS,
@@ -149,7 +149,7 @@ class _Run:
     def work(self) -> None:
         """Go on until nothing is left that can run."""
         fingerprint_sources(self.graph, self.waiting, self.sources)
-        if self.on_event is not ignore:
+        if self.on_event is not no_op:
             self.runner.listen(self._on_progress)
         for node in self.waiting.values():
             self.on_event(
@@ -175,10 +175,10 @@ class _Run:
         # Graph order: a node comes after all it reads, so one pass sees every node whose inputs are finished by now.
         for key in list(self.waiting):
             upstream = self.graph[key].upstream()
-            if culprits := [self.unusable[up] for up in upstream if up in self.unusable]:
+            if failed_inputs := [self.unusable[up] for up in upstream if up in self.unusable]:
                 del self.waiting[key]
-                self.unusable[key] = culprits[0]
-                self.on_event(NodeBlocked(node=key, by=culprits[0]))
+                self.unusable[key] = failed_inputs[0]
+                self.on_event(NodeBlocked(node=key, by=failed_inputs[0]))
             elif all(up in self.finished for up in upstream):
                 planned = self.waiting.pop(key)
                 try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pydantic
 
-from pipelines.flow.live import Report, say_nothing
+from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Part, PartResult, Stage, part_fingerprint
 from pipelines.flow.store.artifact import CountRecord, PartRecord, ReadRecord
 from pipelines.flow.store.commit import remedy_for
@@ -36,7 +36,7 @@ def try_part(
     part: Part,
     restore: PartRecord | None,
     forced: bool,
-    report: Report = say_nothing,
+    report: Report = no_report,
 ) -> PartOutcome:
     """`run_one_part`, with errors as values. KeyboardInterrupt and the like still end the process."""
     try:
@@ -56,7 +56,7 @@ def run_one_part(
     part: Part,
     restore: PartRecord | None = None,
     forced: bool = False,
-    report: Report = say_nothing,
+    report: Report = no_report,
 ) -> PartRecord:
     """The committed record of a part: made now, or found if somebody else was faster and it is not `forced`.
 

@@ -57,17 +57,17 @@ def ray_submission(environment: Mapping[str, str]) -> dict[str, str | None]:
 
 def mask_secrets(argv: Sequence[str]) -> list[str]:
     """`argv` without the values of options that name a secret, and without user names and passwords in URLs."""
-    masked, hide_next = [], False
+    masked, mask_next = [], False
     for word in argv:
         name, equals, _ = word.partition("=")
         is_option = word.startswith("-")
-        if hide_next and not is_option:
+        if mask_next and not is_option:
             masked.append(MASK)
         elif equals and _SECRET_WORD.search(name) and "://" not in name:
             masked.append(f"{name}={MASK}")
         else:
             masked.append(mask_url(word))
-        hide_next = is_option and not equals and bool(_SECRET_WORD.search(name))
+        mask_next = is_option and not equals and bool(_SECRET_WORD.search(name))
     return masked
 
 

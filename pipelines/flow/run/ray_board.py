@@ -16,7 +16,7 @@ from pipelines.flow.live import Counters, Listener
 log = logging.getLogger(__name__)
 
 
-class Latest:
+class CounterActor:
     """The actor's state: the newest counters of every part that has spoken since they were last taken."""
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Latest:
         return taken
 
 
-class Board:
+class CounterRelay:
     """The driver's end. Starts the actor at once; `poll` hands on what has come."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self.actor = cast(Any, ray.remote(Latest)).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.actor = cast(Any, ray.remote(CounterActor)).options(num_cpus=0, scheduling_strategy=here).remote()
         self._asked: Any = None
 
     def poll(self) -> None:

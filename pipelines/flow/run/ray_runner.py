@@ -15,8 +15,8 @@ from typing import Any, cast
 import ray
 
 import pipelines
-from pipelines.flow.live import Listener, Report, say_nothing
-from pipelines.flow.run.ray_board import Board, RayReport
+from pipelines.flow.live import Listener, Report, no_report
+from pipelines.flow.run.ray_board import CounterRelay, RayReport
 from pipelines.flow.stage import Node
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -50,7 +50,7 @@ class RayRunner:
         self._threads = ThreadPoolExecutor(DRIVER_THREADS, thread_name_prefix="driver-part")
         self._call = ray.remote(_call)
         self._references: dict[Future[Any], Any] = {}  # kept, or Ray would drop the task's result
-        self._board: Board | None = None
+        self._relay: CounterRelay | None = None
         self._polled_at = 0.0
 
     def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
@@ -58,7 +58,7 @@ class RayRunner:
         runtime = node.runtime
         if runtime.on_driver:
             return self._threads.submit(function, *args)
-        self._require_room(node)
+        self._require_resources(node)
         task = self._call.options(
             name=node.key,
             num_cpus=runtime.num_cpus,
@@ -77,25 +77,25 @@ class RayRunner:
         """Those of `handles` that are done; blocks until there is one."""
         futures = cast(Sequence[Future[Any]], handles)
         while True:
-            seconds = None if self._board is None else POLL_SECONDS
+            seconds = None if self._relay is None else POLL_SECONDS
             done = wait(futures, seconds, return_when=FIRST_COMPLETED).done
-            if self._board is not None and time.monotonic() >= self._polled_at + POLL_SECONDS:
+            if self._relay is not None and time.monotonic() >= self._polled_at + POLL_SECONDS:
                 self._polled_at = time.monotonic()
-                self._board.poll()
+                self._relay.poll()
             if done:
                 return list(done)
 
     def listen(self, listener: Listener) -> None:
         """Start the board that carries reports of parts to `listener`; it takes no CPU of the cluster's count."""
-        if self._board is not None:
-            self._board.close()
-        self._board = Board(listener)
+        if self._relay is not None:
+            self._relay.close()
+        self._relay = CounterRelay(listener)
 
     def reporter(self, node: Node, part: str) -> Report:
         """What a part reports with, on any machine of the cluster."""
-        if self._board is None or self._board.actor is None:
-            return say_nothing
-        return RayReport(self._board.actor, node.key, part)
+        if self._relay is None or self._relay.actor is None:
+            return no_report
+        return RayReport(self._relay.actor, node.key, part)
 
     def result(self, handle: Hashable) -> Any:
         """What the function returned. StageFailed if its worker died more often than `max_retries` allows."""
@@ -117,8 +117,8 @@ class RayRunner:
         for reference in self._references.values():
             ray.cancel(reference, force=True)
         self._references.clear()
-        if self._board is not None:
-            self._board.close()
+        if self._relay is not None:
+            self._relay.close()
         if self._started:
             ray.shutdown()
 
@@ -128,7 +128,7 @@ class RayRunner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require_room(self, node: Node) -> None:
+    def _require_resources(self, node: Node) -> None:
         """A cluster may still grow; a local Ray never does, and a part it has no room for would wait for ever."""
         if not self._is_local:
             return

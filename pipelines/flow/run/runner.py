@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipelines.flow.live import Counters, Listener, Report, say_nothing
+from pipelines.flow.live import Counters, Listener, Report, no_report
 from pipelines.flow.stage import Node
 
 
@@ -74,7 +74,7 @@ class InlineRunner:
         self._listener = listener
 
     def reporter(self, node: Node, part: str) -> Report:
-        return say_nothing if self._listener is None else DirectReport(self._listener, node.key, part)
+        return no_report if self._listener is None else DirectReport(self._listener, node.key, part)
 
     def close(self) -> None:
         self._waiting.clear()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.flow.live import Report, say_nothing
+from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Input, Node
 from pipelines.flow.store import commit
 from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord, Ref, as_input, seal, unseal
@@ -49,7 +49,7 @@ class ScratchWriter:
     stage: str
     fingerprint: str
     folder: Path
-    report: Report = say_nothing
+    report: Report = no_report
 
     @property
     def path(self) -> Path:
@@ -103,7 +103,7 @@ class Store:
         """The folder, relative to the store, of what survives a crash of a part."""
         return f"state/{_safe(stage)}/{_safe(fingerprint)}"
 
-    def begin_part(self, stage: str, fingerprint: str, report: Report = say_nothing) -> ScratchWriter:
+    def begin_part(self, stage: str, fingerprint: str, report: Report = no_report) -> ScratchWriter:
         """A writer with an empty folder. Local stores keep it below `tmp/`, so that the commit is one rename."""
         attempt = f"{this_process().token}-{uuid.uuid4().hex[:12]}"
         root = self.local_root

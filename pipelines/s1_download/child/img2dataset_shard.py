@@ -1,4 +1,4 @@
-"""img2dataset's way to fetch a picture for one list of URLs, without the rest of its package.
+"""img2dataset's way to fetch an image for one list of URLs, without the rest of its package.
 
 Its requests, its calls of `urlopen` and its reading of X-Robots-Tag are used; its pools, its re-encoding and its file
 formats are not.

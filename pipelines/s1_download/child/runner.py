@@ -52,12 +52,12 @@ class Run:
     results: dict[int, Result] = field(default_factory=dict)
 
 
-def look_away(journal: Path) -> None:
+def no_watch(journal: Path) -> None:
     """Watches nothing."""
 
 
 def fetch_items(
-    items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy, watch: Watch = look_away
+    items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy, watch: Watch = no_watch
 ) -> dict[int, Result]:
     """A result for every item, whatever happens to the children that fetch them; payloads are in files in `folder`.
 
@@ -90,9 +90,9 @@ def _fetch(run: Run, items: list[Item], retries: int) -> None:
     elif len(items) == 1:
         _give_up(run, items, "worker_died", f"the process that fetched and decoded it ended by {how_it_ended}")
     else:
-        suspects = [item for item in left if item.id in in_flight]
+        in_progress = [item for item in left if item.id in in_flight]
         _fetch(run, [item for item in left if item.id not in in_flight], retries=1)
-        for group in (suspects[: len(suspects) // 2], suspects[len(suspects) // 2 :]):
+        for group in (in_progress[: len(in_progress) // 2], in_progress[len(in_progress) // 2 :]):
             _fetch(run, group, retries=0)
 
 

@@ -1,8 +1,8 @@
-"""Whether the bytes that came are the bytes that were meant: published hashes, and pictures that stand for none.
+"""Whether the bytes that came are the bytes that were meant: published hashes, and images that stand for none.
 
 Whoever buys an expired domain decides what a list of URLs shows (arXiv 2302.10149: 0.01 % of LAION-400M for 60 US$).
 Where a source publishes hashes, the bytes as fetched are compared with them, before anything is stripped from them. A
-mismatch alone proves nothing, because many servers have re-encoded their pictures since: about 15 % of LAION's differ.
+mismatch alone proves nothing, because many servers have re-encoded their images since: about 15 % of LAION's differ.
 So it is written down, and dropped only if the experiment says so; `domains.py` looks at whole domains.
 """
 
@@ -24,9 +24,9 @@ def wanted_hashes(published: Iterable[str]) -> tuple[str, ...]:
 
 
 def body_hashes(item: Item, body: bytes, media: Media | None) -> dict[str, str]:
-    """Algorithm -> hex digest of `body`: what the item's rows publish, and always the sha256 of a picture.
+    """Algorithm -> hex digest of `body`: what the item's rows publish, and always the sha256 of an image.
 
-    `media` saves hashing a picture again. The sha256 of a video costs 0.5 s a GB and is made only where it is compared.
+    `media` saves hashing an image again. The sha256 of a video costs 0.5 s a GB and is made only where it is compared.
     """
     hashes = {name: hashlib.new(name, body, usedforsecurity=False).hexdigest() for name in item.hashes if name == "md5"}
     if item.kind == "image" and media is not None:

@@ -71,13 +71,15 @@ class Worker:
 
     def __init__(self, folder: Path, config: DownloadConfig, policy: Policy) -> None:
         self._config = config
-        self._decoding = threading.Lock()  # one picture at a time: a large one takes 200 MB
+        self._decoding = threading.Lock()  # one image at a time: a large one takes 200 MB
         self._journal = Journal(folder / JOURNAL_NAME)
         self._payloads = PayloadFile(folder / PAYLOADS_NAME)
         # A later round must ask again for names that the machine remembers not to exist.
         resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
-        manners = config.manners()
-        self._fetchers = {kind: Fetcher(policy, config.limits(kind), manners, resolver) for kind in ("image", "video")}
+        crawler_policy = config.crawler_policy()
+        self._fetchers = {
+            kind: Fetcher(policy, config.limits(kind), crawler_policy, resolver) for kind in ("image", "video")
+        }
         command = check_command(config, "download")
         self._yt_dlp = YtDlp(command, config, policy) if command else None
 

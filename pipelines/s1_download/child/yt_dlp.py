@@ -76,12 +76,12 @@ class YtDlp:
 
     def __init__(self, command: list[str], config: DownloadConfig, policy: Policy) -> None:
         self._command, self._config, self._policy = command, config, policy
-        self._limits, self._manners = config.limits("video"), config.manners()
+        self._limits, self._crawler_policy = config.limits("video"), config.crawler_policy()
         self._resolver = Resolver()
         self._gate = HostGate(config.video_threads, config.yt_dlp_videos_per_second)
-        self._robots = RobotsCache(self._manners.user_agent_token, bool(self._manners.directives))
+        self._robots = RobotsCache(self._crawler_policy.user_agent_token, bool(self._crawler_policy.directives))
         # Asks for robots.txt only, so it must not ask itself whether it may.
-        self._pages = Fetcher(policy, config.limits("image"), replace(self._manners, reads_robots=False))
+        self._pages = Fetcher(policy, config.limits("image"), replace(self._crawler_policy, reads_robots=False))
         self._left_alone: set[str] = set()  # domains that have answered 429
         self._lock = threading.Lock()
 
@@ -90,8 +90,8 @@ class YtDlp:
         outcome, domain = Outcome(url, final_url=url), registered_domain(url)
         try:
             target = parse_target(url)
-            self._manners.denied.check(target)
-            if self._manners.reads_robots:
+            self._crawler_policy.denied.check(target)
+            if self._crawler_policy.reads_robots:
                 outcome.robots = self._robots.check(target, self._robots_txt)
             with self._gate:
                 if domain in self._left_alone:
@@ -116,7 +116,7 @@ class YtDlp:
         with (
             tempfile.TemporaryDirectory(prefix="x2vlm-yt-dlp-") as folder,
             guarded_proxy(
-                self._policy, self._resolver, self._manners.denied, max_bytes, limits.connect_seconds
+                self._policy, self._resolver, self._crawler_policy.denied, max_bytes, limits.connect_seconds
             ) as proxy,
         ):
             status, words = self._execute(arguments(self._config, proxy.url, url), Path(folder))

@@ -18,7 +18,7 @@ from pipelines.s1_download.http.head import Response
 CHUNK_BYTES = 64 << 10
 UNPACK_BYTES = 256 << 10  # at most so much comes out of a packed body before it is judged again
 RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
-ROOM_FREE_BYTES = 256 << 10  # a body below this needs no room, as most pictures of the web
+UNBUDGETED_BYTES = 256 << 10  # a body below this needs no room, as most images of the web
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 MAX_CHUNK_LINE_BYTES = 4096
 
@@ -32,7 +32,7 @@ class BodyLimits:
     cuts_long_bodies: bool = False  # what lies behind max_bytes is left unread, instead of refusing the whole
 
 
-class Room:
+class MemoryBudget:
     """Memory for the bodies of one process that grow large: `num_bytes` together, or a single one that needs more."""
 
     def __init__(self, num_bytes: int) -> None:
@@ -42,15 +42,15 @@ class Room:
 
     def take(self, num_bytes: int, remaining: Callable[[], float]) -> None:
         """Return when `num_bytes` may be used, first come first served; raises what `remaining` does once it is 0."""
-        ticket = object()
+        waiter = object()
         with self._changed:
-            self._queue.append(ticket)
+            self._queue.append(waiter)
             try:
-                while self._queue[0] is not ticket or (self._used and self._used + num_bytes > self._num_bytes):
+                while self._queue[0] is not waiter or (self._used and self._used + num_bytes > self._num_bytes):
                     self._changed.wait(remaining())
                 self._used += num_bytes
             finally:
-                self._queue.remove(ticket)
+                self._queue.remove(waiter)
                 self._changed.notify_all()
 
     def give_back(self, num_bytes: int) -> None:
@@ -60,8 +60,8 @@ class Room:
             self._changed.notify_all()
 
 
-def read_body(response: Response, limits: BodyLimits, take_room: Callable[[int], None]) -> bytes:
-    """The whole body, unpacked; `take_room` is called, once at most, before it becomes large.
+def read_body(response: Response, limits: BodyLimits, reserve_memory: Callable[[int], None]) -> bytes:
+    """The whole body, unpacked; `reserve_memory` is called, once at most, before it becomes large.
 
     Refusal with rule body_too_large, compression_ratio, truncated_body, encoding_unsupported, bad_response (framed or
     packed wrongly) or empty_body.
@@ -70,7 +70,7 @@ def read_body(response: Response, limits: BodyLimits, take_room: Callable[[int],
     if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
         raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
-    if encoding in ("", "identity") and announced and announced <= min(limits.max_bytes, ROOM_FREE_BYTES):
+    if encoding in ("", "identity") and announced and announced <= min(limits.max_bytes, UNBUDGETED_BYTES):
         body = response.fp.read(announced)  # what follows does the same in pieces, for 8 us more
         if len(body) < announced:
             raise _broken_off(len(body), announced, "bytes")
@@ -90,8 +90,8 @@ def read_body(response: Response, limits: BodyLimits, take_room: Callable[[int],
             start, size = size, size + len(piece)
             if size > limits.max_bytes:
                 raise Refusal("body_too_large", f"more than {limits.max_bytes} bytes")
-            if large is None and size > ROOM_FREE_BYTES:
-                take_room(most)
+            if large is None and size > UNBUDGETED_BYTES:
+                reserve_memory(most)
                 large = _moved(small, most)
             if large is None:
                 small.append(piece)

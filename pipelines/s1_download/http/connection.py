@@ -14,7 +14,7 @@ from pipelines.s1_download.http.guard import Refusal, Target
 from pipelines.s1_download.http.limits import Clock, Limits
 
 HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for marks of chunks
-READ_BYTES = 128 << 10  # asked for at once: most pictures of the web come whole, with their head
+READ_BYTES = 128 << 10  # asked for at once: most images of the web come whole, with their head
 # A read waits so long at a time and then looks at its limits again. As long as no limit is nearer the socket's timeout
 # stays as it is, which saves a system call a read.
 WAIT_SECONDS = 1.0
@@ -168,7 +168,7 @@ class WatchedSocket:
             raise Refusal("too_slow", f"{self.num_received} bytes in {allowed:.1f} seconds")
         return seconds
 
-    def hang_up(self) -> None:
+    def close(self) -> None:
         """End the connection."""
         self._raw.close()
 

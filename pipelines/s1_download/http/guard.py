@@ -1,7 +1,8 @@
 """What the download stage may contact: web addresses and resolved network addresses, judged before any connection.
 
-A URL comes from a stranger. Names are resolved once, every address they give is judged, and the connection goes to the
-judged address, so a name that changes its answer (rebinding) changes nothing, nor does a host in decimal, octal or hex.
+A URL is untrusted input. Names are resolved once, every address they give is judged, and the connection goes
+to the judged address, so a name that changes its answer (rebinding) changes nothing, nor does a host in decimal, octal
+or hex.
 """
 
 import functools
@@ -126,7 +127,7 @@ def _plain_target(scheme: str, host: str, digits: str | None, path: str) -> Targ
     return Target(f"{scheme}://{netloc}{path}", scheme, host, port, path)
 
 
-@functools.lru_cache(maxsize=4096)  # hosts have many pictures; only what is allowed is remembered
+@functools.lru_cache(maxsize=4096)  # hosts have many images; only what is allowed is remembered
 def check_address(address: str, port: int, policy: Policy) -> None:
     """Refusal with rule address_forbidden or port_forbidden unless `address` may be contacted on `port`."""
     ip = ipaddress.ip_address(address.split("%", 1)[0])  # a scope id never makes an address public

@@ -43,9 +43,9 @@ class Memory:
     # host in 8,000 and four one in three million.
     retries: int = 4
     retry_wait_seconds: float = 0.25  # doubles
-    # A name server in trouble must not get the whole load again: all retries together are at most this share of all
+    # A name server in trouble must not get the whole load again: all retries together are at most this fraction of all
     # questions, with some to begin with.
-    retry_share: float = 0.1
+    max_retry_fraction: float = 0.1
     free_retries: int = 50
 
 
@@ -170,7 +170,7 @@ class Resolver:
     def _may_retry(self) -> bool:
         memory = self._memory
         with self._lock:
-            if self._num_retries >= memory.free_retries + memory.retry_share * self._num_questions:
+            if self._num_retries >= memory.free_retries + memory.max_retry_fraction * self._num_questions:
                 return False
             self._num_retries += 1
             return True

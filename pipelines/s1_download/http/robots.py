@@ -27,7 +27,7 @@ class Rule:
     text: str
 
     def matches(self, path: str) -> bool:
-        """Whether `path` begins as the pattern says; linear, so that no pattern of a stranger's can cost more."""
+        """Whether `path` begins as the pattern says; in linear time, because patterns are untrusted."""
         ends = self.pattern.endswith("$")
         first, *others = (self.pattern[:-1] if ends else self.pattern).split("*")
         if not others:
@@ -71,7 +71,7 @@ def parse_robots(body: bytes, token: str, honours_usage: bool = True) -> Robots:
     lines that reserve training count as `Disallow` of the path they name, or of everything.
     """
     ours: list[Rule] = []
-    everyones: list[Rule] = []
+    wildcard_groups: list[Rule] = []
     is_named, in_header = False, False
     groups: list[list[Rule]] = []
     for line in body[:MAX_ROBOTS_BYTES].decode("utf-8", "replace").lstrip("\ufeff").splitlines():
@@ -86,7 +86,7 @@ def parse_robots(body: bytes, token: str, honours_usage: bool = True) -> Robots:
                 is_named = True
                 groups.append(ours)
             elif value == "*":
-                groups.append(everyones)
+                groups.append(wildcard_groups)
         elif name in ("allow", "disallow"):
             in_header = False
             if value.startswith(("/", "*")):  # an empty Disallow forbids nothing; other text is no path
@@ -98,7 +98,7 @@ def parse_robots(body: bytes, token: str, honours_usage: bool = True) -> Robots:
             if honours_usage and usage_signal(preference):
                 for group in groups:
                     group.append(Rule(normalised(path), False, f"{name}: {value}"[:200]))
-    return Robots(tuple(ours if is_named else everyones))
+    return Robots(tuple(ours if is_named else wildcard_groups))
 
 
 def _product(value: str) -> str:

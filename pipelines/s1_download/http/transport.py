@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipelines.s1_download.http.body import BodyLimits, Room, read_body
+from pipelines.s1_download.http.body import BodyLimits, MemoryBudget, read_body
 from pipelines.s1_download.http.connection import Connection, Connections, WatchedSocket, connect
 from pipelines.s1_download.http.deny_list import DenyList
 from pipelines.s1_download.http.guard import CONTROL_CHARACTER, Policy, Refusal, Target, parse_target
@@ -41,7 +41,7 @@ NO_TALK_RULES = (
 
 
 @dataclass(frozen=True)
-class Manners:
+class CrawlerPolicy:
     """Who we say we are and what we let a site forbid."""
 
     user_agent: str
@@ -70,18 +70,20 @@ class Outcome:
 class Fetcher:
     """Fetches URLs under one policy. Safe to share between threads; holds resolved names and each host's queue."""
 
-    def __init__(self, policy: Policy, limits: Limits, manners: Manners, resolver: Resolver | None = None) -> None:
-        self._policy, self._limits, self._manners = policy, limits, manners
+    def __init__(
+        self, policy: Policy, limits: Limits, crawler_policy: CrawlerPolicy, resolver: Resolver | None = None
+    ) -> None:
+        self._policy, self._limits, self._crawler_policy = policy, limits, crawler_policy
         self._resolver = resolver or Resolver()
-        self._room = Room(limits.max_bytes)
+        self._body_memory = MemoryBudget(limits.max_bytes)
         self._connections = Connections(limits.host_connections)
-        if CONTROL_CHARACTER.search(manners.user_agent) or not manners.user_agent.isascii():
-            raise ConfigError(f"user_agent {manners.user_agent!r}: printable ASCII characters only")
+        if CONTROL_CHARACTER.search(crawler_policy.user_agent) or not crawler_policy.user_agent.isascii():
+            raise ConfigError(f"user_agent {crawler_policy.user_agent!r}: printable ASCII characters only")
         self._gates: defaultdict[str, HostGate] = defaultdict(
             lambda: HostGate(limits.host_connections, limits.host_requests_per_second)
         )
         self._breakers: defaultdict[tuple[str, int], Breaker] = defaultdict(lambda: Breaker(limits.host_max_failures))
-        self._robots = RobotsCache(manners.user_agent_token, bool(manners.directives), limits.retries + 1)
+        self._robots = RobotsCache(crawler_policy.user_agent_token, bool(crawler_policy.directives), limits.retries + 1)
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> Outcome:
@@ -105,7 +107,7 @@ class Fetcher:
         for attempt in range(self._limits.retries + 1):
             began = time.monotonic()
             try:
-                return self._follow(outcome, clock, self._limits.body, self._manners.reads_robots)
+                return self._follow(outcome, clock, self._limits.body, self._crawler_policy.reads_robots)
             except Refusal as refusal:
                 wait = wait_before_retry(refusal.rule, outcome.headers, attempt)
                 if wait is None or attempt == self._limits.retries or wait >= clock.remaining():
@@ -139,7 +141,7 @@ class Fetcher:
             if previous is not None and previous.scheme == "https" and target.scheme == "http":
                 raise Refusal("redirect_downgrade", f"from https to {target.url}")
             outcome.final_url = target.url
-            self._manners.denied.check(target)
+            self._crawler_policy.denied.check(target)
             if asks_robots:
                 outcome.robots = self._robots.check(target, lambda robots_url: self._fetch_robots(robots_url, clock))
             location = self._exchange(target, outcome, clock, limits)
@@ -176,7 +178,7 @@ class Fetcher:
             if idle:
                 try:
                     return self._ask(idle, target, outcome, clock, limits, is_first=False)
-                except HungUpOn:
+                except ConnectionClosed:
                     pass  # it was about to close, and RFC 9112 9.3.1 lets us ask again: once, on a new one
             return self._ask(connect(target, addresses, clock), target, outcome, clock, limits)
         finally:
@@ -198,23 +200,23 @@ class Fetcher:
         watched = WatchedSocket(connection.socket, clock, of_this)
         stays_open = False
         try:
-            watched.sendall(request_head(target, self._manners.user_agent))
+            watched.sendall(request_head(target, self._crawler_policy.user_agent))
             response = read_head(watched)
             if response.status == 408 and not is_first:  # said to a silence, and crossed by our request
-                raise HungUpOn
+                raise ConnectionClosed
             location = self._read(response, watched, outcome, clock, limits)
             stays_open = location is None and may_stay_open(response) and not watched.has_more
             return location
         except OSError as error:
             refusal = error if isinstance(error, Refusal) else Refusal("connection_reset", str(error))
             if refusal.rule == "connection_reset" and not is_first and not watched.num_received:
-                raise HungUpOn from None
+                raise ConnectionClosed from None
             raise refusal from None
         finally:
             if stays_open:
                 self._connections.keep(target, connection)
             else:
-                watched.hang_up()
+                watched.close()
 
     def _read(
         self, response: Response, watched: WatchedSocket, outcome: Outcome, clock: Clock, limits: BodyLimits
@@ -228,31 +230,33 @@ class Fetcher:
         if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
             raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
         watched.expect_body()
-        manners, taken = self._manners, 0
+        crawler_policy, taken = self._crawler_policy, 0
         if not limits.cuts_long_bodies:  # of robots.txt: what its own headers say of indexing it is no matter
-            outcome.opt_out = opt_out_signal(response.headers, manners.user_agent_token, manners.directives)
+            outcome.opt_out = opt_out_signal(
+                response.headers, crawler_policy.user_agent_token, crawler_policy.directives
+            )
             if outcome.opt_out:
                 raise Refusal("opted_out", outcome.opt_out, response.status)
 
-        def take_room(num_bytes: int) -> None:
+        def reserve_memory(num_bytes: int) -> None:
             nonlocal taken
             began = time.monotonic()
             try:
-                self._room.take(num_bytes, clock.remaining)
+                self._body_memory.take(num_bytes, clock.remaining)
             except Refusal:  # the host did nothing wrong
                 raise Refusal("out_of_memory", "no room for a large body before the deadline") from None
             taken += num_bytes
             watched.pause(time.monotonic() - began)
 
         try:
-            outcome.body = read_body(response, limits, take_room)
+            outcome.body = read_body(response, limits, reserve_memory)
         finally:
             if taken:
-                self._room.give_back(taken)
+                self._body_memory.give_back(taken)
         return None
 
 
-class HungUpOn(Exception):
+class ConnectionClosed(Exception):
     """A connection that was open already came to its end without an answer to what was asked."""
 
 
@@ -315,13 +319,13 @@ def guarded_opener(fetch: Callable[[str], Outcome]) -> urllib.request.OpenerDire
     return opener
 
 
-def manners(
+def crawler_policy(
     user_agent: str,
     user_agent_token: str,
     directives: Collection[str],
     reads_robots: bool = False,
     denied: DenyList | None = None,
-) -> Manners:
-    """Manners with names and directives in the one spelling in which they are compared."""
+) -> CrawlerPolicy:
+    """CrawlerPolicy with names and directives in the one spelling in which they are compared."""
     spelled = frozenset(text.strip().lower() for text in directives)
-    return Manners(user_agent, user_agent_token.strip().lower(), spelled, reads_robots, denied or DenyList())
+    return CrawlerPolicy(user_agent, user_agent_token.strip().lower(), spelled, reads_robots, denied or DenyList())

@@ -1,4 +1,4 @@
-"""What is stored of a picture that was fetched: its bytes as they came, or a smaller picture of it.
+"""What is stored of an image that was fetched: its bytes as they came, or a smaller image of it.
 
 Either way a sample's media are of the original: its hash, its size in bytes, its width and height in upright pixels, in
 which boxes are counted. Only the format is that of what is stored.
@@ -21,7 +21,7 @@ class OriginalBytes(FrozenConfig):
     """The bytes as they came, but for their metadata.
 
     `check` header decodes nothing, which is the default because decoding costs 3.5 CPU ms for 1200 x 800 pixels where
-    all the rest of a download costs about 1.2: a picture that is broken behind its header is stored, and counted where
+    all the rest of a download costs about 1.2: an image that is broken behind its header is stored, and counted where
     it is first decoded, by `score` as `decode_failed` and by the loader as a substitute. With decode it is a drop here.
     """
 
@@ -32,7 +32,7 @@ class OriginalBytes(FrozenConfig):
 class Reencoded(FrozenConfig):
     """JPEGs of at most `short_edge` pixels, upright, without metadata; see `x2vlm.data.media.images.reencode_image`.
 
-    What does not decode is a drop. `scaled_decode` is faster and not the same picture: its docstring has the figures.
+    What does not decode is a drop. `scaled_decode` is faster and not the same image: its docstring has the figures.
     """
 
     kind: Literal["reencoded"]
@@ -45,12 +45,12 @@ Store = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind"
 
 
 def decodes(store: OriginalBytes | Reencoded) -> bool:
-    """Whether pictures are decoded on their way into `store`."""
+    """Whether images are decoded on their way into `store`."""
     return isinstance(store, Reencoded) or store.check == "decode"
 
 
 def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadata: bool) -> tuple[Media, bytes, str]:
-    """What the picture `body` is, what to store of it, and the sha256 of that.
+    """What the image `body` is, what to store of it, and the sha256 of that.
 
     Raises InvalidSample with a rule of `open_image`, or metadata_unreadable.
     """
@@ -78,5 +78,5 @@ def without_metadata(body: bytes, header: Header) -> bytes:
         again = probe(stripped)
         found = (again.format, again.width, again.height)
     if found != (header.format, header.width, header.height):
-        raise InvalidSample("metadata_unreadable", "without its metadata the picture would have another size")
+        raise InvalidSample("metadata_unreadable", "without its metadata the image would have another size")
     return stripped

@@ -1,8 +1,8 @@
-"""Pictures without what their makers did not mean to publish: GPS, names, serial numbers, thumbnails, edit histories.
+"""Images without what their makers did not mean to publish: GPS, names, serial numbers, thumbnails, edit histories.
 
 Nothing is decoded and no pixel changes: the file's segments are copied but for those that carry metadata. What pixels
 look like (colour profile, gamma, transparency, animation) stays, and so does the orientation, in an EXIF block that
-says nothing else. What lies behind the end of the picture, such as the clip of a "motion photo", goes too.
+says nothing else. What lies behind the end of the image, such as the clip of a "motion photo", goes too.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A list of pictures that stand for a picture that is gone, as "photo unavailable" does, and come with HTTP 200."""
+"""A list of images that stand for an image that is gone, as "photo unavailable" does, and come with HTTP 200."""
 
 import hashlib
 from pathlib import Path

@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--out", type=Path, required=True, help="folder for JSON files and profiles")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="toy sizes: shows that the script runs")
+    parser.add_argument("--tiny", action="store_true", help="at tiny sizes: shows that the script runs")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if options.device == "cuda" and not torch.cuda.is_available():

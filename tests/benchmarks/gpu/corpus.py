@@ -16,9 +16,9 @@ from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 WIDTH, HEIGHT, QUALITY = 341, 256, 90  # short edge as staged; about 25 KB
-NUM_PICTURES = 64  # different ones; every sample has bytes of its own, as a comment in the JPEG numbers them
+NUM_IMAGES = 64  # different ones; every sample has bytes of its own, as a comment in the JPEG numbers them
 WORDS = tuple(f"word{number}" for number in range(900))
-BOXES_PER_PICTURE = 4
+BOXES_PER_IMAGE = 4
 
 
 def tokenizer() -> WordPieceTokenizer:
@@ -41,14 +41,14 @@ def photo_like(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_corpus(folder: Path, num_samples: int, num_shards: int, num_pictures: int = NUM_PICTURES) -> list[ShardFiles]:
-    """Shards below `folder`: captions of 12 words on average, phrases of 4, four boxes a picture."""
+def write_corpus(folder: Path, num_samples: int, num_shards: int, num_images: int = NUM_IMAGES) -> list[ShardFiles]:
+    """Shards below `folder`: captions of 12 words on average, phrases of 4, four boxes an image."""
     folder.mkdir(parents=True, exist_ok=True)
-    photos = [photo_like(number) for number in range(num_pictures)]
+    photos = [photo_like(number) for number in range(num_images)]
     payloads: dict[str, bytes] = {}
     shards: list[list[Sample]] = [[] for _ in range(num_shards)]
     for number in range(num_samples):
-        payload = numbered(photos[number % num_pictures], number)
+        payload = numbered(photos[number % num_images], number)
         sha256 = hashlib.sha256(payload).hexdigest()
         payloads[sha256] = payload
         shards[number % num_shards].append(_sample(number, Media("image", sha256, len(payload), WIDTH, HEIGHT, "jpeg")))
@@ -77,7 +77,7 @@ def _sample(number: int, media: Media) -> Sample:
 
 
 def _concepts(random: np.random.Generator) -> Iterator[Concept]:
-    for _ in range(BOXES_PER_PICTURE):
+    for _ in range(BOXES_PER_IMAGE):
         w, h = int(random.integers(40, WIDTH // 2)), int(random.integers(40, HEIGHT // 2))
         box = Box(float(random.integers(WIDTH - w)), float(random.integers(HEIGHT - h)), float(w), float(h))
         yield Concept(Grain.REGION, _text(random, 4, 1.2), box)

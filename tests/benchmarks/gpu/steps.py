@@ -48,7 +48,7 @@ COMPILED = ExecutionConfig(compile_blocks=True)
 
 
 @dataclass(frozen=True)
-class Rung:
+class Variant:
     """A way to make the step: the reference's graph with that attention, or ours with those switches."""
 
     name: str
@@ -57,16 +57,16 @@ class Rung:
     fused_optimizer: bool = False
 
 
-REFERENCE = Rung("R0 reference graph, fp16", attention="eager")
-OURS = Rung("R5 R4 + fused AdamW", execution=COMPILED, fused_optimizer=True)
+REFERENCE = Variant("R0 reference graph, fp16", attention="eager")
+OURS = Variant("R5 R4 + fused AdamW", execution=COMPILED, fused_optimizer=True)
 LADDER = (
     REFERENCE,
-    Rung("R1 R0 + fused attention", attention="sdpa"),
-    Rung("R2 ours: shared image keys, bf16, no row-wise waits", execution=PADDED),
-    Rung("R3 R2 + packed texts, one fusion call, pruned", execution=EXACT),
-    Rung("R4 R3 + compiled image blocks", execution=COMPILED),
+    Variant("R1 R0 + fused attention", attention="sdpa"),
+    Variant("R2 ours: shared image keys, bf16, no row-wise waits", execution=PADDED),
+    Variant("R3 R2 + packed texts, one fusion call, pruned", execution=EXACT),
+    Variant("R4 R3 + compiled image blocks", execution=COMPILED),
     OURS,
-    Rung("R0 again", attention="eager"),
+    Variant("R0 again", attention="eager"),
 )
 
 
@@ -78,26 +78,28 @@ def flops_of(config: ModelConfig, streams: Sequence[StreamShape], execution: Exe
     return step_flops(config, batch_shapes(streams), rewrites)
 
 
-def make_step(rung: Rung, config: ModelConfig, streams: Sequence[StreamShape], device: str) -> Callable[[], object]:
+def make_step(
+    variant: Variant, config: ModelConfig, streams: Sequence[StreamShape], device: str
+) -> Callable[[], object]:
     """A whole optimizer step of that rung on fixed batches."""
     torch.manual_seed(0)
     model = build_model(config).to(device).train()
     batches = make_batches(streams, config, device)
-    if rung.attention is not None:
-        reference = ReferenceSide(model, rung.attention, half_precision=True)
+    if variant.attention is not None:
+        reference = ReferenceSide(model, variant.attention, half_precision=True)
         inputs = {name: graph_inputs(batch) for name, batch in batches.items()}
         return lambda: reference.step(inputs)
     optimizer = None
-    if rung.fused_optimizer:
+    if variant.fused_optimizer:
         groups = [group for group in parameter_groups(model, OptimizerConfig(lr=LEARNING_RATE)) if group["params"]]
         optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=DECAY, fused=True)
-    side = OurSide(model, rung.execution, half_precision=True, optimizer=optimizer)
+    side = OurSide(model, variant.execution, half_precision=True, optimizer=optimizer)
     return lambda: side.step(batches)
 
 
-def run_rung(
+def run_variant(
     bench: Bench,
-    rung: Rung,
+    variant: Variant,
     config: ModelConfig,
     streams: tuple[StreamShape, ...],
     profile: str | None = None,
@@ -106,17 +108,17 @@ def run_rung(
 ) -> dict[str, Any]:
     """Milliseconds, rates, both utilisations, memory and waits of one rung."""
     row: dict[str, Any] = {"lengths": histogram(streams)}
-    step = make_step(rung, config, streams, bench.device)
+    step = make_step(variant, config, streams, bench.device)
     with bench.peak_memory(row):
         timing = bench.time_steps(step, warmup, rounds)
     row |= {"ms": rounded(timing.median), "least_ms": rounded(timing.least), "most_ms": rounded(timing.most)}
     row["waits_per_step"] = bench.count_waits(step)
     texts = sum(stream.rows for stream in streams)
-    pictures = sum(stream.pictures * stream.frames for stream in streams)
+    images = sum(stream.images * stream.frames for stream in streams)
     tokens = sum(length for stream in streams for length in stream.lengths)
-    for unit, amount in (("texts", texts), ("images", pictures), ("real_tokens", tokens)):
+    for unit, amount in (("texts", texts), ("images", images), ("real_tokens", tokens)):
         row[f"{unit}_per_second"] = rounded(per_second(amount, timing), 1)
-    row |= utilisation(bench, timing, flops_of(config, streams, rung.execution), "executed")
+    row |= utilisation(bench, timing, flops_of(config, streams, variant.execution), "executed")
     row |= utilisation(bench, timing, flops_of(config, streams, None), "reference")
     if profile:
         row["profile"] = bench.profile_top(profile, step)
@@ -124,7 +126,7 @@ def run_rung(
 
 
 def utilisation(bench: Bench, timing: Any, flops: int, kind: str) -> dict[str, Any]:
-    """FLOPs of a step, and the share of the device's dense bfloat16 peak that they are; null for a GPU not listed.
+    """FLOPs of a step, and the fraction of the device's dense bfloat16 peak that they are; null for a GPU not listed.
 
     With the FLOPs of the reference's graph it is a proxy for speed, not a utilisation, and may exceed 100 %.
     """
@@ -137,9 +139,11 @@ def utilisation(bench: Bench, timing: Any, flops: int, kind: str) -> dict[str, A
 def run_part_2(bench: Bench) -> None:
     config, streams = (TOY_MODEL, TINY[:2]) if bench.is_tiny else (BASE_MODEL, BASE_4M)
     first: dict[str, Any] = {}
-    for rung in LADDER:
-        profile = {REFERENCE.name: "R0", OURS.name: "R5"}.get(rung.name)
-        row = bench.measure(rung.name, lambda rung=rung, p=profile: run_rung(bench, rung, config, streams, p))
+    for variant in LADDER:
+        profile = {REFERENCE.name: "R0", OURS.name: "R5"}.get(variant.name)
+        row = bench.measure(
+            variant.name, lambda variant=variant, p=profile: run_variant(bench, variant, config, streams, p)
+        )
         first = first or row
         bench.compare(row, first)
     bench.measure("R0 against itself", lambda: {"noise": noise_of(row.get("speedup"))})

@@ -10,7 +10,7 @@ import torch
 
 from tests.benchmarks.gpu.bench import Bench, rounded
 from tests.benchmarks.gpu.corpus import tokenizer, write_corpus
-from tests.benchmarks.gpu.steps import OURS, REFERENCE, TOY_MODEL, make_step, run_rung
+from tests.benchmarks.gpu.steps import OURS, REFERENCE, TOY_MODEL, make_step, run_variant
 from tests.benchmarks.step_inputs import (
     BASE_4M,
     BASE_MODEL,
@@ -30,7 +30,7 @@ from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import build_model
 
-SWEEP = (64, 128, 256)  # image rows; as many region rows of 50 pictures in 128
+SWEEP = (64, 128, 256)  # image rows; as many region rows of 50 images in 128
 WARMUP, ROUNDS = 5, 15
 LOADER_WARMUP, LOADER_STEPS = 15, 60
 
@@ -48,10 +48,12 @@ def run_part_3(bench: Bench) -> None:
     for name, config, streams in cases:
         rows = [
             bench.measure(
-                f"{name}: {rung.name}",
-                lambda rung=rung, c=config, s=streams: run_rung(bench, rung, c, s, warmup=WARMUP, rounds=ROUNDS),
+                f"{name}: {variant.name}",
+                lambda variant=variant, c=config, s=streams: run_variant(
+                    bench, variant, c, s, warmup=WARMUP, rounds=ROUNDS
+                ),
             )
-            for rung in (REFERENCE, OURS)
+            for variant in (REFERENCE, OURS)
         ]
         bench.compare(rows[1], rows[0])
     base = TOY_MODEL if bench.is_tiny else BASE_MODEL
@@ -59,7 +61,7 @@ def run_part_3(bench: Bench) -> None:
         streams = (images(count), regions(count, max(1, count * 50 // 128)))
         bench.measure(
             f"{name}: {OURS.name}",
-            lambda s=streams: run_rung(bench, OURS, base, s, warmup=WARMUP, rounds=ROUNDS),
+            lambda s=streams: run_variant(bench, OURS, base, s, warmup=WARMUP, rounds=ROUNDS),
         )
     bench.measure("compile time", lambda: compile_time(bench))
 
@@ -82,23 +84,23 @@ def compile_time(bench: Bench) -> dict[str, Any]:
 def end_to_end(bench: Bench) -> dict[str, Any]:
     """Steps fed by the real loader from JPEG shards, against the same steps on one batch that is already there.
 
-    `wait_percent` is the share of time spent asking for the next batch while the device has caught up: the host waits
-    for every step here, so that waiting for data cannot hide behind work that is still queued.
+    `wait_percent` is the fraction of time spent asking for the next batch while the device has caught up: the host
+    waits for every step here, so that waiting for data cannot hide behind work that is still queued.
     """
     config = TOY_MODEL if bench.is_tiny else BASE_MODEL
-    rows, pictures, samples = (4, 2, 24) if bench.is_tiny else (128, 50, 8192)
+    rows, num_images, samples = (4, 2, 24) if bench.is_tiny else (128, 50, 8192)
     warmup, steps = (0, 2) if bench.is_tiny else (LOADER_WARMUP, LOADER_STEPS)
     workers = 0 if bench.is_tiny else max(1, (os.cpu_count() or 1) - 1)
     data = DataConfig(
         streams=(
             StreamConfig(kind="image", batch_size=rows),
-            StreamConfig(kind="region", batch_size=rows, num_images=pictures),
+            StreamConfig(kind="region", batch_size=rows, num_images=num_images),
         )
     )
     torch.manual_seed(0)
     model = build_model(config).to(bench.device).train()
     side = OurSide(model, OURS.execution, half_precision=True)
-    row: dict[str, Any] = {"reader_processes": workers, "pictures_per_step": rows + pictures}
+    row: dict[str, Any] = {"reader_processes": workers, "pictures_per_step": rows + num_images}
     with tempfile.TemporaryDirectory() as folder:
         files = write_corpus(Path(folder), samples, 2 if bench.is_tiny else 16, 2 if bench.is_tiny else 64)
         vision = config.vision
@@ -123,6 +125,6 @@ def end_to_end(bench: Bench) -> dict[str, Any]:
         "ms": seconds / steps * 1e3,
         "ms_without_loader": fed / steps * 1e3,
         "wait_percent": 100 * waited / seconds,
-        "images_per_second": (rows + pictures) * steps / seconds,
+        "images_per_second": (rows + num_images) * steps / seconds,
     }
     return row | {name: rounded(value) if bench.is_gpu else None for name, value in measured.items()}

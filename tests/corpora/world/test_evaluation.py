@@ -98,14 +98,14 @@ def test_nlvr2_labels_are_true(noisy_world: World) -> None:
         assert one["left_url"] != one["right_url"]
 
 
-def test_winoground_pairs_have_the_same_words_and_two_pictures(noisy_world: World) -> None:
+def test_winoground_pairs_have_the_same_words_and_two_images(noisy_world: World) -> None:
     examples = lines(noisy_world, "winoground/examples.jsonl")
     assert examples
     for one in examples:
         assert sorted(one["caption_0"].split()) == sorted(one["caption_1"].split())
         assert one["caption_0"] != one["caption_1"]
-        pictures = [(noisy_world.out / "media" / "images" / f"{one[f'image_{n}']}.jpg").read_bytes() for n in (0, 1)]
-        assert pictures[0] != pictures[1]
+        images = [(noisy_world.out / "media" / "images" / f"{one[f'image_{n}']}.jpg").read_bytes() for n in (0, 1)]
+        assert images[0] != images[1]
 
 
 def test_ovad_vectors_agree_with_the_things(noisy_world: World) -> None:

@@ -19,7 +19,7 @@ from pipelines.corpora.world.drawing.languages import (
     relate,
 )
 from pipelines.corpora.world.drawing.scene import Thing, make_scene
-from pipelines.corpora.world.drawing.texts import captions, full_phrase, region_phrases, shared_words, unique_expression
+from pipelines.corpora.world.drawing.texts import captions, full_phrase, region_phrases, unique_expression, word_overlap
 from pipelines.corpora.world.drawing.words import COLOURS, RELATIONS, SHAPES, TEXTURES
 from x2vlm.data.randomness import Draws
 from x2vlm.data.rules.text_overlap import overlapping_texts
@@ -113,7 +113,7 @@ def test_clean_region_phrases_are_left_alone_by_the_filter() -> None:
         texts = pa.array([text for text, _ in regions], pa.string())
         areas = np.array([float(box[2] * box[3]) for _, box in regions])
         assert np.isnan(overlapping_texts(texts, np.zeros(len(regions), np.int64), areas)).all()
-    assert shared_words("a red star", "red star here") == 2 / 3
+    assert word_overlap("a red star", "red star here") == 2 / 3
 
 
 def test_a_unique_expression_fits_one_thing_only() -> None:

@@ -63,7 +63,7 @@ def test_counts_of_the_world_are_those_of_the_truth(noisy_world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["duplicate", "test_leak"])
-def test_repeated_pictures_are_what_the_truth_says(noisy_world: World, kind: str) -> None:
+def test_repeated_images_are_what_the_truth_says(noisy_world: World, kind: str) -> None:
     checked = Counter()
     for row in noisy_world.truth:
         if row["planted"] != kind or row["unit"] != "media":

@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import CLIP_SOURCES, DERIVED, SOURCES, NoiseRates, WorldConfig
 from tests.corpora.world.conftest import World
-from tests.corpora.world.upstream import HOST, Told, read_upstream
+from tests.corpora.world.upstream import HOST, UpstreamFacts, read_upstream
 
 WITH_TINY_BOXES = ("coco", "visual_genome", "objects365", "openimages")
 CLEAN = "clean"
@@ -36,7 +36,7 @@ class Evidence:
     out: Path
     source: str
     truth: list[dict[str, Any]]
-    told: dict[str, Told]
+    told: dict[str, UpstreamFacts]
     scenes: dict[int, dict[str, Any]]
 
     @cached_property
@@ -55,7 +55,7 @@ class Evidence:
         return self.out / "media" / self.told[row_key].url.removeprefix(HOST)
 
     def size(self, row_key: str) -> tuple[int, int]:
-        """Width and height of the picture; of a dead link what the files or, failing that, its scene says."""
+        """Width and height of the image; of a dead link what the files or, failing that, its scene says."""
         if self.file(row_key).is_file():
             with Image.open(self.file(row_key)) as image:
                 return image.size
@@ -146,13 +146,13 @@ def check_regions(found: Evidence) -> Counter[str]:
     return seen
 
 
-def picture(path: Path) -> np.ndarray:
+def load_pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=float)
 
 
 def phash(pixels: np.ndarray) -> int:
-    """64 bits: which of the lowest 8 x 8 frequencies of the grey 32 x 32 picture are above their median."""
+    """64 bits: which of the lowest 8 x 8 frequencies of the grey 32 x 32 image are above their median."""
     grey = Image.fromarray(pixels.astype(np.uint8)).convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     steps = np.arange(32)
     cosines = np.cos(np.pi * np.outer(np.arange(8), 2 * steps + 1) / 64)
@@ -161,7 +161,7 @@ def phash(pixels: np.ndarray) -> int:
 
 
 def check_repeats(found: Evidence, held_out: set[str]) -> Counter[str]:
-    """A duplicate shows a training picture and a leak a held-out one, and the named method is the weakest to see it."""
+    """A duplicate shows a training image and a leak a held-out one, and the named method is the weakest to see it."""
     seen: Counter[str] = Counter()
     for row in found.truth:
         if row["unit"] != "media":
@@ -173,7 +173,7 @@ def check_repeats(found: Evidence, held_out: set[str]) -> Counter[str]:
         copy = found.file(row["row_key"])
         first = found.out / "media" / "images" / (f"COCO_val2014_{name}" if leak else name)
         same = hashlib.sha256(copy.read_bytes()).digest() == hashlib.sha256(first.read_bytes()).digest()
-        one, other = picture(copy), picture(first)
+        one, other = load_pixels(copy), load_pixels(first)
         near = (phash(one) ^ phash(other)).bit_count() <= PHASH_DISTANCE
         where = f"{found.source} {row['row_key']} {row['detail']}"
         assert row["expected_stage"] == ("decontaminate" if leak else "deduplicate"), where
@@ -221,7 +221,7 @@ def kana(text: str) -> bool:
 
 
 def check_texts(found: Evidence) -> Counter[str]:
-    """Texts are in the language that the truth says; those in a mismatched one name no thing of their own picture."""
+    """Texts are in the language that the truth says; those in a mismatched one name no thing of their own image."""
     seen: Counter[str] = Counter()
     for row in found.truth:
         if row["unit"] != "caption":
@@ -245,7 +245,7 @@ def check_texts(found: Evidence) -> Counter[str]:
 
 
 def shown_scene(found: Evidence, row: dict[str, Any]) -> int:
-    """The scene that the picture of a row shows: a repeat shows another than its own."""
+    """The scene that the image of a row shows: a repeat shows another than its own."""
     repeated = re.search(r"of scene (\d+)", found.details[row["row_key"]])
     return int(repeated[1]) if repeated else row["scene"]
 
@@ -319,6 +319,6 @@ def test_twenty_thousand_scenes_are_what_their_truth_says(tmp_path: Path) -> Non
     repeats = {kind: number for kind, number in seen.items() if kind.startswith(("duplicate ", "test_leak "))}
     assert len(repeats) == 10
     assert min(repeats.values()) > 5
-    # A mirrored picture is beyond a perceptual hash. A cropped one may not be: in 3,000 scenes ours saw 15 of 17
+    # A mirrored image is beyond a perceptual hash. A cropped one may not be: in 3,000 scenes ours saw 15 of 17
     # within six bits, so `embedding` is what finds all of them, not the only thing that finds one.
     assert seen["flipped, seen by phash"] < 0.1 * (repeats["duplicate flipped"] + repeats["test_leak flipped"])

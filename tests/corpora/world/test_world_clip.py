@@ -138,7 +138,7 @@ def build_with_clips_only(config: WorldConfig, world: Path) -> None:
 
 @dataclass(frozen=True)
 class Figures:
-    """What one threshold does to some clips: shares of the wrong ones removed and of the right ones kept."""
+    """What one threshold does to some clips: fractions of the wrong ones removed and of the right ones kept."""
 
     num_right: int
     num_wrong: int

@@ -20,7 +20,7 @@ HOST = "http://world.invalid/"
 
 
 @dataclass
-class Told:
+class UpstreamFacts:
     """What the files say about one row. `boxes`: item -> x, y, w, h (fractions of the image where `relative`)."""
 
     url: str = ""
@@ -49,15 +49,15 @@ def lines(path: Path) -> Iterator[list[str]]:
         yield from (line.rstrip("\n").split("\t") for line in file)
 
 
-def read_upstream(out: Path, source: str) -> dict[str, Told]:
+def read_upstream(out: Path, source: str) -> dict[str, UpstreamFacts]:
     """Row key -> what the files of `source` say about that row."""
     return READ[source](out / "annotations" / source)
 
 
-def _coco(folder: Path, name: str = "instances_train2017.json") -> dict[str, Told]:
+def _coco(folder: Path, name: str = "instances_train2017.json") -> dict[str, UpstreamFacts]:
     content = load(folder / name)
     rows = {
-        str(one["id"]): Told(one["coco_url"] if name != "zhiyuan_objv2_train.json" else one["url"])
+        str(one["id"]): UpstreamFacts(one["coco_url"] if name != "zhiyuan_objv2_train.json" else one["url"])
         for one in content["images"]
     }
     for image in content["images"]:
@@ -70,16 +70,16 @@ def _coco(folder: Path, name: str = "instances_train2017.json") -> dict[str, Tol
     return rows
 
 
-def _coco_with_captions(folder: Path) -> dict[str, Told]:
+def _coco_with_captions(folder: Path) -> dict[str, UpstreamFacts]:
     rows = _coco(folder)
     for one in load(folder / "captions_train2017.json")["annotations"]:
         rows[str(one["image_id"])].texts.append(one["caption"])
     return rows
 
 
-def _visual_genome(folder: Path) -> dict[str, Told]:
+def _visual_genome(folder: Path) -> dict[str, UpstreamFacts]:
     rows = {
-        str(one["image_id"]): Told(one["url"], size=(one["width"], one["height"]))
+        str(one["image_id"]): UpstreamFacts(one["url"], size=(one["width"], one["height"]))
         for one in load(folder / "image_data.json")
     }
     for entry in load(folder / "region_descriptions.json"):
@@ -93,35 +93,36 @@ def _visual_genome(folder: Path) -> dict[str, Told]:
     return rows
 
 
-def _sbu(folder: Path) -> dict[str, Told]:
+def _sbu(folder: Path) -> dict[str, UpstreamFacts]:
     content = load(folder / "sbu-captions-all.json")
     pairs = zip(content["image_urls"], content["captions"], strict=True)
-    return {str(number): Told(url, [text]) for number, (url, text) in enumerate(pairs)}
+    return {str(number): UpstreamFacts(url, [text]) for number, (url, text) in enumerate(pairs)}
 
 
-def _cc3m(folder: Path) -> dict[str, Told]:
+def _cc3m(folder: Path) -> dict[str, UpstreamFacts]:
     return {
-        str(number): Told(url, [text]) for number, (text, url) in enumerate(lines(folder / "Train_GCC-training.tsv"))
+        str(number): UpstreamFacts(url, [text])
+        for number, (text, url) in enumerate(lines(folder / "Train_GCC-training.tsv"))
     }
 
 
-def _cc12m(folder: Path) -> dict[str, Told]:
-    return {str(number): Told(url, [text]) for number, (url, text) in enumerate(lines(folder / "cc12m.tsv"))}
+def _cc12m(folder: Path) -> dict[str, UpstreamFacts]:
+    return {str(number): UpstreamFacts(url, [text]) for number, (url, text) in enumerate(lines(folder / "cc12m.tsv"))}
 
 
-def _laion(folder: Path) -> dict[str, Told]:
+def _laion(folder: Path) -> dict[str, UpstreamFacts]:
     rows = pq.read_table(folder / "part-00000.parquet").to_pylist()
     return {
-        str(number): Told(
+        str(number): UpstreamFacts(
             row["URL"], [row["TEXT"]], size=None if row["WIDTH"] is None else (int(row["WIDTH"]), int(row["HEIGHT"]))
         )
         for number, row in enumerate(rows)
     }
 
 
-def _openimages(folder: Path) -> dict[str, Told]:
+def _openimages(folder: Path) -> dict[str, UpstreamFacts]:
     rows = {
-        one["ImageID"]: Told(one["OriginalURL"], rotation=one["Rotation"], relative=True)
+        one["ImageID"]: UpstreamFacts(one["OriginalURL"], rotation=one["Rotation"], relative=True)
         for one in table(folder / "train-images-boxable-with-rotation.csv")
     }
     for number, one in enumerate(table(folder / "oidv6-train-annotations-bbox.csv")):
@@ -136,8 +137,8 @@ def _openimages(folder: Path) -> dict[str, Told]:
 PHRASE = re.compile(r"\[/EN#(\d+)/\w+ ([^\]]+)\]")
 
 
-def _entities(folder: Path) -> dict[str, Told]:
-    rows = {name.removesuffix(".jpg"): Told(url) for name, url in lines(folder / "image_urls.tsv")}
+def _entities(folder: Path) -> dict[str, UpstreamFacts]:
+    rows = {name.removesuffix(".jpg"): UpstreamFacts(url) for name, url in lines(folder / "image_urls.tsv")}
     for name, text in lines(folder / "results_20130124.token"):
         rows[name.split(".")[0]].texts.append(text)
     with zipfile.ZipFile(folder / "annotations.zip") as archive:
@@ -158,20 +159,23 @@ def _entities(folder: Path) -> dict[str, Told]:
     return rows
 
 
-def _webvid(folder: Path) -> dict[str, Told]:
-    return {one["videoid"]: Told(one["contentUrl"], [one["name"]]) for one in table(folder / "results_2M_train.csv")}
+def _webvid(folder: Path) -> dict[str, UpstreamFacts]:
+    return {
+        one["videoid"]: UpstreamFacts(one["contentUrl"], [one["name"]])
+        for one in table(folder / "results_2M_train.csv")
+    }
 
 
-def _howto100m(folder: Path) -> dict[str, Told]:
+def _howto100m(folder: Path) -> dict[str, UpstreamFacts]:
     urls = dict(lines(folder / "video_urls.tsv"))
     return {
-        f"{video}#{number}": Told(urls[video], [text], begins=start)
+        f"{video}#{number}": UpstreamFacts(urls[video], [text], begins=start)
         for video, record in load(folder / "raw_caption.json").items()
         for number, (text, start) in enumerate(zip(record["text"], record["start"], strict=True))
     }
 
 
-def _yttemporal(folder: Path) -> dict[str, Told]:
+def _yttemporal(folder: Path) -> dict[str, UpstreamFacts]:
     urls = dict(lines(folder / "video_urls.tsv"))
     rows = {}
     for path in sorted(folder.glob("*.jsonl.gz")):
@@ -181,13 +185,13 @@ def _yttemporal(folder: Path) -> dict[str, Told]:
             for number, stretch in enumerate(video["denoised"]):
                 spoken = [next(words) for _ in stretch["noisyasr"].split()]
                 begins = next(one["time"] for one in spoken if not re.fullmatch(r"&.*|.*;|\[.*\]", one["word"]))
-                rows[f"{video['info']['id']}#{number}"] = Told(
+                rows[f"{video['info']['id']}#{number}"] = UpstreamFacts(
                     urls[video["info"]["id"]], [stretch["cleanasr"]], begins=begins, duration=video["info"]["duration"]
                 )
     return rows
 
 
-def _refcoco(folder: Path) -> dict[str, Told]:
+def _refcoco(folder: Path) -> dict[str, UpstreamFacts]:
     rows = _coco(folder, "instances.json")
     boxes = {item: box for told in rows.values() for item, box in told.boxes.items()}
     for told in rows.values():
@@ -199,10 +203,10 @@ def _refcoco(folder: Path) -> dict[str, Told]:
     return rows
 
 
-def _gqa(folder: Path) -> dict[str, Told]:
+def _gqa(folder: Path) -> dict[str, UpstreamFacts]:
     urls = {name.removesuffix(".jpg"): url for name, url in lines(folder / "image_urls.tsv")}
     return {
-        row: Told(
+        row: UpstreamFacts(
             urls[row],
             size=(graph["width"], graph["height"]),
             boxes={item: (one["x"], one["y"], one["w"], one["h"]) for item, one in graph["objects"].items()},

@@ -1,4 +1,4 @@
-"""Leaks of test pictures: found by the method that should, and what each policy does about them."""
+"""Leaks of test images: found by the method that should, and what each policy does about them."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ NO_LINKS = identify([])
 
 
 def look(number: int) -> Row:
-    """What picture number `number` looks like; pictures have nothing in common."""
+    """What image number `number` looks like; images have nothing in common."""
     draws = np.random.default_rng(number)
     value = int(draws.integers(0, 2**64, dtype=np.uint64))
     thumbnail = draws.integers(0, 256, THUMBNAIL_BYTES, dtype=np.uint8).tobytes()
@@ -66,8 +66,8 @@ def _embedded(schema: pa.Schema, rows: list[Row]) -> pa.Schema:
     return schema.append(pa.field("embedding", pa.list_(pa.float16()))) if has_embedding else schema
 
 
-def evaluation(pictures: list[Row] = [], ids: list[Row] = []) -> Evaluation:  # noqa: B006
-    table = pa.Table.from_pylist(pictures, schema=_embedded(EVALUATION_SCHEMA, pictures))
+def evaluation(images: list[Row] = [], ids: list[Row] = []) -> Evaluation:  # noqa: B006
+    table = pa.Table.from_pylist(images, schema=_embedded(EVALUATION_SCHEMA, images))
     return Evaluation(table, pa.Table.from_pylist(ids, schema=EVALUATION_ID_SCHEMA))
 
 
@@ -115,24 +115,24 @@ def test_each_method_finds_its_own() -> None:
     assert leaks(training(rows[2:3]), evaluation([shown("t", 1)]), radius=None) == []
 
 
-def test_variants_of_test_pictures_are_named() -> None:
-    pictures = [
+def test_variants_of_test_images_are_named() -> None:
+    images = [
         shown("t", 1),
         shown("t", 2, variant="mirrored", sha256="same", pixel_sha256="same"),
         shown("t", 3, variant="cropped"),
     ]
     rows = [train("m", 2), train("c", 3), train("s", 4, sha256="same", pixel_sha256="same")]
-    # A variant stands for pixels that nobody has hashed as a file: its sha256 is the test picture's, if anything.
-    assert brief(leaks(training(rows), evaluation(pictures))) == {
+    # A variant stands for pixels that nobody has hashed as a file: its sha256 is the test image's, if anything.
+    assert brief(leaks(training(rows), evaluation(images))) == {
         ("t", "m", "phash_mirrored"),
         ("t", "c", "phash_cropped"),
     }
 
 
 def test_every_pair_of_equal_hashes_is_reported_once() -> None:
-    pictures = [shown(f"t{number}", 1) for number in range(3)]
+    images = [shown(f"t{number}", 1) for number in range(3)]
     rows = [train(f"k{number}", 1) for number in range(4)]
-    found = leaks(training(rows), evaluation([*pictures, shown("x", 7)]))
+    found = leaks(training(rows), evaluation([*images, shown("x", 7)]))
     assert len(found) == 12
     assert len(brief(found)) == 12
 
@@ -161,7 +161,7 @@ def test_ids_join_through_links_whatever_the_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "share"),
+    ("ours", "theirs", "fraction"),
     [
         ((0.0, 10.0), (5.0, 15.0), 0.5),
         ((5.0, 15.0), (5.0, 15.0), 1.0),
@@ -172,11 +172,11 @@ def test_ids_join_through_links_whatever_the_source() -> None:
         ((20.0, None), (5.0, 15.0), None),
     ],
 )
-def test_videos_leak_where_their_times_overlap(ours: Any, theirs: Any, share: float | None) -> None:
+def test_videos_leak_where_their_times_overlap(ours: Any, theirs: Any, fraction: float | None) -> None:
     rows = [train("k", 1, "howto100m", kind="video")]
     known = training(rows, [id_row("k", "youtube", "9lZi22qLlEo", "howto100m", *ours)])
     found = leaks(known, evaluation(ids=[named("video0", "youtube", "9lZi22qLlEo", *theirs)]))
-    assert [(one["method"], one["score"]) for one in found] == ([] if share is None else [("id", share)])
+    assert [(one["method"], one["score"]) for one in found] == ([] if fraction is None else [("id", fraction)])
 
 
 def test_clips_leak_by_half_of_the_test_clips_frames() -> None:
@@ -215,13 +215,13 @@ def test_training_splits_are_no_leaks() -> None:
 
 @pytest.fixture
 def spreading() -> tuple[Training, Evaluation]:
-    """Only `a` shows the test picture by its id. What else shows it is known by steps from row to row."""
+    """Only `a` shows the test image by its id. What else shows it is known by steps from row to row."""
     rows = [
         train("a", 1, "coco"),
         train("b", 2, "refcoco", sha256="b-a", pixel_sha256="p-a"),
         train("c", 3, "laion", pixel_sha256="p-a"),
         train("d", 4, "sbu"),  # a smaller copy of c
-        train("e", 5, "gqa"),  # the picture of d by id
+        train("e", 5, "gqa"),  # the image of d by id
         train("f", 6, "cc3m"),
         train("v", 7, "howto100m", kind="video"),
         train("w", 8, "howto100m", kind="video", sha256="b-e"),
@@ -240,7 +240,7 @@ def spreading() -> tuple[Training, Evaluation]:
     return training(rows, ids, clusters), evaluation(ids=[named("t", "coco", "1")])
 
 
-def test_strict_takes_the_picture_out_of_all_sources(spreading: tuple[Training, Evaluation]) -> None:
+def test_strict_takes_the_image_out_of_all_sources(spreading: tuple[Training, Evaluation]) -> None:
     found = {one["key"]: (one["method"], one["via"], one["source"]) for one in leaks(*spreading)}
     assert found == {
         "a": ("id", "", "coco"),
@@ -298,7 +298,7 @@ def test_the_order_of_rows_says_nothing() -> None:
     assert len(one) > 12
 
 
-def test_the_summary_counts_pictures_and_is_json() -> None:
+def test_the_summary_counts_images_and_is_json() -> None:
     tests = [shown("t1", 1), shown("t1", 5, variant="mirrored"), shown("t2", 2)]
     names = [named("t1", "coco", "1"), named("t3", "coco", "3"), named("t4", "coco", "4", split="train")]
     theirs = evaluation(tests, names)

@@ -16,7 +16,7 @@ from x2vlm.data.duplicates.duplicates import (
     DuplicateConfig,
     count_duplicates,
     find_duplicates,
-    picture_rows,
+    image_rows,
 )
 from x2vlm.data.duplicates.leaks import TRAIN_SCHEMA
 from x2vlm.data.media.phash import FINGERPRINT_FIELDS, THUMBNAIL_BYTES, fingerprint, thumbnail_correlation
@@ -89,13 +89,13 @@ def test_no_chain_takes_a_row_that_its_keeper_does_not_match() -> None:
     }
 
 
-def test_equal_hashes_of_unlike_pictures_do_not_match() -> None:
+def test_equal_hashes_of_unlike_images_do_not_match() -> None:
     other = row("b", 2, phash=row("a", 1)["phash"])
     assert clusters([row("a", 1), other]) == {}
     assert clusters([row("a", 1), other], min_correlation=-1)["b"] == ("a", "phash", 0.0, "drop")
 
 
-def test_flat_pictures_match_by_bytes_and_pixels_only() -> None:
+def test_flat_images_match_by_bytes_and_pixels_only() -> None:
     flat = row("a", 1, phash_flat=True)
     near = flat | {"key": "b", "sha256": "s", "pixel_sha256": "p"}
     same = flat | {"key": "c"}
@@ -133,7 +133,7 @@ def test_rows_without_media_or_pixels() -> None:
     [
         ({"source": "sbu", "width": 10}, {"source": "laion"}),  # named in the priority list
         ({"source": "laion", "width": 10}, {"source": "zzz"}),  # unnamed sources by name
-        ({"width": 641}, {"num_captions": 5}),  # the larger picture
+        ({"width": 641}, {"num_captions": 5}),  # the larger image
         ({"num_captions": 2}, {"num_captions": 1}),
         ({"key": "a"}, {"key": "b"}),
     ],
@@ -146,7 +146,7 @@ def test_the_keeper_is_the_better_row(better: Row, worse: Row) -> None:
         assert found[two["key"]] == (one["key"], "pixels", 0.0, "drop")
 
 
-def test_sources_that_describe_the_same_pictures_on_purpose_share_them() -> None:
+def test_sources_that_describe_the_same_images_on_purpose_share_them() -> None:
     base = row("a", 1, source="coco")
     rows = [
         base,
@@ -217,7 +217,7 @@ def naive_keepers(rows: list[Row], priority: tuple[str, ...]) -> dict[str, str]:
     keepers: dict[str, str] = {}
     best = sorted(rows, key=preference)
     for one in best:
-        # The picture's best row decides for all rows of that picture.
+        # The image's best row decides for all rows of that image.
         first = next(other for other in best if other["pixel_sha256"] == one["pixel_sha256"])
         if first["key"] in keepers:
             keepers[one["key"]] = keepers[first["key"]]
@@ -252,8 +252,8 @@ def test_agrees_with_comparing_everything_whatever_the_order(rows: list[Row], sh
     assert clusters(shuffled) == found
 
 
-def test_a_thousand_copies_of_one_picture_are_one_cluster() -> None:
-    """A popular picture must not cost the square of its copies in memory: its copies share few hashes."""
+def test_a_thousand_copies_of_one_image_are_one_cluster() -> None:
+    """A popular image must not cost the square of its copies in memory: its copies share few hashes."""
     base = row("k0000", 1)
     rows = [base | {"key": f"k{n:04}", "sha256": f"s{n}", "pixel_sha256": f"p{n}"} for n in range(1000)]
     found = clusters(rows)
@@ -274,7 +274,7 @@ def test_counts() -> None:
 
 
 def test_samples_and_fingerprints_are_rows() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     media = Media("image", "bytes", 99, 640, 480, "jpeg")
     common = {"source": "cc3m", "split": "train", "kind": "image", "url": "u"}
     samples = [
@@ -282,12 +282,12 @@ def test_samples_and_fingerprints_are_rows() -> None:
         Sample(key="b", source_row="2", media=media, **common),  # type: ignore[arg-type]
         Sample(key="c", source_row="3", **common),  # type: ignore[arg-type]
     ]
-    own = dataclasses.asdict(fingerprint([picture]))
+    own = dataclasses.asdict(fingerprint([image]))
     prints = [{"key": "a", **own}, {"key": "b", **own}, {"key": "c"}]
     schema = pa.schema(
         [pa.field("key", pa.string()), *FINGERPRINT_FIELDS, pa.field("embedding", pa.list_(pa.float16()))]
     )
-    table = picture_rows(sample_table(samples), pa.Table.from_pylist(prints, schema=schema))
+    table = image_rows(sample_table(samples), pa.Table.from_pylist(prints, schema=schema))
     assert table.schema.names == [*ROW_SCHEMA.names, "embedding"]
     assert table["num_captions"].to_pylist() == [2, 0, 0]
     assert table["width"].to_pylist() == [640, 640, None]
@@ -295,4 +295,4 @@ def test_samples_and_fingerprints_are_rows() -> None:
     assert [(one["key"], one["method"]) for one in found] == [("a", "keeper"), ("b", "sha256")]
     assert set(TRAIN_SCHEMA.names) <= set(table.column_names)
     with pytest.raises(CorruptArtifact, match="rerun score"):
-        picture_rows(sample_table(samples[::-1]), pa.Table.from_pylist(prints, schema=schema))
+        image_rows(sample_table(samples[::-1]), pa.Table.from_pylist(prints, schema=schema))

@@ -1,4 +1,4 @@
-"""Ids of rows and test pictures: from real addresses and real records of the upstream files."""
+"""Ids of rows and test images: from real addresses and real records of the upstream files."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ from x2vlm.samples import SAMPLE_SCHEMA, Sample, sample_key, sample_table
         ("https://www.youtube.com/embed/aBfjTAQ8qpM", ("youtube", "aBfjTAQ8qpM")),
     ],
 )
-def test_an_address_says_which_picture_it_is(url: str, expected: tuple[str, str]) -> None:
+def test_an_address_says_which_image_it_is(url: str, expected: tuple[str, str]) -> None:
     assert ids_of_url(url)[0] == expected
 
 
@@ -160,7 +160,7 @@ def test_openimages_landing_pages_link_to_flickr() -> None:
 
 
 def test_missing_ids_link_nothing() -> None:
-    """The first real record of image_data.json has neither; a null must not join all pictures that have none."""
+    """The first real record of image_data.json has neither; a null must not join all images that have none."""
     first = {"width": 800, "height": 600, "image_id": 1, "coco_id": None, "flickr_id": None}
     first["url"] = "https://cs.stanford.edu/people/rak248/VG_100K_2/1.jpg"
     assert visual_genome_links([first, first | {"image_id": 2, "coco_id": 0}]) == LINK_SCHEMA.empty_table()
@@ -203,7 +203,7 @@ def test_questions_expressions_and_attributes_are_about_coco_images() -> None:
     ]
 
 
-def test_nlvr2_pictures_by_their_addresses() -> None:
+def test_nlvr2_images_by_their_addresses() -> None:
     pair = {
         "identifier": "dev-850-0-0",
         "left_url": "https://i.kinja-img.com/gawker-media/image/upload/s--UyhVSznS--/18iy0hwo5wdrpjpg.jpg",
@@ -237,7 +237,7 @@ def test_gqa_flickr30k_and_wikipedia() -> None:
     )
 
 
-def test_xm3600_pictures_are_openimages_of_flickr() -> None:
+def test_xm3600_images_are_openimages_of_flickr() -> None:
     image = {
         "ImageID": "3b825ea9d84a44ee",
         "OriginalURL": "https://c7.staticflickr.com/4/3951/15576892702_61503080f0_o.jpg",
@@ -269,7 +269,7 @@ def test_videos_have_times() -> None:
     ]
 
 
-def test_pictures_without_ids_are_counted() -> None:
+def test_images_without_ids_are_counted() -> None:
     assert rows(ev.nameless("winoground", "test", ["ex_0_img_0", "ex_0_img_0"])) == [
         ("winoground", "test", "ex_0_img_0", None, None, None, None)
     ]

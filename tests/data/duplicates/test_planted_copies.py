@@ -1,7 +1,7 @@
 """The copies that the procedural world plants among its sources, found as its truth says.
 
 The truth names the weakest method that can find a copy (`pipelines.corpora.world.drawing.shots.VARIANTS`); a mirrored
-or cropped test picture is found without an embedding, by the test picture's own variants.
+or cropped test image is found without an embedding, by the test image's own variants.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ LEAK_METHODS = {
 }
 
 
-def looks(data: bytes, picture: Image.Image) -> Row:
-    size = {"width": picture.width, "height": picture.height, "num_captions": 1}
-    return {"kind": "image", "sha256": hashlib.sha256(data).hexdigest()} | size | asdict(fingerprint([picture]))
+def looks(data: bytes, image: Image.Image) -> Row:
+    size = {"width": image.width, "height": image.height, "num_captions": 1}
+    return {"kind": "image", "sha256": hashlib.sha256(data).hexdigest()} | size | asdict(fingerprint([image]))
 
 
 def train_row(shot: Shot) -> Row:
@@ -43,10 +43,10 @@ def train_row(shot: Shot) -> Row:
 
 
 def shown_rows(shot: Shot) -> list[Row]:
-    picture = open_image(shot.data)
+    image = open_image(shot.data)
     base = {"eval_set": "coco", "split": "test", "eval_id": str(shot.index)}
-    plain = base | {"variant": ""} | looks(shot.data, picture)
-    return [plain, *(base | {"variant": name} | looks(b"", one) for name, one in variants(picture))]
+    plain = base | {"variant": ""} | looks(shot.data, image)
+    return [plain, *(base | {"variant": name} | looks(b"", one) for name, one in variants(image))]
 
 
 def origin(shot: Shot) -> int:
@@ -70,20 +70,20 @@ def test_planted_leaks_are_found_by_their_method_and_nothing_else(count: int) ->
     origins = {origin(shot) for shot in shots}
     held_out = [one for one in range(config.scenes) if is_held_out(one) and evaluation_kind(one) == "image"]
     others = [one for one in held_out if one not in origins][:count]
-    pictures = [row for one in sorted(origins) + others for row in shown_rows(held_out_shot(config, one))]
+    images = [row for one in sorted(origins) + others for row in shown_rows(held_out_shot(config, one))]
     clean = [
         take_shot(config, one) for one in range(2 * count) if row_noise(config, one) == "" and not is_held_out(one)
     ]
     clean = [shot for shot in clean if shot.source not in CLIP_SOURCES][:count]
     rows = [train_row(shot) for shot in (*shots, *clean)]
     training = Training(pa.Table.from_pylist(rows, schema=TRAIN_SCHEMA), ID_SCHEMA.empty_table())
-    theirs = Evaluation(pa.Table.from_pylist(pictures, schema=EVALUATION_SCHEMA), EVALUATION_ID_SCHEMA.empty_table())
+    theirs = Evaluation(pa.Table.from_pylist(images, schema=EVALUATION_SCHEMA), EVALUATION_ID_SCHEMA.empty_table())
     found = find_leaks(training, theirs, identify([]), DecontaminationConfig()).to_pylist()
     wanted = {(f"k{shot.index:06}", str(origin(shot))): LEAK_METHODS[shot.variant] for shot in shots}
     methods: dict[tuple[str, str], set[str]] = {}
     for leak in found:
         methods.setdefault((leak["key"], leak["eval_id"]), set()).add(leak["method"])
-    # Two leaks of one test picture lead to each other's rows too, so exactly the planted pairs are found.
+    # Two leaks of one test image lead to each other's rows too, so exactly the planted pairs are found.
     assert set(methods) == set(wanted)
     assert {pair: wanted[pair] for pair in wanted if wanted[pair] not in methods[pair]} == {}
 
@@ -95,8 +95,8 @@ def test_planted_duplicates_are_found_and_strangers_stay(count: int) -> None:
     rows = [train_row(shot) for shot in (*shots, *origins)]
     found = find_duplicates(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), DuplicateConfig(priority=(), share=()))
     keeper = dict(zip(found["key"].to_pylist(), found["keeper"].to_pylist(), strict=True))
-    picture = {f"k{shot.index:06}": origin(shot) for shot in shots} | {f"k{one.index:06}": one.index for one in origins}
-    assert all(picture[key] == picture[other] for key, other in keeper.items()), "strangers are one cluster"
+    image = {f"k{shot.index:06}": origin(shot) for shot in shots} | {f"k{one.index:06}": one.index for one in origins}
+    assert all(image[key] == image[other] for key, other in keeper.items()), "strangers are one cluster"
     missed = []
     for shot in shots:
         own, first = f"k{shot.index:06}", f"k{origin(shot):06}"

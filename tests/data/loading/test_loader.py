@@ -54,7 +54,7 @@ def _rows(batch):
     [(2, 1), *(pytest.param(world, workers, marks=pytest.mark.slow) for world in (1, 2, 4) for workers in (1, 3))],
 )
 def test_processes_and_readers_together_change_nothing(tmp_path, world_size, num_workers):
-    """With broken pictures, in main, aux and region batches: keys, pixels and substitutes of every global step."""
+    """With broken images, in main, aux and region batches: keys, pixels and substitutes of every global step."""
     shards = make_shards(tmp_path, broken=(2, 3, 6, 11))
     config = DATA.model_copy(update={"streams": (*DATA.streams, AUX)})
     whole = _loader(shards, config)
@@ -104,20 +104,20 @@ def _spoil(files, rows, number):
 
 def test_every_window_of_ten_thousand_samples_holds_each_streams_quota():
     """Aux batches of one sample: of any 10,000 in a row their share is exact to within one."""
-    shares = {"main": 0.15, "rare": 0.01, "half": 0.5}
-    for name, share in shares.items():
+    fractions = {"main": 0.15, "rare": 0.01, "half": 0.5}
+    for name, fraction in fractions.items():
         stream = StreamConfig(
-            kind="image", batch_size=1, name=name, sources=("web",), aux_sources=("clean",), aux_share=share
+            kind="image", batch_size=1, name=name, sources=("web",), aux_sources=("clean",), aux_share=fraction
         )
         is_aux = Stream.is_aux_step
         plan = object.__new__(Stream)
         plan.config = stream
         counts = np.cumsum([0, *(is_aux(plan, step) for step in range(30_000))])
         windows = counts[10_000:] - counts[:-10_000]
-        assert np.abs(windows - 10_000 * share).max() <= 1
+        assert np.abs(windows - 10_000 * fraction).max() <= 1
 
 
-def test_a_group_of_region_pictures_chooses_its_own_rows(tmp_path):
+def test_a_group_of_region_images_chooses_its_own_rows(tmp_path):
     shards = make_shards(tmp_path, num_images=120, num_videos=0)
     stream = StreamConfig(kind="region", batch_size=200, num_images=100)
     assert stream.row_groups == 2
@@ -181,7 +181,7 @@ def test_consumed_names_the_samples_of_the_batches(shards):
             assert {key for stream, key in consumed if stream == name} == set(batch.keys)
 
 
-def test_region_rows_fit_their_pictures(shards):
+def test_region_rows_fit_their_images(shards):
     batch = _loader(shards)[0].batches["region"]
     assert batch.num_rows == 8
     assert batch.patch_mask_RP.shape == (8, 4)
@@ -222,7 +222,7 @@ def test_a_damaged_shard_is_not_replaced_but_refused(tmp_path):
         [loader[step] for step in range(6)]
 
 
-def test_aux_batches_come_at_their_exact_share(shards):
+def test_aux_batches_come_at_their_exact_fraction(shards):
     stream = StreamConfig(
         kind="image", batch_size=4, sources=("drawn",), aux_sources=("clean",), aux_share=0.15, match_main=False
     )

@@ -73,13 +73,13 @@ def test_whole_words_within_the_limits(word_lengths, max_masks, prob, label):
                 assert position + 1 in chosen
 
 
-def test_share_is_reached_where_words_are_single_pieces():
+def test_fraction_is_reached_where_words_are_single_pieces():
     config = MaskingConfig(prob=0.5, max_masks=12)
     continues = [False] * 12  # ten words
     assert {len(choose_positions(continues, Draws(label), config)) for label in range(200)} == {5}
 
 
-def test_nothing_to_hide_hides_nothing():
+def test_nothing_to_mask_masks_nothing():
     assert choose_positions([False, False], Draws(0), MaskingConfig()) == set()
 
 
@@ -102,7 +102,7 @@ def test_eighty_ten_ten_and_no_special_replacements():
     assert counts["kept"] / 4000 == pytest.approx(0.1, abs=0.02)
 
 
-def test_equal_labels_hide_equal_words():
+def test_equal_labels_mask_equal_words():
     ids = [CLS, *range(5, 25), SEP]
     first, again = (mask_text(ids, TOKENIZER, Draws(1, 0, "key", "mask"), MaskingConfig()) for _ in range(2))
     assert first == again

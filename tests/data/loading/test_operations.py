@@ -17,7 +17,7 @@ from x2vlm.data.loading.operations import (
     operation_at,
 )
 from x2vlm.data.loading.transforms import cut_bytes
-from x2vlm.data.media.decode import decode_picture
+from x2vlm.data.media.decode import decode_image
 
 GOLDEN_OPERATIONS = {
     "AutoContrast": operation_at("autocontrast", 7),
@@ -41,8 +41,8 @@ PILLOW = {
 
 @pytest.fixture(scope="module")
 def photos_NCHW():
-    pictures = [decode_picture(path.read_bytes()) for path in sorted(SHIPPED.glob("*.jpg"))[:6]]
-    cut = [cut_bytes(pixels, (0, 0, *pixels.shape[1::-1]), False, 96) for pixels in pictures]
+    images = [decode_image(path.read_bytes()) for path in sorted(SHIPPED.glob("*.jpg"))[:6]]
+    cut = [cut_bytes(pixels, (0, 0, *pixels.shape[1::-1]), False, 96) for pixels in images]
     flat = torch.full((3, 96, 96), 77, dtype=torch.uint8)  # one level: nothing to stretch or to even out
     two = flat.clone()
     two[:, 40:] = 78
@@ -88,7 +88,7 @@ def test_a_shift_by_whole_pixels_is_the_bilinear_one(photos_NCHW, monkeypatch, a
         assert torch.equal(ours, bilinear)
 
 
-def test_each_picture_gets_its_own_operations_in_their_order(photos_NCHW):
+def test_each_image_gets_its_own_operations_in_their_order(photos_NCHW):
     first, second = operation_at("rotate", 7), operation_at("brightness", 7)
     own = [(first, second), (second, first), (), (second,), (Operation("identity"),), (first,), (second, second), ()]
     before = photos_NCHW.clone()

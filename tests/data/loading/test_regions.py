@@ -37,19 +37,19 @@ def test_placed_boxes_agree_with_the_reference(shared_dir, name):
         max_regions=case["max_regions"], min_share_in_crop=case["min_perc_in_image"], whole_pixels=True
     )
     rows = []
-    for picture in case["rows"]:
-        placed = [whole_image_row(case["image_res"], 16)] if picture["caption"] else []
+    for image in case["rows"]:
+        placed = [whole_image_row(case["image_res"], 16)] if image["caption"] else []
         placed += place_boxes(
-            [Box(*item["bb"]) for item in picture["elems"]],
-            picture["elem_order"],
-            tuple(picture["crop_xyxy"]),
-            picture["flipped"],
+            [Box(*item["bb"]) for item in image["elems"]],
+            image["elem_order"],
+            tuple(image["crop_xyxy"]),
+            image["flipped"],
             case["image_res"],
             16,
             case["max_regions"] - len(placed),
             config,
         )
-        assert len(placed) == picture["n_out"]
+        assert len(placed) == image["n_out"]
         rows += placed
     assert np.abs(np.array([row.box_cxcywh for row in rows]) - golden["out_target_bbox"]).max() < 1e-6
     assert (np.stack([row.patch_mask_P for row in rows]) == golden["out_image_atts"][:, 1:]).all()
@@ -57,7 +57,7 @@ def test_placed_boxes_agree_with_the_reference(shared_dir, name):
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_cut_pictures_agree_with_the_reference(shared_dir, number):
+def test_cut_images_agree_with_the_reference(shared_dir, number):
     case = json.loads((shared_dir / "golden/data/regions_64/case.json").read_text())
     golden = load_file(shared_dir / "golden/data/regions_64/tensors.safetensors")
     row = case["rows"][number]
@@ -67,19 +67,19 @@ def test_cut_pictures_agree_with_the_reference(shared_dir, number):
 
 
 sizes = st.tuples(st.integers(20, 400), st.integers(20, 400))
-shares = st.tuples(*[st.floats(0, 1)] * 4)
+fractions = st.tuples(*[st.floats(0, 1)] * 4)
 
 
-def _box(size, share):
+def _box(size, fraction):
     width, height = size
-    x, y = share[0] * (width - 1), share[1] * (height - 1)
-    return Box(x, y, max(0.5, share[2] * (width - x)), max(0.5, share[3] * (height - y)))
+    x, y = fraction[0] * (width - 1), fraction[1] * (height - 1)
+    return Box(x, y, max(0.5, fraction[2] * (width - x)), max(0.5, fraction[3] * (height - y)))
 
 
 @settings(deadline=None)
-@given(sizes, shares, st.integers(), st.booleans())
-def test_the_anchor_survives_its_own_crop(size, share, label, flipped):
-    box = _box(size, share)
+@given(sizes, fractions, st.integers(), st.booleans())
+def test_the_anchor_survives_its_own_crop(size, fraction, label, flipped):
+    box = _box(size, fraction)
     left, top, right, bottom = crop = draw_crop_around(box, *size, Draws(label))
     assert left <= box.x
     assert top <= box.y
@@ -93,9 +93,9 @@ def test_the_anchor_survives_its_own_crop(size, share, label, flipped):
 
 
 @settings(deadline=None)
-@given(sizes, shares, st.integers())
-def test_mirroring_twice_changes_nothing(size, share, label):
-    box = _box(size, share)
+@given(sizes, fractions, st.integers())
+def test_mirroring_twice_changes_nothing(size, fraction, label):
+    box = _box(size, fraction)
     crop = draw_crop_around(box, *size, Draws(label))
     straight, mirrored = (place_boxes([box], [0], crop, flip, 64, 16, 1, RegionConfig())[0] for flip in (False, True))
     assert mirrored.box_cxcywh[0] == pytest.approx(1 - straight.box_cxcywh[0])

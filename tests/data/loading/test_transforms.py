@@ -1,4 +1,4 @@
-"""Pictures: the ten operations and the frame choice against golden values, and what a plan promises."""
+"""Images: the ten operations and the frame choice against golden values, and what a plan promises."""
 
 import json
 
@@ -16,16 +16,16 @@ from x2vlm.data.loading.batch import MEAN, STD, normalised
 from x2vlm.data.loading.frames import choose_clips, choose_frames
 from x2vlm.data.loading.transforms import (
     AugmentConfig,
-    PicturePlan,
+    ImagePlan,
     cut_and_resize,
     cut_plan,
     draw_crop,
     draw_operations,
     evaluation_pixels,
     least_size_of,
-    plan_picture,
+    plan_image,
 )
-from x2vlm.data.media.decode import decode_picture
+from x2vlm.data.media.decode import decode_image
 from x2vlm.data.randomness import Draws
 
 
@@ -71,10 +71,10 @@ def test_crops_lie_inside(width, height, label):
 
 
 def test_crops_are_distributed_like_those_of_torchvision():
-    picture = torch.empty(3, 300, 400)
+    image = torch.empty(3, 300, 400)
     ours = [draw_crop(400, 300, Draws(label), 0.2) for label in range(2000)]
     torch.manual_seed(0)
-    theirs = [RandomResizedCrop.get_params(picture, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
+    theirs = [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
     ours_measured = [(left, top, right - left, bottom - top) for left, top, right, bottom in ours]
     theirs_measured = [(left, top, width, height) for top, left, height, width in theirs]
     # Deviations are below 110 pixels, so means of 2,000 differ by less than 4 * 110 * sqrt(2 / 2000) = 14.
@@ -91,20 +91,20 @@ def test_operations_are_kept_half_of_the_time_and_go_both_ways():
 
 def test_a_mirrored_plan_mirrors_and_a_forbidden_flip_never_happens():
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
-    plain, mirrored = (cut_plan(pixels, PicturePlan((0, 0, 32, 32), flip), 32) for flip in (False, True))
+    plain, mirrored = (cut_plan(pixels, ImagePlan((0, 0, 32, 32), flip), 32) for flip in (False, True))
     assert torch.equal(mirrored, plain.flip(2))
-    assert not any(plan_picture(32, 32, Draws(n), AugmentConfig(flip_prob=1.0), False).flipped for n in range(20))
+    assert not any(plan_image(32, 32, Draws(n), AugmentConfig(flip_prob=1.0), False).flipped for n in range(20))
 
 
 def _photos():
-    return [decode_picture(path.read_bytes()) for path in sorted(SHIPPED.glob("*.jpg"))[:12]]
+    return [decode_image(path.read_bytes()) for path in sorted(SHIPPED.glob("*.jpg"))[:12]]
 
 
 def test_a_fast_cut_is_as_near_to_the_exact_filter_as_pillows():
     ours, pillows, between = [], [], []
     for number, pixels in enumerate(_photos()):
         left, top, right, bottom = crop = draw_crop(*pixels.shape[1::-1], Draws(number), 0.2)
-        plan = PicturePlan(crop, number % 2 == 1)
+        plan = ImagePlan(crop, number % 2 == 1)
         cut = pixels[top:bottom, left:right].permute(2, 0, 1)[None].double()
         exact = interpolate(cut, (224, 224), mode="bicubic", antialias=True)[0].clamp(0, 255)
         exact = exact.flip(2) if plan.flipped else exact

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.benchmarks.photos import SHIPPED
-from x2vlm.data.media.decode import decode_picture, is_plain_jpeg
+from x2vlm.data.media.decode import decode_image, is_plain_jpeg
 from x2vlm.data.media.images import open_image
 from x2vlm.errors import InvalidSample
 
@@ -46,7 +46,7 @@ def test_pixels_are_those_of_pillow(settings):
         odd = _jpeg(image.resize((101 + 7 * number, 87 + number)), **settings)
         for jpeg in (_jpeg(image, **settings), odd):
             assert is_plain_jpeg(jpeg)
-            pixels = decode_picture(jpeg)
+            pixels = decode_image(jpeg)
             assert pixels.dtype == torch.uint8
             assert pixels.is_contiguous()
             assert (pixels.numpy() == np.asarray(open_image(jpeg))).all()
@@ -66,7 +66,7 @@ def test_what_needs_more_than_decoding_goes_to_pillow(kind):
         case _:
             image.save(buffer, kind.upper())
     assert not is_plain_jpeg(buffer.getvalue())
-    pixels = decode_picture(buffer.getvalue())
+    pixels = decode_image(buffer.getvalue())
     assert (pixels.numpy() == np.asarray(open_image(buffer.getvalue()))).all()
     assert pixels.shape == ((90, 60, 3) if kind == "turned" else (60, 90, 3))
 
@@ -82,7 +82,7 @@ def test_broken_files_get_the_same_verdict():
         else:
             for _ in range(rng.randrange(1, 5)):
                 data[rng.randrange(200 if rng.random() < 0.4 else len(data))] ^= 1 << rng.randrange(8)
-        ours, pillows = _verdict(decode_picture, bytes(data)), _verdict(open_image, bytes(data))
+        ours, pillows = _verdict(decode_image, bytes(data)), _verdict(open_image, bytes(data))
         assert np.array_equal(ours, pillows), number
         seen["refused" if isinstance(ours, str) else "pixels"] += 1
     assert min(seen.values()) > 100
@@ -94,19 +94,19 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     data[start + 5 : start + 9] = b"\xff\xff\xff\xff"  # 65535 x 65535
     assert not is_plain_jpeg(bytes(data))
     with pytest.raises(InvalidSample) as refused:
-        decode_picture(bytes(data))
+        decode_image(bytes(data))
     assert refused.value.rule == "too_many_pixels"
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_scaled_picture_is_large_enough_and_shows_the_same(orientation):
+def test_a_scaled_image_is_large_enough_and_shows_the_same(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = open_image(_photos(1)[0])
     data = _jpeg(image, quality=95, exif=exif)
-    whole = decode_picture(data)
+    whole = decode_image(data)
     least = (whole.shape[1] // 3, whole.shape[0] // 3)
-    scaled = decode_picture(data, least)
+    scaled = decode_image(data, least)
     height, width = scaled.shape[:2]
     assert least[0] <= width < whole.shape[1]
     assert least[1] <= height < whole.shape[0]

@@ -1,4 +1,4 @@
-"""Every tricky picture and every clip of the samples, through one process that reads good files all along."""
+"""Every tricky image and every clip of the samples, through one process that reads good files all along."""
 
 from pathlib import Path
 
@@ -25,12 +25,12 @@ def samples(shared_dir: Path) -> list[Path]:
 
 
 def image_verdict(data: bytes) -> str:
-    """ "ok", or the rule that refuses `data` as a picture."""
+    """ "ok", or the rule that refuses `data` as an image."""
     try:
-        picture = open_image(data)
+        image = open_image(data)
     except InvalidSample as error:
         return error.rule
-    assert picture.mode == "RGB"
+    assert image.mode == "RGB"
     return "ok"
 
 

@@ -1,4 +1,4 @@
-"""Pictures nobody vouches for: real broken files, generated bombs, and the pictures that must come out right."""
+"""Images nobody vouches for: real broken files, generated bombs, and the images that must come out right."""
 
 import csv
 import struct
@@ -33,7 +33,7 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_tricky_file_is_a_picture_or_a_named_refusal(shared_dir: Path) -> None:
+def test_every_tricky_file_is_an_image_or_a_named_refusal(shared_dir: Path) -> None:
     with (shared_dir / "samples/tricky_observed.csv").open() as stream:
         observed = {Path(row["file"]).name: row for row in csv.DictReader(stream)}
     verdicts = {}
@@ -44,9 +44,9 @@ def test_every_tricky_file_is_a_picture_or_a_named_refusal(shared_dir: Path) -> 
         if path.suffix.lower() not in ALLOWED and verdict != "ok":
             assert verdict == "not_an_image", path.name
         if verdict == "ok":
-            picture = open_image(data)
-            assert picture.mode == "RGB"
-            assert probe_image(data)[1:] == picture.size, path.name
+            image = open_image(data)
+            assert image.mode == "RGB"
+            assert probe_image(data)[1:] == image.size, path.name
     # Whatever Pillow loads without complaint in a format we take must not be lost.
     lost = [
         name
@@ -79,7 +79,7 @@ def test_orientation_is_applied_as_pillow_applies_it(orientation: int, image_for
 
 
 def test_the_transposes_are_those_of_the_standard() -> None:
-    # EXIF: value -> (row 0 is at, column 0 is at); the upper left pixel of the stored picture ends up there.
+    # EXIF: value -> (row 0 is at, column 0 is at); the upper left pixel of the stored image ends up there.
     corner = {2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
     image = Image.new("L", (3, 2), 0)
     image.putpixel((0, 0), 255)
@@ -153,8 +153,8 @@ def test_transparency_lies_on_white() -> None:
 
 def test_sixteen_bits_keep_their_upper_eight() -> None:
     values = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
-    picture = open_image(encode(Image.fromarray(values), "PNG"))
-    assert np.asarray(picture)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    image = open_image(encode(Image.fromarray(values), "PNG"))
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
 def test_animations_give_their_first_frame() -> None:
@@ -165,7 +165,7 @@ def test_animations_give_their_first_frame() -> None:
         assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
 
 
-def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
+def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     data = jpeg()
     segment = b"Exif\0\0MM\0*" + b"\xff" * 40
     broken = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]

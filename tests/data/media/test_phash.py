@@ -28,9 +28,9 @@ def photo(name: str) -> Image.Image:
     return open_image((PHOTOS / name).read_bytes())
 
 
-def jpeg(picture: Image.Image, quality: int) -> Image.Image:
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    image.save(buffer, "JPEG", quality=quality)
     return open_image(buffer.getvalue())
 
 
@@ -48,28 +48,28 @@ def test_every_shipped_photo_has_a_reference_hash() -> None:
 
 
 def test_the_pixel_hash_is_over_size_and_rgb_bytes() -> None:
-    picture = Image.new("RGB", (2, 1))
-    picture.putdata([(1, 2, 3), (4, 5, 6)])
+    image = Image.new("RGB", (2, 1))
+    image.putdata([(1, 2, 3), (4, 5, 6)])
     expected = hashlib.sha256(b"2 x 1\n" + bytes([1, 2, 3, 4, 5, 6])).hexdigest()
-    assert fingerprint([picture]).pixel_sha256 == expected
+    assert fingerprint([image]).pixel_sha256 == expected
     standing = Image.new("RGB", (1, 2))
     standing.putdata([(1, 2, 3), (4, 5, 6)])
     assert fingerprint([standing]).pixel_sha256 != expected
 
 
 def test_the_container_does_not_change_the_pixel_hash() -> None:
-    picture = photo("000000000785.jpg")
+    image = photo("000000000785.jpg")
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    assert fingerprint([open_image(buffer.getvalue())]) == fingerprint([picture])
+    image.save(buffer, "PNG")
+    assert fingerprint([open_image(buffer.getvalue())]) == fingerprint([image])
 
 
 def test_re_encoding_and_halving_stay_within_six_bits_and_alike() -> None:
     for path in sorted(PHOTOS.glob("*.jpg"))[::4]:
-        picture = open_image(path.read_bytes())
-        own = fingerprint([picture])
-        half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BICUBIC)
-        for copy in (jpeg(picture, 50), jpeg(half, 88)):
+        image = open_image(path.read_bytes())
+        own = fingerprint([image])
+        half = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+        for copy in (jpeg(image, 50), jpeg(half, 88)):
             other = fingerprint([copy])
             assert bits(own, other) <= 6, path.name
             assert other.pixel_sha256 != own.pixel_sha256
@@ -79,24 +79,24 @@ def test_re_encoding_and_halving_stay_within_six_bits_and_alike() -> None:
 
 def test_a_mirror_image_is_found_by_its_variant_only() -> None:
     for path in sorted(PHOTOS.glob("*.jpg"))[::8]:
-        picture = open_image(path.read_bytes())
-        mirrored = jpeg(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 90)
-        assert bits(fingerprint([picture]), fingerprint([mirrored])) > 6, path.name
-        assert bits(fingerprint([dict(variants(picture))["mirrored"]]), fingerprint([mirrored])) <= 6, path.name
+        image = open_image(path.read_bytes())
+        mirrored = jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 90)
+        assert bits(fingerprint([image]), fingerprint([mirrored])) > 6, path.name
+        assert bits(fingerprint([dict(variants(image))["mirrored"]]), fingerprint([mirrored])) <= 6, path.name
 
 
 def test_cropped_variants_leave_out_a_twentieth_of_each_side_in_five_places() -> None:
-    picture = Image.fromarray(np.arange(80 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(80, 120, 3))
-    found = list(variants(picture))
+    image = Image.fromarray(np.arange(80 * 120 * 3, dtype=np.uint32).astype(np.uint8).reshape(80, 120, 3))
+    found = list(variants(image))
     assert [name for name, _ in found] == ["mirrored", *["cropped"] * 5]
     windows = [(0, 0), (6, 0), (0, 4), (6, 4), (3, 2)]
     for (_, cropped), (left, top) in zip(found[1:], windows, strict=True):
         assert cropped.size == (114, 76)
-        assert cropped.tobytes() == picture.crop((left, top, left + 114, top + 76)).tobytes()
+        assert cropped.tobytes() == image.crop((left, top, left + 114, top + 76)).tobytes()
 
 
 @pytest.mark.parametrize(("contrast", "flat"), [(0, True), (3.9, True), (4.1, False), (60, False)])
-def test_a_picture_without_contrast_is_flagged(contrast: float, flat: bool) -> None:
+def test_an_image_without_contrast_is_flagged(contrast: float, flat: bool) -> None:
     """Left half 128 - c, right half 128 + c: a standard deviation of c, but for the resize of whole grey levels."""
     values = np.full((320, 320, 3), 128, np.uint8)
     ends = np.linspace(-1, 1, 320) * contrast * np.sqrt(3)  # a ramp of that standard deviation

@@ -1,4 +1,4 @@
-"""A picture that was stored smaller than it came: crops and boxes, in pixels of the original, still hold."""
+"""An image that was stored smaller than it came: crops and boxes, in pixels of the original, still hold."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -20,7 +20,7 @@ RECIPE = Recipe(ExampleConfig(augment=AugmentConfig(num_ops=0)), TOKENIZER, imag
 WIDTH, HEIGHT, BOX = 1200, 800, Box(610.0, 130.0, 240.0, 330.0)
 
 
-def picture_with_a_box(orientation: int) -> bytes:
+def image_with_a_box(orientation: int) -> bytes:
     """A grey ramp, 1200 x 800 when upright, with BOX in red, stored as a camera held that way stores it."""
     ramp = np.linspace(60, 180, WIDTH, dtype=np.uint8)
     image = Image.fromarray(np.broadcast_to(ramp[None, :, None], (HEIGHT, WIDTH, 3)).copy())
@@ -45,7 +45,7 @@ def stored(body: bytes, **decision: object) -> tuple[Sample, bytes]:
 @pytest.mark.parametrize("scaled_decode", [False, True])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_region_of_a_smaller_copy_shows_what_it_shows_in_the_original(orientation: int, scaled_decode: bool) -> None:
-    body = picture_with_a_box(orientation)
+    body = image_with_a_box(orientation)
     original, whole = stored(body)
     smaller, small = stored(body, short_edge=256, scaled_decode=scaled_decode)
     assert Image.open(BytesIO(small)).size == (384, 256)
@@ -53,7 +53,7 @@ def test_a_region_of_a_smaller_copy_shows_what_it_shows_in_the_original(orientat
     assert replace(smaller.media, format="jpeg") == original.media
     for epoch in range(12):
         plan = plan_regions(row_of(smaller), epoch, RECIPE)
-        assert plan.picture == plan_regions(row_of(original), epoch, RECIPE).picture
+        assert plan.image == plan_regions(row_of(original), epoch, RECIPE).image
         first = normalised(region_pixels(row_of(original), whole, plan, RECIPE).pixels).numpy()
         second = normalised(region_pixels(row_of(smaller), small, plan, RECIPE).pixels).numpy()
         assert np.abs(first - second).mean() < 0.06  # of a deviation; edges of the box blur
@@ -77,8 +77,8 @@ def test_a_crop_of_a_smaller_copy_begins_between_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("size", [(384, 257), (385, 256), (1201, 800), (256, 384)])
-def test_a_picture_of_another_shape_is_refused(size: tuple[int, int]) -> None:
-    sample, whole = stored(picture_with_a_box(1))
+def test_an_image_of_another_shape_is_refused(size: tuple[int, int]) -> None:
+    sample, whole = stored(image_with_a_box(1))
     buffer = BytesIO()
     Image.open(BytesIO(whole)).resize(size).save(buffer, "JPEG")
     row = row_of(sample)

@@ -155,7 +155,7 @@ def test_columns_without_a_place_change_nothing(tmp_path: Path, extra: dict[str,
     assert read("laion", source(rows=joined)) == read("laion", source(rows=plain))
 
 
-def test_hashes_of_the_pictures_are_read_in_every_spelling(tmp_path: Path) -> None:
+def test_hashes_of_the_images_are_read_in_every_spelling(tmp_path: Path) -> None:
     columns: dict[str, Any] = {
         "MD5": ["D41D8CD98F00B204E9800998ECF8427E", "d41d8cd98f00b204e9800998ecf8427e", "no hash", None],
         "sha256hash": ["", "ab" * 32, "ab" * 31, None],

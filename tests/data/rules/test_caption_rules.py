@@ -53,15 +53,15 @@ def test_word_counts_agree_with_splitting(texts: list[str | None], least: int, m
 
 
 @given(TEXTS, st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
-def test_letter_share_agrees_with_unicode_categories(texts: list[str | None], share: float) -> None:
+def test_letter_fraction_agrees_with_unicode_categories(texts: list[str | None], fraction: float) -> None:
     def letters(text: str | None) -> float:
         signs = [char for char in text or "" if char != "\t" and not unicodedata.category(char).startswith("Z")]
         found = sum(unicodedata.category(char).startswith("L") for char in signs)
         return found / len(signs) if signs else 0.0
 
-    verdict = caption_rules.min_letter_share(array(texts), share)
+    verdict = caption_rules.min_letter_share(array(texts), fraction)
     assert verdict.value.tolist() == [letters(text) for text in texts]
-    assert keeps(verdict) == [letters(text) >= share for text in texts]
+    assert keeps(verdict) == [letters(text) >= fraction for text in texts]
 
 
 @given(TEXTS, st.integers(1, 3))

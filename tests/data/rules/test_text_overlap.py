@@ -68,8 +68,8 @@ def test_dropped_texts_agree_with_a_naive_pass(
     for image in set(images):
         members = [number for number, other in enumerate(images) if other == image]
         found = one_image([texts[n] for n in members], [areas[n] for n in members], threshold, measure)
-        for position, share in found.items():
-            expected[members[position]] = float(share)
+        for position, fraction in found.items():
+            expected[members[position]] = float(fraction)
     columns = (pa.array(texts, pa.string()), np.array(images, dtype=np.int64), np.array(areas, dtype=np.float64))
     np.testing.assert_array_equal(overlapping_texts(*columns, float(threshold), measure), expected)
 

@@ -45,7 +45,7 @@ def test_rounding_beyond_one_is_counted_and_anything_else_refused() -> None:
 
 
 def naive_best(real: list[float], shuffled: list[float]) -> float:
-    """The best value of share kept + share of shuffled dropped over all edges, counted row by row."""
+    """The best value of share kept + fraction of shuffled dropped over all edges, counted row by row."""
     ones, others = sorted(np.float32(real)), sorted(np.float32(shuffled))
     return max(
         (len(ones) - bisect_left(ones, edge)) / len(ones) + bisect_left(others, edge) / len(others)
@@ -64,17 +64,17 @@ def test_no_edge_is_better_than_the_suggested_one(real: list[float], shuffled: l
     assert found.shuffled_dropped == pytest.approx(np.mean(np.float32(shuffled) < limit), abs=1e-9)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.4])
-def test_mismatched_rows_among_the_real_ones_do_not_move_the_threshold(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.4])
+def test_mismatched_rows_among_the_real_ones_do_not_move_the_threshold(fraction: float) -> None:
     """Right pairs around 0.5, wrong ones around 0.1, both 0.1 wide: the best cut lies at 0.3 whatever the share."""
     draws = np.random.default_rng(5)
-    num_wrong = int(40_000 * share)
+    num_wrong = int(40_000 * fraction)
     real = np.concatenate([draws.normal(0.5, 0.1, 40_000 - num_wrong), draws.normal(0.1, 0.1, num_wrong)])
     found = suggest_threshold(score_histogram(real), score_histogram(draws.normal(0.1, 0.1, 40_000)))
     assert found is not None
     assert found.threshold == pytest.approx(0.3, abs=0.03)
     assert found.shuffled_dropped == pytest.approx(0.977, abs=0.015)
-    if share == 0.4:  # a quantile of the real pairs, the usual rule, is misled: it keeps 7 wrong pairs of 8
+    if fraction == 0.4:  # a quantile of the real pairs, the usual rule, is misled: it keeps 7 wrong pairs of 8
         assert found.keeps_95 < 0.1
 
 
@@ -94,18 +94,18 @@ def test_both_wishes_are_named_whether_or_not_one_threshold_fulfils_them() -> No
 @given(st.lists(st.sampled_from("abcd"), max_size=12), st.integers(0, 9))
 @settings(max_examples=80, deadline=None)
 def test_shuffled_pairs_never_stay_within_a_group(groups: list[str], seed: int) -> None:
-    pictures, texts = shuffled_pairs(groups, seed)
-    assert len(pictures) == len(texts) <= 4 * len(groups)
-    assert all(groups[picture] != groups[text] for picture, text in zip(pictures, texts, strict=True))
+    images, texts = shuffled_pairs(groups, seed)
+    assert len(images) == len(texts) <= 4 * len(groups)
+    assert all(groups[image] != groups[text] for image, text in zip(images, texts, strict=True))
     again = shuffled_pairs(groups, seed)
-    assert again[0].tolist() == pictures.tolist()
+    assert again[0].tolist() == images.tolist()
     assert again[1].tolist() == texts.tolist()
 
 
 def test_shuffled_pairs_use_every_row_about_as_often() -> None:
-    pictures, texts = shuffled_pairs([str(number) for number in range(500)], seed=1, rounds=8)
-    assert 500 * 8 - 40 < len(pictures) <= 500 * 8
-    assert np.bincount(pictures, minlength=500).min() >= 4
+    images, texts = shuffled_pairs([str(number) for number in range(500)], seed=1, rounds=8)
+    assert 500 * 8 - 40 < len(images) <= 500 * 8
+    assert np.bincount(images, minlength=500).min() >= 4
     assert np.bincount(texts, minlength=500).min() >= 4
 
 
@@ -115,10 +115,10 @@ def test_shuffled_scores_are_means_over_frames() -> None:
     frames = [unit(draws.normal(size=(count, 16)) * 0.3 + draws.normal(size=16)) for count in (1, 2, 5, 8)]
     texts = unit(np.stack([clip.mean(axis=0) for clip in frames]) + 0.05 * draws.normal(size=(4, 16)))
     own = np.array([(clip @ text).mean() for clip, text in zip(frames, texts, strict=True)])
-    pictures = np.stack([unit(clip.mean(axis=0)) for clip in frames])
+    images = np.stack([unit(clip.mean(axis=0)) for clip in frames])
     pairs = (np.array([0, 1, 2, 3]), np.array([1, 2, 3, 0]))
-    expected = [float((frames[picture] @ texts[text]).mean()) for picture, text in zip(*pairs, strict=True)]
-    assert shuffled_scores(own, pictures, texts, pairs) == pytest.approx(expected, abs=1e-9)
+    expected = [float((frames[image] @ texts[text]).mean()) for image, text in zip(*pairs, strict=True)]
+    assert shuffled_scores(own, images, texts, pairs) == pytest.approx(expected, abs=1e-9)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

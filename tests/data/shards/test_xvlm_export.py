@@ -21,8 +21,8 @@ from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_ke
 WIDTH, HEIGHT = 96, 64
 
 
-def picture(orientation: int = 1) -> bytes:
-    """A picture whose upright form is blue with a red rectangle at x 30-50, y 20-40, stored in any orientation."""
+def image(orientation: int = 1) -> bytes:
+    """An image whose upright form is blue with a red rectangle at x 30-50, y 20-40, stored in any orientation."""
     upright = Image.new("RGB", (WIDTH, HEIGHT), "blue")
     upright.paste("red", (30, 20, 50, 40))
     back = {1: None, 6: Image.Transpose.ROTATE_90, 3: Image.Transpose.ROTATE_180, 8: Image.Transpose.ROTATE_270}
@@ -64,7 +64,7 @@ RED = Concept(Grain.OBJECT, "square", Box(30.9, 20.2, 19.0, 19.7), ("red", "made
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_boxes_lie_on_their_object_for_a_reader_that_ignores_orientation(tmp_path: Path, orientation: int) -> None:
-    payload = picture(orientation)
+    payload = image(orientation)
     accepted, left_out = exported(tmp_path, (sample(payload, ["A red square."], [RED]), payload))
     assert not accepted.refused
     assert not left_out
@@ -73,11 +73,11 @@ def test_boxes_lie_on_their_object_for_a_reader_that_ignores_orientation(tmp_pat
     red, _, blue = crop.reshape(-1, 3).mean(axis=0)
     assert red > 240 > 20 > blue
     assert accepted.region_texts == ["red square made of paint"]
-    assert accepted.captions == ["a red square"] * 2  # of the picture, and as the whole-image row of its boxes
+    assert accepted.captions == ["a red square"] * 2  # of the image, and as the whole-image row of its boxes
 
 
-def test_a_smaller_stored_picture_gets_smaller_boxes(tmp_path: Path) -> None:
-    half = Image.open(BytesIO(picture())).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.BOX)
+def test_a_smaller_stored_image_gets_smaller_boxes(tmp_path: Path) -> None:
+    half = Image.open(BytesIO(image())).resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.BOX)
     buffer = BytesIO()
     half.save(buffer, "PNG")
     accepted, _ = exported(tmp_path, (sample(buffer.getvalue(), [], [RED]), buffer.getvalue()))
@@ -87,7 +87,7 @@ def test_a_smaller_stored_picture_gets_smaller_boxes(tmp_path: Path) -> None:
 
 
 def test_what_would_make_the_reference_refuse_a_line_is_left_out_and_counted(tmp_path: Path) -> None:
-    payload = picture()
+    payload = image()
     sliver = Concept(Grain.REGION, "a thin line", Box(3, 3, 0.9, 20), (), "b")
     mute = Concept(Grain.REGION, "...", Box(3, 3, 9, 9), (), "c")
     broken = payload[:-400]
@@ -128,11 +128,11 @@ def test_clips_keep_their_frames_in_order(tmp_path: Path) -> None:
     st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
     st.tuples(st.integers(1, 600), st.integers(1, 600)),
 )
-def test_whole_pixels_never_leave_the_stored_picture(
-    shares: tuple[float, ...], original: tuple[int, int], stored: tuple[int, int]
+def test_whole_pixels_never_leave_the_stored_image(
+    fractions: tuple[float, ...], original: tuple[int, int], stored: tuple[int, int]
 ) -> None:
-    x, y = shares[0] * original[0], shares[1] * original[1]
-    box = Box(x, y, shares[2] * (original[0] - x), shares[3] * (original[1] - y))
+    x, y = fractions[0] * original[0], fractions[1] * original[1]
+    box = Box(x, y, fractions[2] * (original[0] - x), fractions[3] * (original[1] - y))
     cut = whole_pixels(box, stored[0] / original[0], stored[1] / original[1], *stored)
     if cut is not None:
         left, top, w, h = cut

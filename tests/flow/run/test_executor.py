@@ -367,7 +367,7 @@ def test_a_driver_that_lost_its_lease_stops(tmp_path: Path, local_store: Store, 
         leases.append(acquire(*args))
         return leases[-1]
 
-    class Usurped(InlineRunner):
+    class LeaseTakenOver(InlineRunner):
         def wait(self, handles):
             local_store.blobs.write(f"leases/{planned.lease_name}/{9:010d}.json", b"somebody else")
             leases[0].renew()
@@ -375,7 +375,7 @@ def test_a_driver_that_lost_its_lease_stops(tmp_path: Path, local_store: Store, 
 
     monkeypatch.setattr("pipelines.flow.run.executor.acquire", remembered)
     with pytest.raises(PlanBusy, match="took over"):
-        run(graph, planned, local_store, Usurped())
+        run(graph, planned, local_store, LeaseTakenOver())
     assert local_store.blobs.find("refs") == []
     assert local_store.blobs.read(f"leases/{planned.lease_name}/{9:010d}.json") == b"somebody else"
 

@@ -112,8 +112,8 @@ def test_what_a_local_ray_has_no_room_for_is_refused(tmp_path: Path, ray_runner:
 
 
 def test_a_ray_that_is_there_is_used_and_left_running(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
-    with RayRunner() as guest:
-        run_all(toy.toy_graph(tmp_path), local_store, runner=guest)
+    with RayRunner() as joined_runner:
+        run_all(toy.toy_graph(tmp_path), local_store, runner=joined_runner)
     assert ray.is_initialized()
 
 
@@ -160,8 +160,8 @@ def test_a_lost_board_costs_the_view_and_nothing_else(
 
     def on_event(event: Event) -> None:
         if isinstance(event, PartProgress) and not gate.opened.is_set():
-            assert ray_runner._board is not None
-            ray.kill(ray_runner._board.actor)
+            assert ray_runner._relay is not None
+            ray.kill(ray_runner._relay.actor)
             gate.opened.set()
 
     graph = waiting_graph(tmp_path, gate, ("a", "b"))
@@ -176,6 +176,6 @@ def test_a_lost_board_costs_the_view_and_nothing_else(
 
 
 def test_without_a_listener_there_is_no_board(tmp_path: Path, local_store: Store) -> None:
-    with RayRunner() as guest:  # joins the Ray of this process
-        run_all(toy.toy_graph(tmp_path, filter_stage=BOMB), local_store, runner=guest)
-        assert guest._board is None
+    with RayRunner() as joined_runner:  # joins the Ray of this process
+        run_all(toy.toy_graph(tmp_path, filter_stage=BOMB), local_store, runner=joined_runner)
+        assert joined_runner._relay is None

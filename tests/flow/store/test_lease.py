@@ -123,15 +123,15 @@ def test_renewing_keeps_a_lease_alive_and_shows_a_takeover(local_store: Store, a
     held.renew()
     assert local_store.blobs.age_seconds(f"leases/plan/{held.token:010d}.json") < 50
     age(path, 100)
-    thief = acquire(local_store, "plan")  # by the same process, which is alive, but was silent
+    new_holder = acquire(local_store, "plan")  # by the same process, which is alive, but was silent
     held.check()
     held.renew()
     with pytest.raises(PlanBusy, match="took over"):
         held.check()
     held.release()
-    record, _ = unseal(LeaseRecord, local_store.blobs.read(f"leases/plan/{thief.token:010d}.json"), "lease")
+    record, _ = unseal(LeaseRecord, local_store.blobs.read(f"leases/plan/{new_holder.token:010d}.json"), "lease")
     assert record.released is False
-    thief.check()
+    new_holder.check()
 
 
 def test_the_thread_renews_until_the_lease_is_released(local_store: Store):

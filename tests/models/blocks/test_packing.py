@@ -12,7 +12,7 @@ from transformers import Data2VecTextConfig, Data2VecTextModel, XLMRobertaConfig
 
 from x2vlm.models.blocks.packing import (
     LENGTH_MULTIPLE,
-    Courier,
+    HostToDeviceBatch,
     SelfLayout,
     add_sequences,
     choose_groups,
@@ -27,11 +27,11 @@ LENGTHS = st.lists(st.integers(0, 45), min_size=1, max_size=30)
 
 
 def layout_of(held, visible=None) -> SelfLayout:
-    courier = Courier(torch.device("cpu"))
+    transfer = HostToDeviceBatch(torch.device("cpu"))
     held = np.array(held)
-    tickets = add_sequences(courier, held, held if visible is None else np.array(visible))
-    courier.send()
-    return tickets.redeem(courier)
+    pending = add_sequences(transfer, held, held if visible is None else np.array(visible))
+    transfer.send()
+    return pending.resolve(transfer)
 
 
 @given(LENGTHS, st.integers(1, 2), st.integers(1, 4))

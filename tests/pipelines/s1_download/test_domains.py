@@ -30,8 +30,8 @@ from x2vlm.samples import Caption, Sample, sample_key, sample_table, write_table
 
 
 @given(st.integers(1, 5000), st.floats(0, 1), st.floats(0.01, 0.99))
-def test_the_tail_is_the_binomial_one(trials: int, share: float, probability: float) -> None:
-    successes = int(share * trials)
+def test_the_tail_is_the_binomial_one(trials: int, fraction: float, probability: float) -> None:
+    successes = int(fraction * trials)
     if successes < trials * probability:
         assert lower_tail(successes, trials, probability) == pytest.approx(
             binom.cdf(successes, trials, probability), rel=1e-8, abs=1e-300
@@ -139,7 +139,7 @@ def rgb(number: int) -> str:
 
 
 def test_a_domain_that_was_bought_is_found_and_its_rows_are_dropped_on_request(tmp_path: Path) -> None:
-    """Three sites of 40 pictures; one of them shows other pictures than it did, a second one the same for all."""
+    """Three sites of 40 images; one of them shows other images than it did, a second one the same for all."""
     addresses = {"127.0.0.2": "honest", "127.0.0.3": "bought", "127.0.0.4": "gone"}
     with ExitStack() as stack:
         servers = {name: stack.enter_context(hostile_server(address)) for address, name in addresses.items()}

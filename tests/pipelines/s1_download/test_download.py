@@ -276,7 +276,7 @@ def test_another_deny_list_makes_other_parts(tmp_path: Path) -> None:
         run_stage_part(DOWNLOAD, config, replace(real, spec=stale.spec), tmp_path / "out")
 
 
-def test_stored_pictures_have_lost_their_gps_but_not_their_identity(tmp_path: Path, shared_dir: Path) -> None:
+def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path, shared_dir: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     names = ["jpeg_exif_gps_typeerror.jpg", "landscape_exif_8.jpg", "webp_flower.webp"]

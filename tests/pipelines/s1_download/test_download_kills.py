@@ -45,7 +45,7 @@ class World:
     folder: Path
     expected: dict[str, str]
     num_requests: int  # of the undisturbed run
-    gate: threading.Event  # while it is not set, one picture does not come, so that its part cannot end
+    gate: threading.Event  # while it is not set, one image does not come, so that its part cannot end
 
     @property
     def sources(self) -> Path:
@@ -78,9 +78,9 @@ def make_world(
     monkeypatch.setitem(BEHAVIOURS, "gate", lambda handler: handler.answer(jpeg()) if gate.wait(60) else None)
     with hostile_server() as server:
 
-        def make(num_pictures: int, num_clips: int) -> World:
+        def make(num_images: int, num_clips: int) -> World:
             folder = tmp_path_factory.mktemp("download-kills")
-            write_sources(folder / "sources", server.base, num_pictures, num_clips)
+            write_sources(folder / "sources", server.base, num_images, num_clips)
             store = Store(folder / "undisturbed")
             before = server.requests.total()
             download_all(download_graph(folder / "sources", server.endpoint[1]), store)
@@ -122,7 +122,7 @@ def committed_urls(store: Store) -> set[str]:
     return {url for path in ledgers for url in pq.read_table(path)["url"].to_pylist()}
 
 
-def kill_after_requests(world: World, store: Path, victim: str, number: int) -> bool:
+def kill_after_requests(world: World, store: Path, killed_process: str, number: int) -> bool:
     """Run the driver; SIGKILL it or its child once the server has seen `number` more requests. True if it was hit."""
     goal = world.asked() + number
     driver = world.driver(store)
@@ -130,7 +130,7 @@ def kill_after_requests(world: World, store: Path, victim: str, number: int) -> 
     try:
         while driver.poll() is None and world.asked() < goal:
             time.sleep(0.002)  # watching another process
-        if driver.poll() is None and victim == "driver":
+        if driver.poll() is None and killed_process == "driver":
             driver.kill()
             driver.wait()
             hit = driver.returncode == -signal.SIGKILL
@@ -144,7 +144,7 @@ def kill_after_requests(world: World, store: Path, victim: str, number: int) -> 
     finally:
         driver.kill()
         driver.wait()
-    if victim == "child":
+    if killed_process == "child":
         assert driver.returncode == 0, f"a lost child must not fail the run: {errors.decode()[-3000:]}"
     return hit
 
@@ -175,9 +175,9 @@ def test_two_kills_and_a_second_run_that_asks_nothing(make_world: Callable[[int,
     world = make_world(30, 4)
     assert world.num_requests > 34
     path = tmp_path / "store"
-    for victim in ("driver", "child"):
+    for killed_process in ("driver", "child"):
         world.gate.clear()
-        assert kill_after_requests(world, path, victim, 20)
+        assert kill_after_requests(world, path, killed_process, 20)
     check_finished(world, path)
 
 
@@ -187,18 +187,18 @@ def test_twenty_kills_at_random_moments(make_world: Callable[[int, int], World],
     world = make_world(210, 24)
     assert world.num_requests > 234
     chance = random.Random(SEED)
-    victims = ["driver", "child", "commit"]
-    hits = dict.fromkeys(victims, 0)
+    killed_processes = ["driver", "child", "commit"]
+    hits = dict.fromkeys(killed_processes, 0)
     path, number = tmp_path / "store-0", 0
     while sum(hits.values()) < 20:
         committed = committed_urls(Store(path)) if path.exists() else set()
         before = world.server.requests.copy()
-        victim = min(victims, key=lambda name: (hits[name], chance.random()))
-        if victim == "commit":
+        killed_process = min(killed_processes, key=lambda name: (hits[name], chance.random()))
+        if killed_process == "commit":
             hit = kill_in_commit(world, path, chance.choice(COMMIT_POINTS), chance.randint(1, 4))
         else:
-            hit = kill_after_requests(world, path, victim, chance.randint(1, 60))
-        hits[victim] += hit
+            hit = kill_after_requests(world, path, killed_process, chance.randint(1, 60))
+        hits[killed_process] += hit
         asked = world.server.requests - before
         again = {url for url in committed if asked[url.removeprefix(world.server.base)]}
         assert not again, "what is committed is never asked for again"

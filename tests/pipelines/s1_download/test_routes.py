@@ -231,7 +231,7 @@ def test_the_graph_takes_the_copy_of_the_user_instead_of_the_web() -> None:
     own = config(card="pretrain/objects365", media_root="s3://b/o365")
     assert own.local_media == LocalMedia(root="s3://b/o365", name="{folder}/{file}")
     assert own.url_base is None
-    assert not own.manners().reads_robots
+    assert not own.crawler_policy().reads_robots
     named = config(card="pretrain/webvid", media_root="/clips", media_name="{id}.webm")
     assert named.local_media == LocalMedia(root="/clips", name="{id}.webm")
     with pytest.raises(ConfigError, match=r"sources\.a: card cc3m has no `local_name`"):

@@ -95,8 +95,8 @@ def as_downloaded(project_root: Path, folder: Path, name: str) -> list[Sample]:
 def media_size(folder: Path, sample: Sample) -> tuple[int, int]:
     if sample.kind == "video":
         return (320, 240)
-    with Image.open(folder / urlsplit(sample.url).path.lstrip("/")) as picture:
-        return picture.size
+    with Image.open(folder / urlsplit(sample.url).path.lstrip("/")) as opened:
+        return opened.size
 
 
 @pytest.mark.parametrize("name", SAMPLE_CARDS)

@@ -207,7 +207,7 @@ def test_releases_of_laion_give_one_schema_and_are_judged_by_their_pixels(
     inputs = {"card": (upstream_input(card),), "files": (upstream_input(tmp_path / "part.parquet"),)}
     run_stage_part(READ, config, READ.plan_parts(config, inputs)[0], tmp_path / "read")
     read = samples_of(pq.read_table(tmp_path / "read" / "rows-00000.parquet"))
-    # What decides is the size of the picture that was fetched, never the one that the row claims.
+    # What decides is the size of the image that was fetched, never the one that the row claims.
     fetched = [replace(sample, media=image(size=(448, 300)).media) for sample in read]
     filter_samples(tmp_path, fetched)
     assert kept(tmp_path) == fetched

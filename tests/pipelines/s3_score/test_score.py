@@ -278,7 +278,7 @@ def test_weights_that_give_no_finite_number_are_missing_scores(project_root: Pat
     with s3_score.MediaPack(tmp_path / "media.tar", tmp_path / "media.parquet") as pack:
         (row,) = score_rows(clip, [sample], pack, CPU)
     assert (row.key, row.missing, row.frame_scores) == (sample.key, "no_finite_score", ())
-    assert row.picture_D is None
+    assert row.image_D is None
 
 
 def test_media_absent_from_the_pack_are_corrupt(project_root: Path, tmp_path: Path) -> None:
@@ -420,10 +420,10 @@ def test_embeddings_and_fingerprints_are_kept_beside_the_scores(project_root: Pa
 
 
 def test_concepts_are_scored_against_what_lies_in_their_box(project_root: Path, tmp_path: Path) -> None:
-    picture = Image.new("RGB", (96, 80), "white")
-    picture.paste(Image.open(BytesIO(photo(5))).crop((0, 0, 40, 40)), (50, 30))
+    image = Image.new("RGB", (96, 80), "white")
+    image.paste(Image.open(BytesIO(photo(5))).crop((0, 0, 40, 40)), (50, 30))
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     sample = sample_of(0, buffer.getvalue(), [], "png")
     boxes = {"right": Box(50, 30, 40, 40), "sliver": Box(10, 10, 0.5, 3), "outside": Box(96, 80, 5, 5)}
     concepts = tuple(Concept(Grain.REGION, "blocks", box, (), name) for name, box in boxes.items())
@@ -436,7 +436,7 @@ def test_concepts_are_scored_against_what_lies_in_their_box(project_root: Path, 
     rows = pq.read_table(run.folder / "00000" / "regions.parquet").to_pylist()
     assert [row["annotation_id"] for row in rows] == ["right", "sliver"]  # a part of a pixel is looked at as a pixel
     clip = load_clip_folder(tiny_clip(project_root), "cpu")
-    (expected,) = frame_scores(clip, [picture.crop((50, 30, 90, 70))], "blocks")
+    (expected,) = frame_scores(clip, [image.crop((50, 30, 90, 70))], "blocks")
     assert rows[0]["clip_score"] == pytest.approx(expected, abs=TOLERANCE)
 
 

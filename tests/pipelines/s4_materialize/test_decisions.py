@@ -31,7 +31,7 @@ BROKEN = encoded(scene(90))[:600]
 def three_sources() -> dict[str, Parts]:
     """Three sources of two parts, with copies inside a part, between parts and between sources.
 
-    | picture | rows |
+    | image | rows |
     |---|---|
     | 1 | coco:1 at half size; cc3m:1 the same pixels as a PNG of it; laion:1 full size; laion:9, re-encoded |
     | 2 | cc3m:2 as it is; laion:2 larger, but it scores too low |
@@ -79,7 +79,7 @@ def decisions_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {one["key"]: one for one in pa.concat_tables(tables).to_pylist()}
 
 
-def test_one_row_of_every_picture_stays_and_it_is_the_best(corpus, tmp_path: Path) -> None:
+def test_one_row_of_every_image_stays_and_it_is_the_best(corpus, tmp_path: Path) -> None:
     result = curate(corpus, tmp_path, MERGE, partition=LIMITS)
     assert {name: drop["rule"] for name, drop in result.drops.items()} == {
         "cc3m:1": "duplicate",
@@ -197,7 +197,7 @@ def held_out() -> dict[str, Parts]:
 
 
 def leaky_sources() -> dict[str, Parts]:
-    """Copies of the two test pictures in every disguise, a copy of a copy, and rows that show nothing of them."""
+    """Copies of the two test images in every disguise, a copy of a copy, and rows that show nothing of them."""
     test, copy = scene(50), scene(50, (160, 120))
     return {
         "coco": [[row("coco", "50", encoded(test)), row("coco", "51", encoded(scene(51)))], []],
@@ -395,12 +395,12 @@ def test_the_rows_that_say_what_many_say_go_beyond_the_first_by_key(tmp_path: Pa
 
 def test_a_row_that_says_what_many_say_keeps_no_other(tmp_path: Path) -> None:
     same = [row("shop", str(n), encoded(scene(n)), ["photo"]) for n in range(3)]
-    loser = max(same, key=lambda one: one.sample.key)
-    copy = row("zoo", "1", encoded(scene(int(loser.sample.source_row)), quality=60), ["a tiger"])
+    dropped_row = max(same, key=lambda one: one.sample.key)
+    copy = row("zoo", "1", encoded(scene(int(dropped_row.sample.source_row)), quality=60), ["a tiger"])
     corpus = build(tmp_path / "in", {"shop": [same], "zoo": [[copy]]})
     result = curate(corpus, tmp_path, MERGE.model_copy(update={"max_rows_per_caption": 2}))
     assert {name: drop["rule"] for name, drop in result.drops.items()} == {
-        f"shop:{loser.sample.source_row}": "repeated_caption"
+        f"shop:{dropped_row.sample.source_row}": "repeated_caption"
     }
 
 
@@ -464,7 +464,7 @@ def test_fingerprints_of_other_rows_are_refused(tmp_path: Path) -> None:
         run_stage(DEDUPLICATE, MERGE, {"rows": corpus["rows"], "scores": scores, "decisions": ()}, tmp_path / "out")
 
 
-def test_a_broken_picture_is_a_counted_drop_of_the_decoders_rule(corpus, tmp_path: Path) -> None:
+def test_a_broken_image_is_a_counted_drop_of_the_decoders_rule(corpus, tmp_path: Path) -> None:
     result = curate(corpus, tmp_path)
     broken = {name: drop for name, drop in result.drops.items() if name.endswith("broken")}
     assert len(broken) == 2
@@ -498,7 +498,7 @@ def test_decisions_are_dealt_to_the_parts_of_their_rows(tmp_path: Path) -> None:
         assert found == [key for key in keys[::3] if key in own]
 
 
-def test_pictures_with_a_turned_camera_are_one_picture(tmp_path: Path) -> None:
+def test_images_with_a_turned_camera_are_one_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encoded(scene(3).transpose(Image.Transpose.ROTATE_90), quality=95, exif=exif)

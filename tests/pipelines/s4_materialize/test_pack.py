@@ -1,4 +1,4 @@
-"""Packing: both kinds of shard feed training alike, large pictures are made smaller on demand, sizes are counted."""
+"""Packing: both kinds of shard feed training alike, large images are made smaller on demand, sizes are counted."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -73,7 +73,7 @@ def test_training_sees_the_same_batches_from_both_kinds_of_shard(tmp_path: Path)
 
 
 def large_rows() -> list[Row]:
-    """A large picture with a box, one that is small enough, a PNG, a clip with large frames and one with small ones."""
+    """A large image with a box, one that is small enough, a PNG, a clip with large frames and one with small ones."""
     box = Concept(Grain.OBJECT, "a square", Box(20.0, 30.0, 200.0, 150.0))
     return [
         row("toy", "large", encoded(scene(1, (400, 300)), quality=95), ["large"], [box]),
@@ -84,7 +84,7 @@ def large_rows() -> list[Row]:
     ]
 
 
-def test_large_pictures_and_frames_are_packed_smaller_and_keep_their_records(tmp_path: Path) -> None:
+def test_large_images_and_frames_are_packed_smaller_and_keep_their_records(tmp_path: Path) -> None:
     rows = {one.sample.source_row: one for one in large_rows()}
     result = packed(tmp_path, list(rows.values()), short_edge=96, quality=90)
     stored = {}
@@ -169,7 +169,7 @@ def test_what_breaks_while_it_is_made_smaller_is_a_counted_drop(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("image_format", ["webdataset", "parquet"])
-def test_equal_rows_give_equal_bytes_and_small_pictures_their_own(tmp_path: Path, image_format: str) -> None:
+def test_equal_rows_give_equal_bytes_and_small_images_their_own(tmp_path: Path, image_format: str) -> None:
     first = packed(tmp_path / "a", large_rows(), short_edge=96, format=image_format).packed.bytes_of()
     again = packed(tmp_path / "b", large_rows()[::-1], short_edge=96, format=image_format).packed.bytes_of()
     assert first == again

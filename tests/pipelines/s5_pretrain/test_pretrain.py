@@ -180,7 +180,7 @@ def test_how_a_run_is_watched_and_placed_is_no_part_of_what_it_is(inputs):
     assert first == second
 
 
-def test_a_held_out_share_is_measured_and_never_in_the_record_of_samples(inputs, tmp_path):
+def test_a_held_out_fraction_is_measured_and_never_in_the_record_of_samples(inputs, tmp_path):
     data = DATA.model_copy(update={"validation_share": 0.3})
     train = CONFIG.train.model_copy(update={"validate_every": 4, "validation_batches": 1})
     result, path = _run(CONFIG.model_copy(update={"data": data, "train": train}), inputs, tmp_path)

@@ -15,7 +15,7 @@ from pipelines.s4_materialize import PartitionConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.why import row_index
 from pipelines.why.row_index import open_index
-from pipelines.why.trace import Story, manifests_in_order, tell_stories
+from pipelines.why.trace import RowTrace, manifests_in_order, trace_rows
 from pipelines.why.what_if import parse_changes, what_if
 from tests.support.why_store import experiment_of, filled, sample, write_corpus
 from x2vlm.errors import ConfigError
@@ -180,10 +180,10 @@ def test_rows_whose_hashes_are_equal_are_told_apart(
     both = sorted(file_of(manifest, part) for part in ("00000", "00001"))
     assert sorted(open_index(store, manifest).files_with("key", sample_key("web", "41"))) == both
     for query in ("web:41", sample_key("web", "41"), sample("web", 41).url):
-        (story,) = tell_stories(store, "toy", query)
-        assert (story.source, story.source_row, story.url) == ("web", "41", sample("web", 41).url)
+        (trace,) = trace_rows(store, "toy", query)
+        assert (trace.source, trace.source_row, trace.url) == ("web", "41", sample("web", 41).url)
     with pytest.raises(ConfigError, match="no row of toy is called"):
-        tell_stories(store, "toy", sample_key("web", "4711"))
+        trace_rows(store, "toy", sample_key("web", "4711"))
 
 
 def test_hashes_on_both_sides_of_the_sign_bit_are_found(store: Store) -> None:
@@ -203,16 +203,16 @@ def test_a_remote_store_answers_like_a_local_one(
     remote = Store(f"memory://why-{tmp_path.name}")
     filled(remote, folder, experiment_of(PARTITIONED))
     for query in ("web:41", sample("other", 7).url):
-        local_stories, remote_stories = (tell_stories(one, "toy", query) for one in (store, remote))
-        assert [story.to_json() for story in remote_stories] == [story.to_json() for story in local_stories]
-        assert len(remote_stories) == 1
+        local_traces, remote_traces = (trace_rows(one, "toy", query) for one in (store, remote))
+        assert [trace.to_json() for trace in remote_traces] == [trace.to_json() for trace in local_traces]
+        assert len(remote_traces) == 1
     assert list(tmp_path.glob("x2vlm-index-*/index/*/files.json"))
     answers = [what_if(one, experiment_of(PARTITIONED), {"min_clip_score": 0.5}).to_json() for one in (store, remote)]
     assert answers[0] == answers[1]
 
 
-def step_of(story: Story, stage: str) -> list[tuple[str, dict[str, Any]]]:
-    return [(step.verdict, dict(step.facts)) for step in story.steps if step.node.startswith(f"{stage}/")]
+def step_of(trace: RowTrace, stage: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(step.verdict, dict(step.facts)) for step in trace.steps if step.node.startswith(f"{stage}/")]
 
 
 def test_a_duplicate_and_its_keeper_are_told_what_was_decided(tmp_path: Path) -> None:
@@ -222,14 +222,14 @@ def test_a_duplicate_and_its_keeper_are_told_what_was_decided(tmp_path: Path) ->
     store = Store(str(tmp_path / "store"))
     free = PartitionConfig(num_shards=2, min_clip_score=None)
     filled(store, tmp_path, experiment_of(free), MERGE)
-    (lost,) = tell_stories(store, "toy", going.key)
+    (lost,) = trace_rows(store, "toy", going.key)
     reason = f"shows what {keeper.key} shows, by sha256"
     decided = {"rule": "duplicate", "value": 0.0, "threshold": 0.0, "reason": reason}
     assert ("dropped", decided) in step_of(lost, "deduplicate")
     assert {verdict for verdict, _ in step_of(lost, "deduplicate")} == {"dropped"}
     ((verdict, facts),) = step_of(lost, "partition")
     assert (verdict, facts["rule"]) == ("dropped", "duplicate")
-    (stays,) = tell_stories(store, "toy", keeper.key)
+    (stays,) = trace_rows(store, "toy", keeper.key)
     assert ("kept", {"captions_added": 1}) in step_of(stays, "deduplicate")
     assert {verdict for verdict, _ in step_of(stays, "deduplicate")} == {"kept"}
     assert [facts["captions"] for _, facts in step_of(stays, "partition")] == [2]
@@ -244,8 +244,8 @@ def _worth(one: Any) -> tuple[int, str]:
 
 def test_a_query_that_names_nothing_says_what_it_may_be(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"Give a key \(32 hex digits\).*sources: other, web"):
-        tell_stories(store, "toy", "nobody")
+        trace_rows(store, "toy", "nobody")
     with pytest.raises(ConfigError, match="holds no rows of unheard"):
-        tell_stories(store, "unheard", "web:1")
+        trace_rows(store, "unheard", "web:1")
     # A row alone may be one of several sources.
-    assert {story.source for story in tell_stories(store, "toy", "7")} == {"web", "other"}
+    assert {trace.source for trace in trace_rows(store, "toy", "7")} == {"web", "other"}

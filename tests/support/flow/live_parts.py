@@ -45,11 +45,11 @@ class Gate(socketserver.ThreadingTCPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Gatekeeper)
+        super().__init__(("127.0.0.1", 0), _Gate)
         self.opened = threading.Event()
 
 
-class _Gatekeeper(socketserver.BaseRequestHandler):
+class _Gate(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         assert isinstance(self.server, Gate)
         self.server.opened.wait(120)

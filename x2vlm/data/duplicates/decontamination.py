@@ -1,20 +1,21 @@
-"""Which training rows show pictures and videos of downstream tests, and which of them go.
+"""Which training rows show images and videos of downstream tests, and which of them go.
 
 | method | a row leaks if | score |
 |---|---|---|
-| id | it has the identity of a test picture (`identities`), of a video with overlapping time | share of the test clip |
-| sha256, pixels | bytes or pixels are those of a test picture | 1 |
-| phash | hashes within `radius` bits and thumbnails alike | share of equal bits |
-| phash | of a clip: half of the test clip's frames have a near one in it | share of those frames |
-| phash_mirrored, phash_cropped | as phash, with the test picture mirrored or cropped by 5 % (`variants`) | equal bits |
-| embedding | cosine of at least `min_cosine` with a test picture's | cosine |
+| id | it has the identity of a test image (`identities`), of a video with overlapping time | fraction of the test clip
+|
+| sha256, pixels | bytes or pixels are those of a test image | 1 |
+| phash | hashes within `radius` bits and thumbnails alike | fraction of equal bits |
+| phash | of a clip: half of the test clip's frames have a near one in it | fraction of those frames |
+| phash_mirrored, phash_cropped | as phash, with the test image mirrored or cropped by 5 % (`variants`) | equal bits |
+| embedding | cosine of at least `min_cosine` with a test image's | cosine |
 
-A test picture is compared in all ways, and a row is reported once per test picture and method. Nothing here looks at
+A test image is compared in all ways, and a row is reported once per test image and method. Nothing here looks at
 texts.
 
 | policy | rows that go |
 |---|---|
-| strict | every row that leaks, and whatever shows the same: the picture leaves all grains of all sources (`spread`) |
+| strict | every row that leaks, and whatever shows the same: the image leaves all grains of all sources (`spread`) |
 | paper | rows of `paper_sources` that leak by id |
 | report | none |
 
@@ -66,12 +67,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of the test pictures: EVALUATION_SCHEMA (with `embedding`, see above) and EVALUATION_ID_SCHEMA.
+    """What is known of the test images: EVALUATION_SCHEMA (with `embedding`, see above) and EVALUATION_ID_SCHEMA.
 
-    Either may be empty: pictures that one does not have, and ids where a set has none.
+    Either may be empty: images that one does not have, and ids where a set has none.
     """
 
-    pictures: pa.Table
+    images: pa.Table
     ids: pa.Table
 
 
@@ -81,7 +82,7 @@ def find_leaks(
     """Every leak as LEAK_SCHEMA, with what the policy does about it; sorted, whatever the order of the inputs.
 
     Where training rows are too many for one table, `search` their parts one by one and `decide` about all finds at
-    once: both need few columns, and a picture leaves all parts only if they are seen together.
+    once: both need few columns, and an image leaves all parts only if they are seen together.
     """
     return decide(search(training, evaluation, identities, config), training, identities, config)
 
@@ -92,16 +93,16 @@ def search(
     """Every leak as LEAK_SCHEMA, undecided (action "").
 
     Time is that of joins and of looking up hashes (`x2vlm.data.duplicates.hamming`: training rows stream past the test
-    pictures), and of training rows times test pictures for embeddings; memory is that of the tables and of the finds.
+    images), and of training rows times test images for embeddings; memory is that of the tables and of the finds.
     """
-    rows, pictures = training.rows, _wanted(evaluation.pictures, config)
+    rows, images = training.rows, _wanted(evaluation.images, config)
     found = [leaks_by_id(training.ids, _wanted(evaluation.ids, config), identities)]
-    found += [leaks_by_hash(name, rows, pictures) for name in ("sha256", "pixel_sha256")]
+    found += [leaks_by_hash(name, rows, images) for name in ("sha256", "pixel_sha256")]
     if config.radius is not None:
-        found.append(leaks_by_phash(rows, pictures, config.radius, config.min_correlation))
-        found.append(leaks_by_frames(rows, pictures, config.radius))
+        found.append(leaks_by_phash(rows, images, config.radius, config.min_correlation))
+        found.append(leaks_by_frames(rows, images, config.radius))
     if config.min_cosine is not None:
-        found.append(leaks_by_embedding(rows, pictures, config.min_cosine))
+        found.append(leaks_by_embedding(rows, images, config.min_cosine))
     return _sorted(pa.concat_tables(found))
 
 
@@ -129,10 +130,10 @@ def _wanted(table: pa.Table, config: DecontaminationConfig) -> pa.Table:
 
 
 def spread(leaks: pa.Table, training: Training, identities: Identities) -> pa.Table:
-    """The rows that go for the sake of a leaking one: same media, same picture by id, or same cluster of duplicates.
+    """The rows that go for the sake of a leaking one: same media, same image by id, or same cluster of duplicates.
 
     Theirs go too, until nothing follows. `via` is the row for whose sake one goes, of several that with the smallest
-    key; the test picture is the first of that row's. Clips share a video's id without sharing its time, so for them
+    key; the test image is the first of that row's. Clips share a video's id without sharing its time, so for them
     ids spread nothing.
     """
     names = {
@@ -142,22 +143,22 @@ def spread(leaks: pa.Table, training: Training, identities: Identities) -> pa.Ta
     made: list[dict[str, Any]] = []
     newest = sorted(names)
     while newest:
-        mates: dict[str, tuple[str, str]] = {}
+        same_group: dict[str, tuple[str, str]] = {}
         for method, members in groups:
-            for key, via in _mates(members, newest):
+            for key, via in _same_group(members, newest):
                 if key not in names:
-                    mates[key] = min(mates.get(key, (via, method)), (via, method))
-        sources = _sources(source_of, sorted(mates))
-        for key, (via, method) in mates.items():
+                    same_group[key] = min(same_group.get(key, (via, method)), (via, method))
+        sources = _sources(source_of, sorted(same_group))
+        for key, (via, method) in same_group.items():
             names[key] = names[via]
             values = (*names[via], key, sources[key], method, 1.0, via, "")
             made.append(dict(zip(LEAK_SCHEMA.names, values, strict=True)))
-        newest = sorted(mates)
+        newest = sorted(same_group)
     return pa.Table.from_pylist(made, schema=LEAK_SCHEMA)
 
 
 def _groups(training: Training, identities: Identities) -> list[tuple[str, pa.Table]]:
-    """Tables of key and group: rows of one group are one picture."""
+    """Tables of key and group: rows of one group are one image."""
     rows = training.rows
     images = rows.filter(pc.equal(rows["kind"], "image"))["key"]
     identity = with_identity(training.ids, identities)
@@ -172,7 +173,7 @@ def _groups(training: Training, identities: Identities) -> list[tuple[str, pa.Ta
     return [(method, table.filter(pc.is_valid(table["group"]))) for method, table in tables]
 
 
-def _mates(members: pa.Table, newest: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _same_group(members: pa.Table, newest: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(key, via) of those that share a group with one of `newest`."""
     hot = members.filter(pc.is_in(members["key"], value_set=pa.array(newest, pa.string())))
     via = hot.group_by("group").aggregate([("key", "min")])
@@ -186,27 +187,27 @@ def _sources(rows: pa.Table, keys: Sequence[str]) -> dict[str, str]:
 
 
 def _sorted(leaks: pa.Table) -> pa.Table:
-    """Equal leaks once (a row may have several ids of one picture), the best score first among them."""
+    """Equal leaks once (a row may have several ids of one image), the best score first among them."""
     names = ["eval_set", "split", "eval_id", "key", "source", "method", "via", "action"]
     best = leaks.group_by(names).aggregate([("score", "max")]).rename_columns([*names, "score"])
     return best.select(LEAK_SCHEMA.names).sort_by([(name, "ascending") for name in names]).cast(LEAK_SCHEMA)
 
 
 def summarize(leaks: pa.Table, evaluation: Evaluation, config: DecontaminationConfig) -> dict[str, Any]:
-    """What travels with a result: per test set and split, how many pictures there are and how many leak, by method.
+    """What travels with a result: per test set and split, how many images there are and how many leak, by method.
 
-    `still_in_training` are the pictures that a row shows which stays: none after `strict`.
+    `still_in_training` are the images that a row shows which stays: none after `strict`.
     """
-    pictures = _distinct_images(evaluation, config)
+    images = _distinct_images(evaluation, config)
     direct = leaks.filter(pc.equal(leaks["via"], "")).to_pylist()
     sets: dict[str, dict[str, Any]] = {}
-    for eval_set, split in sorted({(one[0], one[1]) for one in pictures}):
+    for eval_set, split in sorted({(one[0], one[1]) for one in images}):
         own = [one for one in direct if (one["eval_set"], one["split"]) == (eval_set, split)]
         methods: dict[str, set[str]] = {}
         for leak in own:
             methods.setdefault(leak["method"], set()).add(leak["eval_id"])
         sets.setdefault(eval_set, {})[split] = {
-            "pictures": sum(1 for one in pictures if one[:2] == (eval_set, split)),
+            "pictures": sum(1 for one in images if one[:2] == (eval_set, split)),
             "leaked": len({one["eval_id"] for one in own}),
             "leaked_by_method": {name: len(ids) for name, ids in sorted(methods.items())},
             "still_in_training": len({one["eval_id"] for one in own if one["action"] != "drop"}),
@@ -222,5 +223,5 @@ def summarize(leaks: pa.Table, evaluation: Evaluation, config: DecontaminationCo
 
 def _distinct_images(evaluation: Evaluation, config: DecontaminationConfig) -> set[tuple[str, str, str]]:
     names = ("eval_set", "split", "eval_id")
-    tables = [_wanted(table, config).select(names) for table in (evaluation.pictures, evaluation.ids)]
+    tables = [_wanted(table, config).select(names) for table in (evaluation.images, evaluation.ids)]
     return {tuple(row.values()) for table in tables for row in table.to_pylist()}

@@ -1,4 +1,4 @@
-"""Which rows show the same picture or clip, and which of them stays.
+"""Which rows show the same image or clip, and which of them stays.
 
 | method | two rows match if | distance |
 |---|---|---|
@@ -53,13 +53,13 @@ ANNOTATED = ("coco", "refcoco", "visual_genome", "gqa", "flickr_entities", "open
 class DuplicateConfig(FrozenConfig):
     """What counts as a duplicate, and which row of a cluster is the best.
 
-    The best is of the source named first in `priority` (others follow by name), then has the larger picture, then more
-    captions, then the smaller key. Sources in `share` describe pictures that other sources show on purpose (RefCOCO
+    The best is of the source named first in `priority` (others follow by name), then has the larger image, then more
+    captions, then the smaller key. Sources in `fraction` describe images that other sources show on purpose (RefCOCO
     those of COCO, half of Visual Genome too): the best row of each of them stays, whatever the keeper's source.
     """
 
     radius: int | None = Field(default=6, ge=0, le=16)  # bits; None: no search by hash
-    # Of thumbnails of two pictures with near hashes. 156 photos and 300 scenes, re-encoded (JPEG 20 and 50) or scaled
+    # Of thumbnails of two images with near hashes. 156 photos and 300 scenes, re-encoded (JPEG 20 and 50) or scaled
     # (1/2, 1/4): 0.975 or more, with 5 % cropped 0.935 or more; different tiles of photos with near hashes: up to 0.88.
     min_correlation: float = Field(default=0.93, ge=-1, le=1)
     min_cosine: float | None = Field(default=None, gt=0, le=1)  # None: no search by embedding
@@ -67,7 +67,7 @@ class DuplicateConfig(FrozenConfig):
     share: tuple[str, ...] = ANNOTATED
 
 
-def picture_rows(samples: pa.Table, fingerprints: pa.Table) -> pa.Table:
+def image_rows(samples: pa.Table, fingerprints: pa.Table) -> pa.Table:
     """The rows of a table of SAMPLE_SCHEMA as ROW_SCHEMA, and `embedding` behind it if `fingerprints` has that.
 
     `fingerprints` has `key` and FINGERPRINT_FIELDS, a row for each sample in the same order, nulls where there is none;
@@ -86,7 +86,7 @@ def picture_rows(samples: pa.Table, fingerprints: pa.Table) -> pa.Table:
 
 
 def find_duplicates(rows: pa.Table, config: DuplicateConfig) -> pa.Table:
-    """The rows that share their picture with another row, as CLUSTER_SCHEMA, by keeper and key.
+    """The rows that share their image with another row, as CLUSTER_SCHEMA, by keeper and key.
 
     `rows` has the columns of ROW_SCHEMA, and `embedding` (list<float16 or float32>, null where there is none) if
     `min_cosine` is set. Rows without media (null sha256) match nothing. Time is that of sorting N rows and hashes
@@ -97,9 +97,9 @@ def find_duplicates(rows: pa.Table, config: DuplicateConfig) -> pa.Table:
     rows = rows.take(_preference(rows, config))
     if rows.num_rows > 1 and pc.count_distinct(rows["key"]).as_py() != rows.num_rows:
         raise ValueError("two rows have the same key: keys name samples, each once")
-    pictures = _pictures(rows)
-    keeper_P, method_P, distance_P = _stars(pictures, config)
-    return _cluster_table(rows, pictures, keeper_P, method_P, distance_P, config)
+    images = _images(rows)
+    keeper_P, method_P, distance_P = _assign_keepers(images, config)
+    return _cluster_table(rows, images, keeper_P, method_P, distance_P, config)
 
 
 def _preference(rows: pa.Table, config: DuplicateConfig) -> pa.Array:
@@ -118,25 +118,25 @@ def _preference(rows: pa.Table, config: DuplicateConfig) -> pa.Array:
     return pc.sort_indices(pa.table(columns), sort_keys=order)
 
 
-# P pictures: what rows with equal pixels have in common, numbered from the best to the worst
+# P images: what rows with equal pixels have in common, numbered from the best to the worst
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    of_row: NDArray[np.int64]  # row -> picture
-    best_row: NDArray[np.int64]  # picture -> its first row
+class _DistinctImages:
+    of_row: NDArray[np.int64]  # row -> image
+    best_row: NDArray[np.int64]  # image -> its first row
     table: pa.Table  # the rows of `best_row`
 
 
-def _pictures(rows: pa.Table) -> _Pictures:
-    """The distinct pictures of `rows`, which are sorted by preference."""
+def _images(rows: pa.Table) -> _DistinctImages:
+    """The distinct images of `rows`, which are sorted by preference."""
     _check_one_fingerprint_a_media(rows)
     known = pc.if_else(pc.is_valid(rows["pixel_sha256"]), rows["pixel_sha256"], rows["sha256"])
     name = pc.binary_join_element_wise(rows["kind"], known, ":")
     of_row = pc.dictionary_encode(name).combine_chunks().indices.to_numpy().astype(np.int64)
-    # A dictionary numbers values as they come, so picture numbers follow the preference too.
+    # A dictionary numbers values as they come, so image numbers follow the preference too.
     best_row = np.unique(of_row, return_index=True)[1].astype(np.int64)
-    return _Pictures(of_row, best_row, rows.take(pa.array(best_row)).combine_chunks())
+    return _DistinctImages(of_row, best_row, rows.take(pa.array(best_row)).combine_chunks())
 
 
 def _check_one_fingerprint_a_media(rows: pa.Table) -> None:
@@ -151,31 +151,31 @@ def _check_one_fingerprint_a_media(rows: pa.Table) -> None:
         )
 
 
-def _stars(
-    pictures: _Pictures, config: DuplicateConfig
+def _assign_keepers(
+    images: _DistinctImages, config: DuplicateConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.float64]]:
-    """Per picture the picture that stays for it (its own number if it stays), how they match, and their distance."""
-    num_pictures = pictures.table.num_rows
-    keeper_P, distance_P = np.full(num_pictures, -1, np.int64), np.zeros(num_pictures)
-    method_P = np.full(num_pictures, "", object)
+    """Per image the image that stays for it (its own number if it stays), how they match, and their distance."""
+    num_images = images.table.num_rows
+    keeper_P, distance_P = np.full(num_images, -1, np.int64), np.zeros(num_images)
+    method_P = np.full(num_images, "", object)
     searches: list[HashMatches | EmbeddingMatches] = []
     for kind in ("image", "video"):
-        own = np.flatnonzero(pc.equal(pictures.table["kind"], kind).to_numpy(zero_copy_only=False))
+        own = np.flatnonzero(pc.equal(images.table["kind"], kind).to_numpy(zero_copy_only=False))
         if config.radius is not None:
-            searches.append(HashMatches(pictures.table, own, config.radius, config.min_correlation))
+            searches.append(HashMatches(images.table, own, config.radius, config.min_correlation))
         if config.min_cosine is not None:
-            searches.append(EmbeddingMatches(pictures.table, own, config.min_cosine))
-    has_neighbours = np.zeros(num_pictures, dtype=bool)
+            searches.append(EmbeddingMatches(images.table, own, config.min_cosine))
+    has_neighbours = np.zeros(num_images, dtype=bool)
     for search in searches:
         has_neighbours[search.with_candidates()] = True
-    is_free = np.ones(num_pictures, dtype=bool)
-    for picture in np.flatnonzero(has_neighbours):
-        if not is_free[picture]:
+    is_free = np.ones(num_images, dtype=bool)
+    for image in np.flatnonzero(has_neighbours):
+        if not is_free[image]:
             continue
-        keeper_P[picture], is_free[picture] = picture, False
+        keeper_P[image], is_free[image] = image, False
         for search in searches:
-            taken, distance = search.matches(int(picture), is_free)
-            keeper_P[taken], method_P[taken], distance_P[taken] = picture, search.method, distance
+            taken, distance = search.matches(int(image), is_free)
+            keeper_P[taken], method_P[taken], distance_P[taken] = image, search.method, distance
             is_free[taken] = False
     left = np.flatnonzero(keeper_P < 0)
     keeper_P[left] = left
@@ -184,29 +184,29 @@ def _stars(
 
 def _cluster_table(
     rows: pa.Table,
-    pictures: _Pictures,
+    images: _DistinctImages,
     keeper_P: NDArray[np.int64],
     method_P: NDArray[np.object_],
     distance_P: NDArray[np.float64],
     config: DuplicateConfig,
 ) -> pa.Table:
-    cluster_of_row = keeper_P[pictures.of_row]
+    cluster_of_row = keeper_P[images.of_row]
     size = np.bincount(cluster_of_row, minlength=len(keeper_P))
     listed = np.flatnonzero(size[cluster_of_row] > 1)
     columns = rows.select(["key", "source", "sha256"]).take(pa.array(listed)).to_pylist()
-    keepers = rows.select(["key", "sha256"]).take(pa.array(pictures.best_row[cluster_of_row[listed]])).to_pylist()
+    keepers = rows.select(["key", "sha256"]).take(pa.array(images.best_row[cluster_of_row[listed]])).to_pylist()
     seen: set[tuple[str, str]] = set()  # (cluster, source) of which a better row came before
     made = []
     for number, row, keeper in zip(listed, columns, keepers, strict=True):
-        picture = pictures.of_row[number]
-        method = method_P[picture] or ("sha256" if row["sha256"] == keeper["sha256"] else "pixels")
+        image = images.of_row[number]
+        method = method_P[image] or ("sha256" if row["sha256"] == keeper["sha256"] else "pixels")
         action = "drop"
         if row["key"] == keeper["key"]:
             method, action = "keeper", "keep"
         elif row["source"] in config.share and (keeper["key"], row["source"]) not in seen:
             action = "share"
         seen.add((keeper["key"], row["source"]))
-        values = (row["key"], row["source"], keeper["key"], method, float(distance_P[picture]), action)
+        values = (row["key"], row["source"], keeper["key"], method, float(distance_P[image]), action)
         made.append(dict(zip(CLUSTER_SCHEMA.names, values, strict=True)))
     made.sort(key=lambda one: (one["keeper"], one["key"]))
     return pa.Table.from_pylist(made, schema=CLUSTER_SCHEMA)

@@ -1,7 +1,7 @@
-"""Which pictures and videos the downstream tasks are about: ids from their official annotation files.
+"""Which images and videos the downstream tasks are about: ids from their official annotation files.
 
 Each function takes parsed records of one upstream file and gives a table of EVALUATION_ID_SCHEMA, one row per id of an
-evaluation picture; equal rows once. An evaluation picture without any public id (Winoground, MaRVL) has one row with
+evaluation image; equal rows once. An evaluation image without any public id (Winoground, MaRVL) has one row with
 null kind and value, so that it is counted: it can be found by its pixels only.
 """
 
@@ -167,7 +167,7 @@ def msvd_ids(eval_set: str, split: str, names: Iterable[str]) -> pa.Table:
 
 
 def nameless(eval_set: str, split: str, eval_ids: Iterable[str]) -> pa.Table:
-    """Pictures without any public id, as Winoground's and MaRVL's: only their pixels can find them."""
+    """Images without any public id, as Winoground's and MaRVL's: only their pixels can find them."""
     return _table(eval_set, ((split, eval_id, []) for eval_id in eval_ids))
 
 

@@ -1,4 +1,4 @@
-"""Upstream files that say which pictures a test is about, and which ids of several collections mean one picture.
+"""Upstream files that say which images a test is about, and which ids of several collections mean one image.
 
 A file is named by its format; see `evaluation_ids` and `identities` for what is taken from its records.
 """
@@ -24,7 +24,7 @@ LinkFormat = Literal["coco", "visual_genome", "openimages"]
 
 
 class IdFile(FrozenConfig):
-    """A file of a downstream test set whose pictures must not be trained on.
+    """A file of a downstream test set whose images must not be trained on.
 
     `split` is needed where the file does not say it itself (all but karpathy, refcoco and msrvtt).
     """
@@ -42,7 +42,7 @@ class IdFile(FrozenConfig):
 
 
 class LinkFile(FrozenConfig):
-    """A table that says which ids of several collections mean one picture: Visual Genome's image_data.json, a COCO
+    """A table that says which ids of several collections mean one image: Visual Genome's image_data.json, a COCO
     file with `images`, an image table of OpenImages."""
 
     format: LinkFormat

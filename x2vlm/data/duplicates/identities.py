@@ -1,4 +1,4 @@
-"""Which picture or video of which public collection a row shows, as ids that other data sets know it by.
+"""Which image or video of which public collection a row shows, as ids that other data sets know it by.
 
 | kind | value | where it comes from |
 |---|---|---|
@@ -9,7 +9,7 @@
 | youtube | video id | row keys of HowTo100M and YT-Temporal; addresses of YouTube, in any source |
 | url | address without scheme and fragment | every row |
 
-One picture has several ids. Upstream tables say which belong together (`visual_genome_links` and its like), and
+One image has several ids. Upstream tables say which belong together (`visual_genome_links` and its like), and
 `identify` makes them one identity: a COCO test image is so found in Visual Genome, and in OpenImages by its Flickr id.
 """
 
@@ -100,7 +100,7 @@ def ids_of_url(url: str) -> list[Id]:
 
 
 def ids_of_name(name: str) -> list[Id]:
-    """What a picture's file name says in the files of COCO and Flickr30k ("1018148011.jpg"); [] for any other."""
+    """What an image's file name says in the files of COCO and Flickr30k ("1018148011.jpg"); [] for any other."""
     name = name.rpartition("/")[2]
     if match := COCO_FILE.fullmatch(name):
         return [("coco", _number(match[1]))]
@@ -177,7 +177,7 @@ def _links(rows: Iterable[list[tuple[str, Any]]]) -> pa.Table:
     made = []
     for first, *others in rows:
         known = [(kind, str(value)) for kind, value in (first, *others) if value not in (None, "", 0, "0")]
-        # An address links nothing: it may be shared by pictures that replaced one another.
+        # An address links nothing: it may be shared by images that replaced one another.
         known = [one for one in known if one[0] != "url"]
         if first[0] == (known[0][0] if known else ""):
             made += [dict(zip(LINK_SCHEMA.names, (*known[0], *other), strict=True)) for other in known[1:]]
@@ -186,12 +186,12 @@ def _links(rows: Iterable[list[tuple[str, Any]]]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Identities:
-    """Which ids mean the same picture: "kind:value" -> the first of them, for ids that links name."""
+    """Which ids mean the same image: "kind:value" -> the first of them, for ids that links name."""
 
     of: Mapping[str, str]
 
     def largest(self) -> int:
-        """The number of ids of the picture with the most: a value far above 4 means that a link is wrong."""
+        """The number of ids of the image with the most: a value far above 4 means that a link is wrong."""
         counts: dict[str, int] = {}
         for identity in self.of.values():
             counts[identity] = counts.get(identity, 0) + 1
@@ -217,7 +217,7 @@ def identify(links: Iterable[pa.Table]) -> Identities:
 
 
 def with_identity(ids: pa.Table, identities: Identities) -> pa.Table:
-    """`ids` with a column `identity`: equal for ids that mean the same picture."""
+    """`ids` with a column `identity`: equal for ids that mean the same image."""
     own = pc.binary_join_element_wise(ids["id_kind"], ids["id_value"], ":")
     known = pa.array(list(identities.of.keys()), pa.string())
     names = pa.array(list(identities.of.values()), pa.string())

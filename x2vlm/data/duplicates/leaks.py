@@ -1,4 +1,4 @@
-"""Where test pictures and videos show up among training rows: one search a method, each a table of LEAK_SCHEMA.
+"""Where test images and videos show up among training rows: one search a method, each a table of LEAK_SCHEMA.
 
 What the methods are and what is done about their finds: `x2vlm.data.duplicates.decontamination`.
 """
@@ -37,23 +37,23 @@ LEAK_SCHEMA = pa.schema(
         ("action", pa.string()),  # drop or report
     ]
 )
-CLIP_SHARE = 0.5  # of the test clip's telling frames that must be near a frame of the training clip
+MIN_FRAME_FRACTION = 0.5  # of the test clip's telling frames that must be near a frame of the training clip
 PIECE = 1 << 16  # pairs of near hashes whose rows are compared at a time
 
 
 def leaks_by_id(ids: pa.Table, test_ids: pa.Table, identities: Identities) -> pa.Table:
-    """Rows with the identity of a test picture; of videos those whose time overlaps."""
+    """Rows with the identity of a test image; of videos those whose time overlaps."""
     ours, theirs = with_identity(ids, identities), with_identity(test_ids, identities)
     theirs = theirs.filter(pc.is_valid(theirs["identity"]))
     pairs = _join(ours, theirs, "identity")
     spans = ("start_seconds", "end_seconds", "start_seconds_right", "end_seconds_right")
-    share = np.array([_overlap(*span) for span in zip(*(pairs[name].to_pylist() for name in spans), strict=True)])
-    leaks = pairs.filter(pa.array(share > 0, pa.bool_()))
-    return _leaks(leaks, "id", share[share > 0])
+    fraction = np.array([_overlap(*span) for span in zip(*(pairs[name].to_pylist() for name in spans), strict=True)])
+    leaks = pairs.filter(pa.array(fraction > 0, pa.bool_()))
+    return _leaks(leaks, "id", fraction[fraction > 0])
 
 
 def _overlap(start: float | None, end: float | None, test_start: float | None, test_end: float | None) -> float:
-    """The share of the test clip that the training clip covers, 1 where the test is no clip or nobody knows its end."""
+    """The fraction of the test clip that the training clip covers; 1 where the test has no known end."""
     low, high = max(start or 0.0, test_start or 0.0), min(end or np.inf, test_end or np.inf)
     if low >= high:
         return 0.0
@@ -61,9 +61,9 @@ def _overlap(start: float | None, end: float | None, test_start: float | None, t
     return float((high - low) / length) if np.isfinite(length) else 1.0
 
 
-def leaks_by_hash(column: str, rows: pa.Table, pictures: pa.Table) -> pa.Table:
-    pictures = pictures.filter(pc.and_kleene(pc.equal(pictures["variant"], ""), pc.is_valid(pictures[column])))
-    pairs = _join(_narrow(rows, column), _narrow(pictures, column), column)
+def leaks_by_hash(column: str, rows: pa.Table, images: pa.Table) -> pa.Table:
+    images = images.filter(pc.and_kleene(pc.equal(images["variant"], ""), pc.is_valid(images[column])))
+    pairs = _join(_narrow(rows, column), _narrow(images, column), column)
     return _leaks(pairs, "sha256" if column == "sha256" else "pixels", np.ones(pairs.num_rows))
 
 
@@ -76,16 +76,16 @@ def _join(ours: pa.Table, theirs: pa.Table, column: str) -> pa.Table:
     return ours.join(theirs, column, join_type="inner", right_suffix="_right", use_threads=False)
 
 
-def leaks_by_phash(rows: pa.Table, pictures: pa.Table, radius: int, min_correlation: float) -> pa.Table:
-    """Images with a hash near that of a test picture or its variant, and an alike thumbnail."""
-    rows, pictures = (_with_telling_hash(table) for table in (rows, pictures))
-    pairs = _near(rows["phash"].to_numpy(), pictures["phash"].to_numpy(), radius)
-    left, right = (thumbnail_matrix(table["thumbnail"]) for table in (rows, pictures))
+def leaks_by_phash(rows: pa.Table, images: pa.Table, radius: int, min_correlation: float) -> pa.Table:
+    """Images with a hash near that of a test image or its variant, and an alike thumbnail."""
+    rows, images = (_with_telling_hash(table) for table in (rows, images))
+    pairs = _near(rows["phash"].to_numpy(), images["phash"].to_numpy(), radius)
+    left, right = (thumbnail_matrix(table["thumbnail"]) for table in (rows, images))
     made = []
     for ours, theirs, bits in pairs:
         good = thumbnail_correlation(left[ours], right[theirs]) >= min_correlation
         ours, theirs, bits = ours[good], theirs[good], bits[good]
-        taken = _side_by_side(rows, ours, pictures, theirs)
+        taken = _side_by_side(rows, ours, images, theirs)
         variant = taken["variant"]
         method = pc.if_else(pc.equal(variant, ""), "phash", pc.binary_join_element_wise("phash", variant, "_"))
         made.append(_leaks(taken, method, 1 - bits / BITS))
@@ -121,11 +121,11 @@ def _groups(values: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.
     return distinct, order, np.searchsorted(inverse[order], np.arange(len(distinct) + 1))
 
 
-def leaks_by_frames(rows: pa.Table, pictures: pa.Table, radius: int) -> pa.Table:
-    """Clips with frames near those of a test clip, at least CLIP_SHARE of its telling ones; times do not matter."""
-    is_plain = pc.and_kleene(pc.equal(pictures["variant"], ""), pc.equal(pictures["kind"], "video"))
-    rows, pictures = rows.filter(pc.equal(rows["kind"], "video")), pictures.filter(is_plain)
-    (our_clip, ours), (their_clip, theirs) = (_frames(table) for table in (rows, pictures))
+def leaks_by_frames(rows: pa.Table, images: pa.Table, radius: int) -> pa.Table:
+    """Clips with frames near at least MIN_FRAME_FRACTION of the informative frames of a test clip, at any time."""
+    is_plain = pc.and_kleene(pc.equal(images["variant"], ""), pc.equal(images["kind"], "video"))
+    rows, images = rows.filter(pc.equal(rows["kind"], "video")), images.filter(is_plain)
+    (our_clip, ours), (their_clip, theirs) = (_frames(table) for table in (rows, images))
     if not len(ours) or not len(theirs):
         return LEAK_SCHEMA.empty_table()
     hits = [np.stack([our_clip[a], b], axis=1) for a, b, _ in _near(ours, theirs, radius)]
@@ -134,9 +134,9 @@ def leaks_by_frames(rows: pa.Table, pictures: pa.Table, radius: int) -> pa.Table
     pairs, counts = np.unique(
         np.stack([distinct[:, 0], their_clip[distinct[:, 1]]], axis=1), axis=0, return_counts=True
     )
-    share = counts / np.bincount(their_clip, minlength=pictures.num_rows)[pairs[:, 1]]
-    enough = share >= CLIP_SHARE
-    return _leaks(_side_by_side(rows, pairs[enough, 0], pictures, pairs[enough, 1]), "phash", share[enough])
+    fraction = counts / np.bincount(their_clip, minlength=images.num_rows)[pairs[:, 1]]
+    enough = fraction >= MIN_FRAME_FRACTION
+    return _leaks(_side_by_side(rows, pairs[enough, 0], images, pairs[enough, 1]), "phash", fraction[enough])
 
 
 def _frames(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
@@ -147,25 +147,25 @@ def _frames(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     return clip.filter(known).to_numpy().astype(np.int64), values.filter(known).to_numpy().astype(np.uint64)
 
 
-def leaks_by_embedding(rows: pa.Table, pictures: pa.Table, min_cosine: float) -> pa.Table:
+def leaks_by_embedding(rows: pa.Table, images: pa.Table, min_cosine: float) -> pa.Table:
     from x2vlm.data.duplicates.neighbours import cross_neighbours  # the only search that needs torch
 
     rows = rows.filter(pc.is_valid(rows["embedding"]))
-    plain = pc.and_kleene(pc.equal(pictures["variant"], ""), pc.is_valid(pictures["embedding"]))
-    pictures = pictures.filter(plain)
-    if not rows.num_rows or not pictures.num_rows:
+    plain = pc.and_kleene(pc.equal(images["variant"], ""), pc.is_valid(images["embedding"]))
+    images = images.filter(plain)
+    if not rows.num_rows or not images.num_rows:
         return LEAK_SCHEMA.empty_table()
     ours, theirs, cosine = cross_neighbours(
-        embedding_matrix(rows["embedding"]), embedding_matrix(pictures["embedding"]), min_cosine
+        embedding_matrix(rows["embedding"]), embedding_matrix(images["embedding"]), min_cosine
     )
-    same_kind = np.array(rows["kind"].to_pylist())[ours] == np.array(pictures["kind"].to_pylist())[theirs]
-    taken = _side_by_side(rows, ours[same_kind], pictures, theirs[same_kind])
+    same_kind = np.array(rows["kind"].to_pylist())[ours] == np.array(images["kind"].to_pylist())[theirs]
+    taken = _side_by_side(rows, ours[same_kind], images, theirs[same_kind])
     return _leaks(taken, "embedding", cosine[same_kind].astype(np.float64))
 
 
-def _side_by_side(rows: pa.Table, ours: NDArray[np.int64], pictures: pa.Table, theirs: NDArray[np.int64]) -> pa.Table:
+def _side_by_side(rows: pa.Table, ours: NDArray[np.int64], images: pa.Table, theirs: NDArray[np.int64]) -> pa.Table:
     left = rows.select(["key", "source"]).take(pa.array(ours, pa.int64()))
-    right = pictures.select(["eval_set", "split", "eval_id", "variant"]).take(pa.array(theirs, pa.int64()))
+    right = images.select(["eval_set", "split", "eval_id", "variant"]).take(pa.array(theirs, pa.int64()))
     return pa.table({name: table[name] for table in (left, right) for name in table.column_names})
 
 

@@ -1,7 +1,7 @@
-"""Which pictures match one picture: by perceptual hash and thumbnail, or by embedding.
+"""Which images match one image: by perceptual hash and thumbnail, or by embedding.
 
-Both searches find all candidate pairs beforehand and answer for one picture at a time, so that copies of a popular
-picture, which share a hash, cost a comparison each and not one for every two of them.
+Both searches find all candidate pairs beforehand and answer for one image at a time, so that copies of a popular
+image, which share a hash, cost a comparison each and not one for every two of them.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from x2vlm.data.media.phash import thumbnail_correlation, thumbnail_matrix
 
 
 class HashMatches:
-    """Pictures of one kind by perceptual hash. Flat ones are left out."""
+    """Images of one kind by perceptual hash. Flat ones are left out."""
 
     method = "phash"
 
@@ -27,40 +27,40 @@ class HashMatches:
         self._radius, self._min_correlation = radius, min_correlation
         self._values, value_of_N = np.unique(hash_N, return_inverse=True)
         order = np.argsort(value_of_N, kind="stable")
-        self._pictures, self._starts = own[order], np.searchsorted(value_of_N[order], np.arange(len(self._values) + 1))
+        self._images, self._starts = own[order], np.searchsorted(value_of_N[order], np.arange(len(self._values) + 1))
         pairs = near_pairs(self._values, radius)
         self._near = _Adjacency(pairs.left, pairs.right, pairs.distance.astype(np.float64), len(self._values))
-        # Only pictures that share their hash or have a near one are looked at again.
+        # Only images that share their hash or have a near one are looked at again.
         is_busy = ((np.diff(self._starts) > 1) | self._near.has_any())[value_of_N]
         busy = own[is_busy]
         self._value_of = dict(zip(busy.tolist(), value_of_N[is_busy].tolist(), strict=True))
-        self._row_of = {picture: number for number, picture in enumerate(busy.tolist())}
+        self._row_of = {image: number for number, image in enumerate(busy.tolist())}
         self._thumbnails = thumbnail_matrix(table["thumbnail"].take(pa.array(busy)))
         self._frames = table["frame_phashes"].take(pa.array(busy)).to_pylist()
 
     def with_candidates(self) -> list[int]:
-        """Pictures that may match another one."""
+        """Images that may match another one."""
         return list(self._value_of)
 
-    def matches(self, picture: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The free pictures that match `picture`, and in how many bits they differ."""
-        if picture not in self._value_of:
+    def matches(self, image: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The free images that match `image`, and in how many bits they differ."""
+        if image not in self._value_of:
             return np.empty(0, np.int64), np.empty(0)
-        value = self._value_of[picture]
+        value = self._value_of[image]
         near, bits = self._near.of(value)
-        groups = [self._pictures[self._starts[one] : self._starts[one + 1]] for one in (value, *near)]
+        groups = [self._images[self._starts[one] : self._starts[one + 1]] for one in (value, *near)]
         sizes = [len(group) for group in groups]
         others, distance = np.concatenate(groups), np.repeat(np.array([0.0, *bits]), sizes)
         free = is_free[others]
         others, distance = others[free], distance[free]
-        own, rows = self._row_of[picture], np.array([self._row_of[int(one)] for one in others], np.int64)
+        own, rows = self._row_of[image], np.array([self._row_of[int(one)] for one in others], np.int64)
         left = np.broadcast_to(self._thumbnails[own], (len(rows), self._thumbnails.shape[1]))
         good = thumbnail_correlation(left, self._thumbnails[rows]) >= self._min_correlation
         good &= np.array([self._same_frames(own, row) for row in rows], dtype=bool)
         return others[good], distance[good]
 
     def _same_frames(self, left: int, right: int) -> bool:
-        """True where two pictures have as many frames, on average within the radius; single pictures always do."""
+        """True where two images have as many frames, on average within the radius; single images always do."""
         a, b = self._frames[left], self._frames[right]
         if len(a) != len(b):
             return False
@@ -74,7 +74,7 @@ def _frame_distance(left: int | None, right: int | None) -> int:
 
 
 class EmbeddingMatches:
-    """Pictures of one kind by their embedding."""
+    """Images of one kind by their embedding."""
 
     method = "embedding"
 
@@ -88,12 +88,12 @@ class EmbeddingMatches:
         self._near = _Adjacency(left, right, 1.0 - pairs.cosine.astype(np.float64), table.num_rows)
 
     def with_candidates(self) -> list[int]:
-        """Pictures that match another one."""
-        return [int(picture) for picture in np.flatnonzero(self._near.has_any())]
+        """Images that match another one."""
+        return [int(image) for image in np.flatnonzero(self._near.has_any())]
 
-    def matches(self, picture: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The free pictures that match `picture`, and 1 - cosine."""
-        others, distance = self._near.of(picture)
+    def matches(self, image: int, is_free: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The free images that match `image`, and 1 - cosine."""
+        others, distance = self._near.of(image)
         free = is_free[others]
         return others[free], distance[free]
 

@@ -1,4 +1,4 @@
-"""What a picture's keeper takes over from its duplicates: their texts, and their boxes where these fit."""
+"""What an image's keeper takes over from its duplicates: their texts, and their boxes where these fit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from x2vlm.errors import InvalidSample
 from x2vlm.samples import Concept, Sample
 
 SAME_PIXELS = ("sha256", "pixels")
-"""Methods of `x2vlm.data.duplicates.duplicates` after which a box of one picture is right on the other."""
+"""Methods of `x2vlm.data.duplicates.duplicates` after which a box of one image is right on the other."""
 
 
 def merge_captions(keeper: Sample, duplicates: Sequence[Sample]) -> Sample:

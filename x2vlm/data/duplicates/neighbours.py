@@ -1,7 +1,7 @@
 """All pairs of embeddings with a cosine of at least tau: exact, block by block, on a CPU or GPU.
 
 No approximate index: blocks of matrix products miss nothing, need no training and run on any device. N rows against M
-cost 2 N M D operations for width D: 100,000 test pictures against 100 million rows of width 512 are 10^16, a minute at
+cost 2 N M D operations for width D: 100,000 test images against 100 million rows of width 512 are 10^16, a minute at
 200 TFLOP/s. Every block is a piece of work of its own, so rows can be dealt out to workers.
 """
 

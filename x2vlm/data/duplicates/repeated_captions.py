@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 
 from x2vlm.data.text.texts import same_text
 
-SAID_TYPE = np.dtype([("key", "S32"), ("says", "S16")])
+CAPTION_OCCURRENCE_TYPE = np.dtype([("key", "S32"), ("says", "S16")])
 
 
-def sayings(rows: pa.Table) -> NDArray[Any]:
-    """One entry of SAID_TYPE for every caption of `rows` (key, source, captions): who says it, and 128 bits of what.
+def caption_occurrences(rows: pa.Table) -> NDArray[Any]:
+    """One entry of CAPTION_OCCURRENCE_TYPE for every caption of `rows` (key, source, captions): row and hash of the text.
 
     The source is part of what is said: a caption of another source is another caption.
     """
-    return np.fromiter(_sayings(rows), dtype=SAID_TYPE)
+    return np.fromiter(_caption_occurrences(rows), dtype=CAPTION_OCCURRENCE_TYPE)
 
 
-def _sayings(rows: pa.Table) -> Iterator[tuple[bytes, bytes]]:
+def _caption_occurrences(rows: pa.Table) -> Iterator[tuple[bytes, bytes]]:
     for key, source, captions in zip(*(rows[name].to_pylist() for name in ("key", "source", "captions")), strict=True):
         for text in {same_text(caption["text"]) for caption in captions or ()}:
             yield key.encode(), hashlib.blake2b(f"{source}\0{text}".encode(), digest_size=16).digest()
@@ -37,7 +37,9 @@ def find_repeats(said: Iterable[NDArray[Any]], max_rows: int) -> dict[str, int]:
 
     Memory is about 100 bytes a caption, time that of sorting them.
     """
-    pairs = np.unique(np.concatenate([np.empty(0, SAID_TYPE), *said]))  # a row that is read twice speaks once
+    pairs = np.unique(
+        np.concatenate([np.empty(0, CAPTION_OCCURRENCE_TYPE), *said])
+    )  # a row that is read twice speaks once
     keys, row = np.unique(pairs["key"], return_inverse=True)  # rows are numbered in the order of their keys
     group = np.unique(pairs["says"], return_inverse=True)[1]
     order = np.lexsort((row, group))

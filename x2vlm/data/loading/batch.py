@@ -37,13 +37,13 @@ class Batch:
     masked_labels_BK: Tensor  # int64, UNUSED_LABEL where unused
     # What the host must know to lay out a step. Where None, the losses ask the device, which makes the host wait:
     lengths: tuple[int, ...] | None = None  # tokens of every text row, which stand first
-    num_masked: tuple[int, ...] | None = None  # masked words of every row, whose slots come first
+    num_masked: tuple[int, ...] | None = None  # masked tokens of every row, whose slots come first
     image_of: tuple[int, ...] | None = None  # region batches: `image_of_R` again
     # uint8 as loaded, or float32 and normalised. image: B C H W; region: M C H W; video: B F C H W; text: None
     pixels: Tensor | None = None
     # What is still to be done to each image (or frame: B x F of them) of uint8 pixels; None: nothing.
     operations: tuple[tuple[Operation, ...], ...] | None = None
-    # Rows with equal ids show the same picture: never each other's negatives in the matching loss, and both right in
+    # Rows with equal ids show the same image: never each other's negatives in the matching loss, and both right in
     # the contrastive loss of image and video batches. Without them every other row is a negative.
     image_ids_B: Tensor | None = None  # int64
     # Region batches only:
@@ -60,10 +60,10 @@ class Batch:
         if missing:
             raise ValueError(f"a batch of kind {self.kind} needs {', '.join(missing)}")
         if self.operations is not None and self.pixels is not None:
-            num_pictures = math.prod(self.pixels.shape[:-3])
-            if self.pixels.dtype != torch.uint8 or len(self.operations) != num_pictures:
+            num_images = math.prod(self.pixels.shape[:-3])
+            if self.pixels.dtype != torch.uint8 or len(self.operations) != num_images:
                 raise ValueError(
-                    f"operations for {len(self.operations)} pictures of bytes, {num_pictures} of {self.pixels.dtype}"
+                    f"operations for {len(self.operations)} images of bytes, {num_images} of {self.pixels.dtype}"
                 )
         num_rows, length = self.text_ids_BL.shape
         for name, most in (("lengths", length), ("num_masked", self.masked_labels_BK.shape[1]), ("image_of", None)):
@@ -80,8 +80,8 @@ class Batch:
     def float_pixels(self) -> Tensor:
         """The pixels as the image tower takes them: changed by `operations`, float32, normalised.
 
-        On a CPU this costs 0.3 ms a picture, on a GPU next to nothing: the batch came as bytes, and is augmented there.
-        ValueError for a batch without pictures.
+        On a CPU this costs 0.3 ms an image, on a GPU next to nothing: the batch came as bytes, and is augmented there.
+        ValueError for a batch without images.
         """
         if self.pixels is None:
             raise ValueError(f"a batch of kind {self.kind} has no pixels")
@@ -114,7 +114,7 @@ def normalised(pixels: Tensor) -> Tensor:
     largest, mean, deviation = _statistics(pixels.device)
     numbers = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     whole = pixels.device.type != "cpu" or pixels.dim() < 4
-    # On a CPU picture by picture, so that all four passes but the first stay in its cache.
+    # On a CPU image by image, so that all four passes but the first stay in its cache.
     for target, source in [(numbers, pixels)] if whole else zip(numbers, pixels, strict=True):
         target.copy_(source).div_(largest).sub_(mean).div_(deviation)
     return numbers

@@ -1,6 +1,6 @@
 """Rows and pixels to tensors: the batch that the losses read.
 
-B rows, M pictures of a region batch, R region rows, L tokens, K masked positions, P patches, C H W pixels, F frames.
+B rows, M images of a region batch, R region rows, L tokens, K masked positions, P patches, C H W pixels, F frames.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from x2vlm.data.loading.batch import UNUSED_LABEL, Batch, Kind
-from x2vlm.data.loading.examples import Picture, TextRow
+from x2vlm.data.loading.examples import TextRow, VisualInput
 
 # Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
 LENGTH_MULTIPLE = 8
 
 
-def picture_batch(kind: Kind, rows: Sequence[TextRow], pictures: Sequence[Picture], max_masks: int) -> Batch:
-    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to picture b."""
-    return Batch(kind=kind, **_pixels(pictures), **_texts(rows, max_masks))
+def visual_batch(kind: Kind, rows: Sequence[TextRow], images: Sequence[VisualInput], max_masks: int) -> Batch:
+    """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to image b."""
+    return Batch(kind=kind, **_pixels(images), **_texts(rows, max_masks))
 
 
 def region_batch(
-    rows: Sequence[TextRow], image_of: Sequence[int], pictures: Sequence[Picture], max_masks: int
+    rows: Sequence[TextRow], image_of: Sequence[int], images: Sequence[VisualInput], max_masks: int
 ) -> Batch:
-    """A region batch: `image_of` says for every row which of the M pictures it lies in."""
+    """A region batch: `image_of` says for every row which of the M images it lies in."""
     regions = [row.region for row in rows if row.region is not None]
     if len(regions) != len(rows):
         raise ValueError("a region batch holds rows without a region")
@@ -36,15 +36,15 @@ def region_batch(
         patch_mask_RP=torch.from_numpy(np.stack([region.patch_mask_P for region in regions])),
         box_cxcywh_R4=torch.tensor([region.box_cxcywh for region in regions], dtype=torch.float32),
         is_whole_image_R=torch.tensor([region.is_whole_image for region in regions]),
-        **_pixels(pictures),
+        **_pixels(images),
         **_texts(rows, max_masks),
     )
 
 
-def _pixels(pictures: Sequence[Picture]) -> dict[str, Any]:
+def _pixels(images: Sequence[VisualInput]) -> dict[str, Any]:
     return {
-        "pixels": torch.stack([picture.pixels for picture in pictures]),
-        "operations": tuple(own for picture in pictures for own in picture.operations),
+        "pixels": torch.stack([image.pixels for image in images]),
+        "operations": tuple(own for image in images for own in image.operations),
     }
 
 

@@ -14,12 +14,12 @@ from x2vlm.data.loading.streams import StreamConfig
 
 
 class AugmentConfig(FrozenConfig):
-    """How pictures are varied in training; the defaults are the released pre-training recipe, with its mistakes mended.
+    """How images are varied in training; the defaults are the released pre-training recipe, with its mistakes mended.
 
-    `careful_flip`: a picture whose text says left or right is never mirrored. `same_for_all_frames`: the frames of a
+    `careful_flip`: an image whose text says left or right is never mirrored. `same_for_all_frames`: the frames of a
     clip are cropped, mirrored and changed alike. The reference does neither in pre-training; `parity="reference"` also
     repeats its left/right test (substrings), resizes by Pillow and lets sharpened bytes wrap around at 255.
-    `scaled_decode`: JPEGs of which a crop is more than twice as large as the model's pictures are decoded at a half, a
+    `scaled_decode`: JPEGs of which a crop is more than twice as large as the model's images are decoded at a half, a
     quarter or an eighth. Of 142 crops of photos of 1200 pixels 129 were: 44 dB from the full way in the median, 30 at
     worst, a tenth below 35, for a fifth less CPU time. Not exact, so nobody gets it unasked.
     """
@@ -36,7 +36,7 @@ class AugmentConfig(FrozenConfig):
 
 
 class RegionConfig(FrozenConfig):
-    """How rows are taken from a picture with boxes (released recipe).
+    """How rows are taken from an image with boxes (released recipe).
 
     `whole_pixels` cuts box numbers to whole pixels first, as the reference does.
     """

@@ -23,14 +23,14 @@ from x2vlm.data.loading.regions import (
     whole_pixel_box,
 )
 from x2vlm.data.loading.transforms import (
-    PicturePlan,
+    ImagePlan,
     cut_plan,
     draw_operations,
     least_size_of,
-    plan_picture,
+    plan_image,
     size_of,
 )
-from x2vlm.data.media.decode import decode_picture
+from x2vlm.data.media.decode import decode_image
 from x2vlm.data.media.images import probe, shrunk_size
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.randomness import Draws
@@ -43,7 +43,7 @@ from x2vlm.samples import Box
 
 @dataclass(frozen=True)
 class Recipe:
-    """What turns samples into rows: the configuration, the words, the size of pictures and the run's seed."""
+    """What turns samples into rows: the configuration, the words, the size of images and the run's seed."""
 
     config: ExampleConfig
     tokenizer: WordPieceTokenizer
@@ -67,7 +67,7 @@ class TextRow:
 
 
 @dataclass(frozen=True)
-class Picture:
+class VisualInput:
     """Bytes (C, H, W) of an image, or (F, C, H, W) of a clip, and what is still to be done to each image or frame."""
 
     pixels: Tensor
@@ -76,9 +76,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What will be done to a picture with boxes, and the texts and boxes of its rows."""
+    """What will be done to an image with boxes, and the texts and boxes of its rows."""
 
-    picture: PicturePlan
+    image: ImagePlan
     rows: tuple[RegionRow, ...]
     texts: tuple[str, ...]
 
@@ -106,54 +106,54 @@ def text_row(
     return TextRow(row.key, image_id(row), ids, mask_text(ids, recipe.tokenizer, draws, recipe.config.masking), region)
 
 
-def picture_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Recipe) -> Picture:
+def visual_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Recipe) -> VisualInput:
     """An image or a clip, cut, for a row with this caption."""
     augment = recipe.config.augment
     parity = augment.parity
     may_flip = not (augment.careful_flip and mentions_a_side([caption], parity == "reference"))
     draws = recipe.draws(epoch, row.key, "picture")
     if row.kind == "image":
-        return _cut(payload, lambda size: plan_picture(*size, draws, augment, may_flip), recipe)
+        return _cut(payload, lambda size: plan_image(*size, draws, augment, may_flip), recipe)
     jpegs, _ = decode_frames(payload)
     chosen = choose_frames(len(jpegs), recipe.config.frames_per_clip, recipe.draws(epoch, row.key, "frames"))
-    plans: list[PicturePlan] = []
+    plans: list[ImagePlan] = []
 
-    def plan_frame(size: tuple[int, int]) -> PicturePlan:
+    def plan_frame(size: tuple[int, int]) -> ImagePlan:
         if not plans or not augment.same_for_all_frames:
-            plans.append(plan_picture(*size, draws, augment, may_flip))
+            plans.append(plan_image(*size, draws, augment, may_flip))
         return plans[-1]
 
     frames = [_cut(jpegs[number], plan_frame, recipe) for number in chosen]
-    return Picture(torch.stack([frame.pixels for frame in frames]), tuple(frame.operations[0] for frame in frames))
+    return VisualInput(torch.stack([frame.pixels for frame in frames]), tuple(frame.operations[0] for frame in frames))
 
 
-def _cut(payload: bytes, plan_for: Callable[[tuple[int, int]], PicturePlan], recipe: Recipe) -> Picture:
+def _cut(payload: bytes, plan_for: Callable[[tuple[int, int]], ImagePlan], recipe: Recipe) -> VisualInput:
     """One image cut by the plan for its size; decoded at a fraction of it where that is allowed and enough."""
     augment, image_res = recipe.config.augment, recipe.image_res
     if augment.scaled_decode:
         header = probe(payload)
         size = (header.width, header.height)
         plan = plan_for(size)
-        pixels_HWC = decode_picture(payload, least_size_of(size, plan.crop, image_res))
+        pixels_HWC = decode_image(payload, least_size_of(size, plan.crop, image_res))
     else:
-        pixels_HWC = decode_picture(payload)
+        pixels_HWC = decode_image(payload)
         size = size_of(pixels_HWC)
         plan = plan_for(size)
-    return Picture(cut_plan(pixels_HWC, plan, image_res, augment.parity, size), (plan.operations,))
+    return VisualInput(cut_plan(pixels_HWC, plan, image_res, augment.parity, size), (plan.operations,))
 
 
 def plan_regions(row: Row, epoch: int, recipe: Recipe) -> RegionPlan:
-    """Crop, mirror and rows of a picture with boxes, from its metadata alone.
+    """Crop, mirror and rows of an image with boxes, from its metadata alone.
 
-    A caption of the whole picture, if there is one, takes the first of `max_regions` rows. InvalidSample
-    ("no_usable_box") if no box with a text lies inside the picture.
+    A caption of the whole image, if there is one, takes the first of `max_regions` rows. InvalidSample
+    ("no_usable_box") if no box with a text lies inside the image.
     """
     config, width, height = recipe.config.regions, row.width, row.height
     texts = _concept_texts(row, recipe)
     boxes = [whole_pixel_box(box) if config.whole_pixels else box for box in row.boxes]
     anchors = [number for number in texts if _is_inside(boxes[number], width, height)]
     if not anchors:
-        raise InvalidSample("no_usable_box", f"{row.key}: no box with a text lies inside the picture")
+        raise InvalidSample("no_usable_box", f"{row.key}: no box with a text lies inside the image")
     draws = recipe.draws(epoch, row.key, "regions")
     crop = draw_crop_around(boxes[draws.choice(anchors)], width, height, draws)
     order = draws.shuffled(list(texts))
@@ -169,21 +169,21 @@ def plan_regions(row: Row, epoch: int, recipe: Recipe) -> RegionPlan:
 
     row_texts += [texts[region.concept] for region in placed(False)]
     flipped = _draw_flip(row, row_texts, draws, recipe)
-    picture = PicturePlan(crop, flipped, draw_operations(draws, recipe.config.augment, COLOUR_OPS))
-    return RegionPlan(picture, (*rows, *placed(flipped)), tuple(row_texts))
+    image = ImagePlan(crop, flipped, draw_operations(draws, recipe.config.augment, COLOUR_OPS))
+    return RegionPlan(image, (*rows, *placed(flipped)), tuple(row_texts))
 
 
-def region_pixels(row: Row, payload: bytes, plan: RegionPlan, recipe: Recipe) -> Picture:
-    """The picture cut by `plan`, out of the original or of a smaller copy of it that was stored instead.
+def region_pixels(row: Row, payload: bytes, plan: RegionPlan, recipe: Recipe) -> VisualInput:
+    """The image cut by `plan`, out of the original or of a smaller copy of it that was stored instead.
 
     InvalidSample("size_changed") if it is neither as large as its record says nor that size shrunk.
     """
-    pixels_HWC = decode_picture(payload)
+    pixels_HWC = decode_image(payload)
     recorded, (width, height) = (row.width, row.height), size_of(pixels_HWC)
     if (width, height) != shrunk_size(*recorded, min(width, height)):
         raise InvalidSample("size_changed", f"{row.key}: {width}x{height}, boxes are for {recorded[0]}x{recorded[1]}")
-    pixels = cut_plan(pixels_HWC, plan.picture, recipe.image_res, recipe.config.augment.parity, recorded)
-    return Picture(pixels, (plan.picture.operations,))
+    pixels = cut_plan(pixels_HWC, plan.image, recipe.image_res, recipe.config.augment.parity, recorded)
+    return VisualInput(pixels, (plan.image.operations,))
 
 
 def _draw_flip(row: Row, row_texts: list[str], draws: Draws, recipe: Recipe) -> bool:

@@ -18,20 +18,20 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from x2vlm.data.loading.batch import Batch
-from x2vlm.data.loading.batching import picture_batch, region_batch
+from x2vlm.data.loading.batching import region_batch, visual_batch
 from x2vlm.data.loading.config import DataConfig
 from x2vlm.data.loading.examples import (
-    Picture,
     Recipe,
     RegionPlan,
+    VisualInput,
     choose_caption,
-    picture_pixels,
     plan_regions,
     region_pixels,
     text_row,
+    visual_pixels,
 )
 from x2vlm.data.loading.order import Place
-from x2vlm.data.loading.parent_watch import end_with_this_process
+from x2vlm.data.loading.parent_watch import exit_with_this_process
 from x2vlm.data.loading.regions import choose_rows
 from x2vlm.data.loading.streams import ShardFiles, ShardSet, Slot, Stream
 from x2vlm.data.randomness import Draws
@@ -55,7 +55,7 @@ class Substitute:
 
 @dataclass(frozen=True)
 class Item:
-    """One sample of a step's plan; `rows` are a region picture's chosen rows, each with how often it came before."""
+    """One sample of a step's plan; `rows` are a region image's chosen rows, each with how often it came before."""
 
     slot: Slot
     place: Place
@@ -112,7 +112,7 @@ class StepLoader(Dataset[StepData]):
         batches = {}
         for stream in self.streams:
             items = self.plan(stream, step, substitutes, metadata_only=False)
-            load = self._load_regions if stream.config.kind == "region" else self._load_pictures
+            load = self._load_regions if stream.config.kind == "region" else self._load_images
             batches[stream.config.label] = load(stream, items, substitutes)
         is_aux = {stream.config.label: stream.is_aux_step(step) for stream in self.streams}
         return StepData(step, batches, is_aux, substitutes)
@@ -120,32 +120,34 @@ class StepLoader(Dataset[StepData]):
     def plan(self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True) -> list[Item]:
         """The samples of a stream's step, as far as metadata can tell whether they are usable.
 
-        `metadata_only` plans for all ranks, otherwise for this one. Region streams choose rows over all pictures of a
+        `metadata_only` plans for all ranks, otherwise for this one. Region streams choose rows over all images of a
         group (`StreamConfig.row_groups`), so they plan every group of which this rank has a row.
         """
         slots = stream.slots(step)
         if stream.config.kind != "region":
-            mine = slots if metadata_only else slots[self._share(len(slots))]
+            mine = slots if metadata_only else slots[self._rank_rows(len(slots))]
             return [self._item(stream, slot, substitutes) for slot in mine]
         num_rows = stream.config.batch_size
-        share = range(num_rows) if metadata_only else range(num_rows)[self._share(num_rows)]
+        rank_rows = range(num_rows) if metadata_only else range(num_rows)[self._rank_rows(num_rows)]
         groups = stream.config.row_groups
-        rows_each, pictures_each = num_rows // groups, len(slots) // groups
+        rows_each, images_each = num_rows // groups, len(slots) // groups
         items: list[Item] = []
-        for group in range(share.start // rows_each, -(-share.stop // rows_each)):
+        for group in range(rank_rows.start // rows_each, -(-rank_rows.stop // rows_each)):
             first_row = group * rows_each
             # Every rank with rows of a group finds the same unusable ones; the first of them tells.
-            told = substitutes if metadata_only or first_row >= share.start else []
-            pictures = slots[group * pictures_each : (group + 1) * pictures_each]
+            told = substitutes if metadata_only or first_row >= rank_rows.start else []
+            images = slots[group * images_each : (group + 1) * images_each]
             draws = Draws(self.config.seed, stream.config.label, "rows", step, group)
-            wanted = range(max(first_row, share.start) - first_row, min(first_row + rows_each, share.stop) - first_row)
+            wanted = range(
+                max(first_row, rank_rows.start) - first_row, min(first_row + rows_each, rank_rows.stop) - first_row
+            )
             items += self._with_chosen_rows(
-                [self._item(stream, slot, told) for slot in pictures], rows_each, wanted, draws
+                [self._item(stream, slot, told) for slot in images], rows_each, wanted, draws
             )
         return items
 
     def _with_chosen_rows(self, items: Sequence[Item], num_rows: int, wanted: range, draws: Draws) -> list[Item]:
-        """The pictures of a group that have a row among numbers `wanted` of the `num_rows` chosen ones."""
+        """The images of a group that have a row among numbers `wanted` of the `num_rows` chosen ones."""
         owners = [(number, row) for number, item in enumerate(items) for row in range(_num_rows(item))]
         seen: Counter[int] = Counter()
         rows: dict[int, list[tuple[int, int]]] = {}
@@ -160,7 +162,7 @@ class StepLoader(Dataset[StepData]):
         """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`substitutes`)."""
         return [(stream.config.label, item.row.key) for stream in self.streams for item in self.plan(stream, step, [])]
 
-    def _share(self, num_rows: int) -> slice:
+    def _rank_rows(self, num_rows: int) -> slice:
         size = num_rows // self.world_size
         return slice(self.rank * size, (self.rank + 1) * size)
 
@@ -184,7 +186,7 @@ class StepLoader(Dataset[StepData]):
             return Item(slot, place, row, regions=plan_regions(row, place.epoch, self.recipe))
         return Item(slot, place, row, caption=choose_caption(row, place.epoch, self.recipe))
 
-    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, Picture]:
+    def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, VisualInput]:
         """The item and its pixels, or those of the first one to take instead whose media can be used."""
         for attempt in range(1, MAX_ATTEMPTS):
             try:
@@ -195,31 +197,31 @@ class StepLoader(Dataset[StepData]):
                 item = _with_rows(other, _refilled(item.rows, _num_rows(other)))
         raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} media in a row are unusable")
 
-    def _pixels(self, stream: Stream, item: Item) -> Picture:
+    def _pixels(self, stream: Stream, item: Item) -> VisualInput:
         payload = stream.payload(item.slot, item.place)
         if item.regions is not None:
             return region_pixels(item.row, payload, item.regions, self.recipe)
-        return picture_pixels(item.row, payload, item.caption, item.place.epoch, self.recipe)
+        return visual_pixels(item.row, payload, item.caption, item.place.epoch, self.recipe)
 
-    def _load_pictures(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
-        rows, pictures = [], []
+    def _load_images(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
+        rows, images = [], []
         for planned in items:
-            item, picture = self._with_pixels(stream, planned, substitutes)
+            item, image = self._with_pixels(stream, planned, substitutes)
             rows.append(text_row(item.caption, item.row, item.place.epoch, self.recipe))
-            pictures.append(picture)
-        return picture_batch(stream.config.kind, rows, pictures, self.config.examples.masking.max_masks)
+            images.append(image)
+        return visual_batch(stream.config.kind, rows, images, self.config.examples.masking.max_masks)
 
     def _load_regions(self, stream: Stream, items: Sequence[Item], substitutes: list[Substitute]) -> Batch:
-        rows, image_of, pictures = [], [], []
+        rows, image_of, images = [], [], []
         for number, planned in enumerate(items):
-            item, picture = self._with_pixels(stream, planned, substitutes)
+            item, image = self._with_pixels(stream, planned, substitutes)
             assert item.regions is not None
-            pictures.append(picture)
+            images.append(image)
             for index, repeat in item.rows:
                 region, text = item.regions.rows[index], item.regions.texts[index]
                 rows.append(text_row(text, item.row, item.place.epoch, self.recipe, region, repeat))
                 image_of.append(number)
-        return region_batch(rows, image_of, pictures, self.config.examples.masking.max_masks)
+        return region_batch(rows, image_of, images, self.config.examples.masking.max_masks)
 
 
 def iterate_steps(
@@ -234,7 +236,7 @@ def iterate_steps(
             num_workers=num_workers,
             pin_memory=pin_memory,
             multiprocessing_context="forkserver" if num_workers else None,
-            worker_init_fn=end_with_this_process() if num_workers else None,
+            worker_init_fn=exit_with_this_process() if num_workers else None,
         )
     )
 
@@ -253,5 +255,5 @@ def _with_rows(item: Item, rows: tuple[tuple[int, int], ...]) -> Item:
 
 
 def _refilled(rows: tuple[tuple[int, int], ...], num_rows: int) -> tuple[tuple[int, int], ...]:
-    """As many rows as `rows`, out of a picture with `num_rows` rows: each depends on the one it replaces alone."""
+    """As many rows as `rows`, out of an image with `num_rows` rows: each depends on the one it replaces alone."""
     return tuple((row % num_rows, repeat) for row, repeat in rows)

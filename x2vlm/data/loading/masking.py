@@ -1,4 +1,4 @@
-"""Which words of a text are hidden for the masked-word loss (X2-VLM 3.2; released recipe: half of them, at most 12)."""
+"""Which tokens of a text are masked for masked language modelling (X2-VLM 3.2; released: half of them, at most 12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class MaskedText:
 
 
 def mask_text(ids: Sequence[int], tokenizer: WordPieceTokenizer, draws: Draws, config: MaskingConfig) -> MaskedText:
-    """`ids` ([CLS] ... [SEP]) with words hidden: 80 % become [MASK], 10 % a random entry, 10 % stay as they are."""
+    """`ids` ([CLS] ... [SEP]) with tokens masked: 80 % become [MASK], 10 % a random entry, 10 % stay as they are."""
     continues = [tokenizer.continues_word[number] for number in ids]
     positions = sorted(choose_positions(continues, draws, config))
     masked = list(ids)

@@ -1,10 +1,10 @@
-"""The ten changes of a picture that training draws from, on bytes (N, C, H, W), wherever these are.
+"""The ten changes of an image that training draws from, on bytes (N, C, H, W), wherever these are.
 
 They come last before the numbers a model takes, so they are done where the model is (`Batch.float_pixels`): the loader
 then costs a fifth less, and a GPU hardly notices. On a CPU they are four to ten times faster than Pillow's (a rotation
 of 224 x 224 pixels takes 0.4 CPU ms instead of 1.0) and give the reference's bytes to within one grey level. OpenCV's
 warps take 0.3 ms, but only know 32nds of a pixel: up to 4 levels from the same bytes.
-N pictures, C channels, H W pixels.
+N images, C channels, H W pixels.
 """
 
 import functools
@@ -29,7 +29,7 @@ Affine = tuple[float, float, float, float, float, float]
 
 @dataclass(frozen=True)
 class Operation:
-    """One change of a picture: its name, and how much (pixels, degrees, factor), signed.
+    """One change of an image: its name, and how much (pixels, degrees, factor), signed.
 
     `wraps`: bytes that sharpening takes out of 0..255 come back at the other end, as in the reference.
     """
@@ -41,15 +41,15 @@ class Operation:
 
 def operation_at(name: str, strength: float, negative: bool = False, wraps: bool = False) -> Operation:
     """The operation `name` at a strength of 0 to 10."""
-    share = strength / 10
+    relative_strength = strength / 10
     if name in ("brightness", "sharpness"):
-        return Operation(name, share * ENHANCE_SPAN + ENHANCE_FLOOR, wraps and name == "sharpness")
+        return Operation(name, relative_strength * ENHANCE_SPAN + ENHANCE_FLOOR, wraps and name == "sharpness")
     largest = {"shear": MAX_SHEAR, "translate": MAX_SHIFT_PIXELS, "rotate": MAX_DEGREES}.get(name.split("_")[0], 0.0)
-    return Operation(name, -share * largest if negative else share * largest)
+    return Operation(name, -relative_strength * largest if negative else relative_strength * largest)
 
 
 def apply_operations(pixels_NCHW: Tensor, operations: Sequence[Sequence[Operation]]) -> Tensor:
-    """New bytes, each picture after its own operations, one after the other."""
+    """New bytes, each image after its own operations, one after the other."""
     changed = pixels_NCHW.clone(memory_format=torch.contiguous_format)
     for round_number in range(max(map(len, operations), default=0)):
         groups: dict[Operation, list[int]] = {}
@@ -61,7 +61,7 @@ def apply_operations(pixels_NCHW: Tensor, operations: Sequence[Sequence[Operatio
 
 
 def _apply_round(pixels_NCHW: Tensor, groups: dict[Operation, list[int]]) -> None:
-    if _is_host(pixels_NCHW):  # one picture stays in the cache, many do not
+    if _is_host(pixels_NCHW):  # one image stays in the cache, many do not
         for operation, numbers in groups.items():
             for number in numbers:
                 pixels_NCHW[number] = apply_operation(pixels_NCHW[number : number + 1], operation)[0]
@@ -76,7 +76,7 @@ def _apply_round(pixels_NCHW: Tensor, groups: dict[Operation, list[int]]) -> Non
 
 
 def apply_operation(pixels_NCHW: Tensor, operation: Operation) -> Tensor:
-    """All pictures after one operation; those given are not changed, but may be what comes back."""
+    """All images after one operation; those given are not changed, but may be what comes back."""
     name, amount = operation.name, operation.amount
     if name == "sharpness":
         return _sharpened(pixels_NCHW, amount, operation.wraps)
@@ -89,7 +89,7 @@ def _autocontrast(pixels_NCHW: Tensor, amount: float) -> Tensor:
     """Each channel stretched to 0..255, as Pillow does."""
     channels = pixels_NCHW.flatten(2)
     low, high = (edge.double()[:, :, None] for edge in (channels.amin(2), channels.amax(2)))  # aminmax: 9 times slower
-    # Not 255.0 / tensor: torch would multiply by the reciprocal, and 2 % of some picture's bytes be one too small.
+    # Not 255.0 / tensor: torch would multiply by the reciprocal, and 2 % of some image's bytes be one too small.
     scale = torch.where(high > low, torch.full_like(high, 255.0) / (high - low), 1.0)
     offset = torch.where(high > low, -low * scale, 0.0)
     return _looked_up(pixels_NCHW, _levels(pixels_NCHW) * scale + offset)
@@ -143,7 +143,7 @@ def _looked_up(pixels_NCHW: Tensor, tables_NC256: Tensor) -> Tensor:
 
 
 def _sharpened(pixels_NCHW: Tensor, factor: float, wraps: bool) -> Tensor:
-    """Away from the smoothed picture (weight 5 in the middle of a 3 x 3 square of ones); the edge stays as it is."""
+    """Away from the smoothed image (weight 5 in the middle of a 3 x 3 square of ones); the edge stays as it is."""
     original = pixels_NCHW.to(torch.float32)
     inner = original[..., 1:-1, 1:-1]
     rows = original[..., :-2, :] + original[..., 1:-1, :] + original[..., 2:, :]
@@ -159,7 +159,7 @@ def _sharpened(pixels_NCHW: Tensor, factor: float, wraps: bool) -> Tensor:
 def _cut_to_bytes(values: Tensor) -> Tensor:
     """Numbers in [0, 256) without what follows the point."""
     if _is_host(values):
-        return torch.from_numpy(values.numpy().astype(np.uint8))  # 0.04 ms a picture, torch's own takes 0.09
+        return torch.from_numpy(values.numpy().astype(np.uint8))  # 0.04 ms an image, torch's own takes 0.09
     return values.to(torch.uint8)
 
 
@@ -174,7 +174,7 @@ def _moved(pixels_NCHW: Tensor, name: str, amount: float) -> Tensor:
 
 
 def _shifted(pixels_NCHW: Tensor, amount: int, dim: int) -> Tensor:
-    """The picture moved by whole pixels, to the left or up for positive amounts."""
+    """The image moved by whole pixels, to the left or up for positive amounts."""
     amount = max(-pixels_NCHW.shape[dim], min(amount, pixels_NCHW.shape[dim]))
     kept = pixels_NCHW.shape[dim] - abs(amount)
     result = torch.full_like(pixels_NCHW, GREY)

@@ -14,18 +14,18 @@ from collections.abc import Callable
 POLL_SECONDS = 5.0
 
 
-def end_with_this_process() -> Callable[[int], None]:
+def exit_with_this_process() -> Callable[[int], None]:
     """What a DataLoader calls in each worker as it starts (`worker_init_fn`): it ends when this process has."""
     return functools.partial(_watch, os.getpid())
 
 
-def _watch(master: int, worker: int) -> None:
-    threading.Thread(target=_end_with, args=(master,), name=f"ends-with-{master}", daemon=True).start()
+def _watch(parent_pid: int, worker: int) -> None:
+    threading.Thread(target=_end_with, args=(parent_pid,), name=f"ends-with-{parent_pid}", daemon=True).start()
 
 
-def _end_with(master: int) -> None:
+def _end_with(parent_pid: int) -> None:
     try:
-        handle = os.pidfd_open(master)  # names this very process, whoever gets its number later
+        handle = os.pidfd_open(parent_pid)  # names this very process, whoever gets its number later
     except ProcessLookupError:
         os._exit(1)
     except (AttributeError, OSError):  # no Linux, or an old one
@@ -33,7 +33,7 @@ def _end_with(master: int) -> None:
     if handle is not None:
         select.select([handle], [], [])
         os._exit(1)
-    while _is_alive(master):
+    while _is_alive(parent_pid):
         threading.Event().wait(POLL_SECONDS)
     os._exit(1)
 

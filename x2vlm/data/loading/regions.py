@@ -1,4 +1,4 @@
-"""Which boxes of a picture become training rows, where they lie after crop and mirror, and which patches they cover.
+"""Which boxes of an image become training rows, where they lie after crop and mirror, and which patches they cover.
 
 Everything here needs sizes and boxes only, never pixels: so every process can work out the rows of the whole step.
 Boxes are `xywh` in pixels of the oriented original unless the name says otherwise; P patches, row by row.
@@ -23,7 +23,7 @@ class RegionRow:
     """One text-and-box row. `concept` is the number of the box in its sample, WHOLE_IMAGE for the caption's row."""
 
     concept: int
-    box_cxcywh: tuple[float, float, float, float]  # shares of the crop's sides
+    box_cxcywh: tuple[float, float, float, float]  # fractions of the crop's sides
     patch_mask_P: np.ndarray
 
     @property
@@ -32,7 +32,7 @@ class RegionRow:
 
 
 def draw_crop_around(box: Box, width: int, height: int, draws: Draws) -> Crop:
-    """A random crop of a `width` x `height` picture that holds all of `box`."""
+    """A random crop of a `width` x `height` image that holds all of `box`."""
     left, top = draws.integer(0, int(box.x)), draws.integer(0, int(box.y))
     right = draws.integer(min(math.ceil(box.x + box.w), width), width)
     bottom = draws.integer(min(math.ceil(box.y + box.h), height), height)
@@ -40,7 +40,7 @@ def draw_crop_around(box: Box, width: int, height: int, draws: Draws) -> Crop:
 
 
 def whole_image_row(image_res: int, patch_size: int) -> RegionRow:
-    """The row of a caption of the whole picture: all patches, and the box that is everything."""
+    """The row of a caption of the whole image: all patches, and the box that is everything."""
     return RegionRow(WHOLE_IMAGE, (0.5, 0.5, 1.0, 1.0), np.ones((image_res // patch_size) ** 2, dtype=bool))
 
 
@@ -76,12 +76,12 @@ def whole_pixel_box(box: Box) -> Box:
     return Box(int(box.x), int(box.y), int(box.w), int(box.h))
 
 
-def _place(box: Box, crop: Crop, flipped: bool, min_share: float) -> tuple[float, float, float, float] | None:
-    """xywh of the box's part inside the crop, in shares of the crop's sides; None if that part is too small."""
+def _place(box: Box, crop: Crop, flipped: bool, min_fraction: float) -> tuple[float, float, float, float] | None:
+    """xywh of the box's part inside the crop, in fractions of the crop's sides; None if that part is too small."""
     left, top, right, bottom = crop
     x0, y0 = max(box.x, left), max(box.y, top)
     x1, y1 = min(box.x + box.w, right), min(box.y + box.h, bottom)
-    if box.area <= 0 or x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= min_share * box.area:
+    if box.area <= 0 or x1 <= x0 or y1 <= y0 or (x1 - x0) * (y1 - y0) <= min_fraction * box.area:
         return None
     x, y, w, h = x0 - left, y0 - top, x1 - x0, y1 - y0
     if flipped:
@@ -90,7 +90,7 @@ def _place(box: Box, crop: Crop, flipped: bool, min_share: float) -> tuple[float
 
 
 def patch_mask(box_xywh: Sequence[float], image_res: int, patch_size: int) -> np.ndarray:
-    """(P,) true where a box in pixels of the resized picture touches a patch; at least one patch always is."""
+    """(P,) true where a box in pixels of the resized image touches a patch; at least one patch always is."""
     grid = image_res // patch_size
     x, y, w, h = box_xywh
     columns, rows = _span(x, w, grid, patch_size), _span(y, h, grid, patch_size)

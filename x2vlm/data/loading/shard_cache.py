@@ -81,7 +81,7 @@ class ShardCache:
         if self.max_bytes is not None and size > self.max_bytes:
             raise ConfigError(f"{uri}: {size} bytes do not fit into a shard cache of {self.max_bytes}; make it larger")
         partial, digest = target.with_name(target.name + PARTIAL), hashlib.sha256()
-        self._make_room(size, partial)
+        self._evict(size, partial)
         try:
             with fs.open(path, "rb", block_size=CHUNK_BYTES) as source, partial.open("r+b") as file:
                 while chunk := source.read(CHUNK_BYTES):
@@ -97,7 +97,7 @@ class ShardCache:
             partial.unlink(missing_ok=True)
         log.info("shard_cache fetched=%s bytes=%d", uri, size)
 
-    def _make_room(self, wanted: int, partial: Path) -> None:
+    def _evict(self, wanted: int, partial: Path) -> None:
         """Throw away the least recently asked for until `wanted` more bytes fit, and take them for `partial`.
 
         What others are fetching counts with its full size from the start. A partial file that nobody is fetching is

@@ -20,14 +20,14 @@ from x2vlm.data.shards.rows import Kind, Row, ShardRows
 from x2vlm.data.shards.shard import OpenableFile, PayloadFile
 from x2vlm.errors import ConfigError
 
-PICTURES_PER_GROUP = 50
+IMAGES_PER_GROUP = 50
 
 
 class StreamConfig(FrozenConfig):
     """One kind of batch in every step.
 
-    `batch_size` counts text rows over all processes; a region stream draws them from `num_images` pictures. `sources`
-    restricts the stream (none named: all). A share of `aux_share` of the batches comes from `aux_sources` (the clean
+    `batch_size` counts text rows over all processes; a region stream draws them from `num_images` images. `sources`
+    restricts the stream (none named: all). A fraction of `aux_share` of the batches comes from `aux_sources` (the clean
     sets beside a noisy one); `match_main=False` leaves the matching loss to those (released 1B recipe).
     `negative_group_size` wins over that of the objective.
     """
@@ -46,7 +46,7 @@ class StreamConfig(FrozenConfig):
     @model_validator(mode="after")
     def _is_complete(self) -> "StreamConfig":
         if (self.kind == "region") != (self.num_images is not None):
-            raise ValueError("num_images belongs to region streams, and they need it: pictures per step")
+            raise ValueError("num_images belongs to region streams, and they need it: images per step")
         if bool(self.aux_sources) != bool(self.aux_share):
             raise ValueError("aux_sources and aux_share belong together")
         if not self.match_main and not self.aux_sources:
@@ -55,16 +55,16 @@ class StreamConfig(FrozenConfig):
 
     @property
     def row_groups(self) -> int:
-        """How many groups the pictures of a region step form, each of which chooses its rows by itself.
+        """How many groups the images of a region step form, each of which chooses its rows by itself.
 
-        As many as divide pictures and rows evenly and leave at least 50 pictures to each, which is what a process of
+        As many as divide images and rows evenly and leave at least 50 images to each, which is what a process of
         the released recipe chose 128 rows from. It does not depend on how many processes there are now, and spares
-        them planning pictures of which they get no row.
+        them planning images of which they get no row.
         """
         if self.num_images is None:
             return 1
         common = math.gcd(self.num_images, self.batch_size)
-        most = max(1, self.num_images // PICTURES_PER_GROUP)
+        most = max(1, self.num_images // IMAGES_PER_GROUP)
         return max(number for number in range(1, most + 1) if common % number == 0)
 
     @property

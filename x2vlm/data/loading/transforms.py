@@ -1,6 +1,6 @@
-"""How a picture becomes bytes of a fixed size: crop, mirror, resize, then changes of colour and geometry.
+"""How an image becomes bytes of a fixed size: crop, mirror, resize, then changes of colour and geometry.
 
-What will be done is decided first (`plan_picture`, a value made of draws); here it is cut (`cut_plan`), and the
+What will be done is decided first (`plan_image`, a value made of draws); here it is cut (`cut_plan`), and the
 operations follow where the model is (`x2vlm.data.loading.operations`). So all frames of a clip can share one plan,
 boxes can go through the same crop and mirror, and a batch of bytes is a quarter as large on its way as one of numbers.
 C channels, H W pixels.
@@ -26,23 +26,23 @@ Crop = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
-class PicturePlan:
-    """What will be done to a picture, in this order: crop, mirror, resize to a square, operations."""
+class ImagePlan:
+    """What will be done to an image, in this order: crop, mirror, resize to a square, operations."""
 
     crop: Crop
     flipped: bool
     operations: tuple[Operation, ...] = ()
 
 
-def plan_picture(width: int, height: int, draws: Draws, config: AugmentConfig, may_flip: bool) -> PicturePlan:
-    """A random plan for a picture of that size: crop of `min_area` or more, mirrored or not, a few operations."""
+def plan_image(width: int, height: int, draws: Draws, config: AugmentConfig, may_flip: bool) -> ImagePlan:
+    """A random plan for an image of that size: crop of `min_area` or more, mirrored or not, a few operations."""
     crop = draw_crop(width, height, draws, config.min_area)
     flipped = draws.chance(config.flip_prob) and may_flip
-    return PicturePlan(crop, flipped, draw_operations(draws, config, COLOUR_OPS + GEOMETRY_OPS))
+    return ImagePlan(crop, flipped, draw_operations(draws, config, COLOUR_OPS + GEOMETRY_OPS))
 
 
 def draw_crop(width: int, height: int, draws: Draws, min_area: float) -> Crop:
-    """A crop of random area (share of the picture, at least `min_area`) and shape (3:4 to 4:3), like torchvision's.
+    """A crop of random area (fraction of the image, at least `min_area`) and shape (3:4 to 4:3), like torchvision's.
 
     After ten shapes that do not fit: the largest central crop of an allowed shape.
     """
@@ -60,7 +60,7 @@ def draw_crop(width: int, height: int, draws: Draws, min_area: float) -> Crop:
 
 
 def least_size_of(size: tuple[int, int], crop: Crop, image_res: int) -> tuple[int, int]:
-    """How large a smaller copy of a picture must be for its crop to have `image_res` pixels on each side."""
+    """How large a smaller copy of an image must be for its crop to have `image_res` pixels on each side."""
     left, top, right, bottom = crop
     return -(-size[0] * image_res // (right - left)), -(-size[1] * image_res // (bottom - top))
 
@@ -77,14 +77,14 @@ def draw_operations(draws: Draws, config: AugmentConfig, names: Sequence[str]) -
 
 def cut_plan(
     pixels_HWC: Tensor,
-    plan: PicturePlan,
+    plan: ImagePlan,
     image_res: int,
     parity: Literal["reference"] | None = None,
     planned_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """A decoded picture as bytes (C, H, W) with H = W = `image_res`, cut as `plan` says; its operations come later.
+    """A decoded image as bytes (C, H, W) with H = W = `image_res`, cut as `plan` says; its operations come later.
 
-    `planned_size` (width, height) is what the plan's crop was made for, if this is a smaller copy of that picture.
+    `planned_size` (width, height) is what the plan's crop was made for, if this is a smaller copy of that image.
     """
     if planned_size is not None and planned_size != size_of(pixels_HWC):
         image = Image.fromarray(pixels_HWC.numpy())
@@ -95,7 +95,7 @@ def cut_plan(
 
 
 def size_of(pixels_HWC: Tensor) -> tuple[int, int]:
-    """Width and height of a decoded picture."""
+    """Width and height of a decoded image."""
     return pixels_HWC.shape[1], pixels_HWC.shape[0]
 
 
@@ -113,24 +113,24 @@ def cut_bytes(pixels_HWC: Tensor, crop: Crop, flipped: bool, image_res: int) -> 
 
 def cut_and_resize(image: Image.Image, crop: Crop, flipped: bool, image_res: int) -> Image.Image:
     """The crop, mirrored if `flipped`, as a square of `image_res` (bicubic; the shape is not kept)."""
-    picture = image.crop(crop)
+    resized = image.crop(crop)
     if flipped:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return picture.resize((image_res, image_res), Image.Resampling.BICUBIC)
+        resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return resized.resize((image_res, image_res), Image.Resampling.BICUBIC)
 
 
 def cut_smaller_copy(
     image: Image.Image, planned_size: tuple[int, int], crop: Crop, flipped: bool, image_res: int
 ) -> Image.Image:
-    """`cut_and_resize` with a crop that was made for a picture of `planned_size`, out of a smaller copy of it.
+    """`cut_and_resize` with a crop that was made for an image of `planned_size`, out of a smaller copy of it.
 
     The crop begins and ends between pixels of the copy, so what it shows is the same and boxes in it hold.
     """
     scales = (image.width / planned_size[0], image.height / planned_size[1]) * 2
     left, top, right, bottom = (edge * scale for edge, scale in zip(crop, scales, strict=True))
     box = (left, top, min(right, image.width), min(bottom, image.height))  # rounding must not lead outside
-    picture = image.resize((image_res, image_res), Image.Resampling.BICUBIC, box=box)
-    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else picture
+    resized = image.resize((image_res, image_res), Image.Resampling.BICUBIC, box=box)
+    return resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else resized
 
 
 def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
@@ -139,5 +139,5 @@ def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
 
 
 def image_bytes(image: Image.Image) -> Tensor:
-    """A picture (RGB) as bytes (C, H, W)."""
+    """An image (RGB) as bytes (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))

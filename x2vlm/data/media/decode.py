@@ -1,4 +1,4 @@
-"""Stored pictures as bytes (H, W, 3) in a tensor: what `open_image` sees, faster where that is safe.
+"""Stored images as bytes (H, W, 3) in a tensor: what `open_image` sees, faster where that is safe.
 
 torchvision decodes into the tensor, with no copy through Pillow's four-byte pixels and no parsing of metadata: 0.40
 instead of 0.63 CPU ms for 256 pixels on the short edge. It only gets JPEGs whose header says that nothing but decoding
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 RGB = 3  # of torchvision.io.ImageReadMode
 BASELINE, PROGRESSIVE, START_OF_SCAN = 0xC0, 0xC2, 0xDA
-# Tables, restart interval, JFIF's own segment and comments say nothing about how the picture is to be shown. EXIF and
+# Tables, restart interval, JFIF's own segment and comments say nothing about how the image is to be shown. EXIF and
 # XMP (0xE1) may turn it, an ICC profile (0xE2) is ignored by both, Adobe's segment (0xEE) may change its colours.
 HARMLESS = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xFE))
 
 
-def decode_picture(data: bytes, least_size: tuple[int, int] | None = None) -> Tensor:
-    """The picture as bytes (H, W, 3): RGB, upright, transparency on white, first frame only.
+def decode_image(data: bytes, least_size: tuple[int, int] | None = None) -> Tensor:
+    """The image as bytes (H, W, 3): RGB, upright, transparency on white, first frame only.
 
     With `least_size` (width, height) a JPEG may come at a half, a quarter or an eighth of its size, never below that.
     Raises InvalidSample as `open_image` does.

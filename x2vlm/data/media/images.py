@@ -1,6 +1,6 @@
-"""Decoding and measuring pictures that nobody vouches for.
+"""Decoding and measuring images that nobody vouches for.
 
-Whatever the bytes are, the answer is a picture or an InvalidSample with a rule name; no other exception leaves this
+Whatever the bytes are, the answer is an image or an InvalidSample with a rule name; no other exception leaves this
 file. Sizes are read from the header and checked before anything is decoded, so a bomb costs its header.
 """
 
@@ -52,7 +52,7 @@ TRANSPOSE_OF_ORIENTATION = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture says of itself before anything is decoded. Width and height are of the upright picture."""
+    """What an image says of itself before anything is decoded. Width and height are of the upright image."""
 
     format: str  # "jpeg", "png", "webp" or "gif"
     width: int
@@ -61,7 +61,7 @@ class Header:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The picture in `data` as RGB, upright (EXIF orientation applied), transparency on white, first frame only.
+    """The image in `data` as RGB, upright (EXIF orientation applied), transparency on white, first frame only.
 
     Raises InvalidSample with rule empty_body, not_an_image (not JPEG, PNG, WebP or GIF), too_many_pixels (more than
     64 million, judged by the header) or decode_failed (truncated or broken).
@@ -80,7 +80,7 @@ def draft_image(data: bytes, least_size: tuple[int, int]) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture that Pillow has opened, as `open_image` gives it.
+    """An image that Pillow has opened, as `open_image` gives it.
 
     Raises InvalidSample with rule too_many_pixels or decode_failed.
     """
@@ -96,10 +96,10 @@ def reencode_image(
     scaled_decode: bool = False,
     original: tuple[int, int] | None = None,
 ) -> bytes:
-    """The upright picture in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, as it was.
+    """The upright image in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, as it was.
 
     The shape is kept to the pixel that rounding allows (see `shrunk_size`): of `original`, the upright size of what the
-    picture is a smaller copy of, or of its own. Nothing but pixels is kept. Equal bytes give
+    image is a smaller copy of, or of its own. Nothing but pixels is kept. Equal bytes give
     equal bytes under one release of Pillow and libjpeg. Raises InvalidSample as `open_image` does.
 
     Hamming with a gap of 1.5 costs 3.5 CPU ms for 1200 x 800 pixels, bicubic 8, and lies as near to bicubic (39 dB at
@@ -113,17 +113,17 @@ def reencode_image(
     size = _stored_size(image.size, orientation, short_edge, original)
     if scaled_decode and image_format == "jpeg":
         _skip_pixels(image, size)
-        picture = _decoded(image)
+        decoded = _decoded(image)
     else:
-        picture = _decoded(image)
+        decoded = _decoded(image)
         # Again: a GIF frame may be larger than its screen.
-        size = _stored_size(picture.size, orientation, short_edge, original)
+        size = _stored_size(decoded.size, orientation, short_edge, original)
     try:
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.HAMMING, reducing_gap=1.5)
-        picture.info = {}  # Pillow would save a comment found there
+        if decoded.size != size:
+            decoded = decoded.resize(size, Image.Resampling.HAMMING, reducing_gap=1.5)
+        decoded.info = {}  # Pillow would save a comment found there
         buffer = BytesIO()
-        _upright(picture, orientation).save(buffer, "JPEG", quality=quality)
+        _upright(decoded, orientation).save(buffer, "JPEG", quality=quality)
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"re-encoding: {type(error).__name__}: {error}") from None
     return buffer.getvalue()
@@ -132,7 +132,7 @@ def reencode_image(
 def _stored_size(
     size: tuple[int, int], orientation: int, short_edge: int, original: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """`shrunk_size` of a picture that is not upright yet, or of the original that it is a copy of."""
+    """`shrunk_size` of an image that is not upright yet, or of the original that it is a copy of."""
     if original is None:
         return shrunk_size(*size, short_edge)
     width, height = shrunk_size(*original, short_edge)
@@ -148,7 +148,7 @@ def shrunk_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
 
 
 def probe(data: bytes) -> Header:
-    """What the header of a picture says; a file that is broken behind its header passes.
+    """What the header of an image says; a file that is broken behind its header passes.
 
     Raises InvalidSample as `open_image` does.
     """
@@ -165,7 +165,7 @@ def probe_image(data: bytes) -> tuple[str, int, int]:
 
 
 def sniff_format(data: bytes) -> str:
-    """The picture format that the first bytes announce, "" if none of those allowed."""
+    """The image format that the first bytes announce, "" if none of those allowed."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -206,16 +206,16 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def _skip_pixels(image: Image.Image, size: tuple[int, int]) -> None:
-    """Have the JPEG decoder leave out what a picture of `size` does not need."""
+    """Have the JPEG decoder leave out what an image of `size` does not need."""
     try:
         image.draft(None, size)  # whatever mode it has
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _upright(decoded: Image.Image, orientation: int) -> Image.Image:
     transpose = TRANSPOSE_OF_ORIENTATION.get(orientation)
-    return picture if transpose is None else picture.transpose(transpose)
+    return decoded if transpose is None else decoded.transpose(transpose)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -229,7 +229,7 @@ def _check_pixels(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """EXIF (or XMP) orientation 1 to 8; 1 where the metadata is absent or broken, as viewers do."""
     try:
-        # PngImageFile.getexif would decode the whole picture first to look for a late chunk.
+        # PngImageFile.getexif would decode the whole image first to look for a late chunk.
         value = Image.Image.getexif(image).get(ORIENTATION_TAG)
     except BROKEN_FILE_ERRORS:
         return 1

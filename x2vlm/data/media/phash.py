@@ -1,4 +1,4 @@
-"""Fingerprints of pictures and clips: what two copies of one picture share, whatever was done to their bytes.
+"""Fingerprints of images and clips: what two copies of one image share, whatever was done to their bytes.
 
 | field | equal or near for | not for |
 |---|---|---|
@@ -6,8 +6,8 @@
 | phash | re-encoding, resizing, most crops of 5 % | mirror images, larger crops |
 | thumbnail | as phash; tells apart what shares a phash by chance | |
 
-The hash is that of the `imagehash` library, bit for bit: the 8 x 8 lowest frequencies of a 32 x 32 greyscale picture
-(DCT-II), a bit each, 1 above their median. A near-flat picture has noise for a hash, so it is flagged and never found
+The hash is that of the `imagehash` library, bit for bit: the 8 x 8 lowest frequencies of a 32 x 32 greyscale image
+(DCT-II), a bit each, 1 above their median. A near-flat image has noise for a hash, so it is flagged and never found
 by hash.
 """
 
@@ -27,11 +27,11 @@ HASH_SIDE = 8
 THUMBNAIL_SIDE = 8
 THUMBNAIL_BYTES = THUMBNAIL_SIDE * THUMBNAIL_SIDE * 3
 
-# Grey levels (standard deviation of the 32 x 32 picture). Of 191 tiles of photos below it, JPEG of quality 50 moved
+# Grey levels (standard deviation of the 32 x 32 image). Of 191 tiles of photos below it, JPEG of quality 50 moved
 # more than 6 bits in 3 of 4; of 4063 above 10 grey levels in 1 of 50.
 FLAT_CONTRAST = 4.0
 
-CROP_SHARE = 0.05  # of width and height that a `cropped` variant leaves out
+CROP_FRACTION = 0.05  # of width and height that a `cropped` variant leaves out
 
 # The cosine transform without its scale, which no comparison with the median sees.
 _COSINES = np.cos(np.pi * np.outer(np.arange(HASH_SIDE), 2 * np.arange(GREY_SIDE) + 1) / (2 * GREY_SIDE))
@@ -48,17 +48,17 @@ FINGERPRINT_FIELDS: list[pa.Field] = [
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A picture's or clip's fingerprint: a row of FINGERPRINT_FIELDS."""
+    """An image's or clip's fingerprint: a row of FINGERPRINT_FIELDS."""
 
     pixel_sha256: str  # over size and RGB bytes; of a clip over those of its frames
     phash: int  # 64 bits; of a clip that of its representative frame
     phash_flat: bool  # the hash means nothing
     thumbnail: bytes  # 8 x 8 RGB, row by row; of a clip that of its representative frame
-    frame_phashes: tuple[int | None, ...]  # of all frames, None for flat ones; one for a picture
+    frame_phashes: tuple[int | None, ...]  # of all frames, None for flat ones; one for an image
 
 
 def fingerprint(frames: Sequence[Image.Image]) -> Fingerprint:
-    """The fingerprint of a picture (one frame) or of a clip's sampled frames, all of mode RGB.
+    """The fingerprint of an image (one frame) or of a clip's sampled frames, all of mode RGB.
 
     A clip's representative frame is the one nearest to its middle that is not flat (titles and black frames open and
     close most clips), the earlier on a tie. ValueError without a frame or for another mode.
@@ -78,16 +78,16 @@ def fingerprint(frames: Sequence[Image.Image]) -> Fingerprint:
     return Fingerprint(_pixel_sha256(frames), hashes[chosen], flat[chosen], _thumbnail(frames[chosen]), telling)
 
 
-def variants(picture: Image.Image) -> Iterator[tuple[str, Image.Image]]:
-    """`picture` as one would find it changed: `mirrored` once, and `cropped` by CROP_SHARE in five places.
+def variants(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
+    """`image` as one would find it changed: `mirrored` once, and `cropped` by CROP_FRACTION in five places.
 
-    Test pictures are searched for in these too. No hash survives mirroring, and a crop of 5 % at a corner moves more
+    Test images are searched for in these too. No hash survives mirroring, and a crop of 5 % at a corner moves more
     than six bits in 6 of 7 photos, one at the centre in 1 of 6; against the five windows, in none of 154.
     """
-    yield "mirrored", picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    right, down = (math.floor(side * CROP_SHARE) for side in picture.size)
+    yield "mirrored", image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    right, down = (math.floor(side * CROP_FRACTION) for side in image.size)
     for left, top in ((0, 0), (right, 0), (0, down), (right, down), (right // 2, down // 2)):
-        yield "cropped", picture.crop((left, top, picture.width - right + left, picture.height - down + top))
+        yield "cropped", image.crop((left, top, image.width - right + left, image.height - down + top))
 
 
 def format_phash(value: int) -> str:
@@ -119,8 +119,8 @@ def thumbnail_matrix(column: pa.Array | pa.ChunkedArray) -> NDArray[np.uint8]:
     return flat[start : start + len(array) * THUMBNAIL_BYTES].reshape(len(array), THUMBNAIL_BYTES)
 
 
-def _grey(picture: Image.Image) -> NDArray[np.float64]:
-    small = picture.convert("L").resize((GREY_SIDE, GREY_SIDE), Image.Resampling.LANCZOS)
+def _grey(image: Image.Image) -> NDArray[np.float64]:
+    small = image.convert("L").resize((GREY_SIDE, GREY_SIDE), Image.Resampling.LANCZOS)
     return np.asarray(small, dtype=np.float64)
 
 
@@ -136,8 +136,8 @@ def _bits(frequencies: NDArray[np.float64]) -> int:
     return int(_BIT_VALUES[frequencies > np.median(frequencies)].sum(dtype=np.uint64))
 
 
-def _thumbnail(picture: Image.Image) -> bytes:
-    return picture.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
+def _thumbnail(image: Image.Image) -> bytes:
+    return image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes()
 
 
 def _pixel_sha256(frames: Sequence[Image.Image]) -> str:

@@ -1,7 +1,7 @@
 """What a source says the bytes behind its URLs should be: published hashes, in one spelling.
 
 A hash is written "md5:<32 hex digits>" or "sha256:<64 hex digits>", in lower case; "" where none is published. It is of
-the bytes as fetched when the list was made: a server that has re-encoded its pictures since sends others.
+the bytes as fetched when the list was made: a server that has re-encoded its images since sends others.
 """
 
 import gzip

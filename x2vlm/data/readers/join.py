@@ -66,7 +66,7 @@ class Join(AbstractContextManager["Join"]):
         self._db.executemany("INSERT INTO items (id, what, record) VALUES (?, ?, ?)", self._new_items)
         self._new_items = []
 
-    def strays(self) -> Iterator[tuple[str, str, Record]]:
+    def unmatched(self) -> Iterator[tuple[str, str, Record]]:
         """(row id, what, record) of the items whose row never came."""
         self._insert_items()
         query = "SELECT id, what, record FROM items WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.id = items.id)"

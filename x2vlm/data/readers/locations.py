@@ -1,6 +1,6 @@
 """Where the media of a source lie whose annotations name none: an optional list that the user writes.
 
-Role: `urls`, one line a picture or video: its id (or file name), a tab, its URL. A URL may be anything that the
+Role: `urls`, one line an image or video: its id (or file name), a tab, its URL. A URL may be anything that the
 download stage takes, for example a file below the `from` of the card's `url_base`.
 """
 

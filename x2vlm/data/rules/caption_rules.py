@@ -50,12 +50,12 @@ def words_between(texts: pa.Array, least: int | None, most: int | None) -> list[
     return _between("caption_words", num_words(texts).astype(np.float64), least, most)
 
 
-def min_letter_share(texts: pa.Array, share: float) -> Verdict:
-    """Keeps texts whose characters other than white space are letters to at least `share`; a blank text has none."""
+def min_letter_share(texts: pa.Array, fraction: float) -> Verdict:
+    """Keeps texts whose characters other than white space are letters to at least `fraction`; a blank text has none."""
     letters = np.nan_to_num(numbers(pc.count_substring_regex(texts, r"\pL")))
     signs = np.nan_to_num(numbers(pc.count_substring_regex(texts, r"[^\s\pZ]")))
     value = np.divide(letters, signs, out=np.zeros(len(letters)), where=signs > 0)
-    return _about_all("min_letter_share", value >= share, value, share)
+    return _about_all("min_letter_share", value >= fraction, value, fraction)
 
 
 def max_repeated_chars(texts: pa.Array, most: int) -> Verdict:

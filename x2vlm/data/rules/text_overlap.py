@@ -27,7 +27,7 @@ class Overlaps:
 
     earlier: np.ndarray  # int64; positions of texts
     later: np.ndarray
-    share: np.ndarray  # float64, in (0, 1]
+    fraction: np.ndarray  # float64, in (0, 1]
     num_texts: int
 
 
@@ -55,14 +55,14 @@ def find_overlaps(
     text, element = _elements(texts.take(pa.array(order)))
     num_words = np.bincount(text, minlength=len(order))
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for earlier, later, common in _shared_words(image[order], text, element):
+    for earlier, later, common in _common_words(image[order], text, element):
         smaller = np.minimum(num_words[earlier], num_words[later])
         whole = smaller if measure == "smaller" else num_words[earlier] + num_words[later] - common
-        share = np.divide(common, whole, out=np.zeros(len(common)), where=whole > 0)
-        over = share > threshold
-        found.append((order[earlier[over]], order[later[over]], share[over]))
-    earlier, later, share = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _no_pairs()
-    return Overlaps(earlier, later, share, len(order))
+        fraction = np.divide(common, whole, out=np.zeros(len(common)), where=whole > 0)
+        over = fraction > threshold
+        found.append((order[earlier[over]], order[later[over]], fraction[over]))
+    earlier, later, fraction = (np.concatenate(parts) for parts in zip(*found, strict=True)) if found else _no_pairs()
+    return Overlaps(earlier, later, fraction, len(order))
 
 
 def drop_repeats(pairs: Overlaps) -> np.ndarray:
@@ -83,7 +83,7 @@ def drop_repeats(pairs: Overlaps) -> np.ndarray:
         earlier, later = earlier[live], later[live]
     overlap = np.full(pairs.num_texts, np.nan)
     by_kept = kept[pairs.earlier]
-    np.fmax.at(overlap, pairs.later[by_kept], pairs.share[by_kept])
+    np.fmax.at(overlap, pairs.later[by_kept], pairs.fraction[by_kept])
     return overlap
 
 
@@ -136,7 +136,7 @@ def _ranges(starts: np.ndarray, lengths: np.ndarray, chosen: np.ndarray) -> np.n
     return inside
 
 
-def _shared_words(
+def _common_words(
     image: np.ndarray, text: np.ndarray, element: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(earlier, later, words in common) of all pairs of texts of one image, a bounded number of pairs at a time.

@@ -133,7 +133,7 @@ def score_pairs(
 
 @torch.inference_mode()
 def embed_pixels(clip: Clip, pixels_BCHW: Tensor, batch_size: int = 64) -> Tensor:
-    """(B, D) float32 embeddings of unit length, on the CPU, of pictures as `clip.preprocess` makes them."""
+    """(B, D) float32 embeddings of unit length, on the CPU, of images as `clip.preprocess` makes them."""
     parts = []
     for chunk_BCHW in torch.split(pixels_BCHW, batch_size):
         with _precision(clip.device):

@@ -1,7 +1,7 @@
 """Histograms of CLIP scores, and the threshold that they suggest when nobody has labelled a pair.
 
 A threshold means something only for the model and the corpus it was chosen with. What a corpus always has is pairs that
-are wrong: the picture of one row with the text of another. Their scores are a sample of what mismatched rows score.
+are wrong: the image of one row with the text of another. Their scores are a sample of what mismatched rows score.
 
 Histograms are plain counts over fixed bins, so those of parts add up, fit into a manifest and are exact at their edges:
 a threshold on an edge splits the counts just as `score >= threshold` (in float32) splits the rows.
@@ -23,8 +23,8 @@ class Suggestion:
     """A threshold for pairs nobody has labelled, what it does, and the two that the usual wishes would give."""
 
     threshold: float
-    kept: float  # share of the real pairs at or above it
-    shuffled_dropped: float  # share of the shuffled pairs below it
+    kept: float  # fraction of the real pairs at or above it
+    shuffled_dropped: float  # fraction of the shuffled pairs below it
     keeps_95: float  # highest threshold that keeps 95 % of the real pairs
     drops_95: float  # lowest threshold that drops 95 % of the shuffled pairs; above `keeps_95`, no threshold does both
 
@@ -52,7 +52,7 @@ def add_histograms(histograms: Sequence[Sequence[int]]) -> list[int]:
 
 
 def suggest_threshold(real: Sequence[int], shuffled: Sequence[int]) -> Suggestion | None:
-    """The edge at which share of real pairs kept + share of shuffled pairs dropped is greatest; None without both.
+    """The edge with the greatest sum of real pairs kept and shuffled pairs dropped (fractions); None without both.
 
     Where several edges are equally good it is the middle one. That some of the real pairs are mismatched does not move
     it: of a share m of them, the sum at every edge is (1 - m) times that of the right pairs alone, plus m, as far as
@@ -60,7 +60,7 @@ def suggest_threshold(real: Sequence[int], shuffled: Sequence[int]) -> Suggestio
     """
     if not sum(real) or not sum(shuffled):
         return None
-    below_real, below_shuffled = _share_below(real), _share_below(shuffled)
+    below_real, below_shuffled = _fraction_below(real), _fraction_below(shuffled)
     total = (1 - below_real) + below_shuffled
     best = np.flatnonzero(total >= total.max() - 1e-12)
     place = int(best[len(best) // 2])
@@ -73,28 +73,28 @@ def suggest_threshold(real: Sequence[int], shuffled: Sequence[int]) -> Suggestio
     )
 
 
-def _share_below(counts: Sequence[int]) -> np.ndarray:
-    """Share of the scores below every edge; 0 at the first, 1 at the last."""
+def _fraction_below(counts: Sequence[int]) -> np.ndarray:
+    """Fraction of the scores below every edge; 0 at the first, 1 at the last."""
     return np.concatenate([[0], np.cumsum(counts)]) / sum(counts)
 
 
 def shuffled_pairs(groups: Sequence[str], seed: int, rounds: int = 4) -> tuple[np.ndarray, np.ndarray]:
-    """(row of the picture, row of the text) of `rounds` random pairings of all rows, less those within a group.
+    """(row of the image, row of the text) of `rounds` random pairings of all rows, less those within a group.
 
-    Rows of a group show the same thing (clips of one video, captions of one picture): the text of one may be true of
+    Rows of a group show the same thing (clips of one video, captions of one image): the text of one may be true of
     another, so they are never paired. Empty where all rows are of one group.
     """
     numbers: dict[str, int] = {}
     group = np.array([numbers.setdefault(name, len(numbers)) for name in groups], dtype=np.int64)
     generator = np.random.Generator(np.random.PCG64(seed))
-    pictures = np.tile(np.arange(len(groups)), rounds)
+    images = np.tile(np.arange(len(groups)), rounds)
     texts = np.concatenate([generator.permutation(len(groups)) for _ in range(rounds)])
-    apart = group[pictures] != group[texts]
-    return pictures[apart], texts[apart]
+    apart = group[images] != group[texts]
+    return images[apart], texts[apart]
 
 
 def shuffled_scores(
-    scores: np.ndarray, pictures_ND: np.ndarray, texts_ND: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
+    scores: np.ndarray, images_ND: np.ndarray, texts_ND: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
     """What each of `pairs` scores, from embeddings of unit length and the scores of the rows themselves.
 
@@ -102,11 +102,11 @@ def shuffled_scores(
     length of the mean, which is score / cosine of the row itself. Where that cosine is below 0.1 the quotient is noise,
     and the median of the others stands in (1 for images and for parts without any).
     """
-    cosine_N = np.einsum("nd,nd->n", pictures_ND, texts_ND)
+    cosine_N = np.einsum("nd,nd->n", images_ND, texts_ND)
     is_usable = np.abs(cosine_N) >= 0.1
     quotient_N = np.divide(scores, cosine_N, out=np.ones_like(cosine_N), where=is_usable)
     usual = float(np.median(quotient_N[is_usable])) if is_usable.any() else 1.0
     length_N = np.clip(np.where(is_usable, quotient_N, usual), 0.0, 1.0)
-    picture, text = pairs
-    products: np.ndarray = np.einsum("nd,nd->n", pictures_ND[picture], texts_ND[text]) * length_N[picture]
+    image, text = pairs
+    products: np.ndarray = np.einsum("nd,nd->n", images_ND[image], texts_ND[text]) * length_N[image]
     return products

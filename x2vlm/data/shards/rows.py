@@ -1,7 +1,7 @@
 """What training reads of the samples of a shard, and nothing else: found in microseconds, held as a few flat arrays.
 
-Decoding a row of the index into a `Sample` takes 0.15 ms, a seventh of what a picture costs in all; a `Row` takes 0.01.
-A shard of ten thousand pictures with eight boxes each is 10 MB of arrays here and 40 MB as the whole index.
+Decoding a row of the index into a `Sample` takes 0.15 ms, a seventh of what an image costs in all; a `Row` takes 0.01.
+A shard of ten thousand images with eight boxes each is 10 MB of arrays here and 40 MB as the whole index.
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,8 @@ Three kinds of line, as those loaders take them from three lists of files (capti
     {"video_frames": [base64, ...], "text": text or [texts]}
 
 Each line also carries `key`, `source` and `url`, which those loaders do not look at. They do not apply EXIF
-orientation, drop a whole line for one box of no size, and raise on a caption without words: pictures are therefore
-stored upright, boxes are cut to whole pixels of the stored picture here, and what would make them refuse a line is left
+orientation, drop a whole line for one box of no size, and raise on a caption without words: images are therefore
+stored upright, boxes are cut to whole pixels of the stored image here, and what would make them refuse a line is left
 out and counted.
 """
 
@@ -27,7 +27,7 @@ from x2vlm.samples import Box, Concept, Sample
 
 LineKind = Literal["image_text", "regions", "videos"]
 LINE_KINDS: tuple[LineKind, ...] = ("image_text", "regions", "videos")
-UPRIGHT_QUALITY = 95  # of pictures that have to be turned, because the reader does not turn them
+UPRIGHT_QUALITY = 95  # of images that have to be turned, because the reader does not turn them
 
 Line = dict[str, Any]
 
@@ -48,11 +48,11 @@ def xvlm_lines(sample: Sample, payload: bytes, left_out: Counter[str]) -> Iterat
                 frames = [_base64(frame) for frame in decode_frames(payload)[0]]
                 yield "videos", {**base, "video_frames": frames, "text": _one_or_list(captions)}
             return
-        picture, width, height = _upright(payload)
+        image, width, height = _upright(payload)
     except InvalidSample as error:
         left_out[error.rule] += 1
         return
-    binary = _base64(picture)
+    binary = _base64(image)
     if captions:
         yield "image_text", {**base, "binary": binary, "desc": _one_or_list(captions)}
     elements = list(_elements(sample, width, height, left_out))
@@ -64,7 +64,7 @@ def xvlm_lines(sample: Sample, payload: bytes, left_out: Counter[str]) -> Iterat
 
 
 def _elements(sample: Sample, width: int, height: int, left_out: Counter[str]) -> Iterator[Line]:
-    """One entry for every box with a text, in whole pixels of the stored picture of `width` x `height`."""
+    """One entry for every box with a text, in whole pixels of the stored image of `width` x `height`."""
     assert sample.media is not None
     for concept in sample.concepts:
         label = " ".join([concept.text, *(name for name in concept.attributes if name.startswith(MADE_OF))])
@@ -90,7 +90,7 @@ def whole_pixels(box: Box, scale_x: float, scale_y: float, width: int, height: i
 
 
 def _upright(payload: bytes) -> tuple[bytes, int, int]:
-    """The picture as a reader that ignores orientation must get it, with its size; InvalidSample if it is broken."""
+    """The image as a reader that ignores orientation must get it, with its size; InvalidSample if it is broken."""
     header = probe(payload)
     image = open_image(payload)  # to the end: their loader decodes it too, and would drop the line silently
     if header.orientation == 1:

@@ -34,7 +34,7 @@ def pre_question(text: str, max_words: int) -> str:
 
 
 def mentions_a_side(texts: Iterable[str], parity_reference: bool = False) -> bool:
-    """True if a text would become false when its picture is mirrored, because it says left or right.
+    """True if a text would become false when its image is mirrored, because it says left or right.
 
     We look for the words in any case. The reference looks for lower-case substrings ("bright" counts, "Left" not).
     """

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from x2vlm.models.blocks.packing import LENGTH_MULTIPLE
 from x2vlm.models.blocks.rows import take_rows
-from x2vlm.models.blocks.temporal import Clips, TimeAttention, by_clip, look_over_time
+from x2vlm.models.blocks.temporal import Clips, TimeAttention, by_clip, temporal_attention
 from x2vlm.models.execution import ExecutionConfig
 
 # Both take a bias and give its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
@@ -74,7 +74,7 @@ def run_clip_block(
     keep_time: Tensor | None,
 ) -> Tensor:
     """The block on frames of clips: attention over time, then all that `run_block` does frame by frame."""
-    hidden_BND = look_over_time(over_time, hidden_BND, num_frames, keep_time)
+    hidden_BND = temporal_attention(over_time, hidden_BND, num_frames, keep_time)
     return run_block(block, hidden_BND, keep_attention, keep_mlp)
 
 

@@ -1,10 +1,10 @@
-"""Who goes through the fusion layers together, and which picture each text looks at: worked out on the host, once.
+"""Who goes through the fusion layers together, and which image each text looks at: worked out on the host, once.
 
-T tokens, S slots, X states of a table, R rows of pictures, P patches, U problems of a group, Q queries, K keys,
+T tokens, S slots, X states of a table, R rows of images, P patches, U problems of a group, Q queries, K keys,
 D width.
-A *pass* is a set of texts, each beside a picture (or none), some of whose states a head reads: own pairs, wrong pairs,
-masked words, boxes. A *problem* is a picture with everything that looks at it: cross-attention needs no boundaries
-between texts, so the tokens of all texts of a picture ask it together and its keys exist once. Rows of one picture
+A *pass* is a set of texts, each beside an image (or none), some of whose states a head reads: own pairs, wrong pairs,
+masked tokens, boxes. A *problem* is an image with everything that looks at it: cross-attention needs no boundaries
+between texts, so the tokens of all texts of an image ask it together and its keys exist once. Rows of one image
 (its regions) share the patches; each adds its own summary key and hides the patches it does not cover.
 """
 
@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 
 from x2vlm.models.blocks.packing import (
     LENGTH_MULTIPLE,
-    Courier,
     Groups,
+    HostToDeviceBatch,
     Numbers,
     Placement,
     SelfLayout,
@@ -48,7 +48,7 @@ class TextTable:
 
 
 @dataclass(frozen=True)
-class PictureTable:
+class ImageTable:
     """The patches of all images behind each other, then summary tokens. A row is a summary and an image's patches.
 
     Row r looks through `patch_mask_RP[mask_of_row[r]]`, or at everything where that is NOTHING. The last line of
@@ -65,10 +65,10 @@ class PictureTable:
 
 @dataclass(frozen=True)
 class Pass:
-    """Texts beside pictures. `read_positions` holds, text after text, where to find each position that is read."""
+    """Texts beside images. `read_positions` holds, text after text, where to find each position that is read."""
 
     texts: Numbers
-    rows: Numbers  # row of the PictureTable, or NOTHING
+    rows: Numbers  # row of the ImageTable, or NOTHING
     num_reads: Numbers  # per text
     read_positions: Numbers  # line of the table of positions
 
@@ -88,10 +88,10 @@ class CrossLayout:
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """What `FusionEncoder.run` follows. Tokens with a picture stand first; the others skip cross-attention."""
+    """What `FusionEncoder.run` follows. Tokens with an image stand first; the others skip cross-attention."""
 
     tokens_T: Tensor  # line of the text table
-    num_crossing: int  # tokens with a picture
+    num_crossing: int  # tokens with an image
     within: SelfLayout
     across: CrossLayout | None
     memory: "MemoryLayout | None"
@@ -105,7 +105,7 @@ class FusionPlan:
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Which states of the picture table stand in which slot of the keys."""
+    """Which states of the image table stand in which slot of the keys."""
 
     token_of_slot: Tensor
     real_slots: Tensor | None  # None: states may stand in several slots
@@ -120,7 +120,7 @@ class MemoryLayout:
 def plan_fusion(
     passes: Sequence[Pass],
     texts: TextTable,
-    pictures: PictureTable | None,
+    images: ImageTable | None,
     positions_X: Tensor,
     *,
     share_image_keys: bool,
@@ -133,42 +133,42 @@ def plan_fusion(
     row = np.concatenate([each.rows for each in passes])
     num_reads = np.concatenate([each.num_reads for each in passes])
     first_read = np.cumsum(num_reads) - num_reads
-    problem = _problems(row, pictures, share_image_keys)
-    # Texts of one problem stand behind each other, texts without a picture last.
+    problem = _problems(row, images, share_image_keys)
+    # Texts of one problem stand behind each other, texts without an image last.
     sequence = np.argsort(np.where(problem == NOTHING, problem.max() + 1, problem), kind="stable")
     text, row, problem, num_reads = text[sequence], row[sequence], problem[sequence], num_reads[sequence]
     held, visible = texts.held[text], texts.visible[text]
-    has_picture = problem != NOTHING
+    has_image = problem != NOTHING
 
-    courier = Courier(texts.states_XD.device)
-    within = add_sequences(courier, held, visible)
-    within_reads = courier.add_placement(place(num_reads, within.groups, widest(num_reads, within.groups)))
+    transfer = HostToDeviceBatch(texts.states_XD.device)
+    within = add_sequences(transfer, held, visible)
+    within_reads = transfer.add_placement(place(num_reads, within.groups, widest(num_reads, within.groups)))
 
     read_number = ranges(first_read[sequence], num_reads)  # by place in the plan
     back = np.empty_like(read_number)
     back[read_number] = np.arange(len(read_number))
-    order = courier.add_placement(Placement(((1, len(back)),), back, read_number))
-    tokens = courier.add(ranges(texts.starts[text], held))
-    sources = courier.add(np.concatenate([each.read_positions for each in passes])[read_number])
-    starts = courier.add(np.repeat(np.cumsum(held) - held, num_reads))
+    order = transfer.add_placement(Placement(((1, len(back)),), back, read_number))
+    tokens = transfer.add(ranges(texts.starts[text], held))
+    sources = transfer.add(np.concatenate([each.read_positions for each in passes])[read_number])
+    starts = transfer.add(np.repeat(np.cumsum(held) - held, num_reads))
     crossing = None
-    if pictures is not None and has_picture.any():
-        crossing = _CrossTickets(courier, pictures, row[has_picture], problem[has_picture], share_image_keys)
-        crossing.add_queries(held[has_picture])
-        crossing.add_reads(num_reads[has_picture])
-    courier.send()
-    layout = within.redeem(courier)
+    if images is not None and has_image.any():
+        crossing = _PendingCrossLayout(transfer, images, row[has_image], problem[has_image], share_image_keys)
+        crossing.add_queries(held[has_image])
+        crossing.add_reads(num_reads[has_image])
+    transfer.send()
+    layout = within.resolve(transfer)
     return FusionPlan(
-        tokens_T=courier.get(tokens),
-        num_crossing=int(held[has_picture].sum()),
+        tokens_T=transfer.get(tokens),
+        num_crossing=int(held[has_image].sum()),
         within=layout,
         across=None if crossing is None else crossing.layout(),
         memory=None if crossing is None else crossing.memory_layout(),
-        reads_K=courier.get(starts) + positions_X[courier.get(sources)],
-        num_crossing_reads=int(num_reads[has_picture].sum()),
-        within_reads=replace(layout, queries=within_reads.redeem(courier)),
+        reads_K=transfer.get(starts) + positions_X[transfer.get(sources)],
+        num_crossing_reads=int(num_reads[has_image].sum()),
+        within_reads=replace(layout, queries=within_reads.resolve(transfer)),
         across_reads=None if crossing is None else crossing.reads_layout(),
-        order=order.redeem(courier),
+        order=order.resolve(transfer),
         reads_per_pass=tuple(len(each.read_positions) for each in passes),
     )
 
@@ -178,19 +178,21 @@ def ranges(starts: Numbers, counts: Numbers) -> Numbers:
     return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
-def _problems(row: Numbers, pictures: PictureTable | None, share: bool) -> Numbers:
-    """A number for every text, equal where one set of keys serves both; NOTHING without a picture."""
-    if pictures is None:
+def _problems(row: Numbers, images: ImageTable | None, share_keys: bool) -> Numbers:
+    """A number for every text, equal where one set of keys serves both; NOTHING without an image."""
+    if images is None:
         return np.full(len(row), NOTHING)
-    own = pictures.image_of_row[np.maximum(row, 0)] if share else np.arange(len(row))
+    own = images.image_of_row[np.maximum(row, 0)] if share_keys else np.arange(len(row))
     return np.where(row == NOTHING, NOTHING, own)
 
 
-class _CrossTickets:
+class _PendingCrossLayout:
     """Cross-attention of texts sorted by problem: what goes to the device, and what becomes of it there."""
 
-    def __init__(self, courier: Courier, pictures: PictureTable, row: Numbers, problem: Numbers, share: bool) -> None:
-        self._courier, self._pictures, self._share = courier, pictures, share
+    def __init__(
+        self, transfer: HostToDeviceBatch, images: ImageTable, row: Numbers, problem: Numbers, share_keys: bool
+    ) -> None:
+        self._transfer, self._images, self._share_keys = transfer, images, share_keys
         _, self._unit = np.unique(problem, return_inverse=True)
         self._row = row
         num_units = int(self._unit[-1]) + 1
@@ -198,10 +200,10 @@ class _CrossTickets:
         pairs, of_text = np.unique(np.stack([self._unit, row]), axis=1, return_inverse=True)
         self._num_summaries = np.bincount(pairs[0], minlength=num_units)
         first = np.cumsum(self._num_summaries) - self._num_summaries
-        self._summaries, self._first_summary = pictures.summary_of_row[pairs[1]], first
+        self._summaries, self._first_summary = images.summary_of_row[pairs[1]], first
         self._summary_slot = of_text.ravel() - first[self._unit]
-        self._image = pictures.image_of_row[pairs[1][first]]
-        is_masked = pictures.mask_of_row[pairs[1]] != NOTHING
+        self._image = images.image_of_row[pairs[1][first]]
+        is_masked = images.mask_of_row[pairs[1]] != NOTHING
         self._needs_mask = (np.bincount(pairs[0], weights=is_masked, minlength=num_units) > 0) | (
             self._num_summaries > 1
         )
@@ -228,28 +230,31 @@ class _CrossTickets:
         return self._layout(self._reading)
 
     def memory_layout(self) -> MemoryLayout:
-        get = self._courier.get
-        token_of_slot, *real = (get(ticket) for ticket in self._memory)
+        get = self._transfer.get
+        token_of_slot, *real = (get(index) for index in self._memory)
         return MemoryLayout(token_of_slot, *real) if real else MemoryLayout(token_of_slot, None, None)
 
     def _add(self, counts: Numbers, per_unit: Numbers) -> tuple[Any, list[tuple[int, int] | None]]:
         placement = place(per_unit, self._groups, widest(per_unit, self._groups))
-        line = self._pictures.mask_of_row[self._row]
+        line = self._images.mask_of_row[self._row]
         mask_line, summary = np.repeat(line, counts), np.repeat(self._summary_slot, counts)
-        tickets: list[tuple[int, int] | None] = []
+        indices: list[tuple[int, int] | None] = []
         sizes = [rows * width for rows, width in placement.shapes]
         pieces = np.split(placement.token_of_slot, np.cumsum(sizes)[:-1])
         for units, tokens, shape in zip(self._groups, pieces, placement.shapes, strict=True):
             masked = self._needs_mask[units[0]] and len(tokens)
-            tickets.append(
-                (self._courier.add(mask_line[tokens].reshape(shape)), self._courier.add(summary[tokens].reshape(shape)))
+            indices.append(
+                (
+                    self._transfer.add(mask_line[tokens].reshape(shape)),
+                    self._transfer.add(summary[tokens].reshape(shape)),
+                )
                 if masked
                 else None
             )
-        return self._courier.add_placement(placement), tickets
+        return self._transfer.add_placement(placement), indices
 
     def _add_memory(self) -> None:
-        patches, token_of_slot, is_real = self._pictures.num_patches, [], []
+        patches, token_of_slot, is_real = self._images.num_patches, [], []
         self._key_shapes: list[tuple[int, int]] = []
         for units in self._groups:
             most = int(self._num_summaries[units].max())
@@ -261,21 +266,21 @@ class _CrossTickets:
             is_real.append(np.concatenate([np.ones_like(covered, dtype=bool), has], axis=1).ravel())
             self._key_shapes.append((len(units), patches + most))
         tokens, real = np.concatenate(token_of_slot), np.flatnonzero(np.concatenate(is_real))
-        self._memory = [self._courier.add(tokens)]
-        if self._share:
-            self._memory += [self._courier.add(real), self._courier.add(tokens[real])]
+        self._memory = [self._transfer.add(tokens)]
+        if self._share_keys:
+            self._memory += [self._transfer.add(real), self._transfer.add(tokens[real])]
 
     def _layout(self, added: tuple[Any, list[tuple[int, int] | None]]) -> CrossLayout:
-        placement, tickets = added
+        placement, indices = added
         masks = tuple(
-            None if pair is None else self._mask(self._courier.get(pair[0]), self._courier.get(pair[1]), num_keys)
-            for pair, (_, num_keys) in zip(tickets, self._key_shapes, strict=True)
+            None if pair is None else self._mask(self._transfer.get(pair[0]), self._transfer.get(pair[1]), num_keys)
+            for pair, (_, num_keys) in zip(indices, self._key_shapes, strict=True)
         )
-        return CrossLayout(placement.redeem(self._courier), tuple(self._key_shapes), masks)
+        return CrossLayout(placement.resolve(self._transfer), tuple(self._key_shapes), masks)
 
     def _mask(self, line_UQ: Tensor, summary_UQ: Tensor, num_keys: int) -> Tensor:
         """(U, 1, Q, K): the patches of the query's own row and its own summary."""
-        table, num_patches = self._pictures.patch_mask_RP, self._pictures.num_patches
+        table, num_patches = self._images.patch_mask_RP, self._images.num_patches
         if table is None:
             patches_UQP = torch.ones(*line_UQ.shape, num_patches, dtype=torch.bool, device=line_UQ.device)
         else:

@@ -2,7 +2,7 @@
 
 T tokens of all sequences behind each other, S slots of all groups behind each other, D width, H heads, E width of a
 head, G rows of a group, Q its queries and K its keys per row.
-Units (sequences, or all that looks at one picture) are sorted into a few groups of about equal length. Each group is a
+Units (sequences, or all that looks at one image) are sorted into a few groups of about equal length. Each group is a
 padded rectangle; where every token stands in it is worked out on the host, where the lengths are known.
 """
 
@@ -113,7 +113,7 @@ def widest(lengths: Numbers, groups: Sequence[Numbers]) -> list[int]:
     return [int(lengths[units].max()) for units in groups]
 
 
-class Courier:
+class HostToDeviceBatch:
     """Collects arrays on the host and brings them to the device in one transfer that nobody waits for."""
 
     def __init__(self, device: torch.device) -> None:
@@ -122,7 +122,7 @@ class Courier:
         self._tensors: list[Tensor] = []
 
     def add(self, array: Numbers) -> int:
-        """A ticket for `Courier.get`, valid once everything was sent."""
+        """A ticket for `HostToDeviceBatch.get`, valid once everything was sent."""
         self._arrays.append(np.asarray(array, dtype=np.int64))
         return len(self._arrays) - 1
 
@@ -130,34 +130,34 @@ class Courier:
         if not self._arrays:
             return
         together = np.concatenate([array.ravel() for array in self._arrays])
-        sent = self.deliver(together, self.device).split_with_sizes([array.size for array in self._arrays])
+        sent = self.to_device(together, self.device).split_with_sizes([array.size for array in self._arrays])
         self._tensors = [piece.view(array.shape) for piece, array in zip(sent, self._arrays, strict=True)]
 
     @staticmethod
-    def deliver(array: Numbers, device: torch.device) -> Tensor:
+    def to_device(array: Numbers, device: torch.device) -> Tensor:
         """One array at once: whole numbers on the device, which nobody waits for."""
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
         return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
-    def get(self, ticket: int) -> Tensor:
-        return self._tensors[ticket]
+    def get(self, index: int) -> Tensor:
+        return self._tensors[index]
 
-    def add_placement(self, placement: Placement) -> "PlacementTicket":
-        tickets = None
+    def add_placement(self, placement: Placement) -> "PendingPlacement":
+        indices = None
         if not placement.is_identity:
-            tickets = self.add(placement.token_of_slot), self.add(placement.slot_of_token)
-        return PlacementTicket(placement.shapes, tickets)
+            indices = self.add(placement.token_of_slot), self.add(placement.slot_of_token)
+        return PendingPlacement(placement.shapes, indices)
 
 
 @dataclass(frozen=True)
-class PlacementTicket:
+class PendingPlacement:
     shapes: tuple[tuple[int, int], ...]
-    tickets: tuple[int, int] | None
+    indices: tuple[int, int] | None
 
-    def redeem(self, courier: Courier) -> Groups:
-        if self.tickets is None:
+    def resolve(self, transfer: HostToDeviceBatch) -> Groups:
+        if self.indices is None:
             return Groups(self.shapes, None, None)
-        return Groups(self.shapes, courier.get(self.tickets[0]), courier.get(self.tickets[1]))
+        return Groups(self.shapes, transfer.get(self.indices[0]), transfer.get(self.indices[1]))
 
 
 @dataclass(frozen=True)
@@ -210,33 +210,33 @@ def attend(
 
 
 @dataclass(frozen=True)
-class SequenceTickets:
+class PendingSelfLayout:
     """A SelfLayout on its way to the device."""
 
     groups: list[Numbers]
-    placement: PlacementTicket
+    placement: PendingPlacement
     seen: list[int | None]  # real keys of every row, None where all are
 
-    def redeem(self, courier: Courier) -> SelfLayout:
-        where = self.placement.redeem(courier)
+    def resolve(self, transfer: HostToDeviceBatch) -> SelfLayout:
+        where = self.placement.resolve(transfer)
         masks = tuple(
-            None if ticket is None else _first_keys(courier.get(ticket), width)
-            for ticket, (_, width) in zip(self.seen, where.shapes, strict=True)
+            None if index is None else _first_keys(transfer.get(index), width)
+            for index, (_, width) in zip(self.seen, where.shapes, strict=True)
         )
         return SelfLayout(where, where, masks)
 
 
-def add_sequences(courier: Courier, held: Numbers, visible: Numbers) -> SequenceTickets:
+def add_sequences(transfer: HostToDeviceBatch, held: Numbers, visible: Numbers) -> PendingSelfLayout:
     """Tickets for the layout of sequences of `held` tokens behind each other, of which the first `visible` are keys."""
     groups = choose_groups(held, power=2)
     widths = widest(held, groups)
     if (held == visible).all():  # otherwise they carry their padding with them
         widths = [int(width) for width in round_up(np.array(widths))]
     seen = [
-        courier.add(visible[units]) if (visible[units] < width).any() else None
+        transfer.add(visible[units]) if (visible[units] < width).any() else None
         for units, width in zip(groups, widths, strict=True)
     ]
-    return SequenceTickets(groups, courier.add_placement(place(held, groups, widths)), seen)
+    return PendingSelfLayout(groups, transfer.add_placement(place(held, groups, widths)), seen)
 
 
 def _first_keys(counts_G: Tensor, width: int) -> Tensor:

@@ -72,7 +72,7 @@ class Clips:
     num_frames: int
 
 
-def look_over_time(
+def temporal_attention(
     attention: TimeAttention, hidden_MND: Tensor, num_frames: int, keep_C111: Tensor | None = None
 ) -> Tensor:
     """`hidden_MND` with its patches moved and its class tokens as they were; `keep_C111` is stochastic depth."""

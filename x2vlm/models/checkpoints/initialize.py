@@ -2,7 +2,8 @@
 
 BERT fills more layers than it has: text layer i takes layer i, and the fusion layers take the last layers again, so
 that base (12 text + 6 fusion) reads BERT layers 0-11 and 6-11. Cross-attention, projections,
-heads and temperature come from nowhere: the report lists them as missing, which is what trains at the larger rate.
+heads and temperature come from nowhere: the report lists them as missing, which is what trains at the larger learning
+rate.
 """
 
 import logging
@@ -142,7 +143,7 @@ def read_text_backbone(source: str | Path) -> dict[str, Tensor]:
     """The state of a transformers model, with its word head if it has one."""
     try:
         return dict(AutoModelForMaskedLM.from_pretrained(source).state_dict())
-    except ValueError:  # this architecture has no masked-word variant
+    except ValueError:  # this architecture has no masked-token variant
         return dict(AutoModel.from_pretrained(source).state_dict())
     except OSError as error:
         raise SourceUnavailable(f"text backbone {source}: {error}") from error

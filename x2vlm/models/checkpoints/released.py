@@ -240,11 +240,11 @@ def _is_implied(name: str, file: CheckpointFile, missing: set[str]) -> bool:
         return True
     if name == "temp":
         return bool(file.config.get("fix_temp")) and "temp" in file.config
-    twin = _twin(name)
-    return twin is not None and twin not in missing and twin in file.state
+    tied = _tied_name(name)
+    return tied is not None and tied not in missing and tied in file.state
 
 
-def _twin(name: str) -> str | None:
+def _tied_name(name: str) -> str | None:
     """The entry that is the same parameter as `name`, seen from the copy."""
     for part in ("text_encoder.cls.", "text_decoder.cls.", "mlm_head."):
         if name == f"{part}predictions.decoder.bias":

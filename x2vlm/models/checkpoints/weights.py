@@ -61,7 +61,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state, config = content.get("model", content.get("module", content)), content.get("config") or {}
     if not isinstance(state, Mapping) or not isinstance(config, Mapping):
         raise CorruptArtifact(f"{path}: `model` and `config` must be mappings")
-    strange = [str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if strange or not state:
-        raise CorruptArtifact(f"{path}: entries of the model that are no named tensors: {strange[:10]}")
+    invalid_entries = [
+        str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
+    if invalid_entries or not state:
+        raise CorruptArtifact(f"{path}: entries of the model that are no named tensors: {invalid_entries[:10]}")
     return dict(state), dict(config)

@@ -251,7 +251,7 @@ def describe(scene: Scene, language: str, draws: Draws) -> str:
 
 
 def list_things(things: Sequence[Thing], language: str, framed: bool) -> str:
-    """The things in the base form, in a sentence that names the picture where `framed`."""
+    """The things in the base form, in a sentence that names the image where `framed`."""
     names = [name_thing(thing, language) for thing in things]
     match language:
         case "de":

@@ -20,7 +20,7 @@ Pixels = NDArray[np.uint8]  # height, width, RGB
 
 
 def render_scene(seed: int, scene: Scene) -> Pixels:
-    """The picture of a scene."""
+    """The image of a scene."""
     pixels = render_background(seed, scene.index, scene.width, scene.height, scene.background)
     for thing in scene.things:
         paint(pixels, thing)
@@ -117,7 +117,7 @@ def texture_marks(texture: str, patch: Patch, thing: Thing) -> NDArray[np.bool_]
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """JPEG bytes of a picture."""
+    """JPEG bytes of an image."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return file.getvalue()

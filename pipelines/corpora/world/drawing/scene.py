@@ -64,7 +64,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn."""
+    """An image before it is drawn."""
 
     index: int
     width: int
@@ -97,9 +97,11 @@ def draw_size(config: WorldConfig, index: int) -> tuple[int, int]:
     return config.image_size * wide // short, config.image_size * high // short
 
 
-def compose(index: int, size: tuple[int, int], background: str, things: Sequence[Thing], share: float) -> Scene | None:
+def compose(
+    index: int, size: tuple[int, int], background: str, things: Sequence[Thing], min_visible_fraction: float
+) -> Scene | None:
     """A scene of given things, back to front, or None where one would be outside or hidden."""
-    canvas = Canvas(*size, share)
+    canvas = Canvas(*size, min_visible_fraction)
     for thing in things:
         if not canvas.try_to_add(thing):
             return None
@@ -144,7 +146,7 @@ class Canvas:
         self._patches: list[Patch] = []
         self._visible: list[int] = []
         # Parts per million, so that no float decides what is placed.
-        self._share = round(min_visible_share * 1_000_000)
+        self._min_visible_ppm = round(min_visible_share * 1_000_000)
 
     def try_to_add(self, thing: Thing) -> bool:
         """Put a thing on top; False (and nothing done) if it leaves the canvas or hides too much of another."""
@@ -164,7 +166,9 @@ class Canvas:
             if not lost:
                 continue
             left = self._visible[number] - lost
-            if left * 1_000_000 < self._share * self.things[number].pixels or not self._box_survives(number, patch):
+            if left * 1_000_000 < self._min_visible_ppm * self.things[number].pixels or not self._box_survives(
+                number, patch
+            ):
                 return False
         pixels = int(patch.mask.sum())
         for number, other in enumerate(self._patches):

@@ -24,7 +24,7 @@ from x2vlm.data.randomness import Draws
 
 HOST = "http://world.invalid"
 FIRST_IMAGE_ID = 100_000
-VARIANTS = {  # how a picture comes back, and what can find it
+VARIANTS = {  # how an image comes back, and what can find it
     "exact": "sha256",
     "reencoded": "phash",
     "half_size": "phash",
@@ -63,13 +63,13 @@ class Shot:
         return image_id(self.index)
 
     @property
-    def picture(self) -> Scene:
+    def image(self) -> Scene:
         """The scene of an image."""
         assert self.scene is not None
         return self.scene
 
     @property
-    def told(self) -> Scene:
+    def described(self) -> Scene:
         """The scene that an image's text is about."""
         assert self.text_scene is not None
         return self.text_scene
@@ -81,7 +81,7 @@ class Shot:
         return self.clip
 
     @property
-    def told_clip(self) -> Clip:
+    def described_clip(self) -> Clip:
         """The clip that a clip's text is about."""
         assert self.text_clip is not None
         return self.text_clip
@@ -178,7 +178,7 @@ def _image_shot(config: WorldConfig, index: int, source: str, kind: str) -> Shot
     width, height = variant_size(scene.width, scene.height, variant)
     text_scene = scene
     if kind == "mismatched_caption":
-        text_scene = stranger(config, scene, draws)
+        text_scene = unrelated_scene(config, scene, draws)
         detail = f"the text is about scene {text_scene.index}"
     name = f"{'gone-' if kind == 'dead_link' else ''}{image_id(index):012d}.jpg"
     data = b"" if config.media == "none" or kind == "dead_link" else image_bytes(config, scene, variant)
@@ -200,7 +200,7 @@ def _clip_shot(config: WorldConfig, index: int, source: str, kind: str) -> Shot:
     clip = text_clip = make_clip(config, index)
     detail = ""
     if kind == "mismatched_caption":
-        text_clip = _strange_clip(config, clip, draws)
+        text_clip = _unrelated_clip(config, clip, draws)
         detail = f"the text is about scene {text_clip.index}"
     gone = kind == "dead_link"
     name = clip_name(config, index, source)
@@ -277,7 +277,7 @@ def _is_clean_image(config: WorldConfig, index: int) -> bool:
     return not held_out and source not in CLIP_SOURCES and row_noise(config, index) == ""
 
 
-def stranger(config: WorldConfig, scene: Scene, draws: Draws) -> Scene:
+def unrelated_scene(config: WorldConfig, scene: Scene, draws: Draws) -> Scene:
     """A scene that shares no shape in the same colour with `scene`, so that its text is wrong about it."""
     looks = {(thing.shape, thing.colour) for thing in scene.things}
     while True:
@@ -286,7 +286,7 @@ def stranger(config: WorldConfig, scene: Scene, draws: Draws) -> Scene:
             return other
 
 
-def _strange_clip(config: WorldConfig, clip: Clip, draws: Draws) -> Clip:
+def _unrelated_clip(config: WorldConfig, clip: Clip, draws: Draws) -> Clip:
     looks = {(thing.shape, thing.colour) for thing in clip.things}
     while True:
         other = make_clip(config, draws.integer(0, 10 * config.scenes + 100))
@@ -295,7 +295,7 @@ def _strange_clip(config: WorldConfig, clip: Clip, draws: Draws) -> Clip:
 
 
 def variant_size(width: int, height: int, variant: str) -> tuple[int, int]:
-    """Width and height of a picture that comes back as `variant`."""
+    """Width and height of an image that comes back as `variant`."""
     if variant == "half_size":
         return width // 2, height // 2
     if variant == "cropped":
@@ -304,13 +304,13 @@ def variant_size(width: int, height: int, variant: str) -> tuple[int, int]:
 
 
 def image_bytes(config: WorldConfig, scene: Scene, variant: str = "") -> bytes:
-    """JPEG bytes of a scene's picture, or of the way in which it comes back."""
+    """JPEG bytes of a scene's image, or of the way in which it comes back."""
     pixels = vary(render_scene(config.seed, scene), variant)
     return encode_jpeg(pixels, 50 if variant == "reencoded" else config.jpeg_quality)
 
 
 def vary(pixels: Pixels, variant: str) -> Pixels:
-    """A picture without 5 % of its width and height, at half its size, or mirrored."""
+    """An image without 5 % of its width and height, at half its size, or mirrored."""
     height, width, _ = pixels.shape
     match variant:
         case "half_size":

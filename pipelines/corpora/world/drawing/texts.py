@@ -19,7 +19,7 @@ SPATIAL = {
     "inside": ("inside", "within", "in the middle of"),
     "around": ("around", "surrounding", "that surrounds"),
 }
-MAX_SHARED = 0.75  # of the words of two region phrases, as the paper's filter counts them
+MAX_OVERLAP = 0.75  # of the words of two region phrases, as the paper's filter counts them
 
 
 def a(noun_phrase: str) -> str:
@@ -123,12 +123,12 @@ def without_overlap(candidates: Sequence[tuple[str, PixelBox]]) -> list[tuple[st
     """The candidates, in order, without those that share too many words with one before."""
     kept: list[tuple[str, PixelBox]] = []
     for text, box in candidates:
-        if all(shared_words(text, other) <= MAX_SHARED for other, _ in kept):
+        if all(word_overlap(text, other) <= MAX_OVERLAP for other, _ in kept):
             kept.append((text, box))
     return kept
 
 
-def shared_words(one: str, other: str) -> float:
+def word_overlap(one: str, other: str) -> float:
     """Common words over the words of the shorter text."""
     first, second = one.lower().split(), other.lower().split()
     common = sum(min(first.count(word), second.count(word)) for word in set(first))

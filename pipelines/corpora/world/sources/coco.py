@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.corpora.world.config import WorldConfig
 from pipelines.corpora.world.drawing.scene import Scene, Thing, bounds
 from pipelines.corpora.world.drawing.shapes import SUBPIXELS
-from pipelines.corpora.world.drawing.shots import HOST, Shot, stranger
+from pipelines.corpora.world.drawing.shots import HOST, Shot, unrelated_scene
 from pipelines.corpora.world.drawing.texts import captions, unique_expression
 from pipelines.corpora.world.drawing.words import SHAPES
 from pipelines.corpora.world.records import Record, Truth
@@ -31,10 +31,10 @@ def emit_coco(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     row = str(shot.image_id)
     draws = Draws(config.seed, shot.index, "coco")
     yield Record("coco/images", image_record(shot), tuple(shot.row(row)))
-    texts = captions(shot.picture, draws, 5)
+    texts = captions(shot.image, draws, 5)
     wrong = draws.integer(0, 4) if draws.chance(config.noise.mismatched_caption) else None
     if wrong is not None:
-        other = captions(stranger(config, shot.picture, draws), draws, 1)[0]
+        other = captions(unrelated_scene(config, shot.image, draws), draws, 1)[0]
         texts = [other if position == wrong else text for position, text in enumerate(texts)]
     for position, text in enumerate(texts):
         planted = "mismatched_caption" if position == wrong else ""
@@ -42,7 +42,7 @@ def emit_coco(config: WorldConfig, shot: Shot) -> Iterator[Record]:
             text = f"{text[0].upper()}{text[1:]}. \n"  # readers clean this up, so nothing is wrong with it
         record = caption_record(shot.image_id, position, text)
         yield Record("coco/captions", record, (shot.item(row, "caption", str(position), planted),))
-    for annotation in object_records(shot.image_id, shot.picture):
+    for annotation in object_records(shot.image_id, shot.image):
         yield Record("coco/instances", annotation, (shot.item(row, "concept", str(annotation["id"])),))
     yield from _bad_objects(config, shot, row, draws)
     if "refcoco" in config.sources:
@@ -100,14 +100,14 @@ def _bad_objects(config: WorldConfig, shot: Shot, row: str, draws: Draws) -> Ite
         yield Record("coco/instances", record, (truth,))
     if draws.chance(config.noise.crowd_box):
         record = _crowd(shot)
-        detail = f"around {len(shot.picture.things)} things"
+        detail = f"around {len(shot.image.things)} things"
         truth = shot.item(row, "concept", str(record["id"]), "crowd_box", detail, ("read", "iscrowd"))
         yield Record("coco/instances", record, (truth,))
 
 
 def _crowd(shot: Shot) -> dict[str, Any]:
     mask = np.zeros((shot.height, shot.width), dtype=bool)
-    for thing in shot.picture.things:
+    for thing in shot.image.things:
         patch = thing.patch
         patch.on(mask)[patch.mask] = True
     return {
@@ -116,7 +116,7 @@ def _crowd(shot: Shot) -> dict[str, Any]:
         "iscrowd": 1,
         "image_id": shot.image_id,
         "bbox": list(bounds(mask)),
-        "category_id": CATEGORY_IDS[shot.picture.things[0].shape],
+        "category_id": CATEGORY_IDS[shot.image.things[0].shape],
         "id": shot.image_id * 100 + 60,
     }
 
@@ -135,7 +135,7 @@ def _refs(shot: Shot) -> Iterator[Record]:
     if not refs:
         return  # upstream's instances are of images with refs
     yield Record("refcoco/images", image_record(shot), tuple(shot.row(row, "refcoco")[:1]))
-    for annotation in object_records(shot.image_id, shot.picture):
+    for annotation in object_records(shot.image_id, shot.image):
         yield Record("refcoco/instances", annotation)
     for ref in refs:
         yield Record("refcoco/refs", ref, tuple(_sentence_truth(shot, row, sentence) for sentence in ref["sentences"]))
@@ -153,8 +153,8 @@ def _sentence_truth(shot: Shot, row: str, sentence: dict[str, Any]) -> Truth:
 def ref_records(shot: Shot, split: str) -> list[dict[str, Any]]:
     """Refs in the JSON form of refs(unc).p; `file_name` has the annotation's id, as upstream."""
     refs = []
-    for number, thing in enumerate(shot.picture.things):
-        words = unique_expression(shot.picture, number)
+    for number, thing in enumerate(shot.image.things):
+        words = unique_expression(shot.image, number)
         if words is None:
             continue
         annotation_id = shot.image_id * 100 + number

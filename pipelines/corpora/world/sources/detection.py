@@ -34,7 +34,7 @@ def emit_objects365(config: WorldConfig, shot: Shot) -> Iterator[Record]:
         "url": shot.url,
     }
     yield Record("objects365/images", image, tuple(shot.row(row)))
-    for number, thing in enumerate(shot.picture.things):
+    for number, thing in enumerate(shot.image.things):
         record = _annotation(shot, shot.image_id * 100 + number, thing.box, SHAPES.index(thing.shape) + 1)
         yield Record("objects365/annotations", record, (shot.item(row, "concept", str(record["id"])),))
     for bad in bad_boxes(config, shot, "objects365 boxes"):
@@ -85,7 +85,7 @@ def emit_openimages(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     key = hashlib.sha256(f"{config.seed}/{shot.index}".encode()).hexdigest()[:16]
     draws = Draws(config.seed, shot.index, "openimages")
     yield Record("openimages/images", _image_line(shot, key, draws), tuple(shot.row(key)))
-    for shape in sorted({thing.shape for thing in shot.picture.things}):
+    for shape in sorted({thing.shape for thing in shot.image.things}):
         yield Record("openimages/labels", csv_line((key, "verification", CLASS_MIDS[shape], 1)))
     yield from _boxes(config, shot, key, draws)
     yield from _relations(shot, key, draws)
@@ -112,7 +112,7 @@ def _boxes(config: WorldConfig, shot: Shot, key: str, draws: Draws) -> Iterator[
     item = f"bbox:{ROW_NUMBER}"
     # A row that the reader drops takes its boxes with it there.
     gone = ("read", "row_dropped") if shot.planted == "rotated" else None
-    for thing in shot.picture.things:
+    for thing in shot.image.things:
         occluded = int(thing.visible < thing.pixels)
         line = _box_line(shot, key, thing.shape, thing.box, occluded)
         yield Record("openimages/boxes", line, (shot.item(key, "concept", item, expected=gone or ("", "kept")),))
@@ -122,11 +122,11 @@ def _boxes(config: WorldConfig, shot: Shot, key: str, draws: Draws) -> Iterator[
         yield Record("openimages/boxes", line, (truth,))
     whole = (0, 0, shot.width, shot.height)
     if draws.chance(config.noise.crowd_box):
-        line = _box_line(shot, key, shot.picture.things[0].shape, whole, group=1)
+        line = _box_line(shot, key, shot.image.things[0].shape, whole, group=1)
         truth = shot.item(key, "concept", item, "crowd_box", "IsGroupOf", gone or ("read", "group_of"))
         yield Record("openimages/boxes", line, (truth,))
     if draws.chance(config.noise.depiction_box):
-        line = _box_line(shot, key, shot.picture.things[0].shape, shot.picture.things[0].box, depiction=1)
+        line = _box_line(shot, key, shot.image.things[0].shape, shot.image.things[0].box, depiction=1)
         truth = shot.item(key, "concept", item, "depiction_box", "IsDepiction", gone or ("read", "depiction"))
         yield Record("openimages/boxes", line, (truth,))
 
@@ -141,20 +141,20 @@ def _box_line(
 def _relations(shot: Shot, key: str, draws: Draws) -> Iterator[Record]:
     gone = ("read", "row_dropped") if shot.planted == "rotated" else ("", "kept")
     truths = (shot.item(key, "concept", f"vrd:{ROW_NUMBER}", expected=gone),)
-    for thing in shot.picture.things:
+    for thing in shot.image.things:
         attribute = thing.colour if thing.texture == "plain" else draws.choice((thing.colour, thing.texture))
         yield Record("openimages/relations", _relation_line(shot, key, thing, thing, "is", attribute), truths)
     for relation in _without_repeats(shot, draws):
-        one, other = shot.picture.things[relation.subject], shot.picture.things[relation.target]
+        one, other = shot.image.things[relation.subject], shot.image.things[relation.target]
         line = _relation_line(shot, key, one, other, RELATION_LABELS[relation.name])
         yield Record("openimages/relations", line, truths)
 
 
 def _without_repeats(shot: Shot, draws: Draws) -> list[Relation]:
     """Relations whose phrases do not repeat each other: "star left of circle" says what "circle left of star" says."""
-    things = shot.picture.things
+    things = shot.image.things
     phrases: dict[str, Relation] = {}
-    for relation in draws.shuffled([one for one in shot.picture.relations if one.name in RELATION_LABELS])[:8]:
+    for relation in draws.shuffled([one for one in shot.image.relations if one.name in RELATION_LABELS])[:8]:
         words = RELATION_LABELS[relation.name].replace("_", " ")
         phrases.setdefault(f"{things[relation.subject].shape} {words} {things[relation.target].shape}", relation)
     kept = without_overlap(

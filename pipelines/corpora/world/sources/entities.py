@@ -10,13 +10,13 @@ from xml.sax.saxutils import escape
 from pipelines.corpora.world.config import WorldConfig
 from pipelines.corpora.world.drawing.shots import Shot
 from pipelines.corpora.world.drawing.texts import (
-    MAX_SHARED,
+    MAX_OVERLAP,
     SPATIAL,
     a,
     colour_shape,
     full_phrase,
-    shared_words,
     texture_colour_shape,
+    word_overlap,
 )
 from pipelines.corpora.world.records import KEPT, Record, Truth
 from x2vlm.data.randomness import Draws
@@ -48,9 +48,9 @@ def _concepts(shot: Shot, row: str, sentences: list[list[Phrase]]) -> Iterator[T
         for position, sentence in enumerate(sentences)
         for place, (number, words) in enumerate(sentence)
     ]
-    things, kept, repeats = shot.picture.things, list[str](), set[str]()
+    things, kept, repeats = shot.image.things, list[str](), set[str]()
     for item, _, words in sorted(phrases, key=lambda one: -things[one[1]].box[2] * things[one[1]].box[3]):
-        if any(shared_words(words, other) > MAX_SHARED for other in kept):
+        if any(word_overlap(words, other) > MAX_OVERLAP for other in kept):
             repeats.add(item)
         else:
             kept.append(words)
@@ -72,17 +72,17 @@ def _sentence(shot: Shot, draws: Draws) -> tuple[str, str, list[Phrase]]:
 
     def phrase(number: int) -> tuple[str, str]:
         style = draws.choice((colour_shape, texture_colour_shape, full_phrase))
-        words = a(style(shot.picture.things[number]))
+        words = a(style(shot.image.things[number]))
         phrases.append((number, words))
         return f"[/EN#{_entity(shot, number)}/other {words}]", words
 
-    if shot.picture.relations:
-        relation = draws.choice(shot.picture.relations)
+    if shot.image.relations:
+        relation = draws.choice(shot.image.relations)
         one, other = phrase(relation.subject), phrase(relation.target)
         words = draws.choice(SPATIAL[relation.name])
         marked, plain = f"{one[0]} {words} {other[0]} .", f"{one[1]} {words} {other[1]} ."
     else:
-        one = phrase(draws.integer(0, len(shot.picture.things) - 1))
+        one = phrase(draws.integer(0, len(shot.image.things) - 1))
         words = draws.choice(("in the picture", "alone", "all by itself", "on a cluttered background"))
         marked, plain = f"{one[0]} {words} .", f"{one[1]} {words} ."
     return marked.replace(" a", " A", 1) if marked.startswith("[") else marked, plain.capitalize(), phrases
@@ -90,7 +90,7 @@ def _sentence(shot: Shot, draws: Draws) -> tuple[str, str, list[Phrase]]:
 
 def _boxes(shot: Shot) -> str:
     objects = []
-    for number, thing in enumerate(shot.picture.things):
+    for number, thing in enumerate(shot.image.things):
         x, y, w, h = thing.box
         # Pascal VOC counts pixels from 1 and names the last one that is inside.
         corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"

@@ -87,7 +87,7 @@ def _truth(index: int, task: str, key: str) -> Truth:
 def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     draws = Draws(config.seed, shot.index, EVALUATION)
     split = "val" if draws.chance(0.5) else "test"
-    texts = captions(shot.picture, draws, 5)
+    texts = captions(shot.image, draws, 5)
     truth = _truth(shot.index, f"coco {split}", str(shot.image_id))
     yield Record("karpathy/images", karpathy_record(shot, texts, split), (truth,))
     if split == "test":
@@ -97,7 +97,7 @@ def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     yield from _vqa(shot, draws)
     yield from _nlvr2(config, shot, draws)
     yield Record("refcoco_plus/images", image_record(shot))
-    for annotation in object_records(shot.image_id, shot.picture):
+    for annotation in object_records(shot.image_id, shot.image):
         yield Record("refcoco_plus/instances", annotation)
     for ref in ref_records(shot, draws.choice(("val", "testA", "testB"))):
         yield Record("refcoco_plus/refs", ref)
@@ -105,10 +105,10 @@ def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
 
 
 def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
-    things = shot.picture.things
+    things = shot.image.things
     total = str(len(things))
     asked = [("How many shapes are there?", total, "number", "how many", [str(len(things) + 1)])]
-    known = [thing for number, thing in enumerate(things) if unique_expression(shot.picture, number) == thing.shape]
+    known = [thing for number, thing in enumerate(things) if unique_expression(shot.image, number) == thing.shape]
     if known:
         thing = draws.choice(known)
         wrong = [colour for colour in COLOURS if colour != thing.colour]
@@ -124,10 +124,10 @@ def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
         yield Record("vqa/questions", {"image_id": shot.image_id, "question": question, "question_id": question_id})
         # Up to three of the ten people err, so the right answer always counts in full.
         errs = draws.integer(0, 3)
-        said = draws.shuffled([right] * (10 - errs) + [draws.choice(wrong) for _ in range(errs)])
+        ten = draws.shuffled([right] * (10 - errs) + [draws.choice(wrong) for _ in range(errs)])
         answers = [
             {"answer": text, "answer_confidence": draws.choice(("yes", "yes", "maybe")), "answer_id": person}
-            for person, text in enumerate(said, 1)
+            for person, text in enumerate(ten, 1)
         ]
         record: dict[str, Any] = {"question_type": prefix, "multiple_choice_answer": right, "answers": answers}
         record |= {"image_id": shot.image_id, "answer_type": kind, "question_id": question_id}
@@ -136,10 +136,10 @@ def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
 
 def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
     """One sentence about two pairs of images; identifiers are set-sentence-pair-writer as upstream."""
-    partners = [one for one in _neighbours(config, shot.index) if one != shot.index]
-    if len(partners) < 2:
+    paired_scenes = [one for one in _neighbours(config, shot.index) if one != shot.index]
+    if len(paired_scenes) < 2:
         return
-    thing = draws.choice(shot.picture.things)
+    thing = draws.choice(shot.image.things)
     template = draws.choice(("both", "one", "total"))
     least = draws.integer(3, 12)
     sentence = {
@@ -147,16 +147,16 @@ def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
         "one": f"At least one image shows {a(f'{thing.colour} {thing.shape}')}.",
         "total": f"The two images show at least {least} shapes together.",
     }[template]
-    for pair, partner in enumerate(draws.shuffled(partners)[:2]):
-        other = make_scene(config, partner)
+    for pair, paired_scene in enumerate(draws.shuffled(paired_scenes)[:2]):
+        other = make_scene(config, paired_scene)
         label = {
             "both": any(one.shape == thing.shape for one in other.things),
             "one": True,
-            "total": len(shot.picture.things) + len(other.things) >= least,
+            "total": len(shot.image.things) + len(other.things) >= least,
         }[template]
-        left, right = shot.picture, other
+        left, right = shot.image, other
         if template == "one" and draws.chance(0.5):  # false where neither of two other images shows it
-            left = make_scene(config, draws.choice([one for one in partners if one != partner]))
+            left = make_scene(config, draws.choice([one for one in paired_scenes if one != paired_scene]))
             label = any((x.colour, x.shape) == (thing.colour, thing.shape) for x in (*left.things, *right.things))
         urls = [_coco_url(scene.index) for scene in (left, right)]
         record = {
@@ -192,7 +192,7 @@ def _ovad(shot: Shot, draws: Draws) -> Iterator[Record]:
         "file_name": shot.url.rsplit("/", 1)[1],
     }
     yield Record("ovad/images", image | {"set": "val2017", "license": 9, "date_captured": "2013-11-14 17:02:52"})
-    for number, thing in enumerate(shot.picture.things):
+    for number, thing in enumerate(shot.image.things):
         holds = {f"color:{thing.colour}", f"pattern:{thing.texture}", f"size:{thing.size}"}
         vector = [-1 if draws.chance(0.1) else int(attribute["name"] in holds) for attribute in ATTRIBUTES]
         annotation = {
@@ -214,9 +214,9 @@ def _multilingual(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     for language in ("en", "de", "fr", "cs"):
         # Upstream, English and German have five descriptions of an image, French and Czech one.
         for number in range(1, 6 if language in ("en", "de") else 2):
-            yield Record(f"multi30k/{number}.{language}", _describe(shot.picture, language, draws))
+            yield Record(f"multi30k/{number}.{language}", _describe(shot.image, language, draws))
     for language in ("en", *LANGUAGES):
-        text = _describe(shot.picture, language, draws)
+        text = _describe(shot.image, language, draws)
         wit = {
             "image_idx": shot.index,
             "image_url": shot.url,

@@ -35,7 +35,7 @@ def emit_webvid(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     """The row of one clip. Column orders differ between copies; this is the one of a real file."""
     draws = Draws(config.seed, shot.index, "webvid")
     row = str(shot.image_id)
-    clip = shot.told_clip
+    clip = shot.described_clip
     text = describe_clip(clip, draws)
     if shot.planted == "one_word_text":
         text = clip.things[0].shape.capitalize()
@@ -87,15 +87,17 @@ def emit_howto100m(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     """A video's row and its transcript, raw and with stop-words removed. Every segment is a row for the reader."""
     draws = Draws(config.seed, shot.index, "speech")
     video = clip_name(config, shot.index, shot.source)
-    segments = spoken_segments(shot.told_clip, shot.seen_clip.seconds, draws)
+    segments = spoken_segments(shot.described_clip, shot.seen_clip.seconds, draws)
     if draws.chance(config.noise.one_word_text):
         segments.append((MUSIC, segments[-1][2] - 0.25, segments[-1][2]))
     truths: list[Truth] = []
     for position, (text, _, _) in enumerate(segments):
         row = f"{video}#{position}"
         if text == MUSIC:
-            fate = {"expected_stage": "read", "expected_rule": "no_speech"}
-            truths.append(Truth("howto100m", row, "row", shot.index, planted="one_word_text", detail="music", **fate))
+            expectation = {"expected_stage": "read", "expected_rule": "no_speech"}
+            truths.append(
+                Truth("howto100m", row, "row", shot.index, planted="one_word_text", detail="music", **expectation)
+            )
         else:
             truths += [*shot.row(row), shot.item(row, "caption", "0", shot.planted)]
     task = shot.index % 23
@@ -121,7 +123,7 @@ def emit_yttemporal(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     """
     draws = Draws(config.seed, shot.index, "speech")
     video, duration = clip_name(config, shot.index, shot.source), shot.seen_clip.seconds
-    segments = spoken_segments(shot.told_clip, duration, draws)
+    segments = spoken_segments(shot.described_clip, duration, draws)
     words: list[dict[str, Any]] = []
     denoised: list[dict[str, Any]] = []
     truths: list[Truth] = []
@@ -139,7 +141,7 @@ def emit_yttemporal(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     line = {
         "info": {
             "id": video,
-            "title": f"{name(shot.told_clip.things[0])} video".capitalize(),
+            "title": f"{name(shot.described_clip.things[0])} video".capitalize(),
             "duration": duration,
             "channel_id": f"UC{shot.index % 89:022d}",
             "view_count": shot.index * 37,
@@ -163,5 +165,8 @@ def _stretch_truths(shot: Shot, row: str, begins: float, duration: int) -> list[
     """What becomes of a stretch of speech: one that begins in the last second of a video is no clip."""
     if begins < duration - 1:
         return [*shot.row(row), shot.item(row, "caption", "0", shot.planted)]
-    detail, fate = f"begins at {begins} s of {duration} s", {"expected_stage": "read", "expected_rule": "past_duration"}
-    return [Truth("yttemporal", row, "row", shot.index, planted="late_speech", detail=detail, **fate)]
+    detail, expectation = (
+        f"begins at {begins} s of {duration} s",
+        {"expected_stage": "read", "expected_rule": "past_duration"},
+    )
+    return [Truth("yttemporal", row, "row", shot.index, planted="late_speech", detail=detail, **expectation)]

@@ -48,7 +48,7 @@ def emit_visual_genome(config: WorldConfig, shot: Shot) -> Iterator[Record]:
 
 def _regions(config: WorldConfig, shot: Shot, number: int, draws: Draws) -> Record:
     row, regions, truths = str(number), [], []
-    phrases = region_phrases(shot.picture, draws)
+    phrases = region_phrases(shot.image, draws)
     for position, (phrase, box) in enumerate(phrases):
         regions.append(_region(number, position, phrase, box))
         truths.append(shot.item(row, "concept", str(number * 100 + position), source=SOURCE))
@@ -75,7 +75,7 @@ def _region(image: int, position: int, phrase: str, box: PixelBox) -> dict[str, 
 
 def _objects(config: WorldConfig, shot: Shot, number: int, draws: Draws) -> Iterator[Record]:
     row, plain, attributed, truths = str(number), [], [], []
-    for position, thing in enumerate(shot.picture.things):
+    for position, thing in enumerate(shot.image.things):
         record = _object(number, position, thing)
         plain.append(record)
         # Upstream, some objects have no list of attributes at all.
@@ -112,13 +112,13 @@ def _attributes(thing: Thing) -> list[str]:
 def _relationships(shot: Shot, number: int) -> Record:
     """Subjects with `name`, objects with `names`: upstream mixes both."""
     relationships = []
-    for position, relation in enumerate(shot.picture.relations):
-        subject = _object(number, relation.subject, shot.picture.things[relation.subject])
+    for position, relation in enumerate(shot.image.relations):
+        subject = _object(number, relation.subject, shot.image.things[relation.subject])
         names = subject.pop("names")
         relationships.append(
             {
                 "predicate": relation.name.replace("_", " "),
-                "object": _object(number, relation.target, shot.picture.things[relation.target]),
+                "object": _object(number, relation.target, shot.image.things[relation.target]),
                 "relationship_id": number * 1000 + position,
                 "synsets": [],
                 "subject": {"name": names[0], **subject},
@@ -128,8 +128,8 @@ def _relationships(shot: Shot, number: int) -> Record:
 
 
 def _questions(shot: Shot, number: int) -> Iterator[dict[str, Any]]:
-    for position, thing in enumerate(shot.picture.things):
-        if unique_expression(shot.picture, position) == thing.shape:
+    for position, thing in enumerate(shot.image.things):
+        if unique_expression(shot.image, position) == thing.shape:
             yield {
                 "a_objects": [],
                 "question": f"What color is the {thing.shape}?",
@@ -141,13 +141,13 @@ def _questions(shot: Shot, number: int) -> Iterator[dict[str, Any]]:
 
 
 def _gqa(shot: Shot, number: int, questions: list[dict[str, Any]]) -> Iterator[Record]:
-    things = shot.picture.things
+    things = shot.image.things
     objects: dict[str, Any] = {}
     for position, thing in enumerate(things):
         x, y, w, h = thing.box
         relations = [
             {"object": str(number * 100 + 50 + relation.target), "name": relation.name.replace("_", " ")}
-            for relation in shot.picture.relations
+            for relation in shot.image.relations
             if relation.subject == position
         ]
         objects[str(number * 100 + 50 + position)] = {

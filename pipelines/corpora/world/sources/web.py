@@ -19,7 +19,7 @@ def emit_web(config: WorldConfig, shot: Shot) -> Iterator[Record]:
         language = draws.choice(LANGUAGES)
     elif shot.source == "laion_multi":
         language = draws.choice(("en", *LANGUAGES))
-    text = captions(shot.told, draws, 1)[0] if language == "en" else describe(shot.told, language, draws)
+    text = captions(shot.described, draws, 1)[0] if language == "en" else describe(shot.described, language, draws)
     if shot.planted == "empty_text":
         text = ""
     elif draws.chance(0.03):

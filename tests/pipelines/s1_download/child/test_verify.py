@@ -27,12 +27,12 @@ Download = tuple[list[dict[str, Any]], list[Sample], Any]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """240 scenes of three sources that publish hashes and of one that does not; a tenth of all pictures is swapped."""
+    """240 scenes of three sources that publish hashes and of one that does not; a tenth of all images is swapped."""
     out = tmp_path_factory.mktemp("world") / "world"
     build_world(WorldConfig(seed=11, scenes=240, sources=SOURCES, image_size=96), out)
     media = sorted((out / "media" / "images").glob("*.jpg"))
     for path in media[::10]:
-        path.write_bytes(path.read_bytes() + b"swapped")  # still a picture: decoders ignore what follows its end
+        path.write_bytes(path.read_bytes() + b"swapped")  # still an image: decoders ignore what follows its end
     return out
 
 
@@ -159,7 +159,7 @@ def test_hashes_are_of_the_bytes_as_fetched_and_only_of_what_is_asked() -> None:
     assert body_hashes(Item(0, "video", "u", 1.0, 2.0, ("sha256",)), b"x", clip) == {"sha256": sha256}
 
 
-def test_a_page_in_place_of_a_picture_is_a_mismatch_and_keeps_its_own_rule() -> None:
+def test_a_page_in_place_of_an_image_is_a_mismatch_and_keeps_its_own_rule() -> None:
     page = Result(0, "not_an_image", bytes=9, hashes={"md5": "00" * 16})
     assert hash_check("md5:" + "11" * 16, page) == "mismatch"
     sample = Sample("k", "s", "r", "train", "image", "u", published_hash="md5:" + "11" * 16)

@@ -22,7 +22,7 @@ from pipelines.s1_download.http.connection import Connection, Connections, tls_c
 from pipelines.s1_download.http.guard import Policy, parse_target
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import Memory, Resolver
-from pipelines.s1_download.http.transport import Fetcher, manners
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy
 from tests.pipelines.s1_download.http.test_guard import self_signed_certificate
 
 CLOSE = b""  # an answer that says nothing and ends the connection
@@ -112,7 +112,7 @@ def fetcher(*servers: Server, resolver: Resolver | None = None, **limits: float)
     """A fetcher that tries nothing twice by itself."""
     values = {"total_seconds": 20.0, "retries": 0, "host_requests_per_second": 0.0, **limits}
     policy = Policy(allowed_endpoints=tuple((server.address, server.port) for server in servers))
-    return Fetcher(policy, Limits(**values), manners("ours/1.0", "ours", ["noai"]), resolver)  # type: ignore[arg-type]
+    return Fetcher(policy, Limits(**values), crawler_policy("ours/1.0", "ours", ["noai"]), resolver)  # type: ignore[arg-type]
 
 
 def body_at(fetch: Fetcher, url: str) -> str:
@@ -193,10 +193,12 @@ def test_what_is_refused_ends_its_connection(answer: bytes, rule: str, is_first:
         assert [number for number, _ in server.asked][-2:] == [0, 1]
 
 
-SMUGGLED = ok(b"smuggled")
+INJECTED_RESPONSE = ok(b"smuggled")
 
 
-@pytest.mark.parametrize("rubbish", [SMUGGLED, b"x", b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"\0" * 100_000])
+@pytest.mark.parametrize(
+    "rubbish", [INJECTED_RESPONSE, b"x", b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"\0" * 100_000]
+)
 def test_bytes_behind_a_body_are_no_answer(rubbish: bytes) -> None:
     with Server(lambda c, r, path: echo(path) + (rubbish if c + r == 0 else b"")) as server:
         fetch = fetcher(server)
@@ -205,7 +207,7 @@ def test_bytes_behind_a_body_are_no_answer(rubbish: bytes) -> None:
         assert server.asked == [(0, "/a"), (1, "/b"), (1, "/c")]
 
 
-@pytest.mark.parametrize("rubbish", [SMUGGLED, b"x", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
+@pytest.mark.parametrize("rubbish", [INJECTED_RESPONSE, b"x", b"HTTP/1.1 408 Request Timeout\r\n\r\n"])
 def test_bytes_that_come_while_nobody_asked_are_no_answer(rubbish: bytes) -> None:
     with Server(lambda _c, _r, path: echo(path)) as server:
         fetch = fetcher(server)
@@ -314,7 +316,7 @@ def test_a_tls_connection_stays_open_too(tmp_path: Path, monkeypatch: pytest.Mon
             for path in ("/a", "/b", "/c"):
                 assert body_at(fetch, base + path) == path * 100_000
             assert server.asked == [(0, "/a"), (0, "/b"), (0, "/c")]
-            server.sockets[0].sendall(SMUGGLED)
+            server.sockets[0].sendall(INJECTED_RESPONSE)
             assert body_at(fetch, f"{base}/d") == "/d" * 100_000
             assert server.asked[-1] == (1, "/d")
     finally:
@@ -329,7 +331,7 @@ def test_no_answer_is_taken_for_another_whatever_a_server_does() -> None:
         with lock:
             choice = dice.randrange(10)
         body = echo(path)
-        others = {0: CLOSE, 1: body + SMUGGLED, 2: body[:10], 3: ok(b"", b"X: y"), 4: body + b"\r\n"}
+        others = {0: CLOSE, 1: body + INJECTED_RESPONSE, 2: body[:10], 3: ok(b"", b"X: y"), 4: body + b"\r\n"}
         return others.get(choice, body)
 
     with Server(answer) as server:

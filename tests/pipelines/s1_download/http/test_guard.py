@@ -29,7 +29,7 @@ from pipelines.s1_download.http.guard import (
 )
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import Resolver, resolve
-from pipelines.s1_download.http.transport import Fetcher, guarded_opener, manners
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy, guarded_opener
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer
@@ -134,7 +134,7 @@ def test_a_card_can_allow_a_network() -> None:
 
 
 class FixedResolver(Resolver):
-    """Gives the answers of a name server that a stranger runs."""
+    """Gives the answers of a name server that an attacker runs."""
 
     def __init__(self, *addresses: str) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def fetcher() -> Iterator[tuple[Fetcher, str]]:
     with hostile_server() as server:
         policy = Policy(allowed_endpoints=(server.endpoint,))
         limits = Limits(total_seconds=2.0, connect_seconds=1.0, retries=0, host_requests_per_second=0.0)
-        yield Fetcher(policy, limits, manners("test", "test", ["noai"])), server.base
+        yield Fetcher(policy, limits, crawler_policy("test", "test", ["noai"])), server.base
 
 
 def test_urllib_knows_no_other_way_once_the_opener_is_in(fetcher: tuple[Fetcher, str]) -> None:
@@ -295,7 +295,7 @@ def test_a_closed_port_and_an_unknown_name_have_their_own_rules() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         endpoint = ("127.0.0.1", closed.getsockname()[1])
-        fetch = Fetcher(Policy(allowed_endpoints=(endpoint,)), Limits(retries=0), manners("test", "test", []))
+        fetch = Fetcher(Policy(allowed_endpoints=(endpoint,)), Limits(retries=0), crawler_policy("test", "test", []))
         assert fetch.fetch(f"http://127.0.0.1:{endpoint[1]}/").status == "connect_failed"
         assert fetch.fetch("http://no-such-host.invalid/").status == "dns_failed"
 
@@ -345,7 +345,7 @@ def test_https_is_verified_and_never_leads_back_to_http(
     base = server.base.replace("http:", "https:")
     with hostile_server() as plain:
         policy = Policy(allowed_endpoints=(server.endpoint, plain.endpoint))
-        fetch = Fetcher(policy, limits, manners("test", "test", []))
+        fetch = Fetcher(policy, limits, crawler_policy("test", "test", []))
         assert fetch.fetch(f"{base}/good").status == "tls_failed"  # nobody vouches for this certificate
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         tls_context.cache_clear()

@@ -12,7 +12,7 @@ from pipelines.s1_download.http.guard import Refusal, parse_target
 from pipelines.s1_download.http.head import Headers, read_head
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.opt_out import opt_out_signal
-from pipelines.s1_download.http.transport import Fetcher, manners, request_head
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy, request_head
 from x2vlm.errors import ConfigError
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -140,7 +140,7 @@ def test_a_user_agent_that_would_end_its_line_is_a_config_error() -> None:
     from pipelines.s1_download.http.guard import Policy
 
     with pytest.raises(ConfigError, match="user_agent"):
-        Fetcher(Policy(), Limits(), manners("ours\r\nX: y", "ours", ()))
+        Fetcher(Policy(), Limits(), crawler_policy("ours\r\nX: y", "ours", ()))
 
 
 def test_a_mail_message_is_understood_too() -> None:

@@ -13,7 +13,7 @@ from pipelines.s1_download.http.body import BodyLimits, read_body
 from pipelines.s1_download.http.guard import Policy, Refusal
 from pipelines.s1_download.http.head import read_head
 from pipelines.s1_download.http.limits import Limits
-from pipelines.s1_download.http.transport import Fetcher, manners
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy
 
 
 class Parrot:
@@ -46,7 +46,7 @@ def parrot() -> Iterator[tuple[Parrot, Fetcher]]:
     parrot = Parrot()
     endpoint = ("127.0.0.1", parrot.listening.getsockname()[1])
     limits = Limits(max_bytes=100_000, total_seconds=20.0, retries=0, host_requests_per_second=0.0)
-    yield parrot, Fetcher(Policy(allowed_endpoints=(endpoint,)), limits, manners("test", "test", ["noai"]))
+    yield parrot, Fetcher(Policy(allowed_endpoints=(endpoint,)), limits, crawler_policy("test", "test", ["noai"]))
     parrot.listening.close()
 
 

@@ -17,7 +17,7 @@ import pytest
 from pipelines.s1_download.child.protocol import JOURNAL_NAME, Item, read_journal, write_job
 from pipelines.s1_download.child.runner import child_environment
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.http.body import Room
+from pipelines.s1_download.http.body import MemoryBudget
 from pipelines.s1_download.http.guard import Refusal
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import Behaviour, always, name_server
@@ -68,13 +68,13 @@ def peak_bytes(folder: Path, urls: Sequence[str], port: int) -> tuple[int, Count
     return int(match[1]) << 10, Counter(result.status for result in results.values())
 
 
-def test_bombs_cost_a_child_less_than_64_mb_more_than_pictures(tmp_path: Path) -> None:
+def test_bombs_cost_a_child_less_than_64_mb_more_than_images(tmp_path: Path) -> None:
     with hostile_server() as server:
         bombs = [f"{server.base}/{path}?{number}" for number in range(4) for path in BOMBS]
-        pictures = [f"{server.base}/photo/{number}" for number in range(len(bombs))]
-        ordinary, kept = peak_bytes(tmp_path / "pictures", pictures, server.port)
+        images = [f"{server.base}/photo/{number}" for number in range(len(bombs))]
+        ordinary, kept = peak_bytes(tmp_path / "pictures", images, server.port)
         hostile, statuses = peak_bytes(tmp_path / "bombs", bombs, server.port)
-    assert kept == {"kept": len(pictures)}
+    assert kept == {"kept": len(images)}
     assert statuses == Counter(BOMBS[path] for path in BOMBS for _ in range(4))
     logger.info("ordinary_mb=%.1f hostile_mb=%.1f", ordinary / 1e6, hostile / 1e6)
     assert hostile - ordinary < 64e6
@@ -85,22 +85,22 @@ def no_time_left() -> float:
 
 
 def test_room_is_given_in_turn_and_a_body_larger_than_all_of_it_gets_it_alone() -> None:
-    room = Room(100)
-    room.take(60, no_time_left)
-    room.take(40, no_time_left)
+    budget = MemoryBudget(100)
+    budget.take(60, no_time_left)
+    budget.take(40, no_time_left)
     with pytest.raises(Refusal):
-        room.take(1, no_time_left)
-    room.give_back(40)
+        budget.take(1, no_time_left)
+    budget.give_back(40)
     with pytest.raises(Refusal):
-        room.take(41, no_time_left)
-    room.take(40, no_time_left)  # who gave up waiting holds nobody up
-    room.give_back(40)
-    room.give_back(60)
-    room.take(1000, no_time_left)
+        budget.take(41, no_time_left)
+    budget.take(40, no_time_left)  # who gave up waiting holds nobody up
+    budget.give_back(40)
+    budget.give_back(60)
+    budget.take(1000, no_time_left)
     with pytest.raises(Refusal):
-        room.take(1, no_time_left)
-    room.give_back(1000)
-    room.take(100, no_time_left)
+        budget.take(1, no_time_left)
+    budget.give_back(1000)
+    budget.take(100, no_time_left)
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def test_drips_and_dead_hosts_cost_a_part_one_deadline_at_most(tmp_path: Path) -
 
     with hostile_server() as server, dead_port() as dead, name_server(other=behaviour) as names:
         good = [f"http://host-{number % 100}.test:{server.port}/photo/{number}" for number in range(num_good)]
-        drips = [f"http://drip-{number}.test:{server.port}/trickle" for number in range(64)]
+        slow_hosts = [f"http://drip-{number}.test:{server.port}/trickle" for number in range(64)]
         silent = [f"http://nameless-{number}.test:{server.port}/good" for number in range(num_dead // 2)]
         silent += [f"http://dead-{number}.test:{dead}/good" for number in range(num_dead // 2)]
         config: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_drips_and_dead_hosts_cost_a_part_one_deadline_at_most(tmp_path: Path) -
         photo(0)
         clean, dropped, kept = seconds("clean", good)
         assert (dropped, kept) == ({}, num_good)
-        hostile, dropped, kept = seconds("hostile", drips + silent + good)  # the worst order
+        hostile, dropped, kept = seconds("hostile", slow_hosts + silent + good)  # the worst order
     assert dropped == {"too_slow": 64, "dns_failed": num_dead // 2, "connect_failed": num_dead // 2}
     assert kept == num_good
     logger.info("clean_seconds=%.1f hostile_seconds=%.1f deadline_seconds=%.1f", clean, hostile, deadline)

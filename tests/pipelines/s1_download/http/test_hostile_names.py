@@ -183,11 +183,11 @@ def test_a_name_that_changes_its_answer_is_judged_by_each_and_asked_for_once() -
         resolver = resolver_of(server)
         assert [resolve(target, policy, resolver, 5.0) for _ in range(5)] == [["192.0.2.1"]] * 5
         assert server.hosts_asked() == {"rebind.test": 1}
-        forgetful = resolver_of(server, min_seconds=0.0)
+        uncached = resolver_of(server, min_seconds=0.0)
         server.questions.clear()
-        assert resolve(target, policy, forgetful, 5.0) == ["192.0.2.1"]
+        assert resolve(target, policy, uncached, 5.0) == ["192.0.2.1"]
         with pytest.raises(Refusal, match="address_forbidden"):
-            resolve(target, policy, forgetful, 5.0)
+            resolve(target, policy, uncached, 5.0)
 
 
 def resolver_of(server: NameServer, store: NameStore | None = None, **memory: float) -> Resolver:

@@ -321,7 +321,7 @@ def test_a_name_is_asked_for_once_whatever_its_time_to_live_says(hostile: Hostil
     assert hostile.questions["rebinds.test"] == 1
 
 
-def test_what_hides_behind_a_picture_is_not_stored(hostile: Hostile) -> None:
+def test_what_hides_behind_an_image_is_not_stored(hostile: Hostile) -> None:
     stored = {}
     for sample in hostile.run.kept:
         assert sample.media

@@ -14,7 +14,7 @@ from pipelines.s1_download.http.guard import Policy, Refusal
 from pipelines.s1_download.http.hosts import BACK_OFF_SECONDS, Breaker, retry_after, wait_before_retry
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import Memory, Resolver
-from pipelines.s1_download.http.transport import Fetcher, manners
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy
 from tests.hostile.behaviours import hostile_server
 
 
@@ -67,7 +67,7 @@ def test_no_host_is_lost_to_an_outage_that_passes() -> None:
             resolver.addresses(host, 10.0)
     memory = Memory()
     # All hosts failing at once must not double the load of a server that has too much of it.
-    assert sum(server.questions.values()) <= 1000 + memory.free_retries + memory.retry_share * 1200
+    assert sum(server.questions.values()) <= 1000 + memory.free_retries + memory.max_retry_fraction * 1200
     server.time = 3600.0
     before = server.questions.copy()
     assert all(resolver.addresses(host, 10.0) for host in hosts)
@@ -227,7 +227,9 @@ def test_a_closed_port_costs_few_connections_and_each_url_a_rule() -> None:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
         endpoint = ("127.0.0.1", closed.getsockname()[1])
         limits = Limits(retries=0, host_requests_per_second=0.0, host_max_failures=3, total_seconds=10.0)
-        fetcher = Fetcher(Policy(allowed_endpoints=(endpoint, server.endpoint)), limits, manners("test", "test", []))
+        fetcher = Fetcher(
+            Policy(allowed_endpoints=(endpoint, server.endpoint)), limits, crawler_policy("test", "test", [])
+        )
         dead = [fetcher.fetch(f"http://127.0.0.1:{endpoint[1]}/{number}").status for number in range(20)]
         assert dead == ["connect_failed"] * 4 + ["host_unavailable"] * 16
         # Another port is another server, and bad answers are answers.

@@ -12,43 +12,43 @@ from pipelines.s1_download.http.guard import Policy, Refusal, parse_target
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.opt_out import opt_out_signal, usage_signal
 from pipelines.s1_download.http.robots import ASK_AGAIN_SECONDS, MAX_ROBOTS_BYTES, RobotsCache, parse_robots
-from pipelines.s1_download.http.transport import Fetcher, manners
+from pipelines.s1_download.http.transport import Fetcher, crawler_policy
 from tests.hostile.behaviours import hostile_server
 from x2vlm.errors import ConfigError
 
-EVERYONE = "User-agent: *\n"
+ALL_AGENTS = "User-agent: *\n"
 
 
 @pytest.mark.parametrize(
     ("robots", "path", "forbidden"),
     [
         ("", "/a", False),
-        (EVERYONE + "Disallow: /", "/a", True),
-        (EVERYONE + "Disallow:", "/a", False),
-        (EVERYONE + "Disallow: /a", "/abc", True),
-        (EVERYONE + "Disallow: /a/", "/a", False),
-        (EVERYONE + "Disallow: /A", "/a", False),
-        (EVERYONE + "disallow : /a # not this", "/a", True),
-        (EVERYONE + "Disallow: /\nAllow: /photos/", "/photos/1.jpg", False),  # the longest match, whatever the order
-        (EVERYONE + "Allow: /photos/\nDisallow: /", "/other", True),
-        (EVERYONE + "Disallow: /page\nAllow: /page", "/page", False),  # equal length: the allowing one
-        (EVERYONE + "Disallow: /*.jpg$", "/x/y.jpg", True),
-        (EVERYONE + "Disallow: /*.jpg$", "/x/y.jpg?size=1", False),
-        (EVERYONE + "Disallow: /*?", "/x?y", True),
-        (EVERYONE + "Disallow: *secret*", "/a/secret/b", True),
-        (EVERYONE + "Disallow: /a*b*c$", "/a-b-c-c", True),
-        (EVERYONE + "Disallow: /ab*b$", "/ab", False),  # the star cannot use the same b again
-        (EVERYONE + "Disallow: /caf%C3%A9", "/café", True),
-        (EVERYONE + "Disallow: /café", "/caf%c3%a9", True),
-        (EVERYONE + "Disallow: /%61", "/a", True),
-        (EVERYONE + "Disallow: /a%2Fb", "/a/b", False),
-        (EVERYONE + "Disallow: /", "/robots.txt", False),
+        (ALL_AGENTS + "Disallow: /", "/a", True),
+        (ALL_AGENTS + "Disallow:", "/a", False),
+        (ALL_AGENTS + "Disallow: /a", "/abc", True),
+        (ALL_AGENTS + "Disallow: /a/", "/a", False),
+        (ALL_AGENTS + "Disallow: /A", "/a", False),
+        (ALL_AGENTS + "disallow : /a # not this", "/a", True),
+        (ALL_AGENTS + "Disallow: /\nAllow: /photos/", "/photos/1.jpg", False),  # the longest match, whatever the order
+        (ALL_AGENTS + "Allow: /photos/\nDisallow: /", "/other", True),
+        (ALL_AGENTS + "Disallow: /page\nAllow: /page", "/page", False),  # equal length: the allowing one
+        (ALL_AGENTS + "Disallow: /*.jpg$", "/x/y.jpg", True),
+        (ALL_AGENTS + "Disallow: /*.jpg$", "/x/y.jpg?size=1", False),
+        (ALL_AGENTS + "Disallow: /*?", "/x?y", True),
+        (ALL_AGENTS + "Disallow: *secret*", "/a/secret/b", True),
+        (ALL_AGENTS + "Disallow: /a*b*c$", "/a-b-c-c", True),
+        (ALL_AGENTS + "Disallow: /ab*b$", "/ab", False),  # the star cannot use the same b again
+        (ALL_AGENTS + "Disallow: /caf%C3%A9", "/café", True),
+        (ALL_AGENTS + "Disallow: /café", "/caf%c3%a9", True),
+        (ALL_AGENTS + "Disallow: /%61", "/a", True),
+        (ALL_AGENTS + "Disallow: /a%2Fb", "/a/b", False),
+        (ALL_AGENTS + "Disallow: /", "/robots.txt", False),
         ("User-agent: x2vlm-download\nDisallow: /", "/a", True),
         ("User-agent: X2VLM-Download/9.1\nDisallow: /", "/a", True),
         ("User-agent: x2vlm\nDisallow: /", "/a", False),
         ("User-agent: otherbot\nDisallow: /", "/a", False),
-        (EVERYONE + "Disallow: /\nUser-agent: x2vlm-download\nAllow: /", "/a", False),  # the named group alone counts
-        (EVERYONE + "Disallow: /\nUser-agent: x2vlm-download\nCrawl-delay: 1", "/a", False),
+        (ALL_AGENTS + "Disallow: /\nUser-agent: x2vlm-download\nAllow: /", "/a", False),  # the named group alone counts
+        (ALL_AGENTS + "Disallow: /\nUser-agent: x2vlm-download\nCrawl-delay: 1", "/a", False),
         ("User-agent: otherbot\nUser-agent: x2vlm-download\nDisallow: /", "/a", True),
         ("User-agent: otherbot\nSitemap: /s\nUser-agent: *\nDisallow: /", "/a", True),
         ("User-agent: otherbot\nDisallow: /x\nUser-agent: *\nDisallow: /y", "/x", False),
@@ -57,12 +57,12 @@ EVERYONE = "User-agent: *\n"
         ("Disallow: /", "/a", False),  # belongs to no group
         ("\ufeffUser-agent: *\r\nDisallow: /\r\n", "/a", True),
         ("<html>not robots</html>", "/a", False),
-        (EVERYONE + "Content-Usage: train-ai=n", "/a", True),
-        (EVERYONE + "Content-Usage: train-ai=y", "/a", False),
-        (EVERYONE + "Content-Usage: /art train-ai=n\nAllow: /", "/art/1", True),
-        (EVERYONE + "Content-Usage: /art train-ai=n\nAllow: /", "/photo/1", False),
-        (EVERYONE + "Content-Signal: search=yes, ai-train=no", "/a", True),
-        (EVERYONE + "Content-Signal: search=no, ai-train=yes", "/a", False),
+        (ALL_AGENTS + "Content-Usage: train-ai=n", "/a", True),
+        (ALL_AGENTS + "Content-Usage: train-ai=y", "/a", False),
+        (ALL_AGENTS + "Content-Usage: /art train-ai=n\nAllow: /", "/art/1", True),
+        (ALL_AGENTS + "Content-Usage: /art train-ai=n\nAllow: /", "/photo/1", False),
+        (ALL_AGENTS + "Content-Signal: search=yes, ai-train=no", "/a", True),
+        (ALL_AGENTS + "Content-Signal: search=no, ai-train=yes", "/a", False),
     ],
 )  # fmt: skip
 def test_robots_files(robots: str, path: str, forbidden: bool) -> None:
@@ -83,13 +83,13 @@ def naive_match(pattern: str, path: str) -> bool:
 @given(st.text("ab*", max_size=8), st.booleans(), st.text("ab", max_size=10))
 def test_wildcards_agree_with_their_definition(middle: str, ends: bool, path: str) -> None:
     pattern = f"/{middle}{'$' if ends else ''}"
-    robots = parse_robots(f"{EVERYONE}Disallow: {pattern}".encode(), "ours")
+    robots = parse_robots(f"{ALL_AGENTS}Disallow: {pattern}".encode(), "ours")
     assert bool(robots.refusal(f"/{path}")) is naive_match(pattern, f"/{path}")
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_robots_file(body: bytes) -> None:
-    robots = parse_robots(EVERYONE.encode() + body, "ours")
+    robots = parse_robots(ALL_AGENTS.encode() + body, "ours")
     allowed_or_named = {"", *(rule.text for rule in robots.rules if not rule.allows)}
     assert robots.refusal("/a") in allowed_or_named
     assert robots.refusal("/robots.txt") == ""
@@ -97,9 +97,9 @@ def test_any_bytes_are_a_robots_file(body: bytes) -> None:
 
 def test_what_lies_behind_the_size_limit_does_not_count() -> None:
     rule = b"Disallow: /late\n"
-    filler = b"#" * (MAX_ROBOTS_BYTES - len(EVERYONE) - 1) + b"\n"
-    assert parse_robots(EVERYONE.encode() + rule + filler, "ours").refusal("/late")
-    assert not parse_robots(EVERYONE.encode() + filler + rule, "ours").refusal("/late")
+    filler = b"#" * (MAX_ROBOTS_BYTES - len(ALL_AGENTS) - 1) + b"\n"
+    assert parse_robots(ALL_AGENTS.encode() + rule + filler, "ours").refusal("/late")
+    assert not parse_robots(ALL_AGENTS.encode() + filler + rule, "ours").refusal("/late")
 
 
 def test_a_site_is_asked_once_and_a_failing_one_again_after_a_while() -> None:
@@ -134,7 +134,7 @@ def test_a_fetcher_asks_first_and_obeys(tmp_path: Path) -> None:
 
         def fetch(path: str, status: str | None, body: bytes) -> tuple[str, str]:
             server.robots = None if status is None else (status, body)
-            outcome = Fetcher(policy, limits, manners("ours/1", "ours", ["noai"], reads_robots=True)).fetch(
+            outcome = Fetcher(policy, limits, crawler_policy("ours/1", "ours", ["noai"], reads_robots=True)).fetch(
                 f"{server.base}/{path}"
             )
             return outcome.status, outcome.robots

@@ -1,4 +1,4 @@
-"""What the download stage stores of a picture: original bytes that nobody decoded, or a smaller upright JPEG."""
+"""What the download stage stores of an image: original bytes that nobody decoded, or a smaller upright JPEG."""
 
 import hashlib
 import subprocess
@@ -70,7 +70,7 @@ def reencoded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return served(tmp_path_factory.mktemp("reencoded"), files, **config), files
 
 
-def test_reencoded_pictures_are_small_upright_jpegs_and_their_record_is_of_the_original(reencoded: Any) -> None:
+def test_reencoded_images_are_small_upright_jpegs_and_their_record_is_of_the_original(reencoded: Any) -> None:
     run, files = reencoded
     by_name = {sample.url.rsplit("/", 1)[1]: sample for sample in run.kept}
     assert {name for name in files} - set(by_name) == {"cut.jpg"}
@@ -163,7 +163,7 @@ def test_scaled_decoding_is_near_the_full_way_on_real_photos(project_root: Path)
         full, scaled = (open_image(reencode_image(buffer.getvalue(), 256, 95, scaled)) for scaled in (False, True))
         error = np.mean((np.asarray(full, dtype=float) - np.asarray(scaled, dtype=float)) ** 2)
         ratios.append(10 * np.log10(255**2 / error))
-    assert min(ratios) > 28  # decibels: another picture lies at 10
+    assert min(ratios) > 28  # decibels: another image lies at 10
     assert Reencoded(kind="reencoded").scaled_decode is False  # since 35 is not reached by all: see reencode_image
 
 
@@ -216,7 +216,7 @@ def test_a_store_reaches_the_child_whole(tmp_path: Path) -> None:
     assert read_job(tmp_path)[0] == config
 
 
-def test_held_out_pictures_are_kept_as_they_came_and_decoded_at_once() -> None:
+def test_held_out_images_are_kept_as_they_came_and_decoded_at_once() -> None:
     experiment = load_experiment("sample")
     changed = {"download": experiment.download.model_copy(update={"store": Reencoded(kind="reencoded")})}
     graph = build_graph(experiment.model_copy(update=changed))
@@ -225,7 +225,7 @@ def test_held_out_pictures_are_kept_as_they_came_and_decoded_at_once() -> None:
     assert set(map(type, stores.values())) == {Reencoded}
 
 
-def test_without_metadata_a_picture_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_metadata_an_image_keeps_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     data = jpeg_of(scene())
     monkeypatch.setattr(store, "strip_metadata", lambda *arguments: jpeg_of(scene(302, 200)))
     with pytest.raises(InvalidSample, match="another size"):

@@ -1,4 +1,4 @@
-"""Stored pictures carry no metadata but their orientation, and not a pixel changes."""
+"""Stored images carry no metadata but their orientation, and not a pixel changes."""
 
 import contextlib
 import re
@@ -34,8 +34,8 @@ def exif(orientation: int | None) -> bytes:
     return tags.tobytes()
 
 
-def picture(image_format: str, orientation: int | None) -> bytes:
-    """A small picture with every kind of metadata that Pillow can write into its format."""
+def sample_image(image_format: str, orientation: int | None) -> bytes:
+    """A small image with every kind of metadata that Pillow can write into its format."""
     pixels = np.random.default_rng(0).integers(0, 256, (17, 23, 3), dtype=np.uint8)
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + SECRET + b"</x:xmpmeta>"
     buffer = BytesIO()
@@ -57,7 +57,7 @@ def picture(image_format: str, orientation: int | None) -> bytes:
 @pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "gif"])
 def test_only_the_orientation_stays(image_format: str, orientation: int | None) -> None:
-    data = picture(image_format, orientation)
+    data = sample_image(image_format, orientation)
     found = probe(data).orientation
     assert found == (1 if image_format == "gif" else orientation or 1)
     assert SECRET in data
@@ -72,13 +72,13 @@ def test_only_the_orientation_stays(image_format: str, orientation: int | None) 
     assert strip_metadata(stripped, image_format, found) == stripped
 
 
-def real_pictures(shared_dir: Path) -> list[Path]:
+def real_images(shared_dir: Path) -> list[Path]:
     return [path for path in sorted((shared_dir / "samples" / "tricky").iterdir()) if path.is_file()]
 
 
-def test_every_tricky_picture_that_decodes_keeps_its_pixels_and_loses_its_metadata(shared_dir: Path) -> None:
+def test_every_tricky_image_that_decodes_keeps_its_pixels_and_loses_its_metadata(shared_dir: Path) -> None:
     num_with_exif = num_with_gps = 0
-    for path in real_pictures(shared_dir):
+    for path in real_images(shared_dir):
         data = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,9 +108,9 @@ def test_a_file_without_metadata_comes_back_as_it_is() -> None:
     assert strip_metadata(jpeg(), "jpeg", 1) == jpeg()
 
 
-def test_what_lies_behind_the_picture_goes() -> None:
+def test_what_lies_behind_the_image_goes() -> None:
     for image_format in ("jpeg", "png", "webp", "gif"):
-        data = strip_metadata(picture(image_format, 1), image_format, 1)
+        data = strip_metadata(sample_image(image_format, 1), image_format, 1)
         assert strip_metadata(data + b"motion photo" + SECRET, image_format, 1) == data
 
 
@@ -121,12 +121,12 @@ def test_metadata_between_scans_and_in_other_segments_goes() -> None:
     )
     data = buffer.getvalue()
     assert data.count(b"\xff\xda") >= 3
-    hidden = data
+    with_metadata = data
     for code in (0xE1, 0xE3, 0xED, 0xEF, 0xFE):
         segment = struct.pack(">BBH", 0xFF, code, 2 + len(SECRET)) + SECRET
-        last_scan = hidden.rindex(b"\xff\xda")
-        hidden = hidden[:2] + segment + hidden[2:last_scan] + segment + hidden[last_scan:]
-    assert strip_metadata(hidden, "jpeg", 1) == data
+        last_scan = with_metadata.rindex(b"\xff\xda")
+        with_metadata = with_metadata[:2] + segment + with_metadata[2:last_scan] + segment + with_metadata[last_scan:]
+    assert strip_metadata(with_metadata, "jpeg", 1) == data
 
 
 def test_segments_that_cannot_be_told_apart_are_a_named_drop() -> None:
@@ -134,7 +134,7 @@ def test_segments_that_cannot_be_told_apart_are_a_named_drop() -> None:
         (b"\xff\xd8\xff\xe1\xff\xff", "jpeg", 1),
         (b"\x89PNG\r\n\x1a\n", "png", 6),
         (b"RIFF", "webp", 1),
-        (strip_metadata(picture("webp", 1), "webp", 1)[:12], "webp", 6),
+        (strip_metadata(sample_image("webp", 1), "webp", 1)[:12], "webp", 6),
         (b"GIF89a", "gif", 1),
     ]:
         with pytest.raises(InvalidSample) as caught:
@@ -187,7 +187,7 @@ def test_the_size_of_a_stripped_jpeg_is_the_one_that_pillow_finds(options: dict[
 def test_of_a_jpeg_with_bytes_changed_it_is_the_size_that_pillow_finds_or_none(
     changes: list[tuple[int, bytes]], orientation: int
 ) -> None:
-    data = bytearray(picture("jpeg", orientation))
+    data = bytearray(sample_image("jpeg", orientation))
     for position, piece in changes:
         data[position : position + len(piece)] = piece
     if stripped := stripped_or_none(bytes(data)):
@@ -195,7 +195,7 @@ def test_of_a_jpeg_with_bytes_changed_it_is_the_size_that_pillow_finds_or_none(
 
 
 def test_a_second_frame_header_is_no_size() -> None:
-    data = strip_metadata(picture("jpeg", 1), "jpeg", 1)
+    data = strip_metadata(sample_image("jpeg", 1), "jpeg", 1)
     start = data.index(b"\xff\xc0")
     segment = data[start : start + 2 + struct.unpack_from(">H", data, start + 2)[0]]
     other = segment[:5] + struct.pack(">HH", 5, 7) + segment[9:]
@@ -206,7 +206,7 @@ def test_a_second_frame_header_is_no_size() -> None:
 
 def test_a_stored_jpeg_has_the_size_that_was_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should stripping ever take a frame header for metadata, nothing is stored."""
-    data = picture("jpeg", 6)
+    data = sample_image("jpeg", 6)
     stripped = strip_metadata(data, "jpeg", 6)
     start = stripped.index(b"\xff\xc0")
     broken = stripped[: start + 5] + struct.pack(">HH", 5, 7) + stripped[start + 9 :]

@@ -44,7 +44,7 @@ def read_coco(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
         for role in roles:
             unit = "caption" if role == "captions" else "concept"
             yield from spool(source, role, unit, join, short, seen)
-        yield from strays(source, join)
+        yield from unmatched(source, join)
         for row, image, items in join.rows():
             licence = short.licences.get((image["role"], image["license"])) or source.licence
             url = str(image["coco_url"] or image["flickr_url"] or "").strip()
@@ -116,9 +116,9 @@ def _licence(record: Record) -> str:
     return str(record.get("url") or record.get("name") or "").replace("\\/", "/")
 
 
-def strays(source: Source, join: Join) -> Iterator[Drop]:
+def unmatched(source: Source, join: Join) -> Iterator[Drop]:
     """Drops for the annotations of images that no list holds."""
-    for image_id, unit, record in join.strays():
+    for image_id, unit, record in join.unmatched():
         reason = f"no image {image_id!r} in the file"
         yield source.drop_item(image_id or "(none)", unit, _text(record.get("id")), "unknown_image", reason)
 

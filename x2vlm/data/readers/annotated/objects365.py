@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 
-from x2vlm.data.readers.annotated.coco import ShortLists, dropped_image, image_sample, spool, strays
+from x2vlm.data.readers.annotated.coco import ShortLists, dropped_image, image_sample, spool, unmatched
 from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.source import Source
 from x2vlm.samples import Drop, Sample
@@ -48,7 +48,7 @@ def read_objects365(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
     with Join() as join:
         short = ShortLists()
         yield from spool(source, "instances", "concept", join, short, seen)
-        yield from strays(source, join)
+        yield from unmatched(source, join)
         for row, image, items in join.rows():
             name = disk_name(str(image["file_name"] or ""))
             url = str(image["url"] or "").strip() or (name and BASE + urllib.parse.quote(name))

@@ -41,7 +41,7 @@ def read_refcoco(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
         yield from spool(source, "instances", "box", join, ShortLists(), own)
         seen["rows"] += own["rows"]
         yield from _spool_refs(source, join, seen)
-        for image_id, unit, record in join.strays():
+        for image_id, unit, record in join.unmatched():
             if unit == "sentence":
                 reason = f"no image {image_id!r} in {source.files['instances'].name}"
                 yield source.drop_item(image_id or "(none)", "concept", record["id"], "unknown_image", reason)

@@ -43,7 +43,7 @@ def read_visual_genome(source: Source, seen: Counter[str]) -> Iterator[Sample | 
         yield from _images(source, join, seen)
         for role in roles:
             yield from _spool(source, role, join, seen)
-        for image_id, role, record in join.strays():
+        for image_id, role, record in join.unmatched():
             reason = f"no image {image_id!r} in {source.files['images'].name}"
             item = _annotation_id(role, record)
             yield source.drop_item(image_id or "(none)", "concept", item, "unknown_image", reason)

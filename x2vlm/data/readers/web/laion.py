@@ -2,7 +2,7 @@
 
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
-(so the row number is the row key). Hashes of the pictures are read from `md5` (-md5 releases) or `sha256hash`; a column
+(so the row number is the row key). Hashes of the images are read from `md5` (-md5 releases) or `sha256hash`; a column
 that is just called `hash` is not, because no document says of what it is one. The scores that releases bring or join
 (similarity, punsafe, pwatermark, NSFW) go with the row for rules that an experiment switches on; a release without any
 of them gives rows without scores.

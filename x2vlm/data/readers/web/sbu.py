@@ -4,7 +4,7 @@ Roles: `rows` (sbu-captions-all.json: one object of lists of equal length, `imag
 `urls` and `captions` (SBU_captioned_photo_dataset_urls.txt and ..._captions.txt, aligned by line). All are streamed:
 the lists of the JSON are read side by side, each from its own place in the file.
 
-A photo that was removed answers with a "photo unavailable" picture and HTTP 200, which no reader can know.
+A photo that was removed answers with a "photo unavailable" image and HTTP 200, which no reader can know.
 """
 
 from collections import Counter
