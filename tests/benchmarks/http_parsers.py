@@ -264,8 +264,6 @@ def rules(side: str) -> dict[str, str]:
     ):
         policy = crawler_policy("test", "test", ["noai"])
         fetcher = Fetcher(Policy(allowed_endpoints=(server.endpoint,)), limits, policy)
-            Policy(allowed_endpoints=(server.endpoint,)), limits, crawler_policy("test", "test", ["noai"])
-        )
         paths = [*WEB_CASES, *more]
         outcomes = pool.map(lambda path: fetcher.fetch(f"{server.base}/{path}"), paths)
         return {path: outcome.status for path, outcome in zip(paths, outcomes, strict=True)}

@@ -19,7 +19,7 @@ CAPTION_OCCURRENCE_TYPE = np.dtype([("key", "S32"), ("says", "S16")])
 
 
 def caption_occurrences(rows: pa.Table) -> NDArray[Any]:
-    """One entry of CAPTION_OCCURRENCE_TYPE for every caption of `rows` (key, source, captions): row and hash of the text.
+    """One entry of CAPTION_OCCURRENCE_TYPE for every caption of `rows` (key, source, captions).
 
     The source is part of what is said: a caption of another source is another caption.
     """

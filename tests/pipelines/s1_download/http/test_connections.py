@@ -74,7 +74,7 @@ class Server:
                 opened, _ = self._listening.accept()
             except OSError:
                 return  # closed
-            # Without this the kernel may hold back what a hostile server sends early, and the test sees nothing to refuse.
+            # Else the kernel may hold back what a hostile server sends early.
             opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.sockets.append(opened)
             self._start(functools.partial(self._serve, len(self.sockets) - 1))
