@@ -9,6 +9,9 @@ import json
 import sys
 from pathlib import Path
 
+from pipelines.flow.fingerprint import sha256_of
+from x2vlm.config import FrozenConfig
+
 GOLDEN_PATH = Path(__file__).resolve().parents[2] / "golden" / "fingerprints.json"
 
 
@@ -26,6 +29,23 @@ def check_golden(key: str, fingerprint: str) -> None:
         f"{key}: fingerprint is {fingerprint}, pinned was {pinned}. A default or a meaning changed: bump the stage's "
         "version. Then everything it wrote is made again, on purpose"
     )
+
+
+def check_defaults(key: str, config: FrozenConfig) -> None:
+    """AssertionError unless the defaults of a stage are the pinned ones.
+
+    Fields equal to their default are left out of fingerprints, so a changed default would go unseen without this. A
+    field that is new is pinned by itself, as `<key> default <field>`: it changes no fingerprint, so no version either.
+    """
+    goldens, values = read_goldens(), config.model_dump(mode="json")
+    for name in [name for name in values if f"{key} default {name}" in goldens]:
+        check_golden(f"{key} default {name}", sha256_of({name: values.pop(name)}))
+    if sha256_of(values) != goldens.get(f"{key} defaults"):
+        for name in values:
+            others = {other: value for other, value in values.items() if other != name}
+            if sha256_of(others) == goldens.get(f"{key} defaults"):
+                check_golden(f"{key} default {name}", sha256_of({name: values[name]}))
+    check_golden(f"{key} defaults", sha256_of(values))
 
 
 def add_golden(key: str, fingerprint: str) -> None:
