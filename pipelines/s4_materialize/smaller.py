@@ -53,7 +53,7 @@ def make_smaller(rows: pa.Table, payload_of: Payload, short_edge: int, quality: 
             if copy is not None:
                 places[sha256] = (file.tell(), len(copy))
                 file.write(copy)
-                counts["clips" if one["format"] == "frames" else "pictures"] += 1
+                counts["clips" if one["format"] == "frames" else "images"] += 1
                 counts["bytes_before"] += len(payload)
                 counts["bytes_after"] += len(copy)
 

@@ -72,7 +72,7 @@ def test_the_fraction_is_reported(few, tmp_path):
     assert found.without_readers.wait_fraction > 0  # reading counts as waiting where nobody reads ahead
     assert "waiting for data" in describe(few, found)
     shown = json.loads(json.dumps(to_json(few, found)))
-    assert shown["with_readers"]["share"] == found.with_readers.wait_fraction
+    assert shown["with_readers"]["wait_fraction"] == found.with_readers.wait_fraction
     assert shown["corpus"]["counts"]["samples"] == 300
 
 

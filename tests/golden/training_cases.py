@@ -1,4 +1,4 @@
-"""Golden cases of training: optimizer steps on one batch or on a weighted mix, and which parameter gets which rate."""
+"""Golden cases of training: optimizer steps on one batch or on a weighted mix, and which parameter gets which learning rate."""
 
 import json
 from collections.abc import Iterator
@@ -105,18 +105,18 @@ def _versions(name: str, values: dict[str, Any]) -> Iterator[tuple[str, dict[str
 
 
 def _optimizer_config(new: list[str], beside: dict[str, Any], groups: dict[str, Any]) -> OptimizerConfig:
-    """The rates of a recorded version, read off its own parameters.
+    """The learning rates of a recorded version, read off its own parameters.
 
-    Rates by part show in that the image part has another rate than the text part; the base learning rate(s) then moves
+    Rates by tower show in that the image tower has another one than the text tower; the base learning rate then moves
     no parameter unless one is neither new nor in an encoder, so it is taken from the version's settings or from the
     heads.
     """
     decay = max(group["weight_decay"] for group in groups.values())
 
-    def lr(part: str) -> float | None:
+    def least_lr(part: str) -> float | None:
         return min((group["lr"] for key, group in groups.items() if f"{part}_encoder." in key), default=None)
 
-    image, text = lr("vision"), lr("text")
+    image, text = least_lr("vision"), least_lr("text")
     head = max(groups[key]["lr"] for key in new)
     if image == text:
         assert image is not None
@@ -124,7 +124,7 @@ def _optimizer_config(new: list[str], beside: dict[str, Any], groups: dict[str, 
     settings = [value for value in beside.values() if isinstance(value, dict) and {"vision_lr", "lr"} <= value.keys()]
     lr = settings[0]["lr"] if settings else head / 2
     return OptimizerConfig(
-        lr=lr, lr_multiplier=head / lr, vision_lr=image, text_lr=text, cross_lr=lr("cross"), weight_decay=decay
+        lr=lr, lr_multiplier=head / lr, vision_lr=image, text_lr=text, cross_lr=least_lr("cross"), weight_decay=decay
     )
 
 

@@ -109,7 +109,7 @@ def test_large_images_and_frames_are_packed_smaller_and_keep_their_records(tmp_p
         "bytes_after": sum(after for _, after in sizes.values()),
         "bytes_before": sum(before for before, _ in sizes.values()),
         "clips": 1,
-        "pictures": 2,
+        "images": 2,
     }
 
 
