@@ -1,4 +1,4 @@
-"""Golden cases of training: optimizer steps on one batch or on a weighted mix, and which parameter gets which learning rate."""
+"""Golden cases of training: optimizer steps on a batch or a weighted mix, and the learning rate of each parameter."""
 
 import json
 from collections.abc import Iterator
