@@ -4,55 +4,74 @@ Its requests, its calls of `urlopen` and its reading of X-Robots-Tag are used; i
 formats are not.
 """
 
-import importlib
+import functools
 import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
 from types import ModuleType
 
 from pipelines.s1_download.config import DownloadConfig
+from x2vlm.errors import StageFailed
 
 Take = Callable[[str, bytes | None, str], None]
+Download = Callable[..., tuple[str, BytesIO | None, str | None]]  # (key, body, error)
+
+VERSION = "1.47.0"  # the only one whose function, and whose way to import, were checked; pinned in pyproject.toml too
 
 
-def downloader_module() -> ModuleType:
-    """`img2dataset.downloader`, at the cost of that file alone: 0.06 CPU seconds instead of 3.9.
+@functools.cache
+def download_function() -> Download:
+    """`img2dataset.downloader.download_image_with_retry`, at the cost of that file alone: 0.06 CPU seconds.
 
-    The package imports its command line first, and that a process pool, wandb, albumentations, OpenCV and pandas; with
-    torch, ray or pyspark installed, those too. None of it runs in a download of ours: the package's own file is left
-    out, and wandb, which its logger reports to when asked, is an empty module while the logger is imported.
+    The package imports its command line first, and that wandb, albumentations, OpenCV, pandas and, where they are
+    installed, torch and ray: 5 CPU seconds and 400 MB, of which a download runs nothing. A process that has imported
+    the package gets the function from there. StageFailed if img2dataset is missing, broken or of another version.
     """
-    name = "img2dataset.downloader"
-    if name not in sys.modules:
-        with _in_place_of("img2dataset", _bare_package("img2dataset")), _in_place_of("wandb", ModuleType("wandb")):
-            importlib.import_module(name)
-    return sys.modules[name]
-
-
-def _bare_package(name: str) -> ModuleType:
-    """A package whose modules can be imported though its `__init__` has not run; ImportError if it is not installed."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError(f"{name} is not installed; run `make setup`", name=name)
-    package = ModuleType(name)
-    package.__path__ = list(spec.submodule_search_locations)
-    return package
+    # Measured beside an ordinary import, also in a process that forks a child for every part:
+    # `python -m tests.benchmarks.img2dataset_import`, docs/performance.md.
+    remedy = (
+        f"run `make setup`, or `pip install --force-reinstall img2dataset=={VERSION}`, on every machine that downloads"
+    )
+    try:
+        found = version("img2dataset")
+    except PackageNotFoundError as error:
+        raise StageFailed(f"img2dataset {VERSION}, which fetches images, is not installed here; {remedy}") from error
+    if found != VERSION:
+        raise StageFailed(f"img2dataset {found} is installed here, but images are fetched with {VERSION}; {remedy}")
+    try:
+        with _without_package_imports():
+            from img2dataset.downloader import download_image_with_retry
+    except (ImportError, SyntaxError) as error:
+        raise StageFailed(f"img2dataset {VERSION} cannot be imported: {error}; {remedy}") from error
+    return download_image_with_retry  # type: ignore[no-any-return]
 
 
 @contextmanager
-def _in_place_of(name: str, stand_in: ModuleType) -> Iterator[None]:
-    """Have imports find `stand_in` inside the block, and afterwards what they would have found without it."""
-    if name in sys.modules:  # the real one is here already: nothing to save, and others use it
-        yield
-        return
-    sys.modules[name] = stand_in
+def _without_package_imports() -> Iterator[None]:
+    """Inside the block `img2dataset.downloader` can be imported without the package's `__init__` and without wandb.
+
+    Both are empty modules meanwhile, the package one that knows its folder. wandb is what the package's logger reports
+    to when asked. Afterwards `sys.modules` names neither them nor what was imported through them, so whoever imports
+    img2dataset or wandb later gets the real ones. What is imported already is left as it is.
+    """
+    spec = importlib.util.find_spec("img2dataset")
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError("there is no package of that name")
+    package = ModuleType("img2dataset")
+    package.__path__ = list(spec.submodule_search_locations)
+    stand_ins = {"img2dataset": package, "wandb": ModuleType("wandb")}
+    stand_ins = {name: module for name, module in stand_ins.items() if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         yield
     finally:
-        del sys.modules[name]
+        for name in [name for name in sys.modules if name.partition(".")[0] in stand_ins]:
+            del sys.modules[name]
 
 
 def run_shard(urls: Sequence[str], config: DownloadConfig, take: Take) -> None:
@@ -63,7 +82,7 @@ def run_shard(urls: Sequence[str], config: DownloadConfig, take: Take) -> None:
     """
     # The loop of `Downloader` is left out: it hands each body to one thread through a queue, behind a semaphore, and
     # keeps a record of its own that nobody here reads.
-    download_image_with_retry = downloader_module().download_image_with_retry
+    download_image_with_retry = download_function()
     directives = {text.strip().lower() for text in config.opt_out_directives} or None
     waiting = iter(urls)
     lock, failed = threading.Lock(), threading.Event()

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
-from pipelines.s1_download.child.img2dataset_shard import downloader_module, run_shard
+from pipelines.s1_download.child.img2dataset_shard import download_function, run_shard
 from pipelines.s1_download.child.protocol import (
     JOURNAL_NAME,
     OUT_OF_MEMORY_STATUS,
@@ -54,7 +54,7 @@ def run_job(folder: Path) -> None:
     config, policy, items = read_job(folder)
     images = [item for item in items if item.kind == "image"]
     if images:
-        downloader_module()  # what its imports map must not count against the limit
+        download_function()  # what its imports map must not count against the limit
     gc.freeze()  # what the imports made stays: looking through it again and again was 3 % of a run's CPU samples
     limit_address_space(config.address_space_headroom_bytes)
     worker = Worker(folder, config, policy)
