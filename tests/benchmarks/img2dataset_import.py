@@ -271,11 +271,8 @@ def run(num_rounds: int, num_later: int, num_urls: int) -> None:
     child_today = statistics.median(cost.cpu for cost in found[TODAY].later)
     for way in WAYS:
         print(describe(way, found[way], whole_today, child_today))
-    today = [
-        value for value in vars(shard).values() if inspect.isfunction(value) and value.__module__ == shard.__name__
-    ]
-    imports_of_today = [inspect.unwrap(function) for function in today if function is not shard.run_shard]
-    print(f"lines of code: import of today {code_lines(*imports_of_today)}, fork server {code_lines(serve, forked)}")
+    today = [inspect.unwrap(function) for function in (shard.download_function, shard._without_package_imports)]
+    print(f"lines of code: import of today {code_lines(*today)}, fork server {code_lines(serve, forked)}")
 
 
 def main() -> None:
