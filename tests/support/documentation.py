@@ -1,0 +1,23 @@
+"""The commands that README, docs and other pages tell a reader to type."""
+
+import re
+from pathlib import Path
+
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "datasets/*.md", "datasets/sample/*.md")
+# An indented line, a line of a console block, or code in a sentence or a table.
+TYPED = re.compile(r"^(?: {4}|\$ )(?P<line>[^\n]+)$|(?<!`)`(?P<inline>[^`\n]+(?:\n[^`\n]+)?)`(?!`)", re.MULTILINE)
+PROGRAMS = ("make", "mlflow", "pip", "pytest", "python", "ray", "source", "torchrun")
+
+
+def documented_commands(root: Path) -> dict[str, list[str]]:
+    """Command -> pages that name it; comments behind a command are left out, `&&` makes two of one line."""
+    found: dict[str, list[str]] = {}
+    for pattern in PAGES:
+        for page in sorted(root.glob(pattern)):
+            for match in TYPED.finditer(page.read_text(encoding="utf-8")):
+                typed = re.sub(r"\s{2,}#.*", "", match["line"] or match["inline"])
+                for command in " ".join(typed.split()).split(" && "):
+                    program, _, arguments = command.partition(" ")
+                    if program in PROGRAMS and arguments:
+                        found.setdefault(command, []).append(page.relative_to(root).as_posix())
+    return found
