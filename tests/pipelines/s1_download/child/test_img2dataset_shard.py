@@ -7,8 +7,9 @@ import urllib.request
 
 import pytest
 
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.img2dataset_shard import _bare_package, run_shard
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.guard import Refusal
 from pipelines.s1_download.http.transport import Outcome, guarded_opener
 
