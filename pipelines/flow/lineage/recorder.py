@@ -186,7 +186,7 @@ def lineage(
 
 
 class SinkProcess:
-    """The process that delivers a spool while the run goes on (`lineage_sink`)."""
+    """The process that delivers a spool while the run goes on (`sink`)."""
 
     def __init__(self, store: Store, dag_run: str, tracking_uri: str, live_seconds: float = LIVE_SECONDS) -> None:
         self.dag_run = dag_run
