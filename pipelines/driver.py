@@ -18,21 +18,17 @@ from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimat
 from pipelines.experiment import Experiment, load_experiment, resolve
 from pipelines.flow.audit.audit import audit
 from pipelines.flow.lineage.recorder import default_tracking_uri, lineage
-from pipelines.flow.run.events import Action, Event
+from pipelines.flow.run.events import Event
 from pipelines.flow.run.executor import run
-from pipelines.flow.run.planner import Plan, PlannedPart, explain, plan
+from pipelines.flow.run.planner import Plan, PlannedPart, check_due, explain, plan
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.run.provenance import capture
 from pipelines.flow.run.runner import InlineRunner, Runner
-from pipelines.flow.stage import Graph, SourceFile
-from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.stage import Graph
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from pipelines.report.page import metrics_of
 from pipelines.report.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
-from pipelines.s1_download.child.yt_dlp import check_command
-from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.read import READ, ReadConfig, check_readable
 from pipelines.s1_download.retry import parse_classes
 from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
@@ -150,7 +146,7 @@ def run_experiment(
     if options.dry_run or options.explain:
         phases = estimate(experiment, estimate_options(options), store)
         return _describe_plan(experiment, planned, phases, parts=options.explain)
-    _check_sources(graph, planned)
+    check_due(graph, planned)
     with (
         lineage(store, experiment.name, options.tracking_uri) as record,
         _runner(options, planned) as runner,
@@ -222,23 +218,6 @@ def _open_store(uri: str) -> Store:
 
 def _forced(graph: Graph, targets: Sequence[str]) -> list[str]:
     return list(targets) if targets else list(graph)
-
-
-def _check_sources(graph: Graph, planned: Plan) -> None:
-    """Look into the upstream files of sources that are to be read, and for the tools of downloads that are due: what is
-    wrong with them is better known now."""
-    for node in planned.selected:
-        if isinstance(download := graph[node.key].config, DownloadConfig) and node.action is not Action.REUSE:
-            check_command(download, node.key)
-        if graph[node.key].stage is READ and node.action is not Action.REUSE:
-            config = graph[node.key].config
-            assert isinstance(config, ReadConfig)
-            sources = [item for item in graph[node.key].inputs["files"] if isinstance(item, SourceFile)]
-            found = {Path(source.uri).name: local_path_of(source.uri) for source in sources}
-            paths = {role: found[name] for role, name in config.files.items()}
-            local = {role: path for role, path in paths.items() if path is not None}
-            if len(local) == len(paths):  # files of an object store are looked into when they are read
-                check_readable(config, local)
 
 
 def _describe_plan(experiment: Experiment, planned: Plan, phases: Sequence[PhaseEstimate], parts: bool) -> Outcome:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import pydantic
 
 from pipelines.flow.stage import Runtime
-from pipelines.flow.store.blobs import PROJECT_ROOT, PROJECT_SCHEME
+from pipelines.flow.store.blobs import PROJECT_SCHEME
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig
@@ -52,19 +53,6 @@ class TaskConfig(FrozenConfig):
     options: dict[str, Any] = {}
 
 
-class RuntimeConfig(FrozenConfig):
-    """Speed and placement of a stage; never part of a fingerprint. Fields as in `pipelines.flow.stage.Runtime`."""
-
-    num_cpus: float = pydantic.Field(default=1.0, ge=0)
-    num_gpus: float = pydantic.Field(default=0.0, ge=0)
-    memory_bytes: int = pydantic.Field(default=0, ge=0)
-    max_in_flight: int = pydantic.Field(default=64, gt=0)
-    max_retries: int = pydantic.Field(default=3, ge=0)
-
-    def runtime(self, on_driver: bool = False) -> Runtime:
-        return Runtime(**self.model_dump(), on_driver=on_driver)
-
-
 class Experiment(FrozenConfig):
     """All decisions of one run, from upstream files to evaluation. Relative paths start at the project's root."""
 
@@ -89,7 +77,7 @@ class Experiment(FrozenConfig):
     pretrain: PretrainConfig = PretrainConfig()
     train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
     evaluate: dict[str, TaskConfig] = {}
-    runtime: dict[str, RuntimeConfig] = {}  # by stage name
+    runtime: dict[str, Runtime] = {}  # by stage name
 
     @pydantic.model_validator(mode="after")
     def _evaluations_name_held_out_sources(self) -> "Experiment":

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pydantic
 
-from pipelines.experiment import Experiment, RuntimeConfig, SourceConfig, source_uri
+from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
-from pipelines.flow.store.blobs import PROJECT_ROOT
 from pipelines.input_files import folder_files, phase_key, start_inputs
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.media.encoding import OriginalBytes
 from pipelines.s1_download.read import READ, read_config
-from pipelines.s1_download.retry import parse_classes
+from pipelines.s1_download.retry import parse_classes, round_names, source_of
 from pipelines.s1_download.routes import LocalMedia
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
@@ -108,7 +108,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
 
 def _branches(experiment: Experiment, name: str) -> list[str]:
     """The rounds in which a source is downloaded: the first, and what each later one adds to it."""
-    return [name, *(f"{name}.retry{number}" for number in range(1, len(experiment.retries) + 1))]
+    return round_names(name, len(experiment.retries))
 
 
 def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) -> list[Node]:
@@ -215,7 +215,7 @@ def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
     """The reader of the source of each branch."""
     found = []
     for branch in branches:
-        source = experiment.sources[branch.partition(".retry")[0]]
+        source = experiment.sources[source_of(branch)]
         found.append(load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader or "")
     return tuple(found)
 
@@ -266,7 +266,7 @@ def _phase_nodes(
                 **start_inputs(config.start, experiment.name),
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
-            runtime=_runtime(experiment, "pretrain", on_driver=True),
+            runtime=_runtime(experiment, "pretrain"),
         ),
     ]
 
@@ -286,7 +286,7 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
     }
     if unknown := sorted(named - set(cards.values())):
         raise ConfigError(f"{name}: streams name {unknown}; training sources have the cards {sorted(cards.values())}")
-    return [branch for branch in train if cards[branch.partition(".retry")[0]] in named]
+    return [branch for branch in train if cards[source_of(branch)] in named]
 
 
 def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
@@ -311,5 +311,5 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
     return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
 
 
-def _runtime(experiment: Experiment, stage: str, on_driver: bool = False) -> Runtime:
-    return experiment.runtime.get(stage, RuntimeConfig()).runtime(on_driver)
+def _runtime(experiment: Experiment, stage: str) -> Runtime:
+    return experiment.runtime.get(stage, Runtime())

@@ -140,6 +140,18 @@ class PartWriter(Protocol):
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """An upstream file named by a card. Missing or changed files stop the plan before anything remote happens."""
+
+    uri: str
+    card: str  # id of the card that names it
+    sha256: str | None = None  # where the source publishes it
+
+
+Sources = Mapping[str, tuple[SourceFile, ...]]  # slot -> the upstream files in it
+
+
+@dataclass(frozen=True)
 class Stage:
     """A kind of work. `run_part` reads its inputs, writes only below `out`, and is pure apart from the network (s1) and
     floating point on a GPU (s3, s5, s6).
@@ -158,6 +170,10 @@ class Stage:
     # A JSON-lines file that a running part lets grow in its state folder, with a "step" per line, and whose final form
     # is its "metric_series": whoever watches may show it before the part is done.
     live_series: str | None = None
+    # Called as (config, key of the node, its upstream files) for every node that is due, before anything runs: raises
+    # an X2VLMError for what would stop its parts later. Neither this nor `on_driver` is part of a fingerprint.
+    check: Callable[[Any, str, Sources], None] | None = None
+    on_driver: bool = False  # parts run in the driver: they start Ray actors of their own (Ray Train)
 
 
 @dataclass(frozen=True)
@@ -169,25 +185,16 @@ class PartSummary:
     summary: Mapping[str, Json]
 
 
-@dataclass(frozen=True)
-class Runtime:
-    """Speed and placement; never part of a fingerprint."""
+class Runtime(pydantic.BaseModel):
+    """Speed and placement of a stage's parts; an experiment sets it by stage. Never part of a fingerprint."""
 
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    memory_bytes: int = 0
-    max_in_flight: int = 64  # parts of this node submitted to Ray at a time
-    max_retries: int = 3  # of a part whose worker died
-    on_driver: bool = False  # run in the driver: for parts that start Ray actors of their own (Ray Train)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """An upstream file named by a card. Missing or changed files stop the plan before anything remote happens."""
-
-    uri: str
-    card: str  # id of the card that names it
-    sha256: str | None = None  # where the source publishes it
+    num_cpus: float = pydantic.Field(default=1.0, ge=0)
+    num_gpus: float = pydantic.Field(default=0.0, ge=0)
+    memory_bytes: int = pydantic.Field(default=0, ge=0)
+    max_in_flight: int = pydantic.Field(default=64, gt=0)  # parts of a node submitted to Ray at a time
+    max_retries: int = pydantic.Field(default=3, ge=0)  # of a part whose worker died
 
 
 @dataclass(frozen=True)
@@ -197,13 +204,20 @@ class Node:
     key: str  # "<stage>/<name>", for example "filter/coco"
     stage: Stage
     config: pydantic.BaseModel
-    inputs: Mapping[str, tuple["str | SourceFile", ...]]
+    inputs: Mapping[str, tuple[str | SourceFile, ...]]
     runtime: Runtime = Runtime()
 
     @property
     def name(self) -> str:
         """The part of the key after the stage name."""
         return self.key.split("/", 1)[1]
+
+    @property
+    def sources(self) -> Sources:
+        """The upstream files that this one reads, by slot."""
+        return {
+            slot: tuple(item for item in items if isinstance(item, SourceFile)) for slot, items in self.inputs.items()
+        }
 
     def upstream(self) -> list[str]:
         """Keys of the nodes this one reads, in slot order, without repeats."""

@@ -7,6 +7,7 @@ from typing import Any
 from pipelines.flow.run.executor import RunResult
 from pipelines.flow.run.planner import Plan
 from pipelines.flow.store.artifact import Manifest, PartRecord
+from pipelines.flow.store.layout import file_path
 from pipelines.flow.store.store import Store
 from pipelines.report.page import metrics_of, read_series, render_report, write_report
 
@@ -58,8 +59,7 @@ def training_series(store: Store, manifests: Mapping[str, Manifest]) -> Series:
 
 def _read_output(store: Store, record: PartRecord, name: str) -> bytes:
     file = next(item for item in record.files if item.path == name)
-    folder = store.part_folder(record.stage, record.fingerprint)
-    return store.blobs.read(f"{folder}/{file.location or file.path}") or b""
+    return store.blobs.read(file_path(record, file)) or b""
 
 
 def loss_lines(series: Series) -> list[str]:

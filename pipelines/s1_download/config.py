@@ -1,11 +1,10 @@
 """Decisions of the download stage."""
 
-from pathlib import Path
 from typing import Literal
 
 import pydantic
 
-import pipelines
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.http.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.http.guard import Policy
 from pipelines.s1_download.http.limits import Limits
@@ -20,7 +19,6 @@ from x2vlm.data.cards import UrlBase
 from x2vlm.data.media.video import ClipLimits
 
 HashMismatch = Literal["keep", "drop"]
-PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 
 class DownloadConfig(FrozenConfig):

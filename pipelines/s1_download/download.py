@@ -21,13 +21,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.live import Counters
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
+from pipelines.flow.stage import (
+    Count,
+    Inputs,
+    Part,
+    PartReader,
+    PartResult,
+    PartSummary,
+    PartWriter,
+    Read,
+    Sources,
+    Stage,
+)
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.journal_counts import JournalTail
 from pipelines.s1_download.child.protocol import Item, Result
 from pipelines.s1_download.child.runner import fetch_items
 from pipelines.s1_download.child.verify import hash_check, judge_all, wanted_hashes
 from pipelines.s1_download.child.yt_dlp import check_command
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.http.deny_list import DenyList
 from pipelines.s1_download.http.guard import Refusal, parse_target
@@ -299,6 +311,11 @@ def _summary(rows: Count, num_bytes: int, seconds: float) -> dict[str, Any]:
     }
 
 
+def check_tools(config: DownloadConfig, node: str, sources: Sources) -> None:
+    """SourceUnavailable, with the remedy, if the config needs a program that is not installed here."""
+    check_command(config, node)
+
+
 def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Mapping[str, Any]:
     """The parts' summaries added up. Parts run side by side: rates are per second of one part's work."""
     rows = sum((part.counts["rows"] for part in parts), Count(0, 0))
@@ -326,6 +343,7 @@ DOWNLOAD = Stage(
     plan_parts=plan_download,
     run_part=run_download,
     finish=finish_download,
+    check=check_tools,
 )
 
 # A later round. That nothing of it succeeds is news, not an error.

@@ -2,14 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import pyarrow.parquet as pq
 import pydantic
 
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Sources, Stage
+from pipelines.flow.store.blobs import local_path_of
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import Card
 from x2vlm.data.readers import READERS, Source
@@ -78,13 +79,15 @@ def plan_read(config: ReadConfig, inputs: Inputs) -> list[Part]:
     return [Part("all", tuple(reads))]
 
 
-def check_readable(config: ReadConfig, paths: Mapping[str, Path]) -> None:
+def check_sources(config: ReadConfig, node: str, sources: Sources) -> None:
     """Read up to the first row, so that a missing column or a broken file is told before anything remote starts.
 
-    `paths` gives the local file of every role. Raises SourceUnavailable as reading would.
+    Raises SourceUnavailable as reading would. Files of an object store are looked into when they are read.
     """
-    source = _source(config, dict(paths))
-    next(iter(READERS[config.reader](source, Counter())), None)
+    found = {Path(source.uri).name: local_path_of(source.uri) for source in sources["files"]}
+    paths = {role: path for role, name in config.files.items() if (path := found[name]) is not None}
+    if len(paths) == len(config.files):
+        next(iter(READERS[config.reader](_source(config, paths), Counter())), None)
 
 
 def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
@@ -190,5 +193,11 @@ class _Tables:
 
 
 READ = Stage(
-    name="read", version=2, config_type=ReadConfig, slots=("card", "files"), plan_parts=plan_read, run_part=read_part
+    name="read",
+    version=2,
+    config_type=ReadConfig,
+    slots=("card", "files"),
+    plan_parts=plan_read,
+    run_part=read_part,
+    check=check_sources,
 )

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from x2vlm.errors import ConfigError
 
+RETRY_MARK = ".retry"  # between a source and the number of a later round
+
 # What `--retry` may name. Rules are matched whole.
 CLASSES: Mapping[str, str] = {
     "dns": "dns_failed",
@@ -20,6 +22,16 @@ CLASSES: Mapping[str, str] = {
     "429": "http_429",
     "worker": "worker_died|out_of_memory",
 }
+
+
+def round_names(source: str, num_retries: int) -> list[str]:
+    """The rounds in which a source is downloaded: the first, and what each later one adds to it, as nodes name them."""
+    return [source, *(f"{source}{RETRY_MARK}{number}" for number in range(1, num_retries + 1))]
+
+
+def source_of(branch: str) -> str:
+    """The source that a round, named as by `round_names`, belongs to."""
+    return branch.partition(RETRY_MARK)[0]
 
 
 def parse_classes(text: str) -> tuple[str, ...]:

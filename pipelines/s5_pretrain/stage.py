@@ -95,4 +95,5 @@ PRETRAIN = Stage(
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
     live_series="metrics.jsonl",  # `worker.METRICS`, whose module brings torch and Ray
+    on_driver=True,
 )

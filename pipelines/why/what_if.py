@@ -19,6 +19,7 @@ from pipelines.experiment import Experiment
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
+from pipelines.s1_download.retry import round_names
 from pipelines.s2_filter import FilterConfig
 from pipelines.s2_filter.judge import judge
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
@@ -121,8 +122,7 @@ def _rounds(
     experiment: Experiment, source: str, manifests: Mapping[str, Manifest], uri: str
 ) -> list[tuple[Manifest, Manifest]]:
     """What was downloaded and scored of a source, round by round."""
-    branches = [source, *(f"{source}.retry{number}" for number in range(1, len(experiment.retries) + 1))]
-    nodes = [(f"download/{branch}", f"score/{branch}") for branch in branches]
+    nodes = [(f"download/{branch}", f"score/{branch}") for branch in round_names(source, len(experiment.retries))]
     if missing := [node for pair in nodes for node in pair if node not in manifests]:
         raise ConfigError(f"{missing[0]} is not in {uri}; run `jobs/run_stage.py {experiment.name}` first")
     return [(manifests[download], manifests[score]) for download, score in nodes]

@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.estimate import EstimateOptions, estimate
 from pipelines.experiment import EXPERIMENTS, Experiment, load_experiment
-from pipelines.flow.store.blobs import PROJECT_ROOT
 from pipelines.graph import build_graph
+from pipelines.project import PROJECT_ROOT
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import StartConfig
 from x2vlm.data.cards import load_card

@@ -15,9 +15,9 @@ from pipelines.flow.run.events import NodeFinished
 from pipelines.flow.run.executor import run
 from pipelines.flow.run.planner import plan
 from pipelines.flow.run.runner import InlineRunner
-from pipelines.flow.store.blobs import PROJECT_ROOT
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
+from pipelines.project import PROJECT_ROOT
 
 NUM_STEPS = 2
 

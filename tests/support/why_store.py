@@ -24,6 +24,7 @@ from pipelines.flow.stage import (
 )
 from pipelines.flow.store.store import Store
 from pipelines.s1_download.domains import DomainsConfig
+from pipelines.s1_download.retry import round_names
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS, FilterConfig
 from pipelines.s3_score.stage import FINGERPRINT_SCHEMA, SCORE_SCHEMA
 from pipelines.s4_materialize import PARTITION, PartitionConfig
@@ -120,7 +121,7 @@ def graph_of(folder: Path, experiment: Experiment, deduplicate: DeduplicateConfi
     branches = []
     drops = experiment.domains.flagged_domains == "drop"
     for source in experiment.sources:
-        own = [source, *(f"{source}.retry{number + 1}" for number in range(len(experiment.retries)))]
+        own = round_names(source, len(experiment.retries))
         branches += own
         files = {branch: sorted((folder / branch).glob("rows-*.parquet")) for branch in own}
         nodes.append(_given("read", source, source, [path for branch in own for path in files[branch]]))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import yaml
 
-import pipelines
 from pipelines.corpora.world.config import CLIP_SOURCES, EVALUATION, WorldConfig
 from pipelines.corpora.world.drawing.shots import HOST
 from pipelines.corpora.world.files import Upstream
+from pipelines.project import PROJECT_ROOT
 from x2vlm.data.cards import Card, CardFile, UrlBase
 from x2vlm.data.readers import READERS
 from x2vlm.samples import Grain
@@ -30,7 +30,7 @@ HELD_OUT = {
 
 def write_cards(config: WorldConfig, out: Path, files: list[Upstream], project_root: Path | None = None) -> None:
     """cards/<source>.yaml for every source, and cards/coco_heldout.yaml for the held-out images."""
-    root = _below_project(out, project_root or Path(pipelines.__file__).parent.parent)
+    root = _below_project(out, project_root or PROJECT_ROOT)
     roles: dict[str, dict[str, str]] = {source: {} for source in config.sources}
     for file in files:
         if file.source != EVALUATION and file.role:

@@ -22,8 +22,17 @@ from pipelines.flow.store.artifact import (
     unseal,
 )
 from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.layout import (
+    ARTIFACTS,
+    RECORD_NAME,
+    REFS,
+    file_path,
+    manifest_path,
+    part_folder,
+    record_path,
+)
 from pipelines.flow.store.store import Store
-from x2vlm.errors import CorruptArtifact, StageFailed
+from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 
 RERUN = "rerun the node with force, or restore the file from a backup"
 
@@ -96,14 +105,15 @@ class StoreAudit:
             return None
         try:
             manifest, sha256 = unseal(Manifest, data, where)
-        except CorruptArtifact as error:
+            _check_names(manifest)
+        except (ConfigError, CorruptArtifact) as error:
             self.note("manifest_corrupt", where, "an intact sealed manifest", error, "delete it and rerun its node")
             return None
         return Stored(manifest, path, sha256)
 
     def _check_manifest(self, stored: Stored, where: str) -> None:
         manifest = stored.manifest
-        own_path = f"artifacts/{manifest.node}/{manifest.fingerprint}.json"
+        own_path = manifest_path(*manifest.node.partition("/")[::2], manifest.fingerprint)
         if stored.path != own_path:
             self.note("manifest_misplaced", where, own_path, stored.path, "move it back, or rerun the node")
         names = [[part.name, part.record.fingerprint] for part in manifest.parts]
@@ -166,8 +176,7 @@ class StoreAudit:
 
     def _check_part(self, manifest: Manifest, part: ManifestPart, allowed: set[tuple[str, str]] | None) -> None:
         record = part.record
-        folder = f"parts/{record.stage}/{record.fingerprint[:2]}/{record.fingerprint}"
-        where = self.store.uri_of(folder)
+        where = self.store.uri_of(part_folder(record.stage, record.fingerprint))
         self._same("record_seal_differs", f"{manifest.node}, part {part.name}", part.record_sha256, seal(record)[1])
         reads = [[read.slot, read.sha256] for read in record.reads]
         identity = _identity(manifest, {"spec": record.spec, "reads": reads})
@@ -179,14 +188,15 @@ class StoreAudit:
                     self.note("read_not_among_inputs", where, expected, "no such input file", f"rerun {manifest.node}")
         if (record.stage, record.fingerprint) not in self._parts:
             self._parts.add((record.stage, record.fingerprint))
-            self._check_part_record(part, f"{folder}/part.json")
-            self._check_files(record, folder)
+            self._check_part_record(part)
+            self._check_files(record)
 
-    def _check_part_record(self, part: ManifestPart, path: str) -> None:
+    def _check_part_record(self, part: ManifestPart) -> None:
+        path = record_path(part.record.stage, part.record.fingerprint)
         where = self.store.uri_of(path)
         data = self.store.blobs.read(path)
         if data is None:
-            self.note("part_missing", where, "part.json", "nothing", RERUN)
+            self.note("part_missing", where, RECORD_NAME, "nothing", RERUN)
             return
         try:
             _, sha256 = unseal(PartRecord, data, where)
@@ -195,11 +205,11 @@ class StoreAudit:
             return
         self._same("part_record_differs", where, part.record_sha256, sha256)
 
-    def _check_files(self, record: PartRecord, folder: str) -> None:
-        known = {f"{folder}/{file.location or file.path}" for file in record.files}
+    def _check_files(self, record: PartRecord) -> None:
+        known = {record_path(record.stage, record.fingerprint), *(file_path(record, file) for file in record.files)}
         for file in record.files:
             self.num_files += 1
-            uri = self.store.uri_of(f"{folder}/{file.location or file.path}")
+            uri = self.store.file_uri(record, file)
             found = self._hash(uri)
             if found is None:
                 self.note("file_missing", uri, f"{file.bytes} bytes, sha256 {file.sha256}", "nothing readable", RERUN)
@@ -208,7 +218,7 @@ class StoreAudit:
             elif self.full and found[0] != file.sha256:
                 self.note("file_changed", uri, f"sha256 {file.sha256}", f"sha256 {found[0]}", RERUN)
         if self.store.blobs.local_root is not None:  # object stores keep the losers of a race beside the winner
-            for extra in sorted({*self.store.blobs.find(folder)} - known - {f"{folder}/part.json"}):
+            for extra in sorted({*self.store.blobs.find(part_folder(record.stage, record.fingerprint))} - known):
                 self.note("file_unexpected", self.store.uri_of(extra), "no such file", "a file", "move it elsewhere")
 
     def _hash(self, uri: str) -> tuple[str, int] | None:
@@ -238,8 +248,8 @@ class StoreAudit:
     def check_refs(self) -> None:
         """References to what was visited must be intact, lie at their own name and agree with the manifest."""
         nodes = {stored.manifest.node for stored in self.manifests.values() if stored}
-        nodes |= {path.removeprefix("artifacts/").rsplit("/", 1)[0] for path in self.manifests}
-        for path in self.store.blobs.find("refs"):
+        nodes |= {path.removeprefix(f"{ARTIFACTS}/").rsplit("/", 1)[0] for path in self.manifests}
+        for path in self.store.blobs.find(REFS):
             _, experiment, node = path.removesuffix(".json").split("/", 2)
             if node in nodes:
                 self._check_ref(path, experiment, node)
@@ -268,6 +278,13 @@ class StoreAudit:
     def _same(self, kind: str, where: str, recorded: object, computed: object) -> None:
         if recorded != computed:
             self.note(kind, where, f"recorded {recorded}", f"computed {computed}", RERUN)
+
+
+def _check_names(manifest: Manifest) -> None:
+    """ConfigError if it names a node or a part that no store has a place for; whoever sealed it was not our code."""
+    manifest_path(*manifest.node.partition("/")[::2], manifest.fingerprint)
+    for part in manifest.parts:
+        part_folder(part.record.stage, part.record.fingerprint)
 
 
 def _identity(manifest: Manifest, rest: Mapping[str, Any]) -> str:

@@ -9,21 +9,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.flow.audit.artifacts import Stored
-from pipelines.flow.lineage.delivery import model_tags
-from pipelines.flow.lineage.facts import (
-    LineageRecord,
-    NodeFacts,
-    datasets_of,
-    facts_of,
-    is_model,
-    node_metrics,
-    node_params,
-    node_tags,
-    series_points,
-    tag_seal,
-)
+from pipelines.flow.lineage.edges import datasets_of
+from pipelines.flow.lineage.facts import LineageRecord, NodeFacts, facts_of, is_model
 from pipelines.flow.lineage.mlflow_client import find_model, own_experiment_ids, read_uri, search_runs
 from pipelines.flow.lineage.readback import stored_edges
+from pipelines.flow.lineage.run_fields import model_tags, node_metrics, node_params, node_tags, tag_seal
+from pipelines.flow.lineage.series import series_points
 from pipelines.flow.lineage.spool import Spool
 from pipelines.flow.store.store import Store
 

@@ -1,7 +1,7 @@
 """Numbers of a node in MLflow while it still runs: what its series file gained, every few seconds, into the node's run.
 
 A view ahead of the manifest, by the sink process: the node never waits for it and does not know of it. What is not sent
-when the node ends comes then, from the manifest (`lineage_mlflow`), which also has the last word on what was sent.
+when the node ends comes then, from the manifest (`facts_writer`), which also has the last word on what was sent.
 
 MLflow keeps two points of one step as two, and takes none back. So a line is sent only if its step lies beyond all that
 the run holds. Lines are sent in the order of their steps and whole, in one request each or several to a request, which
@@ -18,9 +18,9 @@ from collections import deque
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from pipelines.flow.lineage.delivery import MAX_METRICS_PER_BATCH
-from pipelines.flow.lineage.facts import LineageRecord, step_numbers
-from pipelines.flow.lineage.mlflow_client import connect, experiment_name, now_ms, search_runs
+from pipelines.flow.lineage.facts import LineageRecord
+from pipelines.flow.lineage.mlflow_client import MAX_METRICS_PER_BATCH, connect, experiment_name, now_ms, search_runs
+from pipelines.flow.lineage.series import step_numbers
 from pipelines.flow.lineage.spool import Spool, running_series
 from pipelines.flow.store.store import Store
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import LoggedModel, Run
@@ -12,6 +13,9 @@ from mlflow.tracking import MlflowClient
 from pipelines.flow.store.store import Store
 
 PAGE = 1_000
+MAX_METRICS_PER_BATCH = 900  # MLflow takes 1,000 entities a request
+MAX_PARAMS_PER_BATCH = 90  # and of params and tags 100
+T = TypeVar("T")
 
 
 def connect(tracking_uri: str) -> MlflowClient:
@@ -66,6 +70,11 @@ def read_uri(store: Store, uri: str) -> bytes:
     if data is None:
         raise FileNotFoundError(uri)
     return data
+
+
+def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """`items` in their order, at most `size` in each batch."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def artifact_path(uri: str) -> Path:

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from mlflow.entities import Run
 
-from pipelines.flow.lineage.facts import LineageRecord, datasets_of, node_params
+from pipelines.flow.lineage.edges import datasets_of
+from pipelines.flow.lineage.facts import LineageRecord
+from pipelines.flow.lineage.run_fields import node_params
 from x2vlm.errors import X2VLMError
 
 

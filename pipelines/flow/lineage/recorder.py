@@ -15,16 +15,15 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import pipelines
 from pipelines.flow.lineage.facts import Cache, LineageRecord, NodeFacts, facts_of, is_model
 from pipelines.flow.lineage.spool import Spool, spools
 from pipelines.flow.run import events
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.identity import this_process
 from pipelines.flow.store.store import Store
+from pipelines.project import PROJECT_ROOT
 from x2vlm.errors import ConfigError, X2VLMError
 
 log = logging.getLogger(__name__)
@@ -187,12 +186,11 @@ def lineage(
 
 
 class SinkProcess:
-    """The process that delivers a spool while the run goes on (`lineage_sink`)."""
+    """The process that delivers a spool while the run goes on (`sink`)."""
 
     def __init__(self, store: Store, dag_run: str, tracking_uri: str, live_seconds: float = LIVE_SECONDS) -> None:
         self.dag_run = dag_run
-        root = str(Path(pipelines.__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+        path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.flow.lineage.sink"],
             stdin=subprocess.PIPE,

@@ -1,6 +1,6 @@
-"""The process beside a run that brings its spool to MLflow. Started by `lineage`; its stdin is the only control.
+"""The process beside a run that brings its spool to MLflow. Started by `recorder`; its stdin is the only control.
 
-While nodes run that have a live series it also sends what they measured (`lineage_live`), for which nobody waits.
+While nodes run that have a live series it also sends what they measured (`live_series`), for which nobody waits.
 The first line is the job as JSON, every further byte means "there is something new", the end of the stream means that
 the run is over, or that its driver died: then the run is closed as KILLED in MLflow too.
 """

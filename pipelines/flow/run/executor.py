@@ -33,6 +33,7 @@ from pipelines.flow.run.planner import Finished, InputCache, NodeWork, Plan, Pla
 from pipelines.flow.run.runner import Runner
 from pipelines.flow.stage import Graph, Node, Part
 from pipelines.flow.store.artifact import PartRecord
+from pipelines.flow.store.layout import state_folder
 from pipelines.flow.store.lease import TTL_SECONDS, Lease, acquire
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
@@ -222,7 +223,7 @@ class _Run:
         """Where in the store the node's numbers grow while it runs; "" if nowhere, or in several parts at once."""
         if node.stage.live_series is None or len(fingerprints) != 1:
             return ""
-        return f"{self.store.state_folder(node.stage.name, fingerprints[0])}/{node.stage.live_series}"
+        return f"{state_folder(node.stage.name, fingerprints[0])}/{node.stage.live_series}"
 
     def _submit(self) -> None:
         for active in list(self.active.values()):

@@ -12,8 +12,8 @@ import pydantic
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Part, PartResult, Stage, part_fingerprint
 from pipelines.flow.store.artifact import CountRecord, PartRecord, ReadRecord
-from pipelines.flow.store.commit import remedy_for
 from pipelines.flow.store.reading import StoreReader
+from pipelines.flow.store.scratch import remedy_for
 from pipelines.flow.store.store import Store
 from x2vlm.errors import StageFailed
 

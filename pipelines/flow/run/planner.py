@@ -5,13 +5,13 @@ import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.run.events import Action
 from pipelines.flow.run.reasons import config_changes, why_it_runs
 from pipelines.flow.stage import Graph, Input, Inputs, Node, Part, artifact_fingerprint, part_fingerprint
 from pipelines.flow.store.artifact import InputRecord, Manifest
+from pipelines.flow.store.layout import manifest_path
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed, X2VLMError
@@ -173,7 +173,7 @@ def work_of(
         raise StageFailed(f"{node.key}: plan_parts gave several parts the name {twice}; this is a bug in the stage")
     fingerprints = tuple(part_fingerprint(node.stage, node.config, part) for part in parts)
     identity = artifact_fingerprint(node.stage, node.config, list(zip(names, fingerprints, strict=True)))
-    path = store.manifest_path(node.stage.name, node.name, identity)
+    path = manifest_path(node.stage.name, node.name, identity)
     stored = store.read_manifest(path)
     return NodeWork(
         node=node,
@@ -273,27 +273,12 @@ def explain(plan: Plan) -> list[str]:
     return lines
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as plain values, for `--json`: one entry per selected node, parts counted, not listed."""
-    nodes = [
-        {
-            "node": node.key,
-            "action": str(node.action),
-            "reason": node.reason,
-            "fingerprint": node.fingerprint,
-            "num_parts": len(node.parts) if node.fingerprint else None,
-            "num_done": node.num_done if node.fingerprint else None,
-        }
-        for node in plan.selected
-    ]
-    noop, identity = plan.is_noop, plan.fingerprint
-    return {
-        "experiment": plan.experiment,
-        "targets": list(plan.targets),
-        "noop": noop,
-        "plan": identity,
-        "nodes": nodes,
-    }
+def check_due(graph: Graph, plan: Plan) -> None:
+    """Ask the stage of every node that is due what would stop it later (`Stage.check`); raises the first answer."""
+    for planned in plan.selected:
+        node = graph[planned.key]
+        if node.stage.check is not None and planned.action is not Action.REUSE:
+            node.stage.check(node.config, node.key, node.sources)
 
 
 def _matching(graph: Graph, globs: Sequence[str], what: str) -> set[str]:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import pipelines
+from pipelines.project import PROJECT_ROOT
 
 LIBRARIES = (
     *("av", "img2dataset", "mlflow", "numpy", "open_clip_torch", "pillow", "pyarrow", "pydantic", "ray"),
@@ -29,8 +29,7 @@ _SIGNED = re.compile(r"(?P<name>[?&][^=&\s]*(?:signature|token|secret|credential
 def capture(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What goes into every manifest and every parent run of a launch; secrets are masked."""
     environment = os.environ if environment is None else environment
-    root = Path(pipelines.__file__).resolve().parent.parent
-    sha, dirty = git_state(root)
+    sha, dirty = git_state(PROJECT_ROOT)
     return {
         "git_sha": sha or environment.get("X2VLM_GIT_SHA"),
         "git_dirty": dirty,

@@ -9,15 +9,14 @@ import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, cast
 
 import ray
 
-import pipelines
 from pipelines.flow.live import Listener, Report, no_report
 from pipelines.flow.run.ray_board import CounterRelay, RayReport
 from pipelines.flow.stage import Node
+from pipelines.project import PROJECT_ROOT
 from x2vlm.errors import ConfigError, StageFailed
 
 log = logging.getLogger(__name__)
@@ -54,9 +53,9 @@ class RayRunner:
         self._polled_at = 0.0
 
     def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
-        """A handle on `function(*args)`, run where `node.runtime` says."""
+        """A handle on `function(*args)`, run where its stage and `node.runtime` say."""
         runtime = node.runtime
-        if runtime.on_driver:
+        if node.stage.on_driver:
             return self._threads.submit(function, *args)
         self._require_resources(node)
         task = self._call.options(
@@ -145,8 +144,7 @@ class RayRunner:
 
 def local_worker_env(environment: Mapping[str, str]) -> dict[str, str]:
     """Environment of the workers of a Ray started here: they find the project through PYTHONPATH, installed or not."""
-    root = str(Path(pipelines.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [str(PROJECT_ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     return {**WORKER_ENV, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 

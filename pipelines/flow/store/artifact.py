@@ -1,7 +1,7 @@
 """Records of what was written: part records, manifests and references, sealed so that any changed byte shows."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -177,8 +177,8 @@ _HEAD, _MIDDLE, _TAIL = b'{"body":', b',"seal":"', b'"}\n'
 _SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 
 
-def as_input(manifest: Manifest, part_uri: Mapping[str, str]) -> Input:
-    """`manifest` as its consumers see it; `part_uri` gives the folder of each part by name."""
+def as_input(manifest: Manifest, file_uri: Callable[[PartRecord, FileRecord], str]) -> Input:
+    """`manifest` as its consumers see it; `file_uri` says where an output file of a part lies."""
     parts = tuple(
         InputPart(
             name=part.name,
@@ -187,7 +187,7 @@ def as_input(manifest: Manifest, part_uri: Mapping[str, str]) -> Input:
                     path=file.path,
                     bytes=file.bytes,
                     sha256=file.sha256,
-                    uri=f"{part_uri[part.name]}/{file.location or file.path}",
+                    uri=file_uri(part.record, file),
                     rows=file.rows,
                 )
                 for file in part.record.files

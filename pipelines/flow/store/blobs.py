@@ -11,11 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-import pipelines
+from pipelines.project import PROJECT_ROOT
 from x2vlm.errors import ConfigError, StageFailed
 
 PROJECT_SCHEME = "project:"
-PROJECT_ROOT = Path(pipelines.__file__).resolve().parent.parent
 
 log = logging.getLogger(__name__)
 

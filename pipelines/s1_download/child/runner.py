@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.protocol import (
     JOURNAL_NAME,
     OUT_OF_MEMORY_STATUS,
@@ -18,7 +19,7 @@ from pipelines.s1_download.child.protocol import (
     read_journal,
     write_job,
 )
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.guard import Policy
 from x2vlm.errors import StageFailed
 

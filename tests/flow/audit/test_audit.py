@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.flow.audit.audit import AuditReport, audit
 from pipelines.flow.lineage.recorder import Lineage, replay
 from pipelines.flow.store.artifact import Manifest, seal, unseal
+from pipelines.flow.store.layout import manifest_path
 from pipelines.flow.store.store import Store
 from tests.support.flow.lineage_toy import EXPERIMENT, key_of, lineage_graph, run_graph
 from x2vlm.errors import ConfigError
@@ -185,7 +186,7 @@ def test_damage_outside_the_ancestors_is_not_this_targets_matter(store: Store) -
 def test_targets(store: Store) -> None:
     stored = {path.split("/")[1]: store.read_manifest(path) for path in store.manifest_paths()}
     manifest, sha256 = stored["filter"] or pytest.fail("no manifest")
-    path = store.manifest_path("filter", "a", manifest.fingerprint)
+    path = manifest_path("filter", "a", manifest.fingerprint)
     targets = ["filter/a", path, store.uri_of(path), manifest.fingerprint[:12], manifest.root[:10], sha256[:16]]
     trees = [audit(store, target).tree for target in targets]
     assert all(tree == trees[0] for tree in trees)

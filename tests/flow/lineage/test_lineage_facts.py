@@ -9,22 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.flow.lineage.facts import (
-    CONTEXTS,
-    LineageRecord,
-    NodeFacts,
-    cut,
-    datasets_of,
-    digest_of,
-    metric_name,
-    node_metrics,
-    node_params,
-    node_tags,
-    sealed,
-    series_points,
-    source_type_of,
-    tag_seal,
-)
+from pipelines.flow.lineage.edges import CONTEXTS, datasets_of, digest_of, source_type_of
+from pipelines.flow.lineage.facts import LineageRecord, NodeFacts
+from pipelines.flow.lineage.run_fields import cut, metric_name, node_metrics, node_params, node_tags, sealed, tag_seal
+from pipelines.flow.lineage.series import series_points
 from pipelines.flow.store.artifact import CountRecord, InputRecord
 
 ROOTS = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(10)]

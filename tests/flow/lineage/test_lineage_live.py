@@ -15,7 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.flow.audit.audit import audit
-from pipelines.flow.lineage.delivery import LIVE_DIFFERS, LIVE_EARLIER, Delivery
+from pipelines.flow.lineage.dag_runs import LIVE_EARLIER
+from pipelines.flow.lineage.delivery import Delivery
+from pipelines.flow.lineage.facts_writer import LIVE_DIFFERS
 from pipelines.flow.lineage.live_series import LiveFeed, SeriesTail
 from pipelines.flow.lineage.recorder import Lineage, lineage, rebuild, replay
 from pipelines.flow.lineage.spool import Spool, running_series, spools

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines.flow.run.adopt import adopt
 from pipelines.flow.stage import Count
-from pipelines.flow.store.commit import verify_files
+from pipelines.flow.store.parts import verify_files
 from pipelines.flow.store.store import Store
 from tests.support.flow import toy
 from tests.support.flow.helpers import run_all
@@ -34,7 +34,7 @@ def test_adopted_data_is_used_and_marked(tmp_path: Path, store: Store):
     assert all(part.record.summary["adopted"] is True for part in manifest.parts)
     assert manifest.counts["rows"].to_count() == Count(12, 4, {"too_short": 8})
     for part in manifest.parts:
-        verify_files(store, part.record)
+        verify_files(store.blobs, part.record)
     (tmp_path / "old" / "kept.txt").write_text("changed by its owner")
     result = run_all(graph, store)
     assert result.nodes["filter/a"].produced is False

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.flow.store.commit import verify_files
+from pipelines.flow.store.parts import verify_files
 from pipelines.flow.store.store import Store
 from tests.support.flow import toy
 from tests.support.flow.helpers import committed_tree, roots, run_all
@@ -40,7 +40,7 @@ def check_store(store: Store, undisturbed, result) -> None:
     assert roots(result) == expected_roots
     for event in result.nodes.values():
         for part in event.manifest.parts:
-            verify_files(store, part.record)
+            verify_files(store.blobs, part.record)
             assert store.read_part(part.record.stage, part.record.fingerprint) == part.record
     assert list((Path(store.uri) / "tmp").iterdir()) == []
 
@@ -109,7 +109,7 @@ def test_a_stopped_upload_leaves_no_half_part_on_an_object_store(undisturbed, s3
     assert roots(result) == undisturbed[2]
     for event in result.nodes.values():
         for part in event.manifest.parts:
-            verify_files(store, part.record)
+            verify_files(store.blobs, part.record)
 
 
 def test_two_drivers_at_once_make_one_store(undisturbed, tmp_path, project_root):

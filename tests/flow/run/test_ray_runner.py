@@ -99,7 +99,7 @@ def test_workers_are_offline_and_single_threaded(tmp_path: Path, ray_runner: Ray
 
 
 def test_parts_that_start_actors_run_in_the_driver(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
-    graph = toy.toy_graph(tmp_path, ["a"], filter_stage=DESCRIBE, runtime=Runtime(on_driver=True))
+    graph = toy.toy_graph(tmp_path, ["a"], filter_stage=replace(DESCRIBE, on_driver=True))
     part = run_all(graph, local_store, runner=ray_runner).nodes["filter/a"].manifest.parts[0].record
     assert part.summary["pid"] == os.getpid()
     assert part.summary["thread"] != threading.main_thread().name

@@ -13,6 +13,7 @@ from pipelines.flow.run.planner import plan, work_of
 from pipelines.flow.run.runner import InlineRunner
 from pipelines.flow.stage import Count, Graph, Node, Part, PartResult, Read, SourceFile, Stage
 from pipelines.flow.store.artifact import CountRecord, FileRecord, PartRecord
+from pipelines.flow.store.layout import part_folder
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
 from tests.support.flow import toy
@@ -55,7 +56,7 @@ def finished_graph(tmp_path: Path, num_parts: int) -> tuple[Graph, Store]:
             files=[FileRecord(path=f"{name}.parquet", bytes=9, sha256="ab" * 32, rows=1) for name in ("rows", "drops")],
             counts={unit: CountRecord(num_in=9, num_out=8, dropped={"short": 1}) for unit in ("rows", "concepts")},
         )
-        folder = Path(store.part_uri("many", fingerprint))
+        folder = Path(store.uri_of(part_folder("many", fingerprint)))
         folder.mkdir(parents=True)
         (folder / "part.json").touch()
     manifest, path, digest = store.write_manifest(make_manifest(work, records, {}))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.flow.store import commit
 from pipelines.flow.store.artifact import CountRecord, Manifest, ManifestPart, PartRecord, Ref, seal
 from pipelines.flow.store.blobs import Blobs
 from pipelines.flow.store.identity import this_process
+from pipelines.flow.store.layout import manifest_path, part_folder, record_path
+from pipelines.flow.store.parts import verify_files
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 
@@ -127,7 +128,7 @@ def test_many_writers_at_once_agree_on_one_part(store: Store):
     assert len(results) == 6
     assert {part.model_dump_json() for part in results} == {store.read_part("toy", FP).model_dump_json()}
     assert len([path for path in store.blobs.find("parts") if not path.endswith("part.json")]) == 1
-    commit.verify_files(store, results[0])
+    verify_files(store.blobs, results[0])
 
 
 def test_create_has_one_winner(store: Store):
@@ -143,7 +144,7 @@ def test_create_has_one_winner(store: Store):
 
 def test_every_flipped_byte_of_a_part_record_is_noticed(store: Store):
     part = commit_texts(store, {"a.txt": "x"})
-    path = f"{store.part_folder('toy', FP)}/part.json"
+    path = record_path("toy", FP)
     data = store.blobs.read(path)
     for index in range(0, len(data), 7):
         store.blobs.write(path, data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :])
@@ -155,8 +156,8 @@ def test_every_flipped_byte_of_a_part_record_is_noticed(store: Store):
 
 def test_a_part_in_the_place_of_another_is_noticed(store: Store):
     commit_texts(store, {"a.txt": "x"})
-    data = store.blobs.read(f"{store.part_folder('toy', FP)}/part.json")
-    store.blobs.write(f"{store.part_folder('toy', OTHER_FP)}/part.json", data)
+    data = store.blobs.read(record_path("toy", FP))
+    store.blobs.write(record_path("toy", OTHER_FP), data)
     with pytest.raises(CorruptArtifact, match=OTHER_FP):
         store.read_part("toy", OTHER_FP)
 
@@ -166,17 +167,17 @@ def test_a_damaged_file_is_replaced_only_when_asked(store: Store):
     relative = store.file_uri(part, part.files[0]).removeprefix(f"{store.uri}/")
     store.blobs.write(relative, b"wrong")
     with pytest.raises(CorruptArtifact, match=r"a\.txt"):
-        commit.verify_files(store, part)
+        verify_files(store.blobs, part)
     commit_texts(store, {"a.txt": "right", "b.txt": "right too"})
     assert store.blobs.read(relative) == b"wrong"
     healed = commit_texts(store, {"a.txt": "right", "b.txt": "right too"}, verify_existing=True)
-    commit.verify_files(store, healed)
+    verify_files(store.blobs, healed)
     assert store.read_part("toy", FP) == healed
 
 
 def test_a_damaged_record_is_replaced_only_when_asked(store: Store):
     commit_texts(store, {"a.txt": "x"})
-    store.blobs.write(f"{store.part_folder('toy', FP)}/part.json", b"{}")
+    store.blobs.write(record_path("toy", FP), b"{}")
     with pytest.raises(CorruptArtifact):
         commit_texts(store, {"a.txt": "x"})
     healed = commit_texts(store, {"a.txt": "x"}, verify_existing=True)
@@ -188,16 +189,16 @@ def test_a_lost_part_comes_back_under_its_old_record(store: Store):
     for path in store.blobs.find("parts"):
         store.blobs.delete(path)
     if store.blobs.local_root:
-        assert (store.blobs.local_root / store.part_folder("toy", FP)).is_dir()  # an empty folder is no part
+        assert (store.blobs.local_root / part_folder("toy", FP)).is_dir()  # an empty folder is no part
     assert store.has_parts("toy", [FP]) == set()
     assert commit_texts(store, {"a.txt": "x"}, changes={"seconds": 7.0}, restore=part) == part
     assert store.read_part("toy", FP) == part
-    commit.verify_files(store, part)
+    verify_files(store.blobs, part)
 
 
 def test_a_leftover_folder_without_record_is_no_part_and_does_no_harm(local_store: Store):
     part = commit_texts(local_store, {"a.txt": "x"})
-    folder = Path(local_store.part_uri("toy", FP))
+    folder = Path(local_store.uri_of(part_folder("toy", FP)))
     (folder / "part.json").unlink()
     assert local_store.read_part("toy", FP) is None
     again = commit_texts(local_store, {"a.txt": "x"})
@@ -271,7 +272,6 @@ def test_manifests_read_back_and_stay(store: Store):
     part = commit_texts(store, {"a.txt": "x"})
     manifest, path, digest = store.write_manifest(manifest_of(part))
     assert path == f"artifacts/toy/a/{OTHER_FP}.json"
-    assert store.has_manifest("toy", "a", OTHER_FP)
     assert store.manifest_paths() == [path]
     assert store.read_manifest(path) == (manifest, digest)
     again = manifest_of(part, provenance={"another": "run"})
@@ -318,9 +318,9 @@ def test_references_of_a_node_come_from_all_experiments(store: Store):
 @pytest.mark.parametrize("name", ["..", "a/b", "", ".hidden", "a b", "a\n"])
 def test_names_that_would_leave_the_store_are_refused(local_store: Store, name: str):
     with pytest.raises(ConfigError):
-        local_store.part_folder(name, FP)
+        part_folder(name, FP)
     with pytest.raises(ConfigError):
-        local_store.manifest_path("toy", name, FP)
+        manifest_path("toy", name, FP)
     with pytest.raises(ConfigError):
         local_store.read_ref(name, "toy/a")
     with pytest.raises(ConfigError):

@@ -18,8 +18,8 @@ import pytest
 from pipelines.experiment import load_experiment
 from pipelines.flow.fingerprint import canonical_json
 from pipelines.flow.stage import Input, InputFile, InputPart, PartResult, part_fingerprint
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.runner import child_environment
-from pipelines.s1_download.config import PROJECT_ROOT
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from tests.hostile.behaviours import hostile_server

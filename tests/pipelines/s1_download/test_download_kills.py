@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.flow.store.artifact import Manifest
-from pipelines.flow.store.commit import verify_files
+from pipelines.flow.store.parts import verify_files
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import descendants
 from tests.hostile.behaviours import BEHAVIOURS, hostile_server
@@ -106,7 +106,7 @@ def contents(store: Store) -> dict[str, str]:
     for node, manifest in manifests(store).items():
         found[node] = json.dumps({unit: count.model_dump() for unit, count in manifest.counts.items()})
         for part in manifest.parts:
-            verify_files(store, part.record)
+            verify_files(store.blobs, part.record)
             for file in part.record.files:
                 key = f"{node}/{part.name} {part.record.fingerprint}/{file.path}"
                 found[key] = file.sha256

@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.driver import _check_sources
 from pipelines.experiment import Experiment
-from pipelines.flow.run.planner import Plan, plan
+from pipelines.flow.run.planner import Plan, check_due, plan
 from pipelines.flow.stage import Graph, Node, PartSummary, SourceFile
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
@@ -384,8 +383,8 @@ def test_a_missing_program_is_told_with_its_remedy_before_anything_runs(
         return graph, plan(graph, Store(tmp_path / "store"), "x")
 
     with pytest.raises(SourceUnavailable, match=r"download/a: .*youtube.com.*pip install 'x2vlm\[video\]'"):
-        _check_sources(*planned(allow_yt_dlp=True))
-    _check_sources(*planned())
+        check_due(*planned(allow_yt_dlp=True))
+    check_due(*planned())
 
 
 def test_the_program_is_found_on_path(program: Path, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child import runner
 from pipelines.s1_download.child.img2dataset_shard import VERSION, download_function, run_shard
 from pipelines.s1_download.child.protocol import Item
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.guard import Refusal
 from pipelines.s1_download.http.transport import Outcome, guarded_opener
 from x2vlm.errors import StageFailed

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.protocol import Item
 from pipelines.s1_download.child.runner import child_environment, fetch_items
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.guard import Policy, Refusal, parse_target
 from pipelines.s1_download.http.name_cache import NameStore, open_name_store
 from pipelines.s1_download.http.name_servers import ask_name_servers

@@ -16,7 +16,8 @@ import x2vlm.data.media.images
 from pipelines.experiment import load_experiment
 from pipelines.flow.fingerprint import canonical_json
 from pipelines.graph import build_graph
-from pipelines.s1_download.config import PROJECT_ROOT, DownloadConfig
+from pipelines.project import PROJECT_ROOT
+from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.media import encoding as store
 from pipelines.s1_download.media.encoding import OriginalBytes, Reencoded, media_to_store
 from tests.pipelines.s1_download.test_download import download, make_samples

@@ -1,0 +1,31 @@
+"""Series of numbers, one line of JSON per step, as curves of metrics."""
+
+import json
+import math
+
+from pipelines.flow.lineage.run_fields import metric_name
+
+
+def series_points(text: str) -> dict[str, dict[int, float]]:
+    """Metric -> step -> value from JSON lines. A step written twice (a resumed training) counts once: the last wins."""
+    points: dict[str, dict[int, float]] = {}
+    for line in text.splitlines():
+        step, numbers = step_numbers(line)
+        for key, value in numbers.items():
+            points.setdefault(key, {})[step] = value
+    return points
+
+
+def step_numbers(line: str) -> tuple[int, dict[str, float]]:
+    """The step of one line of a series, and metric -> value of whatever in it is a finite number.
+
+    ValueError if it is not JSON, KeyError if it has no step.
+    """
+    row = json.loads(line)
+    step = int(row.pop("step"))
+    numbers = {
+        metric_name(key): float(value)
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+    return step, numbers
