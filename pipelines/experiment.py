@@ -7,7 +7,7 @@ hardware, the hours and the numbers to expect. Its name is the file's name.
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
 
@@ -22,6 +22,7 @@ from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s6_evaluate import EvaluateConfig
 from x2vlm.config import FrozenConfig, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
@@ -44,12 +45,14 @@ class SourceConfig(FrozenConfig):
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
 
-class TaskConfig(FrozenConfig):
-    """One evaluation: a task of `x2vlm.tasks` on one held-out source. `options` are the task's own settings."""
+class EvaluationConfig(EvaluateConfig):
+    """One evaluation: a task of `x2vlm.tasks.catalog` on one held-out source."""
 
-    task: str
     source: str
-    options: dict[str, Any] = {}
+
+    def config(self) -> EvaluateConfig:
+        """What counts of it for the node: which source is read the graph says."""
+        return EvaluateConfig(**{name: getattr(self, name) for name in EvaluateConfig.model_fields})
 
 
 class RuntimeConfig(FrozenConfig):
@@ -88,7 +91,7 @@ class Experiment(FrozenConfig):
     phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
     train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
-    evaluate: dict[str, TaskConfig] = {}
+    evaluate: dict[str, EvaluationConfig] = {}
     runtime: dict[str, RuntimeConfig] = {}  # by stage name
 
     @pydantic.model_validator(mode="after")
