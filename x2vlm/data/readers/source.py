@@ -1,7 +1,6 @@
 """What every reader is given, and the ways in which it says that a row, a concept or a whole file is no good."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,16 +87,6 @@ class Source:
     def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
         """Raise SourceUnavailable: the file as a whole is not what the card promises."""
         raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
-
-
-def read_json(source: Source, role: str) -> Any:
-    """The parsed JSON file of `role`, whole in memory: three to five times the file's size."""
-    path = source.file(role)
-    try:
-        with path.open("rb") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        source.fail(role, f"not valid JSON: {error}", "The file is probably truncated; download it again")
 
 
 def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | list[str]]]:
