@@ -1,6 +1,5 @@
 """Which frames of a clip are taken, and which neighbouring clips of a video make one."""
 
-
 from x2vlm.data.randomness import Draws
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Box, Concept, Drop, Sample, sample_key
+from x2vlm.samples import Box, Concept, Drop, MediaKind, Sample, sample_key
 
 Fault = tuple[str, str]  # why an annotation is no good: rule, reason
 STAGE = "read"  # the stage that drops made by readers are counted under
@@ -45,7 +45,7 @@ class Source:
         """The key of the sample that this source's row becomes."""
         return sample_key(self.name, source_row)
 
-    def sample(self, source_row: str, url: str, kind: str = "image", licence: str = "", **values: Any) -> Sample:
+    def sample(self, source_row: str, url: str, kind: MediaKind = "image", licence: str = "", **values: Any) -> Sample:
         """The sample of a row: `values` are Sample's other fields, a licence that is not named is the card's."""
         return Sample(
             key=self.key(source_row),
