@@ -11,7 +11,7 @@ from pipelines import driver
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", help="name of a file in pipelines/experiments, or the path of a YAML file")
+    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
     parser.add_argument("--out", required=True, help="an empty folder, or one with an export of the same shards")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
     text, code = driver.run_as_job(driver.export_experiment, parser)

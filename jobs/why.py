@@ -13,7 +13,7 @@ from pipelines import driver
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", help="name of a file in pipelines/experiments, or the path of a YAML file")
+    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
     parser.add_argument("row", nargs="?", help="a key, an address as in the annotation file, or <source>:<row>")
     parser.add_argument("--what-if", action="append", default=[], help="<field>=<value> of the filter or the scores")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")

@@ -85,7 +85,7 @@ def exit_code_of(error: X2VLMError) -> int:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of every job that runs an experiment."""
-    parser.add_argument("experiment", help="name of a file in pipelines/experiments, or the path of a YAML file")
+    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
     parser.add_argument("--store", help="where artifacts go, instead of where the experiment says: a folder or a URI")
     parser.add_argument("--tracking-uri", help="MLflow to record lineage in; default: a database inside the store")
     parser.add_argument(

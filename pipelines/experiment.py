@@ -1,15 +1,17 @@
 """One experiment is one frozen value: every decision that makes one model differ from another.
 
 An experiment file is plain YAML without inheritance or interpolation; its header comment gives the command, the
-hardware, the hours and the numbers to expect. Its name is the file's name.
+hardware, the hours and the numbers to expect. Its name is the file's name. What several sources of a file share is
+written once, below `filters`, and named: `filter: web`.
 """
 
-import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+from pydantic_core import InitErrorDetails
 
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
@@ -23,7 +25,8 @@ from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
-from x2vlm.config import FrozenConfig, parse_config, read_yaml
+from pipelines.s6_evaluate import EvaluateConfig
+from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
@@ -41,16 +44,18 @@ class SourceConfig(FrozenConfig):
     media_root: str | None = None
     media_name: str | None = None
     role: Literal["train", "held_out"] = "train"
-    filter: FilterConfig | None = None  # instead of the experiment's, as a whole
+    filter: FilterConfig | None = None  # instead of the experiment's, as a whole; a file may name one of its `filters`
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
 
 
-class TaskConfig(FrozenConfig):
-    """One evaluation: a task of `x2vlm.tasks` on one held-out source. `options` are the task's own settings."""
+class EvaluationConfig(EvaluateConfig):
+    """One evaluation: a task of `x2vlm.tasks.catalog` on one held-out source."""
 
-    task: str
     source: str
-    options: dict[str, Any] = {}
+
+    def config(self) -> EvaluateConfig:
+        """What counts of it for the node: which source is read the graph says."""
+        return EvaluateConfig(**{name: getattr(self, name) for name in EvaluateConfig.model_fields})
 
 
 class Experiment(FrozenConfig):
@@ -58,6 +63,8 @@ class Experiment(FrozenConfig):
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     store: str = "runs/store"
+    # Filters that sources of this file name. They are written out at each source: nothing else reads them.
+    filters: dict[str, FilterConfig] = pydantic.Field(default={}, exclude=True)
     sources: dict[str, SourceConfig]
     download: DownloadConfig = DownloadConfig()
     # Later rounds of every download, each the classes of failures it tries again: [[dns, timeout, 5xx]].
@@ -76,8 +83,23 @@ class Experiment(FrozenConfig):
     phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
     train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
-    evaluate: dict[str, TaskConfig] = {}
+    evaluate: dict[str, EvaluationConfig] = {}
     runtime: dict[str, Runtime] = {}  # by stage name
+
+    @pydantic.field_validator("sources", mode="before")
+    @classmethod
+    def _write_named_filters_out(cls, sources: Any, info: pydantic.ValidationInfo) -> Any:
+        """Every name of a filter becomes the filter itself. An unknown name is an error, and so is an idle filter."""
+        if not isinstance(sources, Mapping):
+            return sources
+        named = {key: value["filter"] for key, value in sources.items() if _names_a_filter(value)}
+        # Where `filters` have problems of their own, those are told once and not at every source.
+        filters: Mapping[str, FilterConfig] | None = info.data.get("filters")
+        if filters is not None and (problems := _naming_problems(named, filters)):
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, problems)
+        return dict(sources) | {
+            key: {**sources[key], "filter": filters and filters[name]} for key, name in named.items()
+        }
 
     @pydantic.model_validator(mode="after")
     def _evaluations_name_held_out_sources(self) -> "Experiment":
@@ -112,6 +134,24 @@ class Experiment(FrozenConfig):
         return self.store if "://" in self.store else str(resolve(self.store))
 
 
+def _names_a_filter(source: Any) -> bool:
+    return isinstance(source, Mapping) and isinstance(source.get("filter"), str)
+
+
+def _naming_problems(named: Mapping[str, str], filters: Mapping[str, FilterConfig]) -> list[InitErrorDetails]:
+    """What is wrong with the names of filters that sources give, by source: unknown ones, and filters none names."""
+    unknown = [
+        field_problem((key, "filter"), f"no filter of `filters` is called {name!r}; {did_you_mean(name, filters)}")
+        for key, name in named.items()
+        if name not in filters
+    ]
+    idle = sorted(set(filters) - set(named.values()))
+    return unknown + [
+        field_problem((), f"none names the filter `{name}` of `filters`; write `filter: {name}` at one, or take it out")
+        for name in idle
+    ]
+
+
 def resolve(path: str) -> Path:
     """`path` as an absolute path; relative ones start at the project's root."""
     return (PROJECT_ROOT / path).resolve()
@@ -127,6 +167,19 @@ def source_uri(uri: str) -> str:
     return str(path)
 
 
+def shipped_experiments() -> dict[str, Path]:
+    """The file of every experiment below pipelines/experiments, by name, in the order of names.
+
+    ConfigError if two are called alike: folders only sort them, and a store keeps them apart by name alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(EXPERIMENTS.rglob("*.yaml"), key=lambda path: path.stem):
+        if path.stem in found:
+            raise ConfigError(f"two experiments are called {path.stem}: {found[path.stem]} and {path}; rename one")
+        found[path.stem] = path
+    return found
+
+
 def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
     """The experiment of that name, or in that YAML file. `store` replaces the store it names.
 
@@ -134,15 +187,13 @@ def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
     """
     path = Path(name_or_path)
     if path.suffix not in {".yaml", ".yml"}:
-        path = EXPERIMENTS / f"{name_or_path}.yaml"
-        if not path.is_file():
-            known = sorted(file.stem for file in EXPERIMENTS.glob("*.yaml"))
-            guesses = difflib.get_close_matches(name_or_path, known, n=1)
-            hint = f"; did you mean `{guesses[0]}`?" if guesses else "."
+        known = shipped_experiments()
+        if name_or_path not in known:
             raise ConfigError(
-                f"no experiment called {name_or_path!r}{hint} There are: {', '.join(known)}; "
-                "or give the path of a YAML file"
+                f"no experiment is called {name_or_path!r}; {did_you_mean(name_or_path, known)} "
+                "Or give the path of a YAML file"
             )
+        path = known[name_or_path]
     values = {"name": path.stem, **read_yaml(path)}
     if store is not None:
         values["store"] = store

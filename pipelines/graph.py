@@ -25,7 +25,7 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
-from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
+from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.errors import ConfigError
@@ -49,9 +49,7 @@ def build_graph(experiment: Experiment) -> Graph:
         Node(
             key=f"evaluate/{name}",
             stage=EVALUATE,
-            config=parse_config(
-                EvaluateConfig, {"task": task.task, **task.options}, f"{experiment.name}: evaluate.{name}"
-            ),
+            config=task.config(),
             inputs={
                 "model": (f"pretrain/{experiment.name}",),
                 "rows": tuple(f"filter/{branch}" for branch in _branches(experiment, task.source)),

@@ -2,8 +2,9 @@
 
 from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import SourceFile
-from pipelines.s5_pretrain.start import MODEL_FILES, START_SLOTS, StartConfig, is_hub_name, text_folder_files
+from pipelines.s5_pretrain.start import START_SLOTS, StartConfig, is_hub_name, text_folder_files
 from x2vlm.errors import ConfigError
+from x2vlm.models.files import MODEL_FILES
 
 
 def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

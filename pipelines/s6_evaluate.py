@@ -1,32 +1,34 @@
 """Evaluate: a trained model on held-out samples, one task per node.
 
-A part writes `predictions.parquet` (one row per example) and `result.json` (metrics, 95 % intervals, the digest of the
-questions asked, the model's weights by sha256, and how many test images the training set was found to show), so that
-two numbers can be told to be about the same thing.
+Images and texts are prepared by the processor in the model's own folder: image size, number of tokens, vocabulary and
+cleaning are those it was trained with. A part writes `predictions.parquet` (one row per example) and `result.json`
+(metrics, 95 % intervals, the digest of the questions asked, the model's weights by sha256, and how many test images
+the training set was found to show), so that two numbers can be told to be about the same thing.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pydantic
 from PIL import Image
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from x2vlm.config import FrozenConfig, parse_config
+from x2vlm.config import FrozenConfig, parse_field
 from x2vlm.data.media.images import open_image
 from x2vlm.data.shards.packs import MediaPack
-from x2vlm.data.text.captions import pre_caption
-from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
-from x2vlm.errors import ConfigError, InvalidSample
+from x2vlm.errors import ConfigError, InvalidSample, StageFailed
+from x2vlm.models.files import MODEL_FILES, PROCESSOR_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from x2vlm.samples import Sample, samples_of, write_table
-from x2vlm.tasks.config import TASK_CONFIGS
+from x2vlm.tasks.catalog import task_spec
 
 if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
-    from torch import Tensor
+    import torch
 
+    from x2vlm.inference.processor import Processor
+    from x2vlm.models.x2vlm import X2VLM
     from x2vlm.tasks.task import TaskResult
 
 
@@ -34,23 +36,38 @@ CONTAMINATION = "contamination.json"  # of the artifact in slot `contamination`
 
 
 class EvaluateConfig(FrozenConfig):
-    """`options` are the task's own settings; texts are cleaned and cut exactly as in pre-training."""
+    """`options` are the task's own, of the type that `x2vlm.tasks.catalog` gives for it."""
 
-    task: Literal["retrieval", "grounding"]
-    options: dict[str, Any] = {}
-    max_tokens: int = pydantic.Field(default=40, gt=2)
+    task: str
+    options: pydantic.SerializeAsAny[FrozenConfig] = pydantic.Field(default=FrozenConfig(), validate_default=True)
     batch_size: int = pydantic.Field(default=32, gt=0)
 
-    @pydantic.model_validator(mode="after")
-    def _options_fit_the_task(self) -> "EvaluateConfig":
-        parse_config(TASK_CONFIGS[self.task], self.options, f"options of task {self.task}")
-        return self
+    @pydantic.field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        return task_spec(task).name
+
+    @pydantic.field_validator("options", mode="plain")
+    @classmethod
+    def _options_fit_the_task(cls, options: Any, info: pydantic.ValidationInfo) -> FrozenConfig:
+        if "task" not in info.data:  # that is the problem then
+            return FrozenConfig()
+        values = options.model_dump() if isinstance(options, FrozenConfig) else options
+        return parse_field(task_spec(info.data["task"]).config_type, values)
 
 
 def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
     """One part: a metric needs all examples at once."""
     (model,) = inputs["model"]
-    reads = [Read("model", model.parts[0].file(name)) for name in ("config.json", "model.safetensors", "vocab.txt")]
+    (part,) = model.parts
+    listed = {file.path for file in part.files}
+    tokenizers = [name for name in TOKENIZER_FILES.values() if name in listed]
+    if PROCESSOR_FILE not in listed or not tokenizers:
+        raise StageFailed(
+            f"{model.node} holds no processor, which says how the model's input is prepared: {PROCESSOR_FILE} and "
+            f"{' or '.join(TOKENIZER_FILES.values())}. It has {', '.join(sorted(listed))}; pre-train again with --force"
+        )
+    reads = [Read("model", part.file(name)) for name in (*MODEL_FILES, PROCESSOR_FILE, *tokenizers)]
     reads += [Read("rows", part.file("rows.parquet")) for rows in inputs["rows"] for part in rows.parts]
     lookups = [
         Read("media", part.file(name))
@@ -61,39 +78,37 @@ def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
     reads += [
         Read("contamination", part.file(CONTAMINATION)) for found in inputs["contamination"] for part in found.parts
     ]
-    return [Part(name=config.task, reads=tuple(reads), lookups=tuple(lookups))]
+    spec = {"task_version": task_spec(config.task).version}
+    return [Part(name=config.task, reads=tuple(reads), spec=spec, lookups=tuple(lookups))]
 
 
 def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Run the task on every held-out sample that has media."""
     import torch
 
-    from x2vlm.inference.pretrained import load_pretrained
-    from x2vlm.tasks.catalog import TASKS
     from x2vlm.tasks.task import TaskContext
 
-    files = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "model"}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_pretrained(files["config.json"], files["model.safetensors"]).to(device)
-    tokenizer = load_tokenizer(files["vocab.txt"])
+    model, processor = load_model(inputs, part, device)
     samples = [
         sample
         for read in part.reads
         if read.slot == "rows"
         for sample in samples_of(pq.read_table(inputs.local_path(read.file)))
     ]
-    task = TASKS[config.task]
-    context = TaskContext(
-        samples=samples,
-        load_image=HeldOutMedia.of(inputs, part).image,
-        encode_texts=lambda texts: encode_texts(tokenizer, texts, config.max_tokens),
-        device=device,
-        batch_size=config.batch_size,
-    )
-    result = task.evaluate(model, parse_config(task.config_type, config.options, config.task), context)
-    weights = next(read.file.sha256 for read in part.reads if read.file.path == "model.safetensors")
+    sources = sorted({sample.source for sample in samples})
+    context = TaskContext(samples, HeldOutMedia.of(inputs, part).image, processor, device, config.batch_size)
+    try:
+        result = task_spec(config.task).load().evaluate(model, config.options, context)
+    except InvalidSample as error:
+        if error.rule != "empty_caption":
+            raise
+        raise ConfigError(
+            f"{config.task} on {', '.join(sources)}: {error}; take the text out of the held-out source's files"
+        ) from None
+    weights = next(read.file.sha256 for read in part.reads if read.file.path == WEIGHTS_FILE)
     write_table(result.predictions, out.path / "predictions.parquet")
-    contamination = _contamination(inputs, part, sorted({sample.source for sample in samples}))
+    contamination = _contamination(inputs, part, sources)
     described = {**describe(config, result, weights), "contamination": contamination}
     (out.path / "result.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
     return PartResult(
@@ -106,6 +121,18 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
             "contamination": contamination,
         },
     )
+
+
+def load_model(inputs: PartReader, part: Part, device: "torch.device") -> "tuple[X2VLM, Processor]":
+    """The model on `device` and what prepares its input; ConfigError if the two do not fit each other."""
+    from x2vlm.inference.pretrained import load_pretrained
+    from x2vlm.inference.processor import check_fit, read_processor
+
+    files = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "model"}
+    model = load_pretrained(*(files[name] for name in MODEL_FILES))
+    processor = read_processor(files)
+    check_fit(model.config, processor, str(files[PROCESSOR_FILE]))
+    return model.to(device), processor
 
 
 def _contamination(inputs: PartReader, part: Part, sources: Sequence[str]) -> Mapping[str, Any] | None:
@@ -138,26 +165,11 @@ class HeldOutMedia:
         raise InvalidSample("missing_media", f"no media pack holds {sample.media.sha256} of sample {sample.key}")
 
 
-def encode_texts(tokenizer: WordPieceTokenizer, texts: Sequence[str], max_tokens: int) -> "tuple[Tensor, Tensor]":
-    """Ids and mask (B, L) of cleaned texts, padded to the longest; ConfigError for a text of punctuation alone."""
-    import torch
-
-    try:
-        rows = [tokenizer.encode(pre_caption(text, max_tokens), max_tokens) for text in texts]
-    except InvalidSample as error:
-        raise ConfigError(
-            f"a held-out text is empty after cleaning ({error}); remove it from the evaluation set"
-        ) from None
-    length = max(len(row) for row in rows)
-    ids_BL = torch.tensor([row + [tokenizer.pad_id] * (length - len(row)) for row in rows])
-    mask_BL = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
-    return ids_BL, mask_BL
-
-
 def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) -> Mapping[str, Any]:
     """What `result.json` holds."""
     return {
         "task": config.task,
+        "headline": task_spec(config.task).headline,
         "metrics": dict(result.metrics),
         "interval_95": {name: list(bounds) for name, bounds in result.intervals.items()},
         "num_examples": result.num_examples,
@@ -169,7 +181,7 @@ def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) 
 
 EVALUATE = Stage(
     name="evaluate",
-    version=2,
+    version=3,  # 2 cut texts at 40 tokens, whatever the model was trained with
     config_type=EvaluateConfig,
     slots=("model", "rows", "media", "contamination"),
     plan_parts=plan_evaluation,

@@ -3,11 +3,13 @@
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pydantic
 import yaml
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from x2vlm.errors import ConfigError
 
@@ -44,15 +46,46 @@ def parse_config(config_type: type[T], values: dict[str, Any], origin: str) -> T
         raise ConfigError("\n".join(lines)) from None
 
 
+def parse_field(config_type: type[T], values: Any) -> T:
+    """`values` as a `config_type`, for the validator of a field whose type another field decides.
+
+    Raises pydantic's ValidationError; its unknown keys come with the nearest key of `config_type`.
+    """
+    try:
+        return config_type.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = [field_problem(problem["loc"], _message(config_type, problem)) for problem in error.errors()]
+        raise pydantic.ValidationError.from_exception_data(config_type.__name__, problems) from None
+
+
+def field_problem(location: tuple[str | int, ...], message: str) -> InitErrorDetails:
+    """A problem for `pydantic.ValidationError.from_exception_data`, below the field whose validator raises it."""
+    # The message is a value and no template: it may hold braces.
+    kind = PydanticCustomError("explained", "{message}", {"message": message})
+    return {"type": kind, "loc": location, "input": None}
+
+
+def did_you_mean(name: str, known: Iterable[str], what: str = "there are") -> str:
+    """A hint for someone who wrote `name`: the nearest of the `known` names, or all of them."""
+    names = sorted(known)
+    guesses = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean `{guesses[0]}`?" if guesses else f"{what}: {', '.join(names)}"
+
+
 def _explain(config_type: type[pydantic.BaseModel], problem: Any) -> str:
-    location = problem["loc"]
-    where = ".".join(str(step) for step in location)
-    if problem["type"] != "extra_forbidden":
-        return f"{where}: {problem['msg']} (got {problem['input']!r})"
-    known = _known_keys(config_type, location[:-1])
-    guesses = difflib.get_close_matches(str(location[-1]), known, n=1)
-    hint = f"did you mean `{guesses[0]}`?" if guesses else f"known keys: {', '.join(sorted(known))}"
-    return f"{where}: unknown key; {hint}"
+    where = ".".join(str(step) for step in problem["loc"])
+    return f"{where}: {_message(config_type, problem)}"
+
+
+def _message(config_type: type[pydantic.BaseModel], problem: Any) -> str:
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(config_type, problem["loc"][:-1])
+            return f"unknown key; {did_you_mean(str(problem['loc'][-1]), known, 'known keys')}"
+        case "explained":  # by `field_problem`
+            return str(problem["msg"])
+        case _:
+            return f"{problem['msg']} (got {problem['input']!r})"
 
 
 def _known_keys(config_type: type[pydantic.BaseModel], path: tuple[Any, ...]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,9 @@ import pyarrow.parquet as pq
 from x2vlm.errors import InvalidSample
 
 KEY_FORMAT_VERSION = "v1"
+
+MediaKind = Literal["image", "video"]  # of a sample and of its media; kinds of batches are in `x2vlm.data.kinds`
+MEDIA_KINDS: tuple[MediaKind, ...] = get_args(MediaKind)
 
 
 class Grain(enum.StrEnum):
@@ -68,7 +71,7 @@ class Concept:
 class Media:
     """The pixels a sample is about. `sha256` is of the original bytes as fetched, whatever is stored."""
 
-    kind: str  # "image" or "video"
+    kind: MediaKind
     sha256: str
     bytes: int  # of the original
     width: int  # oriented pixels of the original
@@ -113,7 +116,7 @@ class Sample:
     source: str
     source_row: str
     split: str
-    kind: str  # "image" or "video"
+    kind: MediaKind
     url: str
     captions: tuple[Caption, ...] = ()
     concepts: tuple[Concept, ...] = ()

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.experiment import Experiment, resolve
 from pipelines.flow.stage import InputPart
@@ -11,10 +12,11 @@ from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.store import Store
 from x2vlm.data.loading.config import ExampleConfig
 from x2vlm.data.shards.media_files import index_name, is_media_file
-from x2vlm.data.text.captions import pre_caption
 from x2vlm.data.text.texts import concept_text
-from x2vlm.errors import InvalidSample
 from x2vlm.samples import Sample
+
+if TYPE_CHECKING:  # a plan without shards need not import the library of tokenizers
+    from x2vlm.data.text.encoding import TextEncoder
 
 # Mean tokens of a row with [CLS] and [SEP]: captions, and labels of objects and regions. Nobody has measured them on
 # the data of the paper.
@@ -39,14 +41,15 @@ def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, sto
     stored = None if store is None or ref is None else store.read_manifest(ref.manifest_path)
     if store is None or stored is None:
         return TextLengths(dict(ASSUMED), "assumed, not measured: no shards are packed yet")
-    from x2vlm.data.text.tokenizer import load_tokenizer  # not for a plan without shards
+    from x2vlm.data.text.encoding import TextEncoder
+    from x2vlm.data.text.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(resolve(experiment.vocabulary))
+    encoder = TextEncoder(load_tokenizer(resolve(experiment.vocabulary)), examples.max_tokens)
     numbers: dict[str, list[int]] = {kind: [] for kind in ASSUMED}
     for sample in _some_samples(store, store.as_input(stored[0]).parts):
-        for kind, texts in _texts(sample, examples).items():
+        for kind, texts in _texts(sample, encoder, examples.regions.max_regions).items():
             if len(numbers[kind]) < MAX_TEXTS:
-                numbers[kind] += [len(tokenizer.encode(text, examples.max_tokens)) for text in texts]
+                numbers[kind] += [len(encoder.encode_clean(text)) for text in texts]
     mean = {kind: sum(found) / len(found) if found else ASSUMED[kind] for kind, found in numbers.items()}
     counted = ", ".join(f"{len(found)} {kind}" for kind, found in numbers.items() if found)
     assumed = ", ".join(kind for kind, found in numbers.items() if not found)
@@ -66,24 +69,14 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
             yield from ShardReader(index, index).samples()  # samples are all in the index; no payload is opened
 
 
-def _texts(sample: Sample, examples: ExampleConfig) -> dict[str, list[str]]:
+def _texts(sample: Sample, encoder: "TextEncoder", max_regions: int) -> dict[str, list[str]]:
     """The cleaned texts that a sample brings to each kind of stream.
 
     To a region stream: one caption, if there is one, and concepts up to the most that an image may have.
     """
-    captions = _cleaned([caption.text for caption in sample.captions], examples.max_tokens)
+    captions = encoder.clean(caption.text for caption in sample.captions)
     if sample.kind == "video":
         return {"video": captions}
-    concepts = _cleaned([concept_text(concept) for concept in sample.concepts], examples.max_tokens)
-    rows = [*captions[:1], *concepts][: examples.regions.max_regions] if concepts else []
+    concepts = encoder.clean(concept_text(concept) for concept in sample.concepts)
+    rows = [*captions[:1], *concepts][:max_regions] if concepts else []
     return {"image": captions, "region": rows}
-
-
-def _cleaned(texts: Sequence[str], max_words: int) -> list[str]:
-    cleaned = []
-    for text in texts:
-        try:
-            cleaned.append(pre_caption(text, max_words))
-        except InvalidSample:
-            continue  # training does not use it either
-    return cleaned

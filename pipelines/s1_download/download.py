@@ -50,7 +50,17 @@ from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.data.shards.packs import Payload, write_media_pack
 from x2vlm.errors import ConfigError
-from x2vlm.samples import Drop, Fetch, Sample, count_rules, drop_table, sample_table, samples_of, write_table
+from x2vlm.samples import (
+    MEDIA_KINDS,
+    Drop,
+    Fetch,
+    Sample,
+    count_rules,
+    drop_table,
+    sample_table,
+    samples_of,
+    write_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -215,7 +225,7 @@ def _plan_items(
     published: defaultdict[int, set[str]] = defaultdict(set)
     for row, sample in enumerate(samples):
         try:
-            if sample.kind not in ("image", "video"):
+            if sample.kind not in MEDIA_KINDS:
                 raise Refusal("unknown_kind", f"{sample.kind!r}; image and video are fetched")
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")

@@ -5,7 +5,7 @@
 
 A part is judged as a whole, column by column: no rule looks at rows one by one. What goes is handed on as drops with
 the value and the threshold that decided, so a threshold can be argued about later without running anything. What
-another threshold would do is computed from the input when someone asks (`x2vlm.data.rules.row_filters.rule_values`).
+another threshold would do is computed from the stored input when someone asks (`pipelines.why.what_if`).
 
 There is no rule about captions that many rows share. How often a caption occurs is a fact about a whole source, so each
 part would depend on all others: adding or taking out one row would give every part a new fingerprint and run the source

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Json
 from x2vlm.data.scores.thresholds import add_histograms, score_histogram, shuffled_pairs, shuffled_scores
+from x2vlm.samples import MEDIA_KINDS
 
-KINDS = ("image", "video")
 SEED = 0
 MAX_PAIRS = 4000  # shuffled pairs of a part: a fraction of 5 % is then known to within 0.7 points (two standard errors)
 
@@ -29,7 +29,7 @@ def part_histograms(
     table = pq.read_table(rows, columns=["kind", "url"])
     kinds, urls = table["kind"].to_pylist(), table["url"].to_pylist()
     found: Histograms = {}
-    for kind in KINDS:
+    for kind in MEDIA_KINDS:
         mine = [row for row, score in enumerate(scores) if score is not None and kinds[row] == kind]
         if not mine:
             continue
@@ -51,7 +51,7 @@ def _stacked(vectors: Sequence[np.ndarray | None], rows: Sequence[int]) -> np.nd
 def add_up_histograms(parts: Sequence[Mapping[str, Mapping[str, Sequence[int]]]]) -> dict[str, Json]:
     """The histograms of all parts together."""
     total: dict[str, Json] = {}
-    for kind in KINDS:
+    for kind in MEDIA_KINDS:
         mine = [part[kind] for part in parts if kind in part]
         if mine:
             total[kind] = {name: add_histograms([part[name] for part in mine]) for name in ("real", "shuffled")}

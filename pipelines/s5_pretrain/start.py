@@ -12,10 +12,9 @@ import pydantic
 from pipelines.flow.stage import InputFile, Inputs, Read
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
+from x2vlm.models.files import MODEL_FILES
 
 HUB_NAME = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
-# Of a saved model of ours: what the weights are read from. The other files of its folder may change freely.
-MODEL_FILES = ("config.json", "model.safetensors")
 # What transformers takes of a folder, best first; a sharded one is led by its index.
 TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 LOCAL = "local"

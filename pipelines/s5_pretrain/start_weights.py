@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s5_pretrain.start import HUB_NAME, MODEL_FILES, StartConfig, is_hub_name
+from pipelines.s5_pretrain.start import HUB_NAME, StartConfig, is_hub_name
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.inference.hub import locate_model
@@ -23,6 +23,7 @@ from x2vlm.models.checkpoints.initialize import initialize
 from x2vlm.models.checkpoints.reference import LoadReport, load_reference_state, named_state
 from x2vlm.models.checkpoints.released import read_checkpoint
 from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
+from x2vlm.models.files import MODEL_FILES
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import NEW_HEADS
 

@@ -37,7 +37,6 @@ from pipelines.s2_filter.judge import caption_verdicts, judge, row_verdicts
 from tests.benchmarks.filter_rows import synthetic_rows
 from tests.support.flow_helpers import LocalWriter
 from x2vlm.data.columns import SampleColumns
-from x2vlm.data.rules.row_filters import rule_values
 from x2vlm.samples import write_table
 
 CONFIG = FilterConfig()
@@ -120,7 +119,6 @@ def compare(num_rows: int) -> dict[str, float]:
             "rules and tables": (lambda: judge(rows, CONFIG), num_rows),
             "rules and tables, 5 boxes a row": (lambda: judge(with_boxes, CONFIG), with_boxes.num_rows),
             "whole stage with Parquet": (lambda: run_part(path, Path(folder) / "out"), num_rows),
-            "values of all rules": (lambda: rule_values(rows), num_rows),
         }
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):

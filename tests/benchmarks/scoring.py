@@ -17,7 +17,7 @@ import torch
 
 from pipelines.s3_score.config import ScoreConfig
 from pipelines.s3_score.rows import Throughput, prepare, score_rows
-from x2vlm.data.media.images import probe_image
+from x2vlm.data.media.images import probe
 from x2vlm.data.scores.clip_score import Clip, embed_pixels, embed_texts
 from x2vlm.data.shards.packs import MediaPack, write_media_pack
 from x2vlm.samples import Caption, Media, Sample, sample_key
@@ -40,8 +40,9 @@ def photo_samples(folder: Path, num_images: int) -> list[Sample]:
     media = []
     for path in photos:
         data = path.read_bytes()
-        media_format, width, height = probe_image(data)
-        media.append(Media("image", f"{len(media):064x}", len(data), width, height, media_format))
+        header = probe(data)
+        sha256 = f"{len(media):064x}"
+        media.append(Media("image", sha256, len(data), header.width, header.height, header.format))
     write_media_pack(folder, [(one.sha256, one.format, path) for one, path in zip(media, photos, strict=True)])
     first = Sample("", "bench", "", "train", "image", "http://sample.invalid/", (Caption("a photo of the street"),))
     return [

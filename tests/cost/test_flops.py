@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from x2vlm.cost import flops
-from x2vlm.cost.flops import BatchShape, Kind, Rewrites
+from x2vlm.cost.flops import BatchShape, Rewrites
+from x2vlm.data.kinds import BatchKind
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 
@@ -24,7 +25,7 @@ PACKED = Rewrites(False, True, False, True)
 BOTH = Rewrites(True, True, False, True)
 
 
-def _shape(kind: Kind, num_texts: int, num_images: int, matching: bool = True) -> BatchShape:
+def _shape(kind: BatchKind, num_texts: int, num_images: int, matching: bool = True) -> BatchShape:
     """Captions of 14 tokens, 7 of them masked; labels of regions of 6, 3 masked: the lengths of the tables."""
     length, masked = (6, 3) if kind == "region" else (14, 7)
     return BatchShape(kind, num_images, (length,) * num_texts, (masked,) * num_texts, matching)
@@ -72,7 +73,7 @@ def test_a_sample_costs_what_the_table_says(
     size: str, graph: flops.Graph | Rewrites, max_tokens: int, expected: list[float]
 ) -> None:
     texts, region_images = (128, 50) if size == "base" else (64, 25)
-    kinds: list[tuple[Kind, int]] = [("image", texts), ("region", region_images), ("video", 3 * texts)]
+    kinds: list[tuple[BatchKind, int]] = [("image", texts), ("region", region_images), ("video", 3 * texts)]
     shapes = [_shape(kind, texts, num_images) for kind, num_images in kinds]
     found = [flops.step_flops(MODELS[size], [shape], graph, max_tokens) / texts / 1e9 for shape in shapes]
     # One decimal, and the table adds 0.03 GFLOP for the heads of every sample; here they are counted.

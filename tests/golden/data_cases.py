@@ -14,7 +14,7 @@ from safetensors.torch import load_file as load_torch
 
 from tests.golden.differences import EXACT, Check, Difference, arrays, equal, numbers, worst
 from tests.golden.folders import nearest
-from x2vlm.data.loading.frames import choose_clips, choose_frames
+from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.loading.masking import MaskingConfig, choose_positions, mask_text
 from x2vlm.data.loading.operations import Operation, apply_operation
 from x2vlm.data.loading.regions import (
@@ -27,7 +27,7 @@ from x2vlm.data.loading.regions import (
 )
 from x2vlm.data.loading.transforms import cut_and_resize
 from x2vlm.data.randomness import Draws
-from x2vlm.data.text.captions import mentions_a_side, pre_caption, pre_question
+from x2vlm.data.text.captions import mentions_a_side, pre_caption
 from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import InvalidSample
 from x2vlm.objectives.box_losses import box_losses, generalised_iou, to_xyxy
@@ -242,12 +242,11 @@ def check_region_collate(folder: Path) -> list[Difference]:
 
 
 def check_frames(folder: Path) -> list[Difference]:
-    """Frames of evaluation exactly, of training by what can occur; neighbouring clips by what can occur."""
+    """Frames of evaluation exactly, of training by what can occur."""
     info = _info(folder)
     exact = [equal("frames", choose_frames(r["frames"], r["wanted"]), r["indexes"]) for r in info["evaluation"]]
     training = [difference for row in info["training"] for difference in _training_frames(row)]
-    clips = [difference for number, row in enumerate(info["clips"]) for difference in _clips(row, number)]
-    return [worst("evaluation", exact), worst("training", training), worst("clips", clips)]
+    return [worst("evaluation", exact), worst("training", training)]
 
 
 def _training_frames(row: dict[str, Any]) -> list[Difference]:
@@ -259,21 +258,6 @@ def _training_frames(row: dict[str, Any]) -> list[Difference]:
         Difference("highest", float(np.abs(chosen.max(axis=0) - row["highest"]).max()), tolerance),
         equal("ascending", bool((np.diff(chosen, axis=1) >= 0).all()), True),
     ]
-
-
-def _clips(row: dict[str, Any], number: int) -> list[Difference]:
-    """What the reference chose must be among our choices (a window of 8 clips has at least a chance of 1 in 1,000)."""
-    silent = [caption.strip() in row["skip"] for caption in row["captions"]]
-    found = []
-    for key, is_silent in (("chosen", silent), ("chosen_without_captions", [False] * len(silent))):
-        if key not in row:
-            continue
-        draws = (Draws("clips", number, label) for label in range(10_000))
-        hit = any(
-            choose_clips(row["clip_lengths"], is_silent, row["minimum_frames"], draw) == row[key] for draw in draws
-        )
-        found.append(equal(f"{key} of case {number} {row[key]} possible", hit, True))
-    return found
 
 
 def check_masking(folder: Path) -> list[Difference]:
@@ -371,10 +355,9 @@ def check_schedule(folder: Path) -> list[Difference]:
 
 
 def check_texts(folder: Path) -> list[Difference]:
-    """Captions, questions, the test for left and right, and word pieces."""
+    """Captions, the test for left and right, and word pieces."""
     info = _info(folder)
     captions = [equal(repr(r["text"]), _caption(r["text"], r["max_words"]), r["caption"]) for r in info["rows"]]
-    questions = [equal(repr(r["text"]), pre_question(r["text"], r["max_words"]), r["question"]) for r in info["rows"]]
     sides = [
         equal(repr(text), mentions_a_side([text], parity_reference=True), says)
         for text, says in info["contains_left_or_right"].items()
@@ -391,7 +374,6 @@ def check_texts(folder: Path) -> list[Difference]:
     ]
     return [
         worst("captions", captions),
-        worst("questions", questions),
         worst("left/right", sides),
         worst("ids", pieces),
     ]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, counting, save_folder, small_pretrained
+from tests.support.naive_pixels import naive_pixels
 from x2vlm import inference
 from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.media.images import open_image
@@ -15,7 +16,6 @@ from x2vlm.data.media.video import sample_clip
 from x2vlm.errors import ConfigError, InvalidSample, SourceUnavailable
 from x2vlm.inference.api import CAPTION, Pretrained, Ranked
 from x2vlm.models.generate import GenerateConfig, generate
-from x2vlm.tasks.task import image_tensor
 
 TEXTS = ["a dog", "A bus, seen from the street!", "two people", "a red bus on a street", "o"]
 SOURCES = [PHOTOS[0], CLIPS[0], PHOTOS[1], PHOTOS[2], CLIPS[1]]
@@ -39,13 +39,13 @@ def visuals(bert):
 
 
 def by_hand(pretrained, source):
-    """Tokens of one image or clip, by way of the functions that training and evaluation use."""
+    """Tokens of one image or clip, by way of the functions that training uses and of pixels made by hand."""
     data, model = source.read_bytes(), pretrained.model
     if source in CLIPS:
         frames = sample_clip(data, frames_per_second=1.0).frames
         chosen = choose_frames(len(frames), 3)
-        return model.encode_video(torch.stack([image_tensor(frames[number], 64) for number in chosen])[None])
-    return model.encode_image(image_tensor(open_image(data), 64)[None])
+        return model.encode_video(torch.stack([naive_pixels(frames[number], 64) for number in chosen])[None])
+    return model.encode_image(naive_pixels(open_image(data), 64)[None])
 
 
 def text_by_hand(pretrained, text):

@@ -7,6 +7,7 @@ import torch
 from transformers import BertTokenizer, ViTImageProcessorPil
 
 from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, small_pretrained, tokenizer_of, xlmr_tokenizer
+from tests.support.naive_pixels import naive_pixels
 from x2vlm.data.media.images import open_image
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.inference.processor import ProcessorConfig, check_fit, load_processor, processor_for, save_processor
@@ -44,6 +45,12 @@ def test_transformers_reads_the_same_file_and_makes_the_same_pixels(pretrained, 
     images = [open_image(path.read_bytes()) for path in PHOTOS[:3]]
     theirs = ViTImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pretrained.processor.images(images), theirs, atol=1e-6, rtol=0.0)
+
+
+def test_pixels_are_the_published_ones_to_the_last_bit(pretrained):
+    images = [open_image(path.read_bytes()) for path in PHOTOS[:3]]
+    expected = torch.stack([naive_pixels(image, 64) for image in images])
+    assert torch.equal(pretrained.processor.images(images), expected)
 
 
 def test_ids_are_those_of_transformers(pretrained, folder):

@@ -9,7 +9,6 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 from tests.support.golden_cases import read_case, read_model, to_batch
 from x2vlm.errors import ConfigError
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.tokens import join_rows
 from x2vlm.models.x2vlm import X2VLM, build_model, swap_text_encoder
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -181,22 +180,14 @@ def test_shared_memory_equals_fusing_every_row_alone():
     images = model.encode_image(torch.randn(2, 3, 64, 64))
     image_of, mask = torch.tensor([0, 1, 1]), torch.rand(3, 16) > 0.4
     regions, whole = model.pool_regions(images, image_of, mask), images.select(image_of)
-    memory = model.remember(join_rows(regions, whole))
     ids, text_mask = tiny_text()
     text = model.encode_text(ids, text_mask)
-    for offset, rows in ((0, regions), (3, whole)):
-        fused = model.fuse(text, text_mask, memory.select(torch.arange(3) + offset))
+    for rows in (regions, whole):
+        fused = model.fuse(text, text_mask, model.remember(rows).select(torch.arange(3)))
         for row in range(3):
             one = torch.tensor([row])
             alone = model.fuse(text[one], text_mask[one], rows.select(one))
             assert_close(fused[one], alone, atol=1e-6, rtol=0)
-
-
-def test_rows_over_different_patches_cannot_be_joined():
-    model = tiny_model()
-    first, second = (model.encode_image(torch.randn(1, 3, 64, 64)) for _ in range(2))
-    with pytest.raises(ValueError, match="same patches"):
-        join_rows(first, second)
 
 
 def test_temperature_is_clamped_to_its_range():

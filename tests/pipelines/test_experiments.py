@@ -5,23 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from pipelines import experiment as experiment_module
 from pipelines.estimate import EstimateOptions, estimate
-from pipelines.experiment import EXPERIMENTS, Experiment, load_experiment
+from pipelines.experiment import Experiment, load_experiment, shipped_experiments
 from pipelines.graph import build_graph
 from pipelines.project import PROJECT_ROOT
+from pipelines.s2_filter import FilterConfig
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import StartConfig
+from x2vlm.config import parse_config
 from x2vlm.data.cards import load_card
 from x2vlm.errors import ConfigError
 
-NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+FILES = shipped_experiments()
+NAMES = sorted(FILES)
 RECIPES = [name for name in NAMES if name.startswith(("base_", "large_", "ablation_"))]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_gives_command_needs_and_expectation(name: str) -> None:
-    header = (EXPERIMENTS / f"{name}.yaml").read_text().split("\nsources:")[0]
+    header = "\n".join(line for line in FILES[name].read_text().splitlines() if line.startswith("#"))
     for word in ("# Run: ", "# Needs: ", "# Expect: ", f" {name}"):
         assert word in header, f"{name}: its header lacks {word!r}"
 
@@ -212,11 +217,7 @@ def test_the_two_temporal_recipes_differ_in_how_frames_meet_and_in_nothing_else(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_hours_of_a_header_are_what_the_estimate_says(name: str) -> None:
-    header = " ".join(
-        line.removeprefix("#").strip()
-        for line in (EXPERIMENTS / f"{name}.yaml").read_text().splitlines()
-        if "#" in line
-    )
+    header = " ".join(line.removeprefix("#").strip() for line in FILES[name].read_text().splitlines() if "#" in line)
     told = [
         (int(a100.replace(",", "")), int(h200.replace(",", "")))
         for a100, h200 in re.findall(r"([\d,]+) GPU hours on A100 .*?, ([\d,]+) on H200", header)
@@ -229,8 +230,125 @@ def test_the_hours_of_a_header_are_what_the_estimate_says(name: str) -> None:
 def test_an_unknown_experiment_is_answered_with_the_nearest_known_one() -> None:
     with pytest.raises(ConfigError, match=r"did you mean `large_4m_released`"):
         load_experiment("large_4m_relased")
-    with pytest.raises(ConfigError, match=r"There are: ablation_no_aligning, .*sample, world"):
+    with pytest.raises(ConfigError, match=r"there are: ablation_no_aligning, .*sample, world"):
         load_experiment("zzz")
+
+
+def test_an_experiment_is_found_by_its_bare_name_in_whichever_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {FILES[name].parent.name for name in RECIPES} == {"base", "large", "ablations"}
+    assert load_experiment("base_4m_paper").name == "base_4m_paper"
+    monkeypatch.setattr(experiment_module, "EXPERIMENTS", tmp_path)
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "twin.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"two experiments are called twin: .*one/twin.yaml and .*other/twin.yaml"):
+        load_experiment("twin")
+
+
+ANY_SIZE = FilterConfig(min_short_edge=None, max_aspect_ratio=None)
+AS_PUBLISHED = FilterConfig(min_short_edge=None, max_aspect_ratio=None, patch_size=0, region_text_overlap=None)
+CLIPS = ("webvid", "howto100m", "yttemporal")
+
+
+@pytest.mark.parametrize(
+    ("name", "of_clean_images"),
+    [
+        *(
+            (f"{size}_1b_{by}", rules)
+            for size in ("base", "large")
+            for by, rules in (("paper", ANY_SIZE), ("released", AS_PUBLISHED))
+        ),
+        *((f"ablation_temporal_{how}", ANY_SIZE) for how in ("mean", "attention")),
+    ],
+)
+def test_web_pairs_and_clips_are_filtered_by_the_papers_rules_and_clean_images_are_not(
+    name: str, of_clean_images: FilterConfig
+) -> None:
+    experiment = load_experiment(name)
+    for source, config in experiment.sources.items():
+        expected = None if source in ("laion_en", *CLIPS) else of_clean_images
+        assert config.filter == expected, source
+    assert experiment.filter == FilterConfig(languages=("en",))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_file_writes_the_same_filter_twice(name: str) -> None:
+    raw = yaml.safe_load(FILES[name].read_text())
+    filters = [*raw.get("filters", {}).values(), *(source.get("filter") for source in raw["sources"].values())]
+    written = [str(value) for value in filters if isinstance(value, dict)]
+    assert len(written) == len(set(written))
+
+
+def sample_with(sources: dict[str, Any], filters: Any = None) -> dict[str, Any]:
+    values = yaml.safe_load(FILES["sample"].read_text())
+    values["sources"] = {name: {**value, **sources.get(name, {})} for name, value in values["sources"].items()}
+    return {"name": "sample", **values} | ({} if filters is None else {"filters": filters})
+
+
+def test_a_named_filter_is_the_same_experiment_as_one_written_out() -> None:
+    rules = {"min_short_edge": 16, "languages": ["en"]}
+    written = Experiment.model_validate(sample_with({"cc3m": {"filter": rules}, "laion": {"filter": rules}}))
+    named = parse_config(
+        Experiment, sample_with({"cc3m": {"filter": "web"}, "laion": {"filter": "web"}}, {"web": rules}), "here"
+    )
+    assert named.model_dump() == written.model_dump()
+    assert parse_config(Experiment, named.model_dump(), "again").model_dump() == written.model_dump()
+    assert [build_graph(e)["filter/laion"].config for e in (named, written)] == [FilterConfig.model_validate(rules)] * 2
+
+
+@pytest.mark.parametrize(
+    ("sources", "filters", "message"),
+    [
+        ({"laion": "wbe"}, {"web": {}}, "sources.laion.filter: no filter .* called 'wbe'; did you mean `web`"),
+        ({"laion": "web"}, None, "sources.laion.filter: no filter of `filters` is called 'web'"),
+        ({}, {"web": {}}, "sources: none names the filter `web` of `filters`; write `filter: web` at one, or take"),
+        (
+            {"laion": "web"},
+            {"web": {"min_short_egde": 3}},
+            "filters.web.min_short_egde: .*did you mean `min_short_edge`",
+        ),
+        ({"laion": "web"}, {"web": {"patch_size": -1}}, "filters.web.patch_size: .*got -1"),
+        ({"laion": "web"}, ["web"], "filters: Input should be a valid dict"),
+        ({"laion": {"patch_siez": 1}}, None, "sources.laion.filter.patch_siez: unknown key; did you mean `patch_size`"),
+    ],
+)
+def test_a_wrong_name_of_a_filter_is_told_with_file_and_field(
+    sources: dict[str, Any], filters: Any, message: str
+) -> None:
+    values = sample_with({name: {"filter": value} for name, value in sources.items()}, filters)
+    with pytest.raises(ConfigError) as caught:
+        parse_config(Experiment, values, "here.yaml")
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("here.yaml: ")
+    assert re.match(f"  {message}", lines[1])
+    assert len(lines) == (3 if sources == {"laion": "wbe"} else 2)  # `wbe` is unknown, and so nothing names `web`
+
+
+def test_the_options_of_an_evaluation_are_checked_when_the_file_is_loaded(tmp_path: Path) -> None:
+    values = sample_with({})
+    values["evaluate"]["retrieval"] |= {"batch_size": 4, "options": {"shortlist": 3}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    config = build_graph(load_experiment(str(path)))["evaluate/retrieval"].config
+    assert config.model_dump() == {
+        "task": "retrieval",
+        "batch_size": 4,
+        "options": {"shortlist": 3, "recalls": (1, 5, 10)},
+    }
+    for change, message in (
+        (
+            {"options": {"shortlst": 3}},
+            r"mine.yaml: .*\n  evaluate.retrieval.options.shortlst: .*did you mean `shortlist`",
+        ),
+        ({"optoins": {}}, r"evaluate.retrieval.optoins: unknown key; did you mean `options`"),
+        ({"task": "retreival"}, r"evaluate.retrieval.task: .*did you mean `retrieval`"),
+    ):
+        broken = {**values, "evaluate": {"retrieval": {**values["evaluate"]["retrieval"], **change}}}
+        path.write_text(yaml.safe_dump(broken))
+        with pytest.raises(ConfigError, match=message):
+            load_experiment(str(path))
 
 
 def test_the_two_4m_recipes_differ_where_paper_and_release_do() -> None:

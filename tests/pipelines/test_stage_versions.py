@@ -18,6 +18,7 @@ from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
 from tests.support.flow.fingerprint_goldens import check_defaults, check_golden
 from x2vlm.config import FrozenConfig
+from x2vlm.tasks.catalog import TASKS
 
 CASES: list[tuple[Stage, FrozenConfig]] = [
     (READ, ReadConfig(reader="cc3m", source="toy", card="toy", files={"pairs": "toy.tsv"})),
@@ -40,3 +41,8 @@ def test_fingerprint_and_defaults_are_the_pinned_ones(stage: Stage, config: Froz
     key = f"{stage.name}@{stage.version}"
     check_golden(key, part_fingerprint(stage, config, part))
     check_defaults(key, config)
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_the_default_options_of_a_task_are_the_pinned_ones(name: str) -> None:
+    check_defaults(f"task {name}@{TASKS[name].version}", EvaluateConfig(task=name).options)

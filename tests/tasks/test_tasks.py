@@ -8,23 +8,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.support.naive_pixels import naive_pixels
+from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.errors import InvalidSample
+from x2vlm.inference.processor import processor_for
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
-from x2vlm.tasks.catalog import TASKS
-from x2vlm.tasks.config import TASK_CONFIGS
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
 from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_retrieval
 from x2vlm.tasks.scoring import box_iou
-from x2vlm.tasks.task import TaskContext, data_digest, image_tensor
+from x2vlm.tasks.task import TaskContext, data_digest
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bus"]
-
-
-def test_every_task_is_configured_by_the_type_that_plans_are_checked_with() -> None:
-    assert {name: task.config_type for name, task in TASKS.items()} == TASK_CONFIGS
-    assert all(task.name == name for name, task in TASKS.items())
+VOCABULARY = [*SPECIAL_TOKENS, *WORDS]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +37,9 @@ def model() -> X2VLM:
     )
 
 
-def encode(texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    rows = [[1, *(4 + WORDS.index(word) for word in text.split()), 2] for text in texts]
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    return ids, ids != 0
+def ids_by_hand(text: str) -> tuple[Tensor, Tensor]:
+    ids = [VOCABULARY.index(token) for token in ("[CLS]", *text.split(), "[SEP]")]
+    return torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
 
 
 def make_sample(index: int, captions: int = 2) -> Sample:
@@ -66,8 +61,9 @@ def image(sample: Sample) -> Image.Image:
     return Image.fromarray(generator.integers(0, 255, (32, 48, 3), dtype=np.uint8))
 
 
-def context(samples: Sequence[Sample], batch_size: int = 5) -> TaskContext:
-    return TaskContext(samples, image, encode, batch_size=batch_size)
+def context(model: X2VLM, samples: Sequence[Sample], batch_size: int = 5) -> TaskContext:
+    processor = processor_for(model.config, WordPieceTokenizer(VOCABULARY))
+    return TaskContext(samples, image, processor, batch_size=batch_size)
 
 
 @torch.no_grad()
@@ -77,9 +73,9 @@ def naive_tables(model: X2VLM, samples: Sequence[Sample]) -> tuple[np.ndarray, n
     cosine, logits = np.zeros((len(samples), len(texts))), np.zeros((len(samples), len(texts)))
     model.eval()
     for i, sample in enumerate(samples):
-        vision = model.encode_image(image_tensor(image(sample), 32)[None])
+        vision = model.encode_image(naive_pixels(image(sample), 32)[None])
         for t, text in enumerate(texts):
-            ids, mask = encode([text])
+            ids, mask = ids_by_hand(text)
             states = model.encode_text(ids, mask)
             v, w = model.project(vision, states)
             cosine[i, t] = float((v @ w.T)[0, 0])
@@ -89,7 +85,7 @@ def naive_tables(model: X2VLM, samples: Sequence[Sample]) -> tuple[np.ndarray, n
 
 def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(4)]
-    result = evaluate_retrieval(model, RetrievalConfig(shortlist=3), context(samples))
+    result = evaluate_retrieval(model, RetrievalConfig(shortlist=3), context(model, samples))
     cosine, logits = naive_tables(model, samples)
     expected_hits = []
     for i in range(4):
@@ -105,14 +101,14 @@ def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
 
 def test_retrieval_does_not_depend_on_batch_size(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(5)]
-    one, many = (evaluate_retrieval(model, RetrievalConfig(), context(samples, size)) for size in (1, 64))
+    one, many = (evaluate_retrieval(model, RetrievalConfig(), context(model, samples, size)) for size in (1, 64))
     assert one.metrics == many.metrics
     assert one.data_digest == many.data_digest
 
 
 def test_grounding_scales_boxes_back_and_skips_ambiguous_texts(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(3)]
-    result = evaluate_grounding(model, GroundingConfig(), context(samples))
+    result = evaluate_grounding(model, GroundingConfig(), context(model, samples))
     rows = result.predictions.to_pylist()
     assert [row["annotation_id"] for row in rows] == ["0-a", "1-a", "2-a"]
     for row in rows:
@@ -121,16 +117,16 @@ def test_grounding_scales_boxes_back_and_skips_ambiguous_texts(model: X2VLM) -> 
         assert x + w <= 48 + 1e-6
         assert y + h <= 32 + 1e-6
         assert row["iou"] == pytest.approx(box_iou(Box(x, y, w, h), Box(*row["target_xywh"])))
-    ambiguous = evaluate_grounding(model, GroundingConfig(unambiguous=False), context(samples))
+    ambiguous = evaluate_grounding(model, GroundingConfig(unambiguous=False), context(model, samples))
     assert ambiguous.num_examples == 9
     assert ambiguous.data_digest != result.data_digest
 
 
 def test_nothing_to_evaluate_is_an_error(model: X2VLM) -> None:
     with pytest.raises(InvalidSample, match="empty_split"):
-        evaluate_retrieval(model, RetrievalConfig(), context([]))
+        evaluate_retrieval(model, RetrievalConfig(), context(model, []))
     with pytest.raises(InvalidSample, match="empty_split"):
-        evaluate_grounding(model, GroundingConfig(), context([]))
+        evaluate_grounding(model, GroundingConfig(), context(model, []))
 
 
 def test_an_example_asked_twice_is_an_error() -> None:

@@ -16,7 +16,6 @@ from x2vlm.train.optim import (
     OptimizerConfig,
     ReferenceAdamW,
     build_optimizer,
-    linear_lr_schedule,
     load_optimizer_tensors,
     lr_factor,
     new_parameter_names,
@@ -193,23 +192,6 @@ def test_schedule_reaches_its_minimum_and_never_exceeds_the_base_rate():
     assert lrs[0] == 0
     assert max(lrs) == lrs[10] == 1
     assert lrs[100:] == pytest.approx([0.1] * 20)
-
-
-def test_linear_schedule_scales_every_group():
-    optimizer = build_optimizer(tiny_model(), OptimizerConfig(lr=1.0))
-    schedule = linear_lr_schedule(optimizer, warmup_steps=2, total_steps=6)
-    seen = []
-    for _ in range(7):
-        seen.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        schedule.step()
-    assert [lrs[0] for lrs in seen] == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
-    assert all(lrs[2] == 2 * lrs[0] for lrs in seen)
-
-
-def test_warmup_longer_than_the_run_is_an_error():
-    with pytest.raises(ConfigError, match="warmup_steps"):
-        linear_lr_schedule(build_optimizer(tiny_model(), OptimizerConfig()), 5, 4)
 
 
 @pytest.mark.parametrize("adamw", ["reference", "torch"])

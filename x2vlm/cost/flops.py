@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from x2vlm.data.kinds import BatchKind
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig
 
-Kind = Literal["image", "region", "video", "text"]
 Graph = Literal["executed", "reference"]
 
 TRAINING_PER_FORWARD = 3
@@ -27,7 +27,7 @@ class BatchShape:
     `text_lengths` are the real tokens of every text row with [CLS] and [SEP], `num_masked` its masked tokens.
     """
 
-    kind: Kind
+    kind: BatchKind
     num_images: int
     text_lengths: tuple[int, ...]
     num_masked: tuple[int, ...]

@@ -3,7 +3,6 @@
 A card holds facts only (`datasets/<folder>/<id>.yaml`). What to do with the dataset is said by an experiment.
 """
 
-import difflib
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal, Self
 
 import pydantic
 
-from x2vlm.config import FrozenConfig, parse_config, read_yaml
+from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.data.readers import READERS
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Grain
@@ -86,10 +85,7 @@ class Card(FrozenConfig):
     @classmethod
     def _reader_exists(cls, reader: str | None) -> str | None:
         if reader is not None and reader not in READERS:
-            guesses = difflib.get_close_matches(reader, READERS, n=1)
-            raise ValueError(
-                f"no such reader; {f'did you mean `{guesses[0]}`?' if guesses else f'known: {sorted(READERS)}'}"
-            )
+            raise ValueError(f"no such reader; {did_you_mean(reader, READERS)}")
         return reader
 
     @pydantic.field_validator("allow_networks")

@@ -19,9 +19,10 @@ from torch import Tensor
 from x2vlm.data.boxes import pixel_box
 from x2vlm.errors import InvalidSample
 from x2vlm.inference.hub import locate_model
-from x2vlm.inference.pretrained import CONFIG_FILE, WEIGHTS_FILE, load_pretrained
-from x2vlm.inference.processor import PROCESSOR_FILE, Processor, check_fit, load_processor, num_positions
+from x2vlm.inference.pretrained import load_pretrained
+from x2vlm.inference.processor import Processor, check_fit, load_processor, num_positions
 from x2vlm.inference.visuals import Skipped, Source, Visual, list_files, read_visuals
+from x2vlm.models.files import CONFIG_FILE, PROCESSOR_FILE, WEIGHTS_FILE
 from x2vlm.models.generate import GenerateConfig, generate
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.x2vlm import X2VLM

@@ -3,11 +3,7 @@
 from pathlib import Path
 
 from x2vlm.errors import ConfigError, SourceUnavailable
-
-# Never pickles: `*.bin`, `*.pt` and `*.th` stay where they are.
-PLAIN_FILES = (
-    "config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt", "tokenizer.json", "README.md",
-)  # fmt: skip
+from x2vlm.models.files import ALL_FILES
 
 
 def locate_model(name: str | Path, revision: str | None = None) -> Path:
@@ -29,7 +25,8 @@ def locate_model(name: str | Path, revision: str | None = None) -> Path:
             f"{name}: no such folder, and huggingface_hub is not installed to fetch it; pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PLAIN_FILES)))
+        # Never pickles: `*.bin`, `*.pt` and `*.th` stay where they are.
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(ALL_FILES)))
     except HFValidationError as error:
         raise ConfigError(f"{name}: neither a folder nor a hub name: {error}") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -22,14 +22,12 @@ from x2vlm.inference.card import CardFacts, render_card
 from x2vlm.inference.hub import locate_model
 from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:  # writing weights down need not import timm and transformers
     from x2vlm.inference.processor import Processor
     from x2vlm.models.x2vlm import X2VLM
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-CARD_FILE = "README.md"
 MODEL_TYPE = "x2vlm"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".th", ".pkl", ".ckpt")
 

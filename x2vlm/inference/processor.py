@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,14 +22,13 @@ from torch import Tensor
 from x2vlm.config import FrozenConfig, parse_config
 from x2vlm.data.loading.batch import MEAN, STD
 from x2vlm.data.loading.transforms import evaluation_pixels
-from x2vlm.data.text.captions import pre_caption
+from x2vlm.data.text.encoding import TextEncoder
 from x2vlm.data.text.tokenizer import TextTokenizer, UnigramTokenizer, WordPieceTokenizer, parse_vocabulary
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.inference.visuals import Source, Visual, read_visual
 from x2vlm.models.config import ModelConfig
+from x2vlm.models.files import PROCESSOR_FILE, TOKENIZER_FILES
 
-PROCESSOR_FILE = "preprocessor_config.json"
-TOKENIZER_FILES = {"wordpiece": "vocab.txt", "unigram": "tokenizer.json"}
 TOKENIZER_OF_TEXT = {"bert": "wordpiece", "xlm-roberta": "unigram"}
 
 
@@ -90,7 +89,7 @@ class Processor:
         if not isinstance(text, str):
             raise InvalidSample("not_a_text", f"{text!r} is a {type(text).__name__}, not a str")
         try:
-            return self.tokenizer.encode(pre_caption(text, self.config.max_tokens), self.config.max_tokens)
+            return TextEncoder(self.tokenizer, self.config.max_tokens).encode(text)
         except InvalidSample as error:
             raise InvalidSample(error.rule, f"{text!r}: {error.message}") from None
 
@@ -123,12 +122,17 @@ def save_processor(processor: Processor, folder: Path) -> None:
 
 
 def load_processor(folder: Path) -> Processor:
-    """What `save_processor` wrote.
+    """What `save_processor` wrote; raises what `read_processor` does."""
+    return read_processor({name: folder / name for name in (PROCESSOR_FILE, *TOKENIZER_FILES.values())})
+
+
+def read_processor(files: Mapping[str, Path]) -> Processor:
+    """`load_processor` for files that lie apart, by the names they have in a model's folder.
 
     ConfigError if a file is missing or says something that this code does not do; CorruptArtifact if the vocabulary is
     not the one that the config was written with.
     """
-    path = folder / PROCESSOR_FILE
+    path = files[PROCESSOR_FILE]
     if not path.is_file():
         raise ConfigError(
             f"{path}: no such file, so nothing says how this model's input is prepared; save the model again with "
@@ -144,7 +148,10 @@ def load_processor(folder: Path) -> Processor:
     for key, expected in _hub_words(config).items():
         if values.get(key) != expected:
             raise ConfigError(f"{path}: {key} is {values.get(key)!r}, this processor does {expected!r}")
-    return Processor(config, _read_tokenizer(config, folder, values.get("tokenizer_sha256")))
+    name = TOKENIZER_FILES[config.tokenizer]
+    if name not in files:
+        raise ConfigError(f"{path}: a {config.tokenizer} tokenizer needs {name}, and there is {sorted(files)}")
+    return Processor(config, _read_tokenizer(config, files[name], values.get("tokenizer_sha256")))
 
 
 def check_fit(model: ModelConfig, processor: Processor, origin: str) -> None:
@@ -198,8 +205,7 @@ def _tokenizer_content(tokenizer: TextTokenizer) -> str:
     raise ConfigError(f"{type(tokenizer).__name__} cannot be saved; use WordPieceTokenizer or UnigramTokenizer")
 
 
-def _read_tokenizer(config: ProcessorConfig, folder: Path, recorded_sha256: object) -> TextTokenizer:
-    path = folder / TOKENIZER_FILES[config.tokenizer]
+def _read_tokenizer(config: ProcessorConfig, path: Path, recorded_sha256: object) -> TextTokenizer:
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")

@@ -49,28 +49,6 @@ class VisionTokens:
         )
 
 
-def join_rows(first: VisionTokens, second: VisionTokens) -> VisionTokens:
-    """The rows of both, which must share the very same patches; ValueError otherwise."""
-    if first.patches_MPD is not second.patches_MPD:
-        raise ValueError("only rows over the same patches can be joined")
-    if first.patch_mask_BP is None and second.patch_mask_BP is None:
-        patch_mask = None
-    else:
-        patch_mask = torch.cat([first.mask_BN[:, 1:], second.mask_BN[:, 1:]])
-    return VisionTokens(
-        summary_BD=torch.cat([first.summary_BD, second.summary_BD]),
-        patches_MPD=first.patches_MPD,
-        image_of_B=torch.cat([_image_of(first), _image_of(second)]),
-        patch_mask_BP=patch_mask,
-    )
-
-
 def with_summary(patch_mask_BP: Tensor) -> Tensor:
     """`patch_mask_BP` as booleans with an always-true column for token 0 in front."""
     return torch.nn.functional.pad(patch_mask_BP.bool(), (1, 0), value=True)
-
-
-def _image_of(vision: VisionTokens) -> Tensor:
-    if vision.image_of_B is not None:
-        return vision.image_of_B
-    return torch.arange(vision.num_rows, device=vision.summary_BD.device)

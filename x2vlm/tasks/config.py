@@ -1,4 +1,4 @@
-"""What an experiment decides about each task. The tasks themselves import torch; checking an experiment need not."""
+"""What an experiment decides about each task: its `options`. Tasks import torch; checking an experiment need not."""
 
 import pydantic
 
@@ -18,7 +18,3 @@ class GroundingConfig(FrozenConfig):
 
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     unambiguous: bool = True
-
-
-# By the names under which `x2vlm.tasks.catalog.TASKS` holds the tasks.
-TASK_CONFIGS: dict[str, type[FrozenConfig]] = {"retrieval": RetrievalConfig, "grounding": GroundingConfig}

@@ -17,7 +17,7 @@ from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box, Concept, Sample
 from x2vlm.tasks.config import GroundingConfig
 from x2vlm.tasks.scoring import bootstrap_interval, box_iou
-from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
+from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
@@ -71,12 +71,12 @@ def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Conc
         return []
     if sample.media is None:
         raise InvalidSample("missing_media", f"sample {sample.key} has no media")
-    pixels = image_tensor(ctx.load_image(sample), model.config.vision.image_res)[None].to(ctx.device)
+    pixels = ctx.processor.images([ctx.load_image(sample)]).to(ctx.device)
     vision = model.encode_image(pixels).select(torch.zeros(len(concepts), dtype=torch.long, device=ctx.device))
-    ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in ctx.encode_texts([concept_text(c) for c in concepts]))
+    ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in ctx.processor.texts([concept_text(c) for c in concepts]))
     fused = model.fuse(model.encode_text(ids_BL, mask_BL), mask_BL, vision)
     width, height = sample.media.width, sample.media.height
     return [pixel_box(row, width, height) for row in model.locate(fused).double().cpu().tolist()]
 
 
-GROUNDING = Task(name="grounding", config_type=GroundingConfig, headline="accuracy", evaluate=evaluate_grounding)
+GROUNDING = Task(evaluate=evaluate_grounding)

@@ -21,7 +21,7 @@ from x2vlm.errors import InvalidSample
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.tasks.config import RetrievalConfig
 from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, recall_at
-from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest, image_tensor
+from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
@@ -79,8 +79,7 @@ def _encode_images(model: X2VLM, ctx: TaskContext, samples: list) -> tuple[Visio
     """Tokens of all images (kept, since matching reads them again) and their features (I, E)."""
     summaries, patches, features = [], [], []
     for rows in _batches(len(samples), ctx.batch_size):
-        image_res = model.config.vision.image_res
-        pixels = torch.stack([image_tensor(ctx.load_image(sample), image_res) for sample in samples[rows]])
+        pixels = ctx.processor.images([ctx.load_image(sample) for sample in samples[rows]])
         vision = model.encode_image(pixels.to(ctx.device))
         summaries.append(vision.summary_BD)
         patches.append(vision.patches_MPD)
@@ -90,7 +89,7 @@ def _encode_images(model: X2VLM, ctx: TaskContext, samples: list) -> tuple[Visio
 
 def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Mask (T, L), states (T, L, D) and features (T, E) of all captions."""
-    ids_TL, mask_TL = (tensor.to(ctx.device) for tensor in ctx.encode_texts(texts))
+    ids_TL, mask_TL = (tensor.to(ctx.device) for tensor in ctx.processor.texts(texts))
     states = [model.encode_text(ids_TL[rows], mask_TL[rows]) for rows in _batches(len(texts), ctx.batch_size)]
     states_TLD = torch.cat(states)
     return mask_TL, states_TLD, model.project_text(states_TLD)
@@ -135,4 +134,4 @@ def _predictions(
     )
 
 
-RETRIEVAL = Task(name="retrieval", config_type=RetrievalConfig, headline="mean_recall", evaluate=evaluate_retrieval)
+RETRIEVAL = Task(evaluate=evaluate_retrieval)

@@ -10,18 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 from PIL import Image
-from torch import Tensor
 
-from x2vlm.config import FrozenConfig
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Sample
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.inference.processor import Processor
     from x2vlm.models.x2vlm import X2VLM
-
-# Statistics of CLIP's training images; the reference normalises with them everywhere (reference_model 1.1).
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -37,32 +32,24 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task may use besides the model: held-out samples, their pixels and the tokenizer."""
+    """What a task may use besides the model: held-out samples, their images, and the model's own processor."""
 
     samples: Sequence[Sample]
     load_image: Callable[[Sample], Image.Image]  # RGB, oriented
-    encode_texts: Callable[[Sequence[str]], tuple[Tensor, Tensor]]  # ids_BL, mask_BL
+    processor: Processor  # makes images and texts what the model was trained on
     device: torch.device = torch.device("cpu")
     batch_size: int = 32
 
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task. `finetune` is None for a zero-shot task."""
+    """What a downstream task does; `x2vlm.tasks.catalog` says what it is called and which options it takes.
 
-    name: str
-    config_type: type[FrozenConfig]
-    headline: str  # name of the metric that sums it up
+    Both functions get a value of the task's `config_type`. `finetune` is None for a zero-shot task.
+    """
+
     evaluate: Callable[[X2VLM, Any, TaskContext], TaskResult]
     finetune: Callable[[X2VLM, Any, TaskContext], X2VLM] | None = None
-
-
-def image_tensor(image: Image.Image, image_res: int) -> Tensor:
-    """Pixels (3, image_res, image_res), normalised; the whole image is squashed to a square as the reference does."""
-    resized = image.convert("RGB").resize((image_res, image_res), Image.Resampling.BICUBIC)
-    pixels_HWC = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(image_res, image_res, 3)
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return ((pixels_HWC.float() / 255 - mean) / std).permute(2, 0, 1).contiguous()
 
 
 def data_digest(example_ids: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import reference_names
@@ -229,22 +228,6 @@ def lr_factor(step: int, warmup_steps: int, total_steps: int, min_rate: float = 
         return max(min_rate, (total_steps - (1 - min_rate) * step) / num_left)
     left = (total_steps - step) / num_left
     return min_rate + (1 - min_rate) * min(1.0, max(0.0, left))
-
-
-def linear_lr_schedule(
-    optimizer: torch.optim.Optimizer,
-    warmup_steps: int,
-    total_steps: int,
-    min_rate: float = 0.0,
-    parity: Parity = "fixed",
-) -> LambdaLR:
-    """A schedule that multiplies every group's rate by `lr_factor`; call its `step()` after the optimizer's.
-
-    ConfigError if the warm-up is negative or longer than the run.
-    """
-    if not 0 <= warmup_steps <= total_steps:
-        raise ConfigError(f"warmup_steps ({warmup_steps}) must lie between 0 and total_steps ({total_steps})")
-    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, total_steps, min_rate, parity))
 
 
 def _is_new(name: str) -> bool:

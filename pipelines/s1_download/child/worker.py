@@ -44,7 +44,7 @@ from pipelines.s1_download.media.encoding import decodes, media_to_store
 from x2vlm.data.media.video import frames_blob, sample_clip
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.errors import InvalidSample, StageFailed
-from x2vlm.samples import Media
+from x2vlm.samples import MEDIA_KINDS, Media
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,7 @@ class Worker:
         # A later round must ask again for names that the machine remembers not to exist.
         resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
         crawler_policy = config.crawler_policy()
-        self._fetchers = {
-            kind: Fetcher(policy, config.limits(kind), crawler_policy, resolver) for kind in ("image", "video")
-        }
+        self._fetchers = {kind: Fetcher(policy, config.limits(kind), crawler_policy, resolver) for kind in MEDIA_KINDS}
         command = check_command(config, "download")
         self._yt_dlp = YtDlp(command, config, policy) if command else None
 

@@ -22,7 +22,7 @@ from pipelines.corpora.world.drawing.scene import Thing, make_scene
 from pipelines.corpora.world.drawing.texts import captions, full_phrase, region_phrases, unique_expression, word_overlap
 from pipelines.corpora.world.drawing.words import COLOURS, RELATIONS, SHAPES, TEXTURES
 from x2vlm.data.randomness import Draws
-from x2vlm.data.rules.text_overlap import overlapping_texts
+from x2vlm.data.rules.text_overlap import drop_repeats, find_overlaps
 
 LEFTOVER = re.compile(r"[{}%_<>]|None|  |\b(left_of|plain)\b")
 
@@ -112,7 +112,8 @@ def test_clean_region_phrases_are_left_alone_by_the_filter() -> None:
         regions = region_phrases(make_scene(config, index), Draws(index))
         texts = pa.array([text for text, _ in regions], pa.string())
         areas = np.array([float(box[2] * box[3]) for _, box in regions])
-        assert np.isnan(overlapping_texts(texts, np.zeros(len(regions), np.int64), areas)).all()
+        pairs = find_overlaps(texts, np.zeros(len(regions), np.int64), areas, 0.75, "smaller")
+        assert np.isnan(drop_repeats(pairs)).all()
     assert word_overlap("a red star", "red star here") == 2 / 3
 
 

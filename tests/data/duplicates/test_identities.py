@@ -267,9 +267,3 @@ def test_videos_have_times() -> None:
         ("msvd", "test", "-_hbPLsZvvo_5_8", "youtube", "-_hbPLsZvvo", 5.0, 8.0),
         ("msvd", "test", "vid1", None, None, None, None),
     ]
-
-
-def test_images_without_ids_are_counted() -> None:
-    assert rows(ev.nameless("winoground", "test", ["ex_0_img_0", "ex_0_img_0"])) == [
-        ("winoground", "test", "ex_0_img_0", None, None, None, None)
-    ]

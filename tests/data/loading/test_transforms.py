@@ -13,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from tests.benchmarks.photos import SHIPPED
 from x2vlm.data.loading.batch import MEAN, STD, normalised
-from x2vlm.data.loading.frames import choose_clips, choose_frames
+from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.loading.transforms import (
     AugmentConfig,
     ImagePlan,
@@ -43,23 +43,6 @@ def test_training_frames_span_what_the_reference_spans(shared_dir):
         tolerance = max(1, 0.05 * row["frames"])  # extremes of finitely many draws
         assert np.abs(np.min(chosen, axis=0) - row["lowest"]).max() <= tolerance, row
         assert np.abs(np.max(chosen, axis=0) - row["highest"]).max() <= tolerance, row
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=8), st.integers(1, 20), st.integers())
-def test_clips_are_neighbours_with_enough_frames_and_no_silent_one(clips, min_frames, label):
-    lengths, silent = [length for length, _ in clips], [is_silent for _, is_silent in clips]
-    chosen = choose_clips(lengths, silent, min_frames, Draws(label))
-    spoken = [number for number, is_silent in enumerate(silent) if not is_silent]
-    assert chosen == [number for number in spoken if chosen and chosen[0] <= number <= chosen[-1]]
-    assert sum(lengths[number] for number in chosen) >= min_frames or chosen == spoken
-    # Grown one clip at a time: without one of its ends it was not enough yet.
-    for start, end in ((1, None), (None, -1)):
-        shorter = sum(lengths[number] for number in chosen[start:end])
-        if shorter < min_frames:
-            break
-    else:
-        assert len(chosen) <= 1
 
 
 @settings(deadline=None)

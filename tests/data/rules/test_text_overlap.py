@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from x2vlm.data.rules import text_overlap
-from x2vlm.data.rules.text_overlap import OverlapMeasure, overlapping_texts
+from x2vlm.data.rules.text_overlap import OverlapMeasure, drop_repeats, find_overlaps
 
 PHRASES = st.lists(st.sampled_from(["dog", "cat", "red", "on", "the", "grass"]), max_size=6).map(" ".join)
 ODD_PHRASES = st.lists(
@@ -49,7 +49,8 @@ def one_image(texts: list[str], areas: list[float], threshold: Fraction, measure
 
 
 def drops(texts: list[str], areas: list[float], measure: OverlapMeasure = "smaller") -> list[int]:
-    found = overlapping_texts(pa.array(texts, pa.string()), np.zeros(len(texts), int), np.array(areas), measure=measure)
+    columns = (pa.array(texts, pa.string()), np.zeros(len(texts), int), np.array(areas))
+    found = drop_repeats(find_overlaps(*columns, 0.75, measure))
     return np.flatnonzero(~np.isnan(found)).tolist()
 
 
@@ -71,7 +72,7 @@ def test_dropped_texts_agree_with_a_naive_pass(
         for position, fraction in found.items():
             expected[members[position]] = float(fraction)
     columns = (pa.array(texts, pa.string()), np.array(images, dtype=np.int64), np.array(areas, dtype=np.float64))
-    np.testing.assert_array_equal(overlapping_texts(*columns, float(threshold), measure), expected)
+    np.testing.assert_array_equal(drop_repeats(find_overlaps(*columns, float(threshold), measure)), expected)
 
 
 @pytest.mark.parametrize(("pair_words", "texts_at_a_time"), [(1, 1), (7, 3), (1 << 20, 2)])
@@ -81,11 +82,11 @@ def test_the_size_of_a_bite_changes_nothing(
     draws = np.random.default_rng(1)
     texts = pa.array([" ".join(draws.choice(list("abcdefgh"), draws.integers(0, 7))) for _ in range(200)])
     image, area = np.sort(draws.integers(0, 20, 200)), draws.integers(0, 9, 200).astype(float)
-    whole = overlapping_texts(texts, image, area)
+    whole = drop_repeats(find_overlaps(texts, image, area, 0.75, "smaller"))
     assert 5 < np.count_nonzero(~np.isnan(whole)) < 195
     monkeypatch.setattr(text_overlap, "PAIR_WORDS", pair_words)
     monkeypatch.setattr(text_overlap, "TEXTS_AT_A_TIME", texts_at_a_time)
-    np.testing.assert_array_equal(overlapping_texts(texts, image, area), whole)
+    np.testing.assert_array_equal(drop_repeats(find_overlaps(texts, image, area, 0.75, "smaller")), whole)
 
 
 def test_more_words_than_bits_in_a_machine_word() -> None:
@@ -131,4 +132,4 @@ def test_jaccard_is_milder_to_texts_of_unequal_length() -> None:
 
 def test_a_missing_text_repeats_nothing() -> None:
     texts = pa.array([None, None, "dog"], pa.string())
-    assert np.isnan(overlapping_texts(texts, np.zeros(3, int), np.ones(3))).all()
+    assert np.isnan(drop_repeats(find_overlaps(texts, np.zeros(3, int), np.ones(3), 0.75, "smaller"))).all()

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import BertTokenizerFast
 
-from x2vlm.data.text.captions import mentions_a_side, pre_caption, pre_question
+from x2vlm.data.text.captions import mentions_a_side, pre_caption
 from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 
@@ -77,13 +77,3 @@ def test_a_caption_of_punctuation_is_refused_with_a_rule():
     with pytest.raises(InvalidSample) as caught:
         pre_caption("?!", 10)
     assert caught.value.rule == "empty_caption"
-
-
-def test_questions_are_cleaned_like_the_reference_does(case):
-    for row in case["rows"]:
-        assert pre_question(row["text"], row["max_words"]) == row["question"], row
-
-
-def test_runs_of_blanks_use_up_a_questions_words():
-    assert pre_question("What, is this?", 3) == "what  is"
-    assert pre_question("What is -- this?", 30) == "what is    this"

@@ -1,10 +1,10 @@
-"""Cleaning, joining and counting of texts."""
+"""Cleaning, joining and comparing of texts."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from x2vlm.data.text.texts import clean_text, concept_text, token_counts
+from x2vlm.data.text.texts import clean_text, compared_words, concept_text
 from x2vlm.samples import Box, Concept, Grain
 
 
@@ -47,6 +47,6 @@ def test_attributes_join_their_label(label: str, attributes: tuple[str, ...], de
     assert concept_text(Concept(Grain.OBJECT, label, Box(0, 0, 1, 1), attributes)) == description
 
 
-def test_words_are_counted_without_case_and_punctuation() -> None:
-    assert token_counts("A dog, a DOG!") == {"a": 2, "dog": 2}
-    assert token_counts("...") == {}
+def test_words_are_compared_without_case_and_punctuation() -> None:
+    assert compared_words("A dog, a DOG!") == ["a", "dog", "a", "dog"]
+    assert compared_words("...") == []

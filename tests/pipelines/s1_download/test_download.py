@@ -26,7 +26,7 @@ from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import clip, jpeg
 from tests.support.flow_helpers import artifact_input, run_stage_part, upstream_input
 from x2vlm.data.cards import file_paths, load_card
-from x2vlm.data.media.images import open_image, probe_image
+from x2vlm.data.media.images import open_image, probe
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.shards.packs import MediaPack
 from x2vlm.errors import ConfigError
@@ -294,7 +294,8 @@ def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path
         stored = run.pack.read(sample.media.sha256)
         assert run.pack.entry(sample.media.sha256).payload_sha256 == hashlib.sha256(stored).hexdigest()
         assert len(stored) < len(original)
-        assert probe_image(stored)[1:] == (sample.media.width, sample.media.height)
+        header = probe(stored)
+        assert (header.width, header.height) == (sample.media.width, sample.media.height)
         assert open_image(stored).tobytes() == open_image(original).tobytes()
 
 
@@ -423,7 +424,8 @@ def test_kept_rows_of_the_shipped_corpus_have_media_and_boxes_in_pixels(shipped:
         assert sample.fetch is not None
         assert sample.fetch.final_url == sample.url
         if sample.kind == "image":
-            assert probe_image(shipped.pack.read(sample.media.sha256))[1:] == (sample.media.width, sample.media.height)
+            header = probe(shipped.pack.read(sample.media.sha256))
+            assert (header.width, header.height) == (sample.media.width, sample.media.height)
     boxes = [concept for sample in shipped.kept if sample.source == "openimages" for concept in sample.concepts]
     assert boxes
     assert not any(concept.annotation_id.startswith("norm:") for concept in boxes)

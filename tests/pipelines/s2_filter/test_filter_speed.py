@@ -12,8 +12,6 @@ def test_rules_beat_rows_in_pandas_and_in_ray_data() -> None:
     assert 1e6 / found["rules"] >= 500_000
     assert found["pandas rules from Arrow"] >= 10 * found["rules"]
     assert ray_data(20_000) >= 50 * found["rules"]
-    # What-if questions are answered from the input: a part of 10,000 rows in milliseconds.
-    assert found["values of all rules"] * 10_000 / 1e6 < 0.05
 
 
 def test_ten_million_rows_cost_ten_times_a_million_in_the_same_memory() -> None:

@@ -26,6 +26,7 @@ from x2vlm.config import FrozenConfig
 from x2vlm.data.duplicates.matches import EmbeddingMatches, HashMatches
 from x2vlm.data.media.phash import FINGERPRINT_FIELDS
 from x2vlm.errors import CorruptArtifact
+from x2vlm.samples import MEDIA_KINDS
 
 ROW_FIELDS: list[pa.Field] = [
     pa.field("key", pa.string()),
@@ -159,7 +160,7 @@ def _assign_keepers(
     keeper_P, distance_P = np.full(num_images, -1, np.int64), np.zeros(num_images)
     method_P = np.full(num_images, "", object)
     searches: list[HashMatches | EmbeddingMatches] = []
-    for kind in ("image", "video"):
+    for kind in MEDIA_KINDS:
         own = np.flatnonzero(pc.equal(images.table["kind"], kind).to_numpy(zero_copy_only=False))
         if config.radius is not None:
             searches.append(HashMatches(images.table, own, config.radius, config.min_correlation))

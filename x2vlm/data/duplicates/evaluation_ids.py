@@ -166,11 +166,6 @@ def msvd_ids(eval_set: str, split: str, names: Iterable[str]) -> pa.Table:
     return _distinct(rows())
 
 
-def nameless(eval_set: str, split: str, eval_ids: Iterable[str]) -> pa.Table:
-    """Images without any public id, as Winoground's and MaRVL's: only their pixels can find them."""
-    return _table(eval_set, ((split, eval_id, []) for eval_id in eval_ids))
-
-
 def _table(eval_set: str, found: Found) -> pa.Table:
     return _distinct(row for split, eval_id, ids in found for row in _rows(eval_set, split, eval_id, ids, (None, None)))
 

@@ -8,14 +8,12 @@ In an image or video batch row b of the text belongs to row b of the pixels. In 
 import functools
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from x2vlm.data.kinds import BatchKind
 from x2vlm.data.loading.operations import Operation, apply_operations
-
-Kind = Literal["image", "region", "video", "text"]
 
 UNUSED_LABEL = -100
 
@@ -28,7 +26,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 class Batch:
     """One batch of one kind; see the field comments for shapes and types."""
 
-    kind: Kind
+    kind: BatchKind
     keys: list[str]  # sample key of every text row, for logs and lineage
     text_ids_BL: Tensor  # int64
     text_mask_BL: Tensor  # true or 1 on real tokens

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2vlm.data.loading.batch import UNUSED_LABEL, Batch, Kind
+from x2vlm.data.kinds import BatchKind
+from x2vlm.data.loading.batch import UNUSED_LABEL, Batch
 from x2vlm.data.loading.examples import TextRow, VisualInput
 
 # Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
 LENGTH_MULTIPLE = 8
 
 
-def visual_batch(kind: Kind, rows: Sequence[TextRow], images: Sequence[VisualInput], max_masks: int) -> Batch:
+def visual_batch(kind: BatchKind, rows: Sequence[TextRow], images: Sequence[VisualInput], max_masks: int) -> Batch:
     """An image (B, C, H, W) or video (B, F, C, H, W) batch: row b of the texts belongs to image b."""
     return Batch(kind=kind, **_pixels(images), **_texts(rows, max_masks))
 

@@ -4,7 +4,8 @@
 `Draws(seed, epoch, sample key, purpose)`. C channels, H W pixels, F frames.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,8 @@ from x2vlm.data.media.images import probe, shrunk_size
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.rows import Row
-from x2vlm.data.text.captions import mentions_a_side, pre_caption
+from x2vlm.data.text.captions import mentions_a_side
+from x2vlm.data.text.encoding import TextEncoder
 from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box
@@ -50,6 +52,11 @@ class Recipe:
     image_res: int
     patch_size: int
     seed: int
+
+    @functools.cached_property
+    def texts(self) -> TextEncoder:
+        """How the texts of this recipe are cleaned and cut."""
+        return TextEncoder(self.tokenizer, self.config.max_tokens)
 
     def draws(self, epoch: int, key: str, purpose: str) -> Draws:
         return Draws(self.seed, epoch, key, purpose)
@@ -90,7 +97,7 @@ def image_id(row: Row) -> int:
 
 def choose_caption(row: Row, epoch: int, recipe: Recipe) -> str:
     """One of the row's captions, cleaned; InvalidSample("empty_caption") if none says anything."""
-    cleaned = _cleaned(row.captions, recipe)
+    cleaned = recipe.texts.clean(row.captions)
     if not cleaned:
         raise InvalidSample("empty_caption", f"{row.key}: no caption is left after cleaning")
     return recipe.draws(epoch, row.key, "caption").choice(cleaned)
@@ -99,8 +106,8 @@ def choose_caption(row: Row, epoch: int, recipe: Recipe) -> str:
 def text_row(
     text: str, row: Row, epoch: int, recipe: Recipe, region: RegionRow | None = None, repeat: int = 0
 ) -> TextRow:
-    """`text` as tokens with some masked. A repeated row (`repeat` > 0) is masked differently."""
-    ids = recipe.tokenizer.encode(text, recipe.config.max_tokens)
+    """`text`, which is clean, as tokens with some masked. A repeated row (`repeat` > 0) is masked differently."""
+    ids = recipe.texts.encode_clean(text)
     concept = "" if region is None else f"/{region.concept}"
     draws = recipe.draws(epoch, row.key, f"mask{concept}/{repeat}")
     return TextRow(row.key, image_id(row), ids, mask_text(ids, recipe.tokenizer, draws, recipe.config.masking), region)
@@ -158,7 +165,7 @@ def plan_regions(row: Row, epoch: int, recipe: Recipe) -> RegionPlan:
     crop = draw_crop_around(boxes[draws.choice(anchors)], width, height, draws)
     order = draws.shuffled(list(texts))
     rows, row_texts = [], []
-    captions = _cleaned(row.captions, recipe)
+    captions = recipe.texts.clean(row.captions)
     if captions:
         rows.append(whole_image_row(recipe.image_res, recipe.patch_size))
         row_texts.append(draws.choice(captions))
@@ -200,20 +207,9 @@ def _concept_texts(row: Row, recipe: Recipe) -> dict[int, str]:
     """Cleaned texts of the concepts that have one, by number."""
     texts = {}
     for number, text in enumerate(row.texts):
-        if cleaned := _cleaned([text], recipe):
+        if cleaned := recipe.texts.clean([text]):
             texts[number] = cleaned[0]
     return texts
-
-
-def _cleaned(texts: Sequence[str], recipe: Recipe) -> list[str]:
-    """The texts after cleaning, without those of which nothing is left."""
-    cleaned = []
-    for text in texts:
-        try:
-            cleaned.append(pre_caption(text, recipe.config.max_tokens))
-        except InvalidSample:
-            continue  # counted by the caller if none is left
-    return cleaned
 
 
 def _is_inside(box: Box, width: int, height: int) -> bool:

@@ -1,7 +1,5 @@
 """Which frames of a clip are taken, and which neighbouring clips of a video make one."""
 
-from collections.abc import Sequence
-
 from x2vlm.data.randomness import Draws
 
 
@@ -24,23 +22,3 @@ def choose_frames(num_frames: int, num_wanted: int, draws: Draws | None = None) 
         chosen.append(start + draws.integer(0, length - 1) if draws else start)
         start += length
     return chosen
-
-
-def choose_clips(clip_lengths: Sequence[int], is_silent: Sequence[bool], min_frames: int, draws: Draws) -> list[int]:
-    """Ascending numbers of neighbouring clips that together have `min_frames` frames, or of all there are.
-
-    Starts at a random clip and grows to either side with equal chance. Clips that are silent (nothing is said in them)
-    count no frames and are left out of the result, so it is empty if all are.
-    """
-    first = last = draws.integer(0, len(clip_lengths) - 1)
-    end = len(clip_lengths) - 1
-
-    def spoken() -> list[int]:
-        return [number for number in range(first, last + 1) if not is_silent[number]]
-
-    while sum(clip_lengths[number] for number in spoken()) < min_frames and (first > 0 or last < end):
-        if last == end or (first > 0 and draws.chance(0.5)):
-            first -= 1
-        else:
-            last += 1
-    return spoken()

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
+from x2vlm.data.kinds import StreamKind
 from x2vlm.data.loading.order import Place, WindowedOrder
 from x2vlm.data.shards.row_counts import IndexCounts, count_rows
-from x2vlm.data.shards.rows import Kind, Row, ShardRows
+from x2vlm.data.shards.rows import Row, ShardRows
 from x2vlm.data.shards.shard import OpenableFile, PayloadFile
 from x2vlm.errors import ConfigError
 
@@ -32,7 +33,7 @@ class StreamConfig(FrozenConfig):
     `negative_group_size` wins over that of the objective.
     """
 
-    kind: Kind
+    kind: StreamKind
     batch_size: int = Field(ge=1)
     name: str = ""
     num_images: int | None = Field(default=None, ge=1)
@@ -99,13 +100,13 @@ class ShardSet:
         self.usable = functools.lru_cache(8 * max_open)(self._usable)
         self._counts: tuple[IndexCounts, ...] = ()
 
-    def counts(self, kind: Kind, sources: tuple[str, ...]) -> list[int]:
+    def counts(self, kind: StreamKind, sources: tuple[str, ...]) -> list[int]:
         """How many rows of each shard a stream of that kind can use."""
         if not self._counts:
             self._counts = count_rows([files.index for files in self.files])
         return [counts.of(kind, sources) for counts in self._counts]
 
-    def _usable(self, shard: int, kind: Kind, sources: tuple[str, ...]) -> np.ndarray:
+    def _usable(self, shard: int, kind: StreamKind, sources: tuple[str, ...]) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""
         return self.rows(shard).usable(kind, sources)
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from x2vlm.errors import InvalidSample
 
-REJECT_PIXELS = 178_956_970  # Pillow's own error limit: twice its MAX_IMAGE_PIXELS
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB
 
 # What Pillow's parsers and decoders were seen to raise on broken files (85 of them in the tests), beside OSError.
@@ -156,12 +155,6 @@ def probe(data: bytes) -> Header:
     _check_pixels(image)
     (width, height), orientation = image.size, _orientation(image)
     return Header(image_format, *((height, width) if orientation >= 5 else (width, height)), orientation)
-
-
-def probe_image(data: bytes) -> tuple[str, int, int]:
-    """Format, width and height of `probe`."""
-    header = probe(data)
-    return header.format, header.width, header.height
 
 
 def sniff_format(data: bytes) -> str:

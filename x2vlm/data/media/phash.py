@@ -90,11 +90,6 @@ def variants(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
         yield "cropped", image.crop((left, top, image.width - right + left, image.height - down + top))
 
 
-def format_phash(value: int) -> str:
-    """A hash as 16 hex digits: the form of `samples.Media.phash`."""
-    return f"{value:016x}"
-
-
 def thumbnail_correlation(left_NP: NDArray[Any], right_NP: NDArray[Any]) -> NDArray[np.float64]:
     """Pearson's correlation of each pair of thumbnails, in [-1, 1]; 0 where one of them is a single value throughout.
 

@@ -1,7 +1,6 @@
 """What every reader is given, and the ways in which it says that a row, a concept or a whole file is no good."""
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any, NoReturn
 
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
-from x2vlm.samples import Box, Concept, Drop, Sample, sample_key
+from x2vlm.samples import Box, Concept, Drop, MediaKind, Sample, sample_key
 
 Fault = tuple[str, str]  # why an annotation is no good: rule, reason
 STAGE = "read"  # the stage that drops made by readers are counted under
@@ -46,7 +45,7 @@ class Source:
         """The key of the sample that this source's row becomes."""
         return sample_key(self.name, source_row)
 
-    def sample(self, source_row: str, url: str, kind: str = "image", licence: str = "", **values: Any) -> Sample:
+    def sample(self, source_row: str, url: str, kind: MediaKind = "image", licence: str = "", **values: Any) -> Sample:
         """The sample of a row: `values` are Sample's other fields, a licence that is not named is the card's."""
         return Sample(
             key=self.key(source_row),
@@ -88,16 +87,6 @@ class Source:
     def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
         """Raise SourceUnavailable: the file as a whole is not what the card promises."""
         raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
-
-
-def read_json(source: Source, role: str) -> Any:
-    """The parsed JSON file of `role`, whole in memory: three to five times the file's size."""
-    path = source.file(role)
-    try:
-        with path.open("rb") as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        source.fail(role, f"not valid JSON: {error}", "The file is probably truncated; download it again")
 
 
 def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | list[str]]]:

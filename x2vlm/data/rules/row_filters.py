@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2vlm.data.columns import SampleColumns, flags, num_words, numbers, one_array
+from x2vlm.data.columns import SampleColumns, flags, numbers, one_array
 from x2vlm.data.rules.domains import registered_domain
 
 KEY_CHARS = 32  # of `x2vlm.samples.sample_key`
@@ -149,29 +149,6 @@ def _may_repeat(keys: pa.StringArray) -> bool:
     words = np.frombuffer(data, dtype=np.uint64).reshape(len(keys), KEY_CHARS // 8)
     checksums = np.sort((words * CHECKSUM_FACTORS).sum(axis=1, dtype=np.uint64))
     return bool(np.any(checksums[1:] == checksums[:-1]))
-
-
-def rule_values(rows: pa.Table) -> pa.Table:
-    """key, kind and what the row rules compare, for every row of `rows`: for asking what another threshold would do.
-
-    short_edge and aspect_ratio are of images; num_words and num_chars of the longest caption (each for itself);
-    similarity, punsafe and pwatermark are the source's. float64, so that equality stays exact; null where unknown.
-    It takes milliseconds for a part, so it is computed from a stage's input when someone asks, and stored nowhere.
-    """
-    columns = SampleColumns(rows)
-    texts = columns.captions.values.field("text")
-    longest = {
-        "num_words": _longest(columns, num_words(texts).astype(np.float64)),
-        "num_chars": _longest(columns, np.nan_to_num(numbers(pc.utf8_length(texts)))),
-    }
-    values = {
-        "short_edge": min_short_edge(columns).value,
-        "aspect_ratio": max_aspect_ratio(columns).value,
-        **longest,
-        **{name: numbers(columns.source_score(name)) for name in ("similarity", "punsafe", "pwatermark")},
-    }
-    floats = {name: pa.array(value, pa.float64(), from_pandas=True) for name, value in values.items()}
-    return pa.table({"key": rows["key"], "kind": rows["kind"], **floats})
 
 
 def _longest(columns: SampleColumns, values: np.ndarray) -> np.ndarray:

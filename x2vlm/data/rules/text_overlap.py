@@ -31,26 +31,15 @@ class Overlaps:
     num_texts: int
 
 
-def overlapping_texts(
-    texts: pa.Array,
-    image: np.ndarray,
-    area: np.ndarray,
-    threshold: float = 0.75,
-    measure: OverlapMeasure = "smaller",
-) -> np.ndarray:
-    """The overlap of every text to drop, NaN for what stays: texts that share more than `threshold` with one kept.
-
-    `image` numbers the image of each text. Larger areas are kept first; equal areas in the order given. Equality with
-    the threshold keeps. A text is compared with kept ones only, so a dropped text never takes another with it.
-    `measure`: common words over the words of the smaller text, or over all words of both (`jaccard`).
-    """
-    return drop_repeats(find_overlaps(texts, image, area, threshold, measure))
-
-
 def find_overlaps(
     texts: pa.Array, image: np.ndarray, area: np.ndarray, threshold: float, measure: OverlapMeasure
 ) -> Overlaps:
-    """All pairs of texts of one image that share more than `threshold`."""
+    """All pairs of texts of one image that share more than `threshold`; what goes of them `drop_repeats` says.
+
+    `image` numbers the image of each text. Of a pair the text with the larger area comes first; equal areas in the
+    order given. Equality with the threshold is no pair. `measure`: common words over the words of the smaller text, or
+    over all words of both (`jaccard`).
+    """
     order = np.lexsort((-area, image))  # stable: equal areas stay in the order given
     text, element = _elements(texts.take(pa.array(order)))
     num_words = np.bincount(text, minlength=len(order))
@@ -66,7 +55,9 @@ def find_overlaps(
 
 
 def drop_repeats(pairs: Overlaps) -> np.ndarray:
-    """The largest overlap with a kept text for every text to drop, NaN for the others.
+    """The largest overlap with a kept text for every text to drop, NaN for what stays.
+
+    A text is compared with kept ones only, so a dropped text never takes another with it.
 
     A text is decided once everything before it in a pair is: kept if all of those go, dropped if one stays. That takes
     as many rounds as the longest chain of pairs, a handful in practice, over what is undecided.

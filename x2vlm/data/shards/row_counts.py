@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from x2vlm.data.shards.rows import Kind, encoded, list_ends
+from x2vlm.data.kinds import StreamKind
+from x2vlm.data.shards.rows import encoded, list_ends
 from x2vlm.data.shards.shard import OpenableFile, read_index
 
 # The cheapest leaf of each list: a constant almost everywhere, so its column is a few bytes and its lengths are known.
@@ -20,7 +21,7 @@ class IndexCounts:
     with_caption: Mapping[tuple[str, str], int]
     with_box: Mapping[tuple[str, str], int]
 
-    def of(self, kind: Kind, sources: Sequence[str]) -> int:
+    def of(self, kind: StreamKind, sources: Sequence[str]) -> int:
         """How many rows a stream can use, by the rule of `x2vlm.data.shards.rows.usable`."""
         medium = "video" if kind == "video" else "image"
         counts = self.with_box if kind == "region" else self.with_caption

@@ -6,18 +6,16 @@ A shard of ten thousand images with eight boxes each is 10 MB of arrays here and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from x2vlm.data.kinds import StreamKind
 from x2vlm.data.shards.shard import OpenableFile, read_index
 from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.data.text.texts import concept_text
-from x2vlm.samples import Box, Sample
-
-Kind = Literal["image", "region", "video"]
+from x2vlm.samples import Box, MediaKind, Sample
 
 COLUMNS = (
     "key",
@@ -41,7 +39,7 @@ class Row:
     """A sample as training reads it. `texts` describe the boxes, attributes included; `labels` are without them."""
 
     key: str
-    kind: str  # "image" or "video"
+    kind: MediaKind
     media_sha256: str
     width: int  # oriented pixels of the original
     height: int
@@ -123,14 +121,14 @@ class ShardRows:
             self._payload_sha256[number].as_py(),
         )
 
-    def usable(self, kind: Kind, sources: Sequence[str]) -> np.ndarray:
+    def usable(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
         """Ascending numbers of the rows that a stream can use: see `usable`."""
         counts = np.diff(self._concept_ends if kind == "region" else self._caption_ends)
         return np.flatnonzero(usable(self._kinds, self._sources, counts, kind, sources)).astype(np.int32)
 
 
 def usable(
-    kinds: pa.Array, row_sources: pa.Array, num_texts: np.ndarray, kind: Kind, sources: Sequence[str]
+    kinds: pa.Array, row_sources: pa.Array, num_texts: np.ndarray, kind: StreamKind, sources: Sequence[str]
 ) -> np.ndarray:
     """True for rows that a stream can use: right medium and source, and at least one text.
 

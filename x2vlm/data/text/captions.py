@@ -23,16 +23,6 @@ def pre_caption(text: str, max_words: int) -> str:
     return " ".join(text.split(" ")[:max_words])
 
 
-def pre_question(text: str, max_words: int) -> str:
-    """`text` in lower case, without punctuation, at most `max_words` words.
-
-    The released rule for questions, quirks included: nothing is collapsed or refused, and as words end at every single
-    blank, a run of blanks uses up the limit.
-    """
-    text = _TO_SPACE.sub(" ", text.lower()).rstrip(" ")
-    return " ".join(text.split(" ")[:max_words])
-
-
 def mentions_a_side(texts: Iterable[str], parity_reference: bool = False) -> bool:
     """True if a text would become false when its image is mirrored, because it says left or right.
 

@@ -2,7 +2,6 @@
 
 import re
 import unicodedata
-from collections import Counter
 
 from x2vlm.samples import Concept
 
@@ -34,8 +33,3 @@ def same_text(text: str) -> str:
 def compared_words(text: str) -> list[str]:
     """The words of a text, ignoring case, compatibility forms and punctuation: what texts are compared by."""
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def token_counts(text: str) -> Counter[str]:
-    """How often each of `compared_words` occurs."""
-    return Counter(compared_words(text))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from x2vlm.data.readers.source import Source
 from x2vlm.data.text.texts import clean_text
-from x2vlm.samples import Caption, Drop, Sample
+from x2vlm.samples import Caption, Drop, MediaKind, Sample
 
 LOOK = 100  # that many first lines must hold one good row, or the file is another one
 
@@ -57,7 +57,7 @@ def _row(source: Source, row: str, line: bytes, url_first: bool) -> Sample | Dro
     return web_pair(source, row, url, text)
 
 
-def web_pair(source: Source, row: str, url: str, text: str, kind: str = "image") -> Sample | Drop:
+def web_pair(source: Source, row: str, url: str, text: str, kind: MediaKind = "image") -> Sample | Drop:
     """The sample of an image or clip on the web with its text, or a drop where one of them is empty."""
     url, text = url.strip(), clean_text(text)
     if not url:

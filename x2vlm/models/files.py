@@ -1,0 +1,10 @@
+"""What the files of a saved model's folder are called. Planning reads these names, so nothing here imports torch."""
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
+TOKENIZER_FILES = {"wordpiece": "vocab.txt", "unigram": "tokenizer.json"}  # by `ProcessorConfig.tokenizer`
+CARD_FILE = "README.md"
+
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+ALL_FILES = (*MODEL_FILES, PROCESSOR_FILE, *TOKENIZER_FILES.values(), CARD_FILE)
