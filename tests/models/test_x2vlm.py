@@ -37,14 +37,9 @@ def tiny_text(rows: int = 3, length: int = 7) -> tuple[Tensor, Tensor]:
     return torch.randint(5, 50, (rows, length)) * mask, mask
 
 
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
 @torch.no_grad()
-def test_image_case_step_by_step(golden):
-    model, case = read_model(golden), read_case(golden / "image")
+def test_image_case_step_by_step(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "image")
     batch, out = to_batch(case), lambda name: case.tensors["out." + name]
     vision = model.encode_image(batch.pixels)
     assert_close(vision.tokens_BND, out("vision_embeds"), **TOLERANCE)
@@ -67,8 +62,8 @@ def test_image_case_step_by_step(golden):
 
 
 @torch.no_grad()
-def test_regions_case_step_by_step(golden):
-    model, case = read_model(golden), read_case(golden / "regions")
+def test_regions_case_step_by_step(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "regions")
     batch, out = to_batch(case), lambda name: case.tensors["out." + name]
     images = model.encode_image(batch.pixels)
     regions = model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP)
@@ -84,8 +79,8 @@ def test_regions_case_step_by_step(golden):
 
 
 @torch.no_grad()
-def test_text_only_case_skips_cross_attention(golden):
-    model, case = read_model(golden), read_case(golden / "text_only")
+def test_text_only_case_skips_cross_attention(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "text_only")
     batch = to_batch(case)
     fused = model.fuse(model.encode_text(batch.masked_ids_BL, batch.text_mask_BL), batch.text_mask_BL, None)
     logits = model.predict_words(fused, batch.masked_positions_BK)

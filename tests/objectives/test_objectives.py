@@ -29,14 +29,9 @@ from x2vlm.objectives.step import pretrain_losses
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 
 
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_losses_and_gradients_equal_the_reference(golden, name):
-    model, case = read_model(golden), read_case(golden / name)
+def test_losses_and_gradients_equal_the_reference(golden_dir, name):
+    model, case = read_model(golden_dir), read_case(golden_dir / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
     losses = pretrain_losses(model, to_batch(case), negatives)
     assert {LOSS_NAMES[key] for key in losses} == set(case.info["losses"])
@@ -56,16 +51,16 @@ def test_losses_and_gradients_equal_the_reference(golden, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["image", "regions"])
-def test_negative_weights_equal_the_reference(golden, name):
-    case = read_case(golden / name)
+def test_negative_weights_equal_the_reference(golden_dir, name):
+    case = read_case(golden_dir / name)
     similarity = case.tensors["out.sim_over_temp"]
     same = torch.eye(len(similarity), dtype=torch.bool)
     assert_close(negative_weights(similarity, same), case.tensors["out.text_negative_weights"], **TOLERANCE)
     assert_close(negative_weights(similarity.T, same), case.tensors["out.image_negative_weights"], **TOLERANCE)
 
 
-def test_matching_can_be_switched_off(golden):
-    model, case = read_model(golden), read_case(golden / "image")
+def test_matching_can_be_switched_off(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "image")
     losses = pretrain_losses(model, to_batch(case), config=ObjectiveConfig(matching=False))
     assert set(losses) == {"contrastive", "masked_lm"}
     sum(losses.values()).backward()
@@ -155,8 +150,8 @@ def test_images_seen_by_no_row_change_nothing():
 # Boxes
 
 
-def test_boxes_equal_the_reference(golden):
-    folder = golden / "data" / "boxes"
+def test_boxes_equal_the_reference(golden_dir):
+    folder = golden_dir / "data" / "boxes"
     case, arrays = json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors")
     predicted, target = arrays["pred_cxcywh"].float(), arrays["target_cxcywh"].float()
     assert_close(to_xyxy(predicted), arrays["pred_xyxy"].float(), **TOLERANCE)

@@ -111,10 +111,9 @@ def _pad_with_one(batch):
 
 
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_plain_execution_equals_the_reference_too(shared_dir, name):
+def test_plain_execution_equals_the_reference_too(golden_dir, name):
     """test_objectives.py holds the defaults to the reference's numbers; this is the padded way."""
-    golden = shared_dir / "golden"
-    model, case = read_model(golden), read_case(golden / name)
+    model, case = read_model(golden_dir), read_case(golden_dir / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
     plain = ExecutionConfig(**dict.fromkeys(SWITCHES, False))
     for execution in (ExecutionConfig(), plain):

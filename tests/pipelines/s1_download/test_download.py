@@ -276,12 +276,12 @@ def test_another_deny_list_makes_other_parts(tmp_path: Path) -> None:
         run_stage_part(DOWNLOAD, config, replace(real, spec=stale.spec), tmp_path / "out")
 
 
-def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path, shared_dir: Path) -> None:
+def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path, excerpts_dir: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     names = ["jpeg_exif_gps_typeerror.jpg", "landscape_exif_8.jpg", "webp_flower.webp"]
     for name in names:
-        (media / name).write_bytes((shared_dir / "samples/tricky" / name).read_bytes())
+        (media / name).write_bytes((excerpts_dir / "tricky" / name).read_bytes())
     base = "http://sample.invalid"
     config: dict[str, Any] = {"url_base": {"from": base, "serve": str(media)}}
     run = download(tmp_path, make_samples([f"{base}/{name}" for name in names]), **config)
@@ -355,14 +355,14 @@ def test_loopback_is_forbidden_unless_the_card_allows_it(tmp_path: Path) -> None
 
 
 def test_a_folder_is_served_and_no_port_shows(
-    tmp_path: Path, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, excerpts_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     media = tmp_path / "media"
     (media / "photos").mkdir(parents=True)
     (media / "photos" / "ä b.jpg").write_bytes(jpeg())
-    nasa = (shared_dir / "samples/videos/torchcodec_nasa_13013.mp4").read_bytes()
+    nasa = (excerpts_dir / "videos/torchcodec_nasa_13013.mp4").read_bytes()
     (media / "clip.mp4").write_bytes(nasa)
-    (media / "broken.mp4").write_bytes((shared_dir / "samples/videos/decord_corrupted.mp4").read_bytes())
+    (media / "broken.mp4").write_bytes((excerpts_dir / "videos/decord_corrupted.mp4").read_bytes())
     base = "http://sample.invalid"
     images = make_samples([f"{base}/photos/ä b.jpg", f"{base}/absent.jpg", "http://127.0.0.1:9/x.jpg"])
     videos = make_samples([f"{base}/clip.mp4", f"{base}/broken.mp4", f"{base}/photos/ä b.jpg"], kind="video")
