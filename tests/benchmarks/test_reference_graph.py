@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.benchmarks.reference_graph import GraphSizes, ReferenceGraph
 from tests.benchmarks.reference_graph_losses import GraphInputs, draw, reference_losses
-from tests.support.golden_cases import read_case
+from tests.support.models.golden_cases import read_case
 
 
 def golden_sizes(folder, **changes) -> GraphSizes:

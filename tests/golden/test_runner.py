@@ -12,7 +12,7 @@ from tests.golden.__main__ import main
 from tests.golden.naive import Naive, run, run_text_only
 from tests.golden.procedural import recipe_values
 from tests.golden.runner import BESIDE_CASES, run_folder
-from tests.support.reference_shapes import BASE, Sizes, pretrained
+from tests.support.models.reference_shapes import BASE, Sizes, pretrained
 
 TINY = Sizes(
     vision=48, depth=2, vision_heads=6, grid=5, vision_inner=192, text=36, text_layers=2, fusion_layers=2, inner=100,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, counting, save_folder, small_pretrained
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, counting, save_folder, small_pretrained
 from x2vlm import inference
 from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.media.images import open_image

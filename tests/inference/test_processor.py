@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertTokenizer, ViTImageProcessorPil
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, small_pretrained, tokenizer_of, xlmr_tokenizer
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, small_pretrained, tokenizer_of, xlmr_tokenizer
 from x2vlm.data.media.images import open_image
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample
 from x2vlm.inference.processor import ProcessorConfig, check_fit, load_processor, processor_for, save_processor

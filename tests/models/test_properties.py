@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model
-from tests.support.golden_cases import read_case, read_model, to_batch
+from tests.support.models.golden_cases import read_case, read_model, to_batch
+from tests.support.models.tiny import tiny_model
 from x2vlm.data.loading.batch import Batch
 from x2vlm.objectives.step import pretrain_losses
 

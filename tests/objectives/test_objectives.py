@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model, tiny_text
-from tests.support import rank_worker
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from x2vlm.data.loading.batch import Batch
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.tiny import region_batch, tiny_batch, tiny_model, tiny_text
+from tests.support.training import rank_worker
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.config import VisionConfig
@@ -74,32 +73,6 @@ def test_one_model_does_all_losses_of_a_clip():
     sum(losses.values()).backward()
     assert set(losses) == {"contrastive", "matching", "masked_lm"}
     assert model.frame_position.grad.abs().sum() > 0
-
-
-def tiny_batch(kind, pixels=None, **fields) -> Batch:
-    ids, mask = tiny_text()
-    return Batch(
-        kind=kind,
-        keys=["a", "b", "c"],
-        text_ids_BL=ids,
-        text_mask_BL=mask,
-        masked_ids_BL=ids,
-        masked_positions_BK=torch.tensor([[1, 2], [1, 0], [3, 0]]),
-        masked_labels_BK=torch.tensor([[7, 9], [11, -100], [13, -100]]),
-        pixels=pixels,
-        **fields,
-    )
-
-
-def region_batch(**changes) -> Batch:
-    torch.manual_seed(2)
-    fields = {
-        "image_of_R": torch.tensor([0, 0, 1]),
-        "patch_mask_RP": torch.rand(3, 16) > 0.5,
-        "box_cxcywh_R4": torch.tensor([[0.5, 0.5, 1, 1], [0.3, 0.3, 0.2, 0.4], [0.6, 0.5, 0.5, 0.5]]),
-        "is_whole_image_R": torch.tensor([True, False, False]),
-    }
-    return tiny_batch("region", torch.randn(2, 3, 64, 64), **(fields | changes))
 
 
 def test_batch_without_its_fields_is_refused():

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import Data2VecTextConfig, Data2VecTextModel
 
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from tests.support.training_steps import gradients, mixed_step, padded_losses, step_model
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.training.steps import gradients, mixed_step, padded_losses, step_model
 from x2vlm.models.blocks import packing
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import swap_text_encoder

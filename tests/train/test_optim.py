@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.tiny import tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.objectives.step import pretrain_losses

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from tests.models.test_x2vlm import tiny_config, tiny_model
-from tests.support.golden_cases import read_model
+from tests.support.models.golden_cases import read_model
+from tests.support.models.tiny import tiny_config, tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state

@@ -17,7 +17,7 @@ from pipelines.flow.store.store import Store
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import judge
-from tests.pipelines.s2_filter.test_filter import concept, dropped, filter_samples, image, kept, video
+from tests.support.filtering import concept, dropped, filter_samples, image, kept, video
 from tests.support.flow.helpers import run_all
 from tests.support.flow_helpers import artifact_input, folder_bytes, run_stage_part, upstream_input
 from x2vlm.data.rules.row_filters import Verdict

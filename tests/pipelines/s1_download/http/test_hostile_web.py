@@ -18,8 +18,8 @@ from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import NXDOMAIN, SERVFAIL, A, Behaviour, Reply, always, first, name_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer
-from tests.pipelines.s1_download.http.test_guard import self_signed_certificate
-from tests.pipelines.s1_download.test_download import Downloaded, download, make_samples
+from tests.support.download.certificates import self_signed_certificate
+from tests.support.download.stage import Downloaded, download, make_samples
 
 WEB, LIE = "127.0.0.1", "127.0.0.2"
 

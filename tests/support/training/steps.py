@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tests.models.test_x2vlm import tiny_config
+from tests.support.models.tiny import tiny_config
 from x2vlm.data.loading.batch import Batch
 from x2vlm.models.config import TextConfig
 from x2vlm.models.tokens import VisionTokens

@@ -15,13 +15,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER
 from x2vlm.data.loading.config import DataConfig
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.train.config import TrainConfig, TrainRuntime
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["x2vlm.models.x2vlm", "x2vlm.train.loop", "tests.support.training_processes"])
+CONTEXT.set_forkserver_preload(["x2vlm.models.x2vlm", "x2vlm.train.loop", "tests.support.training.processes"])
 
 BASE: dict[str, Any] = {
     "steps": 8,
@@ -89,7 +89,7 @@ def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, tim
 
 
 def on_ranks(work: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """What `work(rank, world_size, *arguments)` gave on each process; as `tests.support.rank_worker`, but forked."""
+    """What `work(rank, world_size, *arguments)` gave on each process; as `rank_worker`, but forked."""
     import torch
     import torch.multiprocessing
 

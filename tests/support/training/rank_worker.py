@@ -78,7 +78,7 @@ def matching_gradients(rank: int, world_size: int, kind: str) -> dict[str, Tenso
 
 
 def _matching_problem(kind: str, own: slice):
-    from tests.models.test_x2vlm import tiny_model
+    from tests.support.models.tiny import tiny_model
     from x2vlm.data.loading.batch import Batch
 
     model = tiny_model()

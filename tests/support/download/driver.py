@@ -1,6 +1,6 @@
 """A driver that downloads images and clips from a hostile server, to be killed from outside or by itself.
 
-python -m tests.support.download_driver STORE SOURCES PORT [POINT COUNT]   (POINT: the step of a commit at whose
+python -m tests.support.download.driver STORE SOURCES PORT [POINT COUNT]   (POINT: the step of a commit at whose
 COUNT-th time the driver kills itself)
 """
 

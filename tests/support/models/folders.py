@@ -14,7 +14,7 @@ from x2vlm.inference.processor import processor_for
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import X2VLM, build_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SAMPLE = ROOT / "datasets" / "sample"
 PHOTOS = sorted((SAMPLE / "media" / "photos").glob("0000*.jpg"))
 CLIPS = sorted((SAMPLE / "media" / "clips").iterdir())
