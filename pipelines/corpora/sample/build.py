@@ -1,6 +1,6 @@
 """Makes datasets/sample from the samples folder. The same inputs and library versions give the same bytes.
 
-    python -m tests.support.corpus_inputs runs/samples
+    python -m tests.support.corpora.inputs runs/samples
     python -m pipelines.corpora.sample.build --samples runs/samples --out datasets/sample
 
 Owns media/, annotations/, ATTRIBUTION.csv and planted.csv below --out and replaces them; leaves every other file

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.corpus_inputs import lay_out_corpus_inputs
-from tests.support.sample_corpus_files import ANNOTATIONS, CORPUS, MEDIA, ROOT, read_csv
+from tests.support.corpora.inputs import lay_out_corpus_inputs
+from tests.support.corpora.sample_files import ANNOTATIONS, CORPUS, MEDIA, ROOT, read_csv
 
 
 def locked_version(library: str) -> str:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.sample_corpus_files import (
+from tests.support.corpora.sample_files import (
     ANNOTATIONS,
     CORPUS,
     MEDIA,

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.corpora.world.build import Built, build_world
 from pipelines.corpora.world.config import WorldConfig
-from tests.support.world import NOISY, World
+from tests.support.corpora.world import NOISY, World
 
 
 def load(config: WorldConfig, out: Path, built: Built) -> World:

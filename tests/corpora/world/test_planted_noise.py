@@ -22,7 +22,7 @@ from PIL import Image
 from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import CLIP_SOURCES, DERIVED, SOURCES, NoiseRates, WorldConfig
 from tests.corpora.world.upstream import HOST, UpstreamFacts, read_upstream
-from tests.support.world import World
+from tests.support.corpora.world import World
 
 WITH_TINY_BOXES = ("coco", "visual_genome", "objects365", "openimages")
 CLEAN = "clean"

@@ -9,8 +9,8 @@ from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import SOURCES, WorldConfig
 from pipelines.flow.stage import Part, Read
 from pipelines.s2_filter import FILTER, FilterConfig
+from tests.support.corpora.world import Reading, World, media_path, read, with_media
 from tests.support.flow_helpers import artifact_input, run_stage_part
-from tests.support.world import Reading, World, media_path, read, with_media
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.samples import sample_table, write_table
 

@@ -1,6 +1,6 @@
 """Lays out the folder that `pipelines.corpora.sample.build` makes the shipped corpus from.
 
-    python -m tests.support.corpus_inputs FOLDER
+    python -m tests.support.corpora.inputs FOLDER
 
 The corpus takes its photos over unmodified, so they are stored once, in `datasets/sample/media`; everything else the
 build reads is below `tests/excerpts`. `PROVENANCE.csv` there names every input with its sha256.
@@ -11,7 +11,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from tests.support.sample_corpus_files import MEDIA, ROOT
+from tests.support.corpora.sample_files import MEDIA, ROOT
 
 EXCERPTS = ROOT / "tests" / "excerpts"
 
@@ -32,5 +32,5 @@ def lay_out_corpus_inputs(folder: Path) -> Path:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m tests.support.corpus_inputs FOLDER")
+        sys.exit("usage: python -m tests.support.corpora.inputs FOLDER")
     lay_out_corpus_inputs(Path(sys.argv[1]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CORPUS = ROOT / "datasets" / "sample"
 MEDIA = CORPUS / "media"
 ANNOTATIONS = CORPUS / "annotations"
