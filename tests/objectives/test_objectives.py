@@ -1,28 +1,22 @@
 """The five losses against the reference's numbers, naive versions, and two real processes."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
 from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from tests.support.models.tiny import region_batch, tiny_batch, tiny_model, tiny_text
+from tests.support.models.tiny import region_batch, tiny_batch, tiny_model
 from tests.support.training import rank_worker
-from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import reference_names
-from x2vlm.models.config import VisionConfig
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup
-from x2vlm.objectives.box_losses import box_losses, generalised_iou, to_xyxy
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.losses import contrastive, masked_lm, matching
 from x2vlm.objectives.negatives import draw_negatives, negative_weights
-from x2vlm.objectives.parallel_text import parallel_text_losses
 from x2vlm.objectives.step import pretrain_losses
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
@@ -121,34 +115,6 @@ def test_images_seen_by_no_row_change_nothing():
 
 
 # Boxes
-
-
-def test_boxes_equal_the_reference(golden_dir):
-    folder = golden_dir / "data" / "boxes"
-    case, arrays = json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors")
-    predicted, target = arrays["pred_cxcywh"].float(), arrays["target_cxcywh"].float()
-    assert_close(to_xyxy(predicted), arrays["pred_xyxy"].float(), **TOLERANCE)
-    giou = generalised_iou(arrays["pred_xyxy"].float(), arrays["target_xyxy"].float())
-    assert_close(giou, arrays["giou_diag"].float(), **TOLERANCE)
-    everything = torch.ones(len(predicted), dtype=torch.bool)
-    assert_close(torch.stack(box_losses(predicted, target, everything)), torch.tensor(case["loss_all"]), **TOLERANCE)
-    regions = box_losses(predicted, target, ~arrays["is_image"].bool())
-    assert_close(torch.stack(regions), torch.tensor(case["loss_without_images"]), **TOLERANCE)
-    predicted[3, 2] = -0.1
-    *_, switched_off = box_losses(predicted, target, everything, "reference")
-    *_, kept = box_losses(predicted, target, everything)
-    assert switched_off.item() == case["loss_when_row_3_has_negative_width"][1] == 0
-    others = (1 - giou)[torch.arange(len(giou)) != 3].sum() / len(giou)
-    assert_close(kept, others, **TOLERANCE)
-
-
-@given(st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8))
-def test_box_losses_and_their_gradients_are_always_finite(numbers):
-    predicted = torch.tensor([numbers[:4]], requires_grad=True)
-    l1, giou = box_losses(predicted, torch.tensor([numbers[4:]]), torch.ones(1, dtype=torch.bool))
-    (l1 + giou).backward()
-    assert 0 <= giou.item() <= 2 + 1e-5
-    assert predicted.grad.isfinite().all()
 
 
 # Words
@@ -331,57 +297,6 @@ def test_texts_too_long_to_share_are_refused():
 
 
 # Sentence pairs
-
-
-def sentences(model, seed=5):
-    torch.manual_seed(seed)
-    ids, mask = tiny_text()
-    return tiny_batch("text"), torch.randint(5, 50, ids.shape) * mask.roll(1, 0), mask.roll(1, 0)
-
-
-def equal_widths():
-    return tiny_model(vision=VisionConfig(image_res=64, width=16, depth=1, num_heads=2), num_frames=None)
-
-
-def test_sentence_pairs_have_all_three_losses_and_reach_no_image_weights():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    losses = parallel_text_losses(model, batch, other_ids, other_mask)
-    assert set(losses) == {"contrastive", "matching", "masked_lm"}
-    sum(losses.values()).backward()
-    assert all(parameter.grad is None for parameter in model.vision.parameters())
-    assert model.fusion.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
-
-
-def test_padding_of_either_sentence_changes_nothing():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    negatives = (torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
-    first = parallel_text_losses(model, batch, other_ids, other_mask, negatives)
-    pad = torch.nn.functional.pad
-    longer = replace(
-        batch,
-        text_ids_BL=pad(batch.text_ids_BL, (0, 3), value=9),
-        masked_ids_BL=pad(batch.masked_ids_BL, (0, 3), value=9),
-        text_mask_BL=pad(batch.text_mask_BL, (0, 3)),
-    )
-    second = parallel_text_losses(model, longer, pad(other_ids, (0, 2), value=8), pad(other_mask, (0, 2)), negatives)
-    for name, value in first.items():
-        assert_close(second[name], value, atol=1e-5, rtol=0, msg=name)
-
-
-def test_sentence_pairs_need_equal_widths():
-    model = tiny_model()
-    batch, other_ids, other_mask = sentences(model)
-    with pytest.raises(ConfigError, match="equal widths"):
-        parallel_text_losses(model, batch, other_ids, other_mask)
-
-
-def test_equal_meanings_are_never_negatives_of_each_other():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    losses = parallel_text_losses(model, replace(batch, image_ids_B=torch.tensor([3, 3, 3])), other_ids, other_mask)
-    assert losses["matching"].item() == 0
 
 
 # What a step costs
