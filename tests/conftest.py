@@ -20,12 +20,15 @@ def project_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The folder beside the repository with golden numbers and real samples; skips where it is absent."""
-    folder = ROOT.parent / "shared"
-    if not (folder / "golden").is_dir():
-        pytest.skip("needs the golden numbers and real samples in ../shared, which are not part of the repository")
-    return folder
+def golden_dir() -> Path:
+    """Numbers made by running the reference: weights of a small model, inputs, outputs, losses and gradients."""
+    return ROOT / "tests" / "golden" / "reference"
+
+
+@pytest.fixture(scope="session")
+def excerpts_dir() -> Path:
+    """Real annotation excerpts, images and clips in their upstream formats, with source and licence of each."""
+    return ROOT / "tests" / "excerpts"
 
 
 @pytest.fixture(scope="session")

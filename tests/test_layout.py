@@ -1,10 +1,16 @@
-"""The repository's layout: what may lie where, and the trap in the folder name `datasets/`."""
+"""The repository's layout: what may lie where, how large it may grow, and the trap in the folder name `datasets/`."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
+
+from tests.support.imports import cycle_of, import_graph, modules_of, project_files
 
 SYMBOLS = [
     "transformers.BertConfig",
@@ -21,6 +27,11 @@ SYMBOLS = [
     "torchvision.transforms.v2.RandomResizedCrop",
     "webdataset.WebDataset",
 ]
+
+PRODUCT = ["pipelines", "x2vlm", "jobs", "docs", "infra"]
+MAX_FILES_IN_A_FOLDER = 16
+MAX_LINES_OF_A_FILE = 350
+MAX_LINES_OF_A_FUNCTION = 70
 
 # What planning a run must not wait for.
 HEAVY = ["torch", "torchvision", "transformers", "timm", "open_clip", "mlflow", "ray", "img2dataset", "pandas", "scipy"]
@@ -77,3 +88,67 @@ def test_readme_gives_the_commands_that_the_makefile_has(project_root: Path) -> 
     named = set(re.findall(r"`make ([a-z]+)`", (project_root / "README.md").read_text()))
     assert named
     assert named <= targets
+
+
+# ---- small folders, files and functions; imports in one direction
+
+
+@pytest.fixture(scope="module")
+def product(project_root: Path) -> list[Path]:
+    """Every file of the product, relative to the root."""
+    return project_files(project_root, PRODUCT)
+
+
+def test_no_test_module_is_imported(project_root: Path) -> None:
+    graph = import_graph(project_root, modules_of(project_files(project_root, ["tests"])), inside_functions=True)
+    tests = {name for name in graph if name.rsplit(".", 1)[-1].startswith("test_")}
+    assert len(tests) > 100
+    borrowed = {name: sorted(targets & tests) for name, targets in graph.items() if targets & tests}
+    assert not borrowed, "move what tests share to tests/support"
+
+
+def test_no_folder_holds_too_many_files(project_root: Path, product: list[Path]) -> None:
+    counts = Counter(path.parent for path in [*product, *project_files(project_root, ["tests/support"])])
+    assert Path("tests/support/flow") in counts
+    assert not {str(folder): count for folder, count in counts.items() if count > MAX_FILES_IN_A_FOLDER}
+
+
+def test_no_file_of_the_product_is_too_long(project_root: Path, product: list[Path]) -> None:
+    lengths = {str(path): len((project_root / path).read_text().splitlines()) for path in modules_of(product).values()}
+    assert len(lengths) > 100
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES_OF_A_FILE}
+
+
+def test_no_function_of_the_product_is_too_long(project_root: Path, product: list[Path]) -> None:
+    lengths = {
+        f"{path}: {node.name}": node.end_lineno - node.lineno + 1
+        for path in modules_of(product).values()
+        for node in ast.walk(ast.parse((project_root / path).read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno is not None
+    }
+    assert len(lengths) > 1000
+    assert not {name: lines for name, lines in lengths.items() if lines > MAX_LINES_OF_A_FUNCTION}
+
+
+def test_modules_do_not_import_each_other_in_a_circle(project_root: Path) -> None:
+    graph = import_graph(project_root, modules_of(project_files(project_root, ["pipelines", "x2vlm"])))
+    assert sum(len(targets) for targets in graph.values()) > 300
+    assert cycle_of(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_circle"),
+    [("import pack.a", True), ("from pack import a", True), ("from .a import x", True), ("import pack.c", False)],
+)
+def test_a_circle_is_seen_however_it_is_written(tmp_path: Path, line: str, is_circle: bool) -> None:
+    (tmp_path / "pack").mkdir()
+    sources = {
+        "__init__": "",
+        "a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .b import thing\n",
+        "b": f"{line}\nthing = 1\n",
+        "c": "def later():\n    from pack import b\n",
+    }
+    for name, source in sources.items():
+        (tmp_path / "pack" / f"{name}.py").write_text(source)
+    known = modules_of([Path("pack") / f"{name}.py" for name in sources])
+    assert bool(cycle_of(import_graph(tmp_path, known))) == is_circle

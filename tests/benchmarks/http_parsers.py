@@ -38,7 +38,7 @@ from pipelines.s1_download.http.limits import Clock, Limits
 from pipelines.s1_download.http.transport import Fetcher, crawler_policy
 from tests.hostile.behaviours import BEHAVIOURS, hostile_server
 from tests.hostile.server import Handler
-from tests.pipelines.s1_download.http.test_hostile_web import WEB_CASES
+from tests.hostile.web_cases import WEB_CASES
 
 MAX_HEAD_BYTES = 256 << 10  # of h11, which has no limit of a line
 FRAMES = (b"content-length", b"transfer-encoding")

@@ -11,15 +11,14 @@ from x2vlm.data.media.images import open_image
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = ROOT / "datasets/sample/media/photos"
-LARGER = ROOT.parent / "shared/samples/usgov_photos"  # 900 x 600, as downloaded; not part of the repository
 LONG_EDGE_PIXELS = 1200
 TARGET_BYTES = 116_000
 EXIF_BYTES = 2_000  # what a camera writes without its thumbnail
 
 
 def real_photos() -> list[Path]:
-    """The photos that this machine has, in a fixed order: those of the shipped corpus, and larger ones if there are."""
-    return [*sorted(SHIPPED.glob("*.jpg")), *sorted(LARGER.glob("*.jpg"))]
+    """The photos of the shipped corpus, in a fixed order."""
+    return sorted(SHIPPED.glob("*.jpg"))
 
 
 def web_photos(paths: Sequence[Path]) -> list[bytes]:

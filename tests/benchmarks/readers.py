@@ -21,8 +21,8 @@ from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import SOURCES, WorldConfig
 from pipelines.flow.stage import Part
 from pipelines.s1_download.read import READ, read_config
-from tests.data.readers.test_json_stream import write_instances
 from tests.support.flow_helpers import run_stage_part, upstream_input
+from tests.support.large_json import write_instances
 from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.data.readers import READERS, Source
 from x2vlm.data.readers.json_stream import stream_list, stream_sections

@@ -14,7 +14,7 @@ from tests.benchmarks.data_wait import (
     to_json,
 )
 from tests.benchmarks.world_corpus import write_world
-from tests.support.training_corpus import MODEL
+from tests.support.training.corpus import MODEL
 from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Grain
 

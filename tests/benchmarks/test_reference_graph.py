@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.benchmarks.reference_graph import GraphSizes, ReferenceGraph
 from tests.benchmarks.reference_graph_losses import GraphInputs, draw, reference_losses
-from tests.support.golden_cases import read_case
+from tests.support.models.golden_cases import read_case
 
 
 def golden_sizes(folder, **changes) -> GraphSizes:
@@ -27,8 +27,8 @@ def golden_sizes(folder, **changes) -> GraphSizes:
 
 
 @pytest.fixture(params=["eager", "sdpa"])
-def harness(shared_dir, request) -> ReferenceGraph:
-    folder = shared_dir / "golden"
+def harness(golden_dir, request) -> ReferenceGraph:
+    folder = golden_dir
     model = ReferenceGraph(golden_sizes(folder, attention=request.param))
     state = load_file(folder / "model.safetensors")
     for name, constant in model.named_buffers():  # loading would paper over a wrong one
@@ -38,8 +38,8 @@ def harness(shared_dir, request) -> ReferenceGraph:
 
 
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_losses_and_gradient_norms_are_the_recorded_ones(shared_dir, harness, name):
-    case = read_case(shared_dir / "golden" / name)
+def test_losses_and_gradient_norms_are_the_recorded_ones(golden_dir, harness, name):
+    case = read_case(golden_dir / name)
     inputs = GraphInputs.from_arrays({key.removeprefix("in."): value for key, value in case.tensors.items()})
     has_images = inputs.image is not None
     negatives = tuple(rows.tolist() for rows in case.negatives) if has_images else None
@@ -61,12 +61,12 @@ def test_losses_and_gradient_norms_are_the_recorded_ones(shared_dir, harness, na
             assert error <= 1e-3, key
 
 
-def test_negatives_are_drawn_with_the_recorded_weights(shared_dir):
+def test_negatives_are_drawn_with_the_recorded_weights(golden_dir):
     """1,000 draws of each row's wrong image and text against the recorded weights; 5 standard errors."""
-    folder = shared_dir / "golden"
+    folder = golden_dir
     harness = ReferenceGraph(golden_sizes(folder))
     harness.load_state_dict(load_file(folder / "model.safetensors"))
-    tensors = read_case(shared_dir / "golden" / "image").tensors
+    tensors = read_case(golden_dir / "image").tensors
     torch.manual_seed(0)
     repeats = 1000
     drawn = [draw(harness, tensors["out.image_feat"], tensors["out.text_feat"]) for _ in range(repeats)]

@@ -20,7 +20,7 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import DECAY, LEARNING_RATE, OurSide, PlainAdamW, ReferenceSide, plain_groups
-from tests.support.golden_cases import LOSS_NAMES
+from tests.support.models.golden_cases import LOSS_NAMES
 from x2vlm.data.loading.batch import Batch
 from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.config import ModelConfig

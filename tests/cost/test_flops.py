@@ -7,28 +7,27 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.models.sizes import (
+    ATTENTIVE,
+    BASE,
+    BASE_4M,
+    BASE_PHASE_2,
+    LARGE,
+    LARGE_4M,
+    LARGE_PHASE_2,
+    SMALL,
+    TOWERS,
+    batch_shape,
+)
 from x2vlm.cost import flops
 from x2vlm.cost.flops import BatchShape, Rewrites
 from x2vlm.data.kinds import BatchKind
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 
-BASE = ModelConfig()
-LARGE = ModelConfig(
-    vision=VisionConfig(width=1024, depth=24, num_heads=16),
-    text=TextConfig(width=1024, num_heads=16, intermediate=4096),
-    fusion=FusionConfig(num_heads=16, intermediate=4096),
-)
 MODELS = {"base": BASE, "large": LARGE}
 KEYS_SHARED = Rewrites(True, False, False, False)
 PACKED = Rewrites(False, True, False, True)
 BOTH = Rewrites(True, True, False, True)
-
-
-def _shape(kind: BatchKind, num_texts: int, num_images: int, matching: bool = True) -> BatchShape:
-    """Captions of 14 tokens, 7 of them masked; labels of regions of 6, 3 masked: the lengths of the tables."""
-    length, masked = (6, 3) if kind == "region" else (14, 7)
-    return BatchShape(kind, num_images, (length,) * num_texts, (masked,) * num_texts, matching)
 
 
 # GFLOP, forward: image; text of 40, 30, 14, 6 tokens; image keys; fusion side of 40, 14 tokens; 12 masked tokens.
@@ -74,16 +73,10 @@ def test_a_sample_costs_what_the_table_says(
 ) -> None:
     texts, region_images = (128, 50) if size == "base" else (64, 25)
     kinds: list[tuple[BatchKind, int]] = [("image", texts), ("region", region_images), ("video", 3 * texts)]
-    shapes = [_shape(kind, texts, num_images) for kind, num_images in kinds]
+    shapes = [batch_shape(kind, texts, num_images) for kind, num_images in kinds]
     found = [flops.step_flops(MODELS[size], [shape], graph, max_tokens) / texts / 1e9 for shape in shapes]
     # One decimal, and the table adds 0.03 GFLOP for the heads of every sample; here they are counted.
     assert found == pytest.approx(expected, abs=0.06)
-
-
-BASE_4M = [_shape("image", 128, 128), _shape("region", 128, 50)]
-LARGE_4M = [_shape("image", 64, 64), _shape("region", 64, 25)]
-BASE_PHASE_2 = [_shape("image", 64, 64), _shape("region", 64, 26), _shape("video", 40, 120)]
-LARGE_PHASE_2 = [_shape("image", 32, 32), _shape("region", 32, 14), _shape("video", 20, 60)]
 
 
 # TFLOP per step and GPU: reference, keys shared, packed, all rewrites.
@@ -106,25 +99,12 @@ def test_a_step_costs_what_the_table_says(size: str, shapes: list[BatchShape], e
 def test_matching_on_fifteen_percent_of_the_steps_costs_what_the_table_says(
     graph: flops.Graph, expected: float
 ) -> None:
-    on, off = (
-        flops.step_flops(BASE, [_shape("image", 128, 128, with_it), _shape("region", 64, 26, with_it)], graph, 30)
-        for with_it in (True, False)
-    )
+    def cost(matching: bool) -> float:
+        shapes = [batch_shape("image", 128, 128, matching), batch_shape("region", 64, 26, matching)]
+        return flops.step_flops(BASE, shapes, graph, 30)
+
+    on, off = cost(True), cost(False)
     assert (0.15 * on + 0.85 * off) / 1e12 == pytest.approx(expected, abs=0.0051)
-
-
-# Small and uneven on purpose: image and text differ in width, hardly a size equals another.
-SMALL = ModelConfig(
-    vision=VisionConfig(image_res=48, patch_size=16, width=48, depth=3, num_heads=4),
-    text=TextConfig(width=32, num_layers=2, num_heads=2, intermediate=80, vocab_size=101),
-    fusion=FusionConfig(num_layers=3, num_heads=4, intermediate=72),
-    embed_dim=24,
-)
-TOWERS = {
-    "beit2": SMALL.vision,
-    "clip_vit": SMALL.vision.model_copy(update={"backbone": "clip_vit"}),
-    "swin": VisionConfig(backbone="swin", image_res=64, patch_size=32, width=64, depth=8, num_heads=8),
-}
 
 
 def _counted(call: Callable[..., Any], *arguments: Any) -> int:
@@ -140,11 +120,6 @@ def test_an_image_tower_costs_what_torch_counts(backbone: str) -> None:
     model = build_model(cfg).to("meta")
     pixels = torch.empty(5, 3, cfg.vision.image_res, cfg.vision.image_res, device="meta")
     assert _counted(model.encode_image, pixels) == 5 * flops.vision_flops(cfg.vision)
-
-
-ATTENTIVE = SMALL.model_copy(
-    update={"num_frames": 4, "vision": SMALL.vision.model_copy(update={"temporal": "attention"})}
-)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 4])
@@ -175,10 +150,10 @@ def test_a_backward_pass_over_time_costs_twice_the_forward_pass() -> None:
 
 
 def test_attention_over_time_of_images_costs_nothing_and_clips_are_of_equal_length() -> None:
-    for shape in (_shape("image", 4, 4), _shape("region", 4, 2)):
+    for shape in (batch_shape("image", 4, 4), batch_shape("region", 4, 2)):
         assert flops.forward_flops(ATTENTIVE, shape) == flops.forward_flops(SMALL, shape)
     with pytest.raises(ValueError, match="7 frames do not belong to 4 equal clips"):
-        flops.forward_flops(ATTENTIVE, _shape("video", 4, 7))
+        flops.forward_flops(ATTENTIVE, batch_shape("video", 4, 7))
 
 
 def test_text_and_fusion_stacks_cost_what_torch_counts() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cost.test_flops import (
+from tests.support.models.sizes import (
     ATTENTIVE,
     BASE,
     BASE_4M,
@@ -13,7 +13,7 @@ from tests.cost.test_flops import (
     LARGE_PHASE_2,
     SMALL,
     TOWERS,
-    _shape,
+    batch_shape,
 )
 from x2vlm.cost.flops import BatchShape, Graph
 from x2vlm.cost.model_size import checkpoint_bytes, num_parameters, peak_memory
@@ -44,7 +44,7 @@ def test_parameters_are_those_the_reference_was_counted_to_have() -> None:
     assert checkpoint_bytes(BASE) / 1e9 == pytest.approx(3.1, abs=0.05)
 
 
-LARGE_128 = [_shape("image", 128, 128), _shape("region", 128, 50)]
+LARGE_128 = [batch_shape("image", 128, 128), batch_shape("region", 128, 50)]
 
 # GB: image tower, text, fusion, keys and values, word head, states.
 ROWS: list[tuple[str, ModelConfig, list[BatchShape], Graph, str, int, list[float]]] = [
@@ -59,7 +59,7 @@ ROWS: list[tuple[str, ModelConfig, list[BatchShape], Graph, str, int, list[float
     (
         "large phase 2, ours",
         LARGE,
-        [_shape("image", 64, 64), _shape("region", 64, 26), _shape("video", 40, 120)],
+        [batch_shape("image", 64, 64), batch_shape("region", 64, 26), batch_shape("video", 40, 120)],
         "executed",
         "fused",
         0,
@@ -92,7 +92,7 @@ def test_attention_over_time_keeps_what_torch_saves_of_it(checkpointed: int) -> 
     config, num_clips, num_frames = BASE.model_copy(update={"num_frames": 3}), 5, 3
     vision = config.vision.model_copy(update={"temporal": "attention"})
     attentive = config.model_copy(update={"vision": vision})
-    shape = [_shape("image", 4, 4), _shape("video", num_clips, num_clips * num_frames)]
+    shape = [batch_shape("image", 4, 4), batch_shape("video", num_clips, num_clips * num_frames)]
     found, plain = (
         peak_memory(each, shape, checkpoint_vision_blocks=checkpointed).vision for each in (attentive, config)
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.cost.test_flops import BASE, LARGE
+from tests.support.models.sizes import BASE, LARGE
 from x2vlm.cost.model_size import num_parameters
 from x2vlm.cost.scaling import NETWORKS, contrastive_bytes, gradient_bytes, scaled_step
 

@@ -19,20 +19,13 @@ import pytest
 
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, descendants
+from tests.support.flow.sample_store import forget, roots
 
 pytestmark = pytest.mark.slow
 
 SEED = 20261123
 MOMENTS = {"s1": 7, "s4": 6, "s5": 7}
 TARGETS = {"s1": ["read/*", "download/*"], "s4": ["partition/*", "pack/*"], "s5": ["pretrain/*"]}
-REDONE = {
-    "s1": [
-        *("read", "download", "domains", "filter", "score", "decontaminate", "partition", "pack"),
-        *("pretrain", "evaluate"),
-    ],
-    "s4": ["partition", "pack", "pretrain", "evaluate"],
-    "s5": ["pretrain", "evaluate"],
-}
 # Longest wait before a kill, in seconds after the first process of the phase's own work was seen.
 LONGEST_WAIT = {"s1": 30.0, "s4": 6.0, "s5": 30.0}
 # How the processes that do the phase's work are called; Ray's own agents are not among them.
@@ -84,19 +77,6 @@ def kill_once(phase: str, store: Path, rng: random.Random, killed_process: str) 
 def finish(targets: list[str], store: Path) -> None:
     done = subprocess.run(command(targets, store), cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
-
-
-def forget(store: Path, phase: str) -> None:
-    """Leave of a finished store only what comes before `phase`."""
-    for stage in REDONE[phase]:
-        for kind in ("parts", "artifacts", "state"):
-            shutil.rmtree(store / kind / stage, ignore_errors=True)
-        shutil.rmtree(store / "refs" / "sample" / stage, ignore_errors=True)
-
-
-def roots(store: Path, stages: list[str]) -> dict[str, str]:
-    refs = Store(str(store)).refs_of_experiment("sample")
-    return {ref.node: ref.root for ref in refs if ref.node.split("/")[0] in stages}
 
 
 def fetched(store: Path) -> dict[str, str]:

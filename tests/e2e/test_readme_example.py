@@ -1,17 +1,11 @@
 """The example in README.md runs as it stands, from the root of a checkout after a run."""
 
 import ast
-import re
-from pathlib import Path
 
 import torch
 
-from tests.support.inference_models import save_folder, small_pretrained
-
-
-def readme_example(root: Path) -> str:
-    (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    return example
+from tests.support.models.folders import save_folder, small_pretrained
+from tests.support.readme import readme_example
 
 
 def test_the_example_runs_and_says_what_it_promises(project_root, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from pipelines.flow.run.runner import InlineRunner
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import SampleRun, run_job
-from tests.e2e.test_crashes import forget, roots
+from tests.support.flow.sample_store import forget, roots
 
 STAGES = ["filter", "score", "decontaminate", "partition", "pack"]
 TARGETS = [f"{stage}/*" for stage in STAGES]

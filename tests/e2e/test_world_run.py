@@ -10,8 +10,8 @@ from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import SOURCES, WorldConfig
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.store import Store
-from tests.corpora.world.conftest import NOISY
 from tests.e2e.conftest import ROOT, run_job
+from tests.support.corpora.world import NOISY
 
 STAGES = ("read", "download", "filter")
 Verdict = tuple[str, str, str, str, str, str]  # source, row key, unit, item, stage, rule

@@ -380,14 +380,14 @@ def check_texts(folder: Path) -> list[Difference]:
 
 
 def _tokenizer(folder: Path, recorded: dict[str, Any]) -> WordPieceTokenizer:
-    """The vocabulary the ids were recorded with: the one beside the cases, or that of the public set."""
-    public = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "vocab.txt"
+    """The vocabulary the ids were recorded with: the one beside the cases, or that of `tests/golden/reference`."""
+    public = Path(__file__).resolve().parent / "reference" / "vocab.txt"
     tokenizer = load_tokenizer(nearest(folder, "vocab.txt"))
     pairs = [
         (number, token) for row in recorded.values() for number, token in zip(row["ids"], row["tokens"], strict=True)
     ]
     fits = all(number < len(tokenizer) and tokenizer.entries[number] == token for number, token in pairs)
-    return tokenizer if fits or not public.is_file() else load_tokenizer(public)
+    return tokenizer if fits else load_tokenizer(public)
 
 
 def _caption(text: str, max_words: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.golden_cases import Case
+from tests.support.models.golden_cases import Case
 from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import ModelConfig, model_config_from_reference
 from x2vlm.models.x2vlm import X2VLM, build_model

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.golden.differences import Difference, arrays, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model
-from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from tests.support.models.golden_cases import LOSS_NAMES, Case, read_case, to_batch
 from x2vlm.data.loading.batch import Batch
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.models.tokens import VisionTokens

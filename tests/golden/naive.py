@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, layer_norm, linear, normalize
 
-from tests.support.reference_shapes import relative_position_index
+from tests.support.models.reference_shapes import relative_position_index
 
 
 @dataclass(frozen=True)

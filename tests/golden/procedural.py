@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.golden.differences import Difference, equal, norms, worst
 from tests.golden.folders import case_config, nearest
 from tests.golden.model_cases import activations, compare_activations, losses_and_gradients
-from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from tests.support.models.golden_cases import LOSS_NAMES, Case, read_case, to_batch
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state, reference_names
 from x2vlm.models.config import model_config_from_reference
 from x2vlm.models.x2vlm import X2VLM, build_model

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tests.golden.naive import Naive, run, run_parallel, run_text_only
 from tests.golden.procedural import recipe_image, recipe_values
-from tests.support.reference_shapes import (
+from tests.support.models.reference_shapes import (
     TIED,
     Shapes,
     Sizes,

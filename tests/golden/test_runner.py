@@ -12,7 +12,7 @@ from tests.golden.__main__ import main
 from tests.golden.naive import Naive, run, run_text_only
 from tests.golden.procedural import recipe_values
 from tests.golden.runner import BESIDE_CASES, run_folder
-from tests.support.reference_shapes import BASE, Sizes, pretrained
+from tests.support.models.reference_shapes import BASE, Sizes, pretrained
 
 TINY = Sizes(
     vision=48, depth=2, vision_heads=6, grid=5, vision_inner=192, text=36, text_layers=2, fusion_layers=2, inner=100,
@@ -45,8 +45,8 @@ def broken(held_back, tmp_path):
     return shutil.copytree(held_back, tmp_path / "golden")
 
 
-def test_every_public_case_is_within_its_tolerances(shared_dir):
-    outcomes = list(run_folder(shared_dir / "golden"))
+def test_every_public_case_is_within_its_tolerances(golden_dir):
+    outcomes = list(run_folder(golden_dir))
     assert not [outcome.line() for outcome in outcomes if outcome.failed]
     assert len(outcomes) == 16
     assert all(outcome.is_supported for outcome in outcomes)
@@ -59,14 +59,13 @@ def test_every_held_back_kind_is_within_its_tolerances(held_back):
 
 
 @pytest.mark.slow
-def test_the_naive_version_reproduces_the_public_numbers(shared_dir):
+def test_the_naive_version_reproduces_the_public_numbers(golden_dir):
     """What the made cases rest on: the naive version agrees with the reference itself."""
-    golden = shared_dir / "golden"
-    m = Naive(load_file(golden / "model.safetensors"), json.loads((golden / "config.json").read_text()))
+    m = Naive(load_file(golden_dir / "model.safetensors"), json.loads((golden_dir / "config.json").read_text()))
     for name in ("image", "regions", "text_only"):
         info, tensors = (
-            json.loads((golden / name / "case.json").read_text()),
-            load_file(golden / name / "tensors.safetensors"),
+            json.loads((golden_dir / name / "case.json").read_text()),
+            load_file(golden_dir / name / "tensors.safetensors"),
         )
         inputs = {key.removeprefix("in."): value for key, value in tensors.items() if key.startswith("in.")}
         if name == "text_only":
@@ -81,15 +80,15 @@ def test_the_naive_version_reproduces_the_public_numbers(shared_dir):
             assert losses[key].item() == pytest.approx(value, abs=2e-5)
 
 
-def test_the_recipe_gives_the_public_weights(shared_dir):
-    state = load_file(shared_dir / "golden" / "model.safetensors")
+def test_the_recipe_gives_the_public_weights(golden_dir):
+    state = load_file(golden_dir / "model.safetensors")
     for name, value in state.items():
         if value.is_floating_point() and name != "temp" and ".decoder." not in name:
             assert torch.equal(recipe_values(name, tuple(value.shape), seed=1), value), name
 
 
-def test_the_shape_table_is_the_reference_one(shared_dir):
-    expected = json.loads((shared_dir / "golden" / "base_state_dict.json").read_text())["state_dict"]
+def test_the_shape_table_is_the_reference_one(golden_dir):
+    expected = json.loads((golden_dir / "base_state_dict.json").read_text())["state_dict"]
     assert {name: list(shape) for name, shape in pretrained(BASE).items()} == {n: s for n, (s, _) in expected.items()}
 
 

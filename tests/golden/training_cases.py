@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.golden.differences import EXACT, Difference, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model, nearest
-from tests.support.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from tests.support.models.golden_cases import LOSS_NAMES, Case, read_case, to_batch
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.objectives.step import pretrain_losses

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from tests.models.test_x2vlm import tiny_config, tiny_model
+from tests.support.models.tiny import tiny_config, tiny_model
 from x2vlm.inference.card import CardFacts, render_card
 from x2vlm.inference.pretrained import save_pretrained
 from x2vlm.models.config import ModelConfig

@@ -9,8 +9,8 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from tests.models.test_x2vlm import tiny_model
-from tests.support.inference_models import small_pretrained
+from tests.support.models.folders import small_pretrained
+from tests.support.models.tiny import tiny_model
 from x2vlm import inference
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.inference.pretrained import from_pretrained, save_pretrained

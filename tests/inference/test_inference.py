@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, counting, save_folder, small_pretrained
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, counting, save_folder, small_pretrained
 from tests.support.naive_pixels import naive_pixels
 from x2vlm import inference
 from x2vlm.data.loading.frames import choose_frames

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertTokenizer, ViTImageProcessorPil
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, small_pretrained, tokenizer_of, xlmr_tokenizer
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, small_pretrained, tokenizer_of, xlmr_tokenizer
 from tests.support.naive_pixels import naive_pixels
 from x2vlm.data.media.images import open_image
 from x2vlm.errors import ConfigError, CorruptArtifact, InvalidSample

@@ -10,7 +10,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE, save_folder, small_pretrained
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, save_folder, small_pretrained
 from x2vlm import inference
 from x2vlm.inference import Grounded
 from x2vlm.inference.show import Shown, render_page, show

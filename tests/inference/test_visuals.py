@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.inference_models import CLIPS, PHOTOS, SAMPLE
+from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE
 from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.media.images import open_image
 from x2vlm.data.media.video import sample_clip

@@ -9,8 +9,8 @@ from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from tests.golden.naive import Naive, image_tokens, text_layer, word_logits
 from tests.golden.synthetic import describe, drawn_state
-from tests.models.test_x2vlm import tiny_model
-from tests.support.reference_shapes import Sizes, pretrained
+from tests.support.models.reference_shapes import Sizes, pretrained
+from tests.support.models.tiny import tiny_model
 from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import model_config_from_reference
 from x2vlm.models.generate import GenerateConfig, generate

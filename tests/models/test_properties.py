@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import pad
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model
-from tests.support.golden_cases import read_case, read_model, to_batch
+from tests.support.models.golden_cases import read_case, read_model, to_batch
+from tests.support.models.tiny import tiny_model
 from x2vlm.data.loading.batch import Batch
 from x2vlm.objectives.step import pretrain_losses
 
@@ -138,14 +138,13 @@ def test_a_clip_of_one_frame_is_the_image_plus_its_frame_position(seed):
 
 
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_bfloat16_stays_close_to_float32(shared_dir, name):
-    """Loss within 1 % and the whole gradient's cosine above 0.999, on the public golden batches."""
-    golden = shared_dir / "golden"
-    case = read_case(golden / name)
+def test_bfloat16_stays_close_to_float32(golden_dir, name):
+    """Loss within 1 % and the whole gradient's cosine above 0.999, on the recorded batches."""
+    case = read_case(golden_dir / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
     totals, gradients = [], []
     for is_half in (False, True):
-        model = read_model(golden)
+        model = read_model(golden_dir)
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             losses = pretrain_losses(model, to_batch(case), negatives)
         total = sum(losses.values())

@@ -2,48 +2,21 @@
 
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from tests.support.golden_cases import read_case, read_model, to_batch
+from tests.support.models.golden_cases import read_case, read_model, to_batch
+from tests.support.models.tiny import tiny_config, tiny_model, tiny_text
 from x2vlm.errors import ConfigError
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.x2vlm import X2VLM, build_model, swap_text_encoder
+from x2vlm.models.config import FusionConfig, VisionConfig
+from x2vlm.models.x2vlm import build_model, swap_text_encoder
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 
 
-def tiny_config(**changes) -> ModelConfig:
-    """A model whose image and text widths differ."""
-    sizes = {
-        "vision": VisionConfig(image_res=64, width=24, depth=2, num_heads=2),
-        "text": TextConfig(width=16, num_layers=2, num_heads=2, intermediate=32, vocab_size=50, max_positions=20),
-        "fusion": FusionConfig(num_layers=2, num_heads=4, intermediate=40),
-        "embed_dim": 8,
-    }
-    return ModelConfig(**(sizes | changes))
-
-
-def tiny_model(**changes) -> X2VLM:
-    torch.manual_seed(0)
-    return build_model(tiny_config(**changes)).eval()
-
-
-def tiny_text(rows: int = 3, length: int = 7) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(1)
-    mask = torch.arange(length)[None] < torch.tensor([length, length - 2, length - 3])[:rows, None]
-    return torch.randint(5, 50, (rows, length)) * mask, mask
-
-
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
 @torch.no_grad()
-def test_image_case_step_by_step(golden):
-    model, case = read_model(golden), read_case(golden / "image")
+def test_image_case_step_by_step(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "image")
     batch, out = to_batch(case), lambda name: case.tensors["out." + name]
     vision = model.encode_image(batch.pixels)
     assert_close(vision.tokens_BND, out("vision_embeds"), **TOLERANCE)
@@ -66,8 +39,8 @@ def test_image_case_step_by_step(golden):
 
 
 @torch.no_grad()
-def test_regions_case_step_by_step(golden):
-    model, case = read_model(golden), read_case(golden / "regions")
+def test_regions_case_step_by_step(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "regions")
     batch, out = to_batch(case), lambda name: case.tensors["out." + name]
     images = model.encode_image(batch.pixels)
     regions = model.pool_regions(images, batch.image_of_R, batch.patch_mask_RP)
@@ -83,8 +56,8 @@ def test_regions_case_step_by_step(golden):
 
 
 @torch.no_grad()
-def test_text_only_case_skips_cross_attention(golden):
-    model, case = read_model(golden), read_case(golden / "text_only")
+def test_text_only_case_skips_cross_attention(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "text_only")
     batch = to_batch(case)
     fused = model.fuse(model.encode_text(batch.masked_ids_BL, batch.text_mask_BL), batch.text_mask_BL, None)
     logits = model.predict_words(fused, batch.masked_positions_BK)

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import normalize
 from torch.testing import assert_close
 
-from tests.support import rank_worker
-from tests.support.training_steps import mixed_step, step_model
+from tests.support.training import rank_worker
+from tests.support.training.steps import mixed_step, step_model
 from x2vlm.errors import ConfigError
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 from x2vlm.objectives.config import ObjectiveConfig

@@ -1,42 +1,30 @@
 """The five losses against the reference's numbers, naive versions, and two real processes."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, normalize
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model, tiny_text
-from tests.support import rank_worker
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from x2vlm.data.loading.batch import Batch
-from x2vlm.errors import ConfigError
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.tiny import region_batch, tiny_batch, tiny_model
+from tests.support.training import rank_worker
 from x2vlm.models.checkpoints.reference import reference_names
-from x2vlm.models.config import VisionConfig
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup
-from x2vlm.objectives.box_losses import box_losses, generalised_iou, to_xyxy
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.losses import contrastive, masked_lm, matching
 from x2vlm.objectives.negatives import draw_negatives, negative_weights
-from x2vlm.objectives.parallel_text import parallel_text_losses
 from x2vlm.objectives.step import pretrain_losses
 
 TOLERANCE = {"atol": 2e-5, "rtol": 0.0}
 
 
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_losses_and_gradients_equal_the_reference(golden, name):
-    model, case = read_model(golden), read_case(golden / name)
+def test_losses_and_gradients_equal_the_reference(golden_dir, name):
+    model, case = read_model(golden_dir), read_case(golden_dir / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
     losses = pretrain_losses(model, to_batch(case), negatives)
     assert {LOSS_NAMES[key] for key in losses} == set(case.info["losses"])
@@ -56,16 +44,16 @@ def test_losses_and_gradients_equal_the_reference(golden, name):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["image", "regions"])
-def test_negative_weights_equal_the_reference(golden, name):
-    case = read_case(golden / name)
+def test_negative_weights_equal_the_reference(golden_dir, name):
+    case = read_case(golden_dir / name)
     similarity = case.tensors["out.sim_over_temp"]
     same = torch.eye(len(similarity), dtype=torch.bool)
     assert_close(negative_weights(similarity, same), case.tensors["out.text_negative_weights"], **TOLERANCE)
     assert_close(negative_weights(similarity.T, same), case.tensors["out.image_negative_weights"], **TOLERANCE)
 
 
-def test_matching_can_be_switched_off(golden):
-    model, case = read_model(golden), read_case(golden / "image")
+def test_matching_can_be_switched_off(golden_dir):
+    model, case = read_model(golden_dir), read_case(golden_dir / "image")
     losses = pretrain_losses(model, to_batch(case), config=ObjectiveConfig(matching=False))
     assert set(losses) == {"contrastive", "masked_lm"}
     sum(losses.values()).backward()
@@ -79,32 +67,6 @@ def test_one_model_does_all_losses_of_a_clip():
     sum(losses.values()).backward()
     assert set(losses) == {"contrastive", "matching", "masked_lm"}
     assert model.frame_position.grad.abs().sum() > 0
-
-
-def tiny_batch(kind, pixels=None, **fields) -> Batch:
-    ids, mask = tiny_text()
-    return Batch(
-        kind=kind,
-        keys=["a", "b", "c"],
-        text_ids_BL=ids,
-        text_mask_BL=mask,
-        masked_ids_BL=ids,
-        masked_positions_BK=torch.tensor([[1, 2], [1, 0], [3, 0]]),
-        masked_labels_BK=torch.tensor([[7, 9], [11, -100], [13, -100]]),
-        pixels=pixels,
-        **fields,
-    )
-
-
-def region_batch(**changes) -> Batch:
-    torch.manual_seed(2)
-    fields = {
-        "image_of_R": torch.tensor([0, 0, 1]),
-        "patch_mask_RP": torch.rand(3, 16) > 0.5,
-        "box_cxcywh_R4": torch.tensor([[0.5, 0.5, 1, 1], [0.3, 0.3, 0.2, 0.4], [0.6, 0.5, 0.5, 0.5]]),
-        "is_whole_image_R": torch.tensor([True, False, False]),
-    }
-    return tiny_batch("region", torch.randn(2, 3, 64, 64), **(fields | changes))
 
 
 def test_batch_without_its_fields_is_refused():
@@ -153,34 +115,6 @@ def test_images_seen_by_no_row_change_nothing():
 
 
 # Boxes
-
-
-def test_boxes_equal_the_reference(golden):
-    folder = golden / "data" / "boxes"
-    case, arrays = json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors")
-    predicted, target = arrays["pred_cxcywh"].float(), arrays["target_cxcywh"].float()
-    assert_close(to_xyxy(predicted), arrays["pred_xyxy"].float(), **TOLERANCE)
-    giou = generalised_iou(arrays["pred_xyxy"].float(), arrays["target_xyxy"].float())
-    assert_close(giou, arrays["giou_diag"].float(), **TOLERANCE)
-    everything = torch.ones(len(predicted), dtype=torch.bool)
-    assert_close(torch.stack(box_losses(predicted, target, everything)), torch.tensor(case["loss_all"]), **TOLERANCE)
-    regions = box_losses(predicted, target, ~arrays["is_image"].bool())
-    assert_close(torch.stack(regions), torch.tensor(case["loss_without_images"]), **TOLERANCE)
-    predicted[3, 2] = -0.1
-    *_, switched_off = box_losses(predicted, target, everything, "reference")
-    *_, kept = box_losses(predicted, target, everything)
-    assert switched_off.item() == case["loss_when_row_3_has_negative_width"][1] == 0
-    others = (1 - giou)[torch.arange(len(giou)) != 3].sum() / len(giou)
-    assert_close(kept, others, **TOLERANCE)
-
-
-@given(st.lists(st.floats(0, 1, width=32), min_size=8, max_size=8))
-def test_box_losses_and_their_gradients_are_always_finite(numbers):
-    predicted = torch.tensor([numbers[:4]], requires_grad=True)
-    l1, giou = box_losses(predicted, torch.tensor([numbers[4:]]), torch.ones(1, dtype=torch.bool))
-    (l1 + giou).backward()
-    assert 0 <= giou.item() <= 2 + 1e-5
-    assert predicted.grad.isfinite().all()
 
 
 # Words
@@ -363,57 +297,6 @@ def test_texts_too_long_to_share_are_refused():
 
 
 # Sentence pairs
-
-
-def sentences(model, seed=5):
-    torch.manual_seed(seed)
-    ids, mask = tiny_text()
-    return tiny_batch("text"), torch.randint(5, 50, ids.shape) * mask.roll(1, 0), mask.roll(1, 0)
-
-
-def equal_widths():
-    return tiny_model(vision=VisionConfig(image_res=64, width=16, depth=1, num_heads=2), num_frames=None)
-
-
-def test_sentence_pairs_have_all_three_losses_and_reach_no_image_weights():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    losses = parallel_text_losses(model, batch, other_ids, other_mask)
-    assert set(losses) == {"contrastive", "matching", "masked_lm"}
-    sum(losses.values()).backward()
-    assert all(parameter.grad is None for parameter in model.vision.parameters())
-    assert model.fusion.layers[0].cross_attention.key.weight.grad.abs().sum() > 0
-
-
-def test_padding_of_either_sentence_changes_nothing():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    negatives = (torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
-    first = parallel_text_losses(model, batch, other_ids, other_mask, negatives)
-    pad = torch.nn.functional.pad
-    longer = replace(
-        batch,
-        text_ids_BL=pad(batch.text_ids_BL, (0, 3), value=9),
-        masked_ids_BL=pad(batch.masked_ids_BL, (0, 3), value=9),
-        text_mask_BL=pad(batch.text_mask_BL, (0, 3)),
-    )
-    second = parallel_text_losses(model, longer, pad(other_ids, (0, 2), value=8), pad(other_mask, (0, 2)), negatives)
-    for name, value in first.items():
-        assert_close(second[name], value, atol=1e-5, rtol=0, msg=name)
-
-
-def test_sentence_pairs_need_equal_widths():
-    model = tiny_model()
-    batch, other_ids, other_mask = sentences(model)
-    with pytest.raises(ConfigError, match="equal widths"):
-        parallel_text_losses(model, batch, other_ids, other_mask)
-
-
-def test_equal_meanings_are_never_negatives_of_each_other():
-    model = equal_widths()
-    batch, other_ids, other_mask = sentences(model)
-    losses = parallel_text_losses(model, replace(batch, image_ids_B=torch.tensor([3, 3, 3])), other_ids, other_mask)
-    assert losses["matching"].item() == 0
 
 
 # What a step costs

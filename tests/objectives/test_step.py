@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import Data2VecTextConfig, Data2VecTextModel
 
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
-from tests.support.training_steps import gradients, mixed_step, padded_losses, step_model
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.training.steps import gradients, mixed_step, padded_losses, step_model
 from x2vlm.models.blocks import packing
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.models.x2vlm import swap_text_encoder
@@ -111,10 +111,9 @@ def _pad_with_one(batch):
 
 
 @pytest.mark.parametrize("name", ["image", "regions", "text_only"])
-def test_plain_execution_equals_the_reference_too(shared_dir, name):
+def test_plain_execution_equals_the_reference_too(golden_dir, name):
     """test_objectives.py holds the defaults to the reference's numbers; this is the padded way."""
-    golden = shared_dir / "golden"
-    model, case = read_model(golden), read_case(golden / name)
+    model, case = read_model(golden_dir), read_case(golden_dir / name)
     negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
     plain = ExecutionConfig(**dict.fromkeys(SWITCHES, False))
     for execution in (ExecutionConfig(), plain):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.training_steps import mixed_step, step_model
+from tests.support.training.steps import mixed_step, step_model
 from x2vlm.models.execution import ExecutionConfig
 from x2vlm.objectives import host, passes
 from x2vlm.objectives.config import ObjectiveConfig

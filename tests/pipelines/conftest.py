@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.two_phases import Run, run_inline, two_phases
+from tests.support.training.two_phases import Run, run_inline, two_phases
 
 
 @pytest.fixture(scope="package")

@@ -21,8 +21,8 @@ from pipelines.flow.store.store import Store
 from pipelines.report.text_lengths import ASSUMED as ASSUMED_TOKENS
 from pipelines.report.text_lengths import TextLengths
 from pipelines.s5_pretrain.config import PretrainConfig
-from tests.cost.test_flops import LARGE
 from tests.e2e.conftest import run_job
+from tests.support.models.sizes import LARGE
 from x2vlm.cost.flops import utilisation
 from x2vlm.errors import ConfigError
 

@@ -12,14 +12,7 @@ from pipelines.flow.store.lease import acquire
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import ROOT, run_job
-
-
-def experiment_file(folder: Path, **changes: object) -> Path:
-    """A copy of the sample experiment with other top-level values."""
-    values = yaml.safe_load((ROOT / "pipelines/experiments/sample.yaml").read_text())
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}))
-    return path
+from tests.support.experiments import experiment_file
 
 
 def broken_source(folder: Path, file: str, content: bytes | None) -> Path:

@@ -18,6 +18,7 @@ from PIL import Image
 from pipelines.flow.stage import Input
 from pipelines.s3_score.stage import EMBEDDING_SCHEMA, FINGERPRINT_SCHEMA, SCORE_SCHEMA, VARIANT_SCHEMA
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from tests.support.parts import Run, as_part, run_stage
@@ -207,3 +208,12 @@ def curate(
 def _by_row(run: Run, pattern: str) -> dict[str, dict[str, Any]]:
     rows = [one for path in sorted(run.folder.glob(f"*/{pattern}")) for one in pq.read_table(path).to_pylist()]
     return {f"{one['source']}:{one['source_row']}": one for one in rows}
+
+
+BROKEN = encoded(scene(90))[:600]
+
+
+def decisions_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every decision that a run of a stage wrote, by key."""
+    tables = [pq.read_table(path, schema=DECISION_SCHEMA) for path in sorted(folder.glob("all/decisions-*.parquet"))]
+    return {one["key"]: one for one in pa.concat_tables(tables).to_pylist()}

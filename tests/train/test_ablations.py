@@ -7,7 +7,7 @@ import pydantic
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.models.x2vlm import build_model

@@ -1,6 +1,6 @@
 """A run that was killed, stopped, moved or disturbed has the bits of one that was not: weights, metrics, samples.
 
-All runs are real processes over gloo and the real loop; see `tests.support.training_processes` for what kills them.
+All runs are real processes over gloo and the real loop; see `tests.support.training.processes` for what kills them.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, TOKENIZER, make_shards
-from tests.support.training_processes import BASE, Start, keys_by_step, run
+from tests.support.training.corpus import DATA, TOKENIZER, make_shards
+from tests.support.training.processes import BASE, Start, keys_by_step, run
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.metrics import read_metrics

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from tests.support.training_processes import on_ranks
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.processes import on_ranks
 from x2vlm.cost.scaling import contrastive_bytes, gradient_bytes
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles

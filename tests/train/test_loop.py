@@ -1,61 +1,26 @@
 """The loop: what one step does against a plain version of it, and what becomes of a run that is disturbed."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.runs import CONFIG, run, toy_model
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.errors import CorruptArtifact
 from x2vlm.inference.pretrained import load_pretrained, save_weights
 from x2vlm.models.checkpoints.weights import own_tensors
-from x2vlm.models.x2vlm import build_model
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
-from x2vlm.train.config import TrainConfig
-from x2vlm.train.loop import fit
-from x2vlm.train.metrics import read_metrics
 from x2vlm.train.optim import build_optimizer
-from x2vlm.train.progress import CLOCK_NAMES
 from x2vlm.train.ranks import Ranks
 from x2vlm.train.step import Trainer, train_step
-
-CONFIG = TrainConfig.model_validate(
-    {
-        "steps": 8,
-        "warmup_steps": 2,
-        "precision": "float32",
-        "checkpoint_every": 3,
-        "optimizer": {"lr": 2e-3},
-    }
-)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards"), broken=(3,))
-
-
-def _model():
-    torch.manual_seed(0)
-    return build_model(MODEL)
-
-
-def run(folder, shard_files, config=CONFIG, on_step=None):
-    """Train the toy below `folder`; gives the weights and the metrics without clock times."""
-    model = _model()
-    loader = StepLoader(shard_files, DATA, TOKENIZER, 32, 16)
-    store = CheckpointStore(f"{folder}/checkpoints", config.keep_checkpoints)
-    fit(model, loader, config, Ranks(), store, f"{folder}/metrics.jsonl", on_step=on_step)
-    return own_tensors(model), metrics_of(folder)
-
-
-def metrics_of(folder):
-    lines = read_metrics(Path(folder) / "metrics.jsonl")
-    return [{name: value for name, value in line.items() if name not in CLOCK_NAMES} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +75,7 @@ def test_one_step_is_the_plain_sum_of_losses(shards):
     weights = {"image": 1.0, "region": 0.5, "video": 2.0}
     objective = ObjectiveConfig(matching=False)
     config = CONFIG.model_copy(update={"warmup_steps": 0, "objective": objective})
-    ours, plain = _model().eval(), _model().eval()
+    ours, plain = toy_model().eval(), toy_model().eval()
     trainer = Trainer(
         ours,
         build_optimizer(ours, config.optimizer),
@@ -143,7 +108,7 @@ def test_one_step_is_the_plain_sum_of_losses(shards):
 def test_batches_without_matching_have_no_matching_loss(shards):
     loader = StepLoader(shards, DATA, TOKENIZER, 32, 16)
     config = CONFIG.model_copy(update={"stop_matching_at": 1})
-    model = _model()
+    model = toy_model()
     streams = {"image": (1.0, False), "region": (1.0, True), "video": (1.0, True)}
     trainer = Trainer(model, build_optimizer(model, config.optimizer), config, Ranks(), DATA.seed, streams)
     first, second = train_step(trainer, loader[0]).read(), train_step(trainer, loader[1]).read()
@@ -153,7 +118,7 @@ def test_batches_without_matching_have_no_matching_loss(shards):
 
 
 def test_a_saved_model_comes_back_and_a_wrong_one_is_refused(tmp_path):
-    model = _model().eval()
+    model = toy_model().eval()
     save_weights(MODEL, own_tensors(model), tmp_path, {"steps": 3})
     loaded = load_pretrained(tmp_path / "config.json", tmp_path / "model.safetensors")
     assert loaded.config == MODEL

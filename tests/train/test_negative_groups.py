@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from tests.support.training_processes import on_ranks
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.processes import on_ranks
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.errors import ConfigError

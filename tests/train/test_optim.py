@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load, save
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model
-from tests.support.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
+from tests.support.models.tiny import tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.objectives.step import pretrain_losses
@@ -25,17 +25,12 @@ from x2vlm.train.optim import (
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
+def golden_groups(golden_dir):
+    return json.loads((golden_dir / "param_groups.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def golden_groups(golden):
-    return json.loads((golden / "param_groups.json").read_text())
-
-
-def test_groups_equal_the_reference(golden, golden_groups):
-    model = read_model(golden)
+def test_groups_equal_the_reference(golden_dir, golden_groups):
+    model = read_model(golden_dir)
     groups = parameter_groups(model, OptimizerConfig(), golden_groups["new_parameters"])
     names = reference_names(model)
     ours = {
@@ -46,8 +41,8 @@ def test_groups_equal_the_reference(golden, golden_groups):
     assert ours == golden_groups["groups"]
 
 
-def test_new_by_default_are_the_heads_and_the_cross_attention(golden, golden_groups):
-    new = set(new_parameter_names(read_model(golden)))
+def test_new_by_default_are_the_heads_and_the_cross_attention(golden_dir, golden_groups):
+    new = set(new_parameter_names(read_model(golden_dir)))
     assert set(golden_groups["new_parameters"]) <= new
     assert {name.split(".")[5] for name in new - set(golden_groups["new_parameters"])} == {"crossattention"}
 
@@ -80,9 +75,9 @@ def test_unknown_new_parameter_is_an_error():
         parameter_groups(tiny_model(), OptimizerConfig(), ["nonsense"])
 
 
-def test_five_steps_follow_the_reference(golden, golden_groups):
-    model, case = read_model(golden), read_case(golden / "trajectory_image")
-    image, info = read_case(golden / "image"), case.info
+def test_five_steps_follow_the_reference(golden_dir, golden_groups):
+    model, case = read_model(golden_dir), read_case(golden_dir / "trajectory_image")
+    image, info = read_case(golden_dir / "image"), case.info
     config = OptimizerConfig(
         lr=info["lr"],
         lr_multiplier=info["lr_mult"],
@@ -174,8 +169,8 @@ def test_state_dict_round_trip_keeps_the_state():
         assert torch.equal(value, optimizer_tensors(other)[name]), name
 
 
-def test_schedule_equals_the_reference(golden):
-    cases = json.loads((golden / "data" / "schedule" / "case.json").read_text())["cases"]
+def test_schedule_equals_the_reference(golden_dir):
+    cases = json.loads((golden_dir / "data" / "schedule" / "case.json").read_text())["cases"]
     assert len(cases) == 6
     for case in cases:
         # After their restart of the schedule the configured minimum is ignored.

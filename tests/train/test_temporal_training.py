@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from tests.support.training_corpus import MODEL, make_shards
-from tests.train import test_loop
+from tests.support.training.corpus import MODEL, make_shards
+from tests.support.training.runs import CONFIG as TOY_CONFIG
+from tests.support.training.runs import run
 from x2vlm.models.x2vlm import build_model
 
-CONFIG = test_loop.CONFIG.model_copy(update={"steps": 5, "warmup_steps": 0, "checkpoint_every": 2})
+CONFIG = TOY_CONFIG.model_copy(update={"steps": 5, "warmup_steps": 0, "checkpoint_every": 2})
 
 
 class StopError(Exception):
@@ -19,24 +20,21 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards"))
 
 
-def train(folder, shards, temporal, monkeypatch, on_step=None, drop=0.0):
+def train(folder, shards, temporal, on_step=None, drop=0.0):
     """Weights and metrics of the toy; without dropout and dropped paths nothing but the model itself is random."""
     vision = MODEL.vision.model_copy(update={"temporal": temporal, "drop_path": drop})
     text, fusion = (
         part.model_copy(update={"dropout": drop, "attention_dropout": drop}) for part in (MODEL.text, MODEL.fusion)
     )
 
-    def model():
-        torch.manual_seed(0)
-        return build_model(MODEL.model_copy(update={"vision": vision, "text": text, "fusion": fusion}))
-
-    monkeypatch.setattr(test_loop, "_model", model)
-    return test_loop.run(folder, shards, CONFIG, on_step)
+    torch.manual_seed(0)
+    model = build_model(MODEL.model_copy(update={"vision": vision, "text": text, "fusion": fusion}))
+    return run(folder, shards, CONFIG, on_step, model)
 
 
-def test_the_first_step_is_that_of_the_averaging_model_and_then_what_is_new_moves(shards, tmp_path, monkeypatch):
-    _, mean = train(tmp_path / "mean", shards, "mean", monkeypatch)
-    weights, attention = train(tmp_path / "attention", shards, "attention", monkeypatch)
+def test_the_first_step_is_that_of_the_averaging_model_and_then_what_is_new_moves(shards, tmp_path):
+    _, mean = train(tmp_path / "mean", shards, "mean")
+    weights, attention = train(tmp_path / "attention", shards, "attention")
     names = [name for name in mean[0] if name.endswith(("masked_lm", "contrastive", "matching", "box_l1", "box_giou"))]
     assert len(names) == 3 * 3 + 2
     assert {name: attention[0][name] for name in names} == pytest.approx({name: mean[0][name] for name in names}, 1e-5)
@@ -46,15 +44,15 @@ def test_the_first_step_is_that_of_the_averaging_model_and_then_what_is_new_move
     assert weights["vision.temporal.frame_embedding"].abs().amax(dim=-1).min() > 0
 
 
-def test_stopped_and_resumed_equals_undisturbed(shards, tmp_path, monkeypatch):
+def test_stopped_and_resumed_equals_undisturbed(shards, tmp_path):
     def stop(step):
         if step == 3:
             raise StopError
 
-    expected, expected_metrics = train(tmp_path / "straight", shards, "attention", monkeypatch, drop=0.1)
+    expected, expected_metrics = train(tmp_path / "straight", shards, "attention", drop=0.1)
     with pytest.raises(StopError):
-        train(tmp_path / "stopped", shards, "attention", monkeypatch, stop, drop=0.1)
-    weights, metrics = train(tmp_path / "stopped", shards, "attention", monkeypatch, drop=0.1)
+        train(tmp_path / "stopped", shards, "attention", stop, drop=0.1)
+    weights, metrics = train(tmp_path / "stopped", shards, "attention", drop=0.1)
     assert metrics == expected_metrics
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], value) for name, value in expected.items())

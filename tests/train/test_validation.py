@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from tests.train.test_loop import CONFIG, metrics_of
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.runs import CONFIG, metrics_of
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.weights import own_tensors

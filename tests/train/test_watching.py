@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, MODEL, TOKENIZER, make_shards
-from tests.train.test_loop import CONFIG
+from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
+from tests.support.training.runs import CONFIG
 from x2vlm.cost.flops import forward_flops
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.models.execution import ExecutionConfig

@@ -1,6 +1,7 @@
 """Makes datasets/sample from the samples folder. The same inputs and library versions give the same bytes.
 
-    python -m pipelines.corpora.sample.build --samples ../shared/samples --out datasets/sample
+    python -m tests.support.corpora.inputs runs/samples
+    python -m pipelines.corpora.sample.build --samples runs/samples --out datasets/sample
 
 Owns media/, annotations/, ATTRIBUTION.csv and planted.csv below --out and replaces them; leaves every other file
 (README.md) alone. Fails before it writes if a sample's bytes or licence are not as recorded, or the corpus is too big.

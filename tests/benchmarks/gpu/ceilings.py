@@ -26,7 +26,7 @@ from tests.benchmarks.step_inputs import (
     without_dropout,
 )
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
-from tests.support.golden_cases import LOSS_NAMES
+from tests.support.models.golden_cases import LOSS_NAMES
 from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.x2vlm import build_model
 

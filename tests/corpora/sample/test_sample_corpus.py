@@ -1,23 +1,15 @@
-"""The shipped corpus: small, attributed, free of leaks, in the upstream formats, and made by its script."""
+"""The shipped corpus: small, attributed, free of leaks, and in the upstream formats."""
 
-import csv
-import filecmp
-import importlib.metadata
-import io
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.support.sample_corpus_files import (
+from tests.support.corpora.sample_files import (
     ANNOTATIONS,
     CORPUS,
     MEDIA,
-    ROOT,
     media_of,
     openimages,
     read_csv,
@@ -80,8 +72,8 @@ def url_id(flickr_url: str) -> str:
     return f"/{flickr_url.rsplit('/', 1)[1].split('_')[0]}_"
 
 
-def test_no_training_photo_is_in_karpathys_val_or_test(shared_dir: Path) -> None:
-    lists = [shared_dir / "samples" / "coco_karpathy" / f"karpathy_{split}_images.txt" for split in ("val", "test")]
+def test_no_training_photo_is_in_karpathys_val_or_test(excerpts_dir: Path) -> None:
+    lists = [excerpts_dir / "coco_karpathy" / f"karpathy_{split}_images.txt" for split in ("val", "test")]
     evaluated = {f"{int(line.split()[1]):012d}.jpg" for path in lists for line in path.read_text().splitlines()}
     assert len(evaluated) == 10_000
     photos = {path.name for path in (MEDIA / "photos").iterdir()}
@@ -164,49 +156,3 @@ def test_curated_sources_point_to_photos_of_the_stated_size() -> None:
             assert photo.size == (width, height)
     for row in openimages("train-images-boxable-with-rotation.csv"):
         assert media_of(row["OriginalURL"]).stat().st_size == int(row["OriginalSize"])
-
-
-# ---- building again
-
-
-def locked_version(library: str) -> str:
-    match = re.search(rf"^{library}==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
-    assert match, library
-    return match[1]
-
-
-def test_building_again_gives_identical_bytes(shared_dir: Path, tmp_path: Path) -> None:
-    for library in ("pillow", "pyarrow"):
-        if importlib.metadata.version(library) != locked_version(library):
-            pytest.skip(f"{library} is not the locked version; its encoder may write other bytes")
-    command = [sys.executable, str(ROOT / "pipelines/corpora/sample/build.py")]
-    command += ["--samples", str(shared_dir / "samples"), "--out", str(tmp_path / "again")]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    shipped = {"ATTRIBUTION.csv", "planted.csv"}
-    for folder in (MEDIA, ANNOTATIONS):
-        shipped |= {str(path.relative_to(CORPUS)) for path in folder.rglob("*") if path.is_file()}
-    built = {str(path.relative_to(tmp_path / "again")) for path in (tmp_path / "again").rglob("*") if path.is_file()}
-    assert built == shipped
-    _, different, errors = filecmp.cmpfiles(CORPUS, tmp_path / "again", shipped, shallow=False)
-    assert (different, errors) == ([], [])
-
-
-def test_a_photo_that_is_not_as_recorded_stops_the_build(shared_dir: Path, tmp_path: Path) -> None:
-    samples = tmp_path / "samples"
-    samples.mkdir()
-    for path in (shared_dir / "samples").iterdir():
-        (samples / path.name).symlink_to(path)
-    (samples / "PROVENANCE.csv").unlink()
-    rows = read_csv(shared_dir / "samples" / "PROVENANCE.csv")
-    changed = next(row for row in rows if row["file"] == "coco/images/train2017/000000000790.jpg")
-    changed["licence"] = "image: CC BY-NC 2.0"
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    (samples / "PROVENANCE.csv").write_text(text.getvalue(), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "pipelines/corpora/sample/build.py"), "--samples", str(samples)]
-    result = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 1
-    assert "000000000790.jpg: not under CC BY 2.0" in result.stderr
-    assert not list((tmp_path / "out").iterdir())

@@ -7,7 +7,7 @@ import av
 import pytest
 from PIL import Image
 
-from tests.support.sample_corpus_files import (
+from tests.support.corpora.sample_files import (
     CORPUS,
     cc3m_lines,
     laion_rows,

@@ -1,46 +1,13 @@
 """Two worlds that the tests of this folder look at: a noisy one with media, and a larger one without."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.corpora.world.build import Built, build_world
-from pipelines.corpora.world.config import NoiseRates, WorldConfig
-
-NOISY = NoiseRates(
-    mismatched_caption=0.08,
-    foreign_text=0.2,
-    empty_text=0.08,
-    dead_link=0.1,
-    small_image=0.1,
-    extreme_aspect=0.1,
-    duplicate=0.2,
-    test_leak=0.12,
-    one_word_text=0.3,
-    rotated=0.15,
-    tiny_box=0.3,
-    invalid_box=0.3,
-    near_duplicate_region=0.4,
-    crowd_box=0.3,
-    depiction_box=0.3,
-)
-
-
-@dataclass(frozen=True)
-class World:
-    """A finished world and its truth."""
-
-    config: WorldConfig
-    out: Path
-    built: Built
-    truth: list[dict[str, Any]]
-    scenes: dict[int, dict[str, Any]]
-
-    def of(self, source: str, unit: str) -> list[dict[str, Any]]:
-        return [row for row in self.truth if (row["source"], row["unit"]) == (source, unit)]
+from pipelines.corpora.world.config import WorldConfig
+from tests.support.corpora.world import NOISY, World
 
 
 def load(config: WorldConfig, out: Path, built: Built) -> World:

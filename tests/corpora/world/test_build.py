@@ -10,7 +10,7 @@ from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.chunks import make_chunk
 from pipelines.corpora.world.command import make_world
 from pipelines.corpora.world.config import EVALUATION, SOURCES, WorldConfig, source_of
-from tests.corpora.world.conftest import World
+from tests.support.corpora.world import World
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.corpora.world.config import is_held_out
 from pipelines.corpora.world.drawing.shots import FIRST_IMAGE_ID
-from tests.corpora.world.conftest import World
+from tests.support.corpora.world import World
 
 
 def load(world: World, name: str) -> Any:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from pipelines.s2_filter import FilterConfig
 from pipelines.s2_filter.judge import judge
-from tests.corpora.world.conftest import World
-from tests.corpora.world.test_readers import media_path, read, with_media
+from tests.support.corpora.world import World, media_path, read, with_media
 from x2vlm.samples import sample_table
 
 

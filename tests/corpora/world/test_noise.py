@@ -13,7 +13,7 @@ from pipelines.corpora.world.config import BOX_SOURCES, CLIP_SOURCES, EVALUATION
 from pipelines.corpora.world.drawing.scene import make_scene
 from pipelines.corpora.world.drawing.shots import evaluation_kind, image_id, row_noise
 from pipelines.corpora.world.drawing.words import COLOURS, SHAPES
-from tests.corpora.world.conftest import World
+from tests.support.corpora.world import World
 
 SIGMAS = 5
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import CLIP_SOURCES, DERIVED, SOURCES, NoiseRates, WorldConfig
-from tests.corpora.world.conftest import World
 from tests.corpora.world.upstream import HOST, UpstreamFacts, read_upstream
+from tests.support.corpora.world import World
 
 WITH_TINY_BOXES = ("coco", "visual_genome", "objects365", "openimages")
 CLEAN = "clean"

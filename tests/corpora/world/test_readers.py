@@ -1,26 +1,20 @@
 """Every file that one of our readers takes reads with exactly the counts and drops that the truth says."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import SOURCES, WorldConfig
-from pipelines.corpora.world.drawing.clips import clip_size
-from pipelines.flow.stage import Count, Part, Read
-from pipelines.s1_download.read import READ, read_config
+from pipelines.flow.stage import Part, Read
 from pipelines.s2_filter import FILTER, FilterConfig
-from tests.corpora.world.conftest import World
-from tests.support.flow_helpers import artifact_input, read_rows, run_stage_part, upstream_input
+from tests.support.corpora.world import Reading, World, media_path, read, with_media
+from tests.support.flow_helpers import artifact_input, run_stage_part
 from x2vlm.data.boxes import denormalise_boxes
-from x2vlm.data.cards import file_paths, load_card
-from x2vlm.samples import Drop, Media, Sample, sample_table, samples_of, write_table
+from x2vlm.samples import sample_table, write_table
 
 HELD_OUT = "coco_heldout"
-Reading = tuple[list[Sample], list[Drop], dict[str, Count]]
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +22,6 @@ def readings(noisy_world: World, project_root: Path, tmp_path_factory: pytest.Te
     """What the read stage makes of every card of the world."""
     folder = tmp_path_factory.mktemp("readings")
     return {name: read(noisy_world.out, name, project_root, folder / name) for name in (*SOURCES, HELD_OUT)}
-
-
-def read(world: Path, name: str, project_root: Path, out: Path) -> Reading:
-    """Samples, drops and counts of the read stage for a card of the world."""
-    path = world / "cards" / f"{name}.yaml"
-    card = load_card(path)
-    files = tuple(upstream_input(Path(file), name) for file in file_paths(card, project_root).values())
-    config = read_config(card)
-    [part] = READ.plan_parts(config, {"card": (upstream_input(path, name),), "files": files})
-    result = run_stage_part(READ, config, part, out)
-    samples = [sample for file in sorted(out.glob("rows-*")) for sample in samples_of(pq.read_table(file))]
-    return samples, [Drop(**row) for row in read_rows(out, "drops.parquet")], dict(result.counts)
 
 
 def check_reading(out: Path, name: str, reading: Reading) -> None:
@@ -112,10 +94,6 @@ def test_links_are_dead_where_the_truth_says_so(noisy_world: World, readings: di
         assert there == (rules[sample.source_row] != "http_404"), sample.url
 
 
-def media_path(world: World, sample: Sample) -> Path:
-    return world.out / "media" / sample.url.removeprefix("http://world.invalid/")
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_filter_drops_what_was_planted_for_it_and_nothing_else(
     noisy_world: World, readings: dict[str, Reading], name: str, tmp_path: Path
@@ -143,19 +121,6 @@ def test_the_filter_drops_what_was_planted_for_it_and_nothing_else(
     if name in ("coco", "visual_genome"):
         rules = {rule for _, _, _, rule in found}
         assert {"box_too_small", "box_invalid", "min_short_edge", "max_aspect_ratio"} <= rules
-
-
-def with_media(world: World, sample: Sample) -> Sample:
-    path = media_path(world, sample)
-    if sample.kind == "video":
-        size = clip_size(world.config)
-    else:
-        with Image.open(path) as image:
-            size = image.size
-        assert sample.claimed_width in (None, size[0])
-        assert sample.claimed_height in (None, size[1])
-    media = Media(sample.kind, "0" * 64, path.stat().st_size, *size, "jpeg")
-    return denormalise_boxes(replace(sample, media=media), *size)
 
 
 @pytest.mark.parametrize("name", ["coco", "visual_genome", "openimages", "objects365", "gqa"])

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.corpora.world.drawing.shots import image_id
 from pipelines.corpora.world.sources.coco import run_lengths
-from tests.corpora.world.conftest import World
+from tests.support.corpora.world import World
 
 
 def annotations(world: World, source: str) -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.support.sample_corpus_files import ANNOTATIONS, read_csv, read_json
+from tests.support.corpora.sample_files import ANNOTATIONS, read_csv, read_json
 from x2vlm.data.duplicates import evaluation_ids as ev
 from x2vlm.data.duplicates.identities import (
     ID_SCHEMA,

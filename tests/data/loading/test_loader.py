@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.support.training_corpus import DATA, TOKENIZER, make_shards
+from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader, Substitute, iterate_steps
 from x2vlm.data.loading.streams import Stream, StreamConfig
 from x2vlm.data.shards.shard import ShardReader

@@ -16,9 +16,9 @@ TOKENIZER = WordPieceTokenizer([*SPECIAL_TOKENS, *[f"w{number}" for number in ra
 CLS, SEP, MASK = TOKENIZER.cls_id, TOKENIZER.sep_id, TOKENIZER.mask_id
 
 
-def test_parity_mode_has_the_statistics_of_the_reference(shared_dir):
+def test_parity_mode_has_the_statistics_of_the_reference(golden_dir):
     """Mean squared z-score over all positions of all cases: 1 for the same distribution, above 2 for a shifted rule."""
-    cases = json.loads((shared_dir / "golden/data/masking/case.json").read_text())["cases"]
+    cases = json.loads((golden_dir / "data/masking/case.json").read_text())["cases"]
     scores = []
     for case in cases[::2]:
         config = MaskingConfig(

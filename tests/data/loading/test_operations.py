@@ -54,8 +54,8 @@ def _channels_last(pixels_CHW):
 
 
 @pytest.mark.parametrize("name", GOLDEN_OPERATIONS)
-def test_operations_agree_with_the_reference(shared_dir, name):
-    golden = load_file(shared_dir / "golden/data/augment/tensors.safetensors")
+def test_operations_agree_with_the_reference(golden_dir, name):
+    golden = load_file(golden_dir / "data/augment/tensors.safetensors")
     pixels = torch.from_numpy(golden["image"]).permute(2, 0, 1)[None].contiguous()
     changed = _channels_last(apply_operation(pixels, GOLDEN_OPERATIONS[name])[0])
     difference = np.abs(changed.astype(int) - golden[f"out_{name}"])

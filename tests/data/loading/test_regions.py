@@ -23,16 +23,16 @@ from x2vlm.samples import Box
 
 
 @pytest.mark.parametrize("image_res", [64, 80, 224, 384])
-def test_patch_masks_agree_with_the_reference(shared_dir, image_res):
-    golden = load_file(shared_dir / "golden/data/patch_masks/tensors.safetensors")
+def test_patch_masks_agree_with_the_reference(golden_dir, image_res):
+    golden = load_file(golden_dir / "data/patch_masks/tensors.safetensors")
     for box, mask in zip(golden[f"boxes_xywh_{image_res}_f64"], golden[f"mask_{image_res}"], strict=True):
         assert (patch_mask(box, image_res, 16) == mask[1:]).all(), box
 
 
 @pytest.mark.parametrize("name", ["regions_64", "regions_careful_flip"])
-def test_placed_boxes_agree_with_the_reference(shared_dir, name):
-    case = json.loads((shared_dir / f"golden/data/{name}/case.json").read_text())
-    golden = load_file(shared_dir / f"golden/data/{name}/tensors.safetensors")
+def test_placed_boxes_agree_with_the_reference(golden_dir, name):
+    case = json.loads((golden_dir / f"data/{name}/case.json").read_text())
+    golden = load_file(golden_dir / f"data/{name}/tensors.safetensors")
     config = RegionConfig(
         max_regions=case["max_regions"], min_share_in_crop=case["min_perc_in_image"], whole_pixels=True
     )
@@ -57,9 +57,9 @@ def test_placed_boxes_agree_with_the_reference(shared_dir, name):
 
 
 @pytest.mark.parametrize("number", [0, 2])
-def test_cut_images_agree_with_the_reference(shared_dir, number):
-    case = json.loads((shared_dir / "golden/data/regions_64/case.json").read_text())
-    golden = load_file(shared_dir / "golden/data/regions_64/tensors.safetensors")
+def test_cut_images_agree_with_the_reference(golden_dir, number):
+    case = json.loads((golden_dir / "data/regions_64/case.json").read_text())
+    golden = load_file(golden_dir / "data/regions_64/tensors.safetensors")
     row = case["rows"][number]
     image = Image.fromarray(golden[f"raw_image_{number}"])
     cut = np.asarray(cut_and_resize(image, tuple(row["crop_xyxy"]), row["flipped"], 64)).transpose(2, 0, 1)
@@ -117,9 +117,9 @@ def test_rows_are_dropped_or_repeated_evenly(num_rows, num_wanted, label):
     assert max(counts) - min(counts) <= 1
 
 
-def test_row_counts_agree_with_the_reference(shared_dir):
+def test_row_counts_agree_with_the_reference(golden_dir):
     """The reference draws in another order; how often each row may occur is the same."""
-    for case in json.loads((shared_dir / "golden/data/region_collate/case.json").read_text())["cases"]:
+    for case in json.loads((golden_dir / "data/region_collate/case.json").read_text())["cases"]:
         total = sum(case["rows_per_image"])
         ours = choose_rows(total, case["batch_size"], Draws("collate"))
         theirs = sorted(case["row_ids"])

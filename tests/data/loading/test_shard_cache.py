@@ -9,7 +9,7 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from tests.support.training_corpus import DATA, TOKENIZER, make_shards
+from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import CachedFile, ShardCache, local_shards
 from x2vlm.errors import ConfigError, CorruptArtifact

@@ -29,14 +29,14 @@ from x2vlm.data.media.decode import decode_image
 from x2vlm.data.randomness import Draws
 
 
-def test_evaluation_frames_are_exact(shared_dir):
-    case = json.loads((shared_dir / "golden/data/frames/case.json").read_text())
+def test_evaluation_frames_are_exact(golden_dir):
+    case = json.loads((golden_dir / "data/frames/case.json").read_text())
     for row in case["evaluation"]:
         assert choose_frames(row["frames"], row["wanted"]) == row["indexes"], row
 
 
-def test_training_frames_span_what_the_reference_spans(shared_dir):
-    case = json.loads((shared_dir / "golden/data/frames/case.json").read_text())
+def test_training_frames_span_what_the_reference_spans(golden_dir):
+    case = json.loads((golden_dir / "data/frames/case.json").read_text())
     for row in case["training"]:
         chosen = [choose_frames(row["frames"], row["wanted"], Draws(label)) for label in range(200)]
         assert all(frames == sorted(frames) and len(frames) == row["wanted"] for frames in chosen)

@@ -19,8 +19,8 @@ VIDEO_RULES = {"empty_body", "not_a_video", "too_many_pixels", "too_long", "deco
 
 
 @pytest.fixture(scope="module")
-def samples(shared_dir: Path) -> list[Path]:
-    folder = shared_dir / "samples"
+def samples(excerpts_dir: Path) -> list[Path]:
+    folder = excerpts_dir
     return [path for name in ("tricky", "videos") for path in sorted((folder / name).iterdir())]
 
 

@@ -34,11 +34,11 @@ def encode(image: Image.Image, image_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_tricky_file_is_an_image_or_a_named_refusal(shared_dir: Path) -> None:
-    with (shared_dir / "samples/tricky_observed.csv").open() as stream:
+def test_every_tricky_file_is_an_image_or_a_named_refusal(excerpts_dir: Path) -> None:
+    with (excerpts_dir / "tricky_observed.csv").open() as stream:
         observed = {Path(row["file"]).name: row for row in csv.DictReader(stream)}
     verdicts = {}
-    for path in sorted((shared_dir / "samples/tricky").iterdir()):
+    for path in sorted((excerpts_dir / "tricky").iterdir()):
         data = path.read_bytes()
         verdict = verdicts[path.name] = rule_of(open_image, data)
         assert verdict == "ok" or verdict in RULES, path.name
@@ -62,8 +62,8 @@ def test_every_tricky_file_is_an_image_or_a_named_refusal(shared_dir: Path) -> N
     assert sum(verdict == "ok" for verdict in verdicts.values()) >= 50
 
 
-def test_every_other_file_of_the_samples_is_refused_by_name(shared_dir: Path) -> None:
-    for path in (shared_dir / "samples/videos").iterdir():
+def test_every_other_file_of_the_samples_is_refused_by_name(excerpts_dir: Path) -> None:
+    for path in (excerpts_dir / "videos").iterdir():
         assert rule_of(open_image, path.read_bytes()) == "not_an_image"
 
 
@@ -91,12 +91,10 @@ def test_the_transposes_are_those_of_the_standard() -> None:
         assert pixels.shape == ((3, 2) if orientation >= 5 else (2, 3))
 
 
-def test_the_shipped_rotations_end_upright(shared_dir: Path) -> None:
-    upright = np.asarray(
-        open_image((shared_dir / "samples/tricky/jpeg_exif_orientation_3.jpg").read_bytes()).resize((8, 8))
-    )
+def test_the_shipped_rotations_end_upright(excerpts_dir: Path) -> None:
+    upright = np.asarray(open_image((excerpts_dir / "tricky/jpeg_exif_orientation_3.jpg").read_bytes()).resize((8, 8)))
     for value in (4, 6, 7, 8):
-        data = (shared_dir / f"samples/tricky/jpeg_exif_orientation_{value}.jpg").read_bytes()
+        data = (excerpts_dir / f"tricky/jpeg_exif_orientation_{value}.jpg").read_bytes()
         other = np.asarray(open_image(data).resize((8, 8)))
         assert np.abs(upright.astype(int) - other.astype(int)).mean() < 12, value
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.s1_download.media.encoding import OriginalBytes, Reencoded, media_to_store
-from tests.support.training_corpus import TOKENIZER
+from tests.support.training.corpus import TOKENIZER
 from x2vlm.data.loading.batch import normalised
 from x2vlm.data.loading.examples import ExampleConfig, Recipe, plan_regions, region_pixels
 from x2vlm.data.loading.transforms import AugmentConfig, cut_and_resize, cut_smaller_copy

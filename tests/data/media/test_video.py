@@ -81,8 +81,8 @@ OBSERVED = {
 
 
 @pytest.mark.parametrize("name", OBSERVED)
-def test_real_clips_of_every_container_and_codec(shared_dir: Path, name: str) -> None:
-    clip = sample_clip((shared_dir / "samples/videos" / name).read_bytes(), max_short_edge=64)
+def test_real_clips_of_every_container_and_codec(excerpts_dir: Path, name: str) -> None:
+    clip = sample_clip((excerpts_dir / "videos" / name).read_bytes(), max_short_edge=64)
     assert (clip.width, clip.height, len(clip.frames)) == OBSERVED[name]
     assert all(min(frame.size) == min(64, clip.width, clip.height) for frame in clip.frames)
     assert all((frame.width < frame.height) == (clip.width < clip.height) for frame in clip.frames)
@@ -118,12 +118,12 @@ def test_the_display_matrix_turns_frames_upright(quarters: int) -> None:
     assert min(halves, key=lambda name: halves[name].mean()) == side
 
 
-def test_a_video_that_breaks_off_is_refused(shared_dir: Path) -> None:
-    data = (shared_dir / "samples/videos/decord_corrupted.mp4").read_bytes()
+def test_a_video_that_breaks_off_is_refused(excerpts_dir: Path) -> None:
+    data = (excerpts_dir / "videos/decord_corrupted.mp4").read_bytes()
     assert rule_of(data) == "decode_failed"
-    webm = (shared_dir / "samples/videos/moviepy_big_buck_bunny_0_30.webm").read_bytes()
+    webm = (excerpts_dir / "videos/moviepy_big_buck_bunny_0_30.webm").read_bytes()
     assert rule_of(webm[: len(webm) // 2]) == "decode_failed"
-    chaplin = (shared_dir / "samples/videos/moviepy_chaplin.mp4").read_bytes()
+    chaplin = (excerpts_dir / "videos/moviepy_chaplin.mp4").read_bytes()
     assert rule_of(chaplin[: len(chaplin) // 2]) == "decode_failed"
     assert rule_of(chaplin[:100]) == "decode_failed"
 

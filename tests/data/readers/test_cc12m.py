@@ -27,8 +27,8 @@ def test_url_then_caption(tmp_path: Path) -> None:
     assert rules(drops) == [("2", "row", "", "missing_url"), ("3", "row", "", "wrong_column_count")]
 
 
-def test_a_cc3m_file_is_refused(shared_dir: Path) -> None:
-    path = shared_dir / "samples" / "cc3m" / "Validation_GCC-1.1.0-Validation.head.tsv"
+def test_a_cc3m_file_is_refused(excerpts_dir: Path) -> None:
+    path = excerpts_dir / "cc3m" / "Validation_GCC-1.1.0-Validation.head.tsv"
     with pytest.raises(SourceUnavailable) as error:
         read("cc12m", source(rows=path))
     assert str(error.value) == (

@@ -8,8 +8,8 @@ from tests.data.readers.helpers import read, rules, source
 from x2vlm.errors import SourceUnavailable
 
 
-def test_real_lines(shared_dir: Path) -> None:
-    path = shared_dir / "samples" / "cc3m" / "Validation_GCC-1.1.0-Validation.head.tsv"
+def test_real_lines(excerpts_dir: Path) -> None:
+    path = excerpts_dir / "cc3m" / "Validation_GCC-1.1.0-Validation.head.tsv"
     samples, drops = read("cc3m", source("cc3m", rows=path))
     assert (len(samples), drops) == (200, [])
     assert [sample.source_row for sample in samples] == [str(number) for number in range(200)]

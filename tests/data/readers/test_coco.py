@@ -11,8 +11,8 @@ from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Caption, Concept, Grain, sample_key
 
 
-def test_real_train_records(shared_dir: Path) -> None:
-    folder = shared_dir / "samples" / "coco" / "annotations"
+def test_real_train_records(excerpts_dir: Path) -> None:
+    folder = excerpts_dir / "coco" / "annotations"
     files = {"captions": folder / "captions_train2017.json", "instances": folder / "instances_train2017.json"}
     samples, drops = read("coco", source("coco", **files))
     assert len(samples) == 27
@@ -29,8 +29,8 @@ def test_real_train_records(shared_dir: Path) -> None:
     assert first.concepts[0] == Concept(Grain.OBJECT, "dog", Box(509.63, 345.38, 102.1, 72.32), (), "11434")
 
 
-def test_real_captions_without_boxes(shared_dir: Path) -> None:
-    captions = shared_dir / "samples" / "coco" / "annotations" / "captions_val2017.json"
+def test_real_captions_without_boxes(excerpts_dir: Path) -> None:
+    captions = excerpts_dir / "coco" / "annotations" / "captions_val2017.json"
     samples, drops = read("coco", source(captions=captions))
     assert (len(samples), drops) == (101, [])
     assert samples[0].captions[0].text == "A big burly grizzly bear is show with grass in the background."

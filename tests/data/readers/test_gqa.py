@@ -48,8 +48,8 @@ def test_graphs_and_objects_that_are_no_good(tmp_path: Path) -> None:
     ]
 
 
-def test_questions_are_no_scene_graphs(shared_dir: Path) -> None:
-    path = shared_dir / "samples" / "gqa" / "questions.json"
+def test_questions_are_no_scene_graphs(excerpts_dir: Path) -> None:
+    path = excerpts_dir / "gqa" / "questions.json"
     with pytest.raises(
         SourceUnavailable, match=r"scene_graphs file questions.json: no image in it has objects. Expected"
     ):

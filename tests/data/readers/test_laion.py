@@ -18,8 +18,8 @@ def parquet(folder: Path, name: str = "part.parquet", **columns: Any) -> Path:
     return path
 
 
-def test_a_real_file(shared_dir: Path) -> None:
-    path = shared_dir / "samples" / "laion_img2dataset" / "sample_image.parquet"
+def test_a_real_file(excerpts_dir: Path) -> None:
+    path = excerpts_dir / "laion_img2dataset" / "sample_image.parquet"
     samples, drops = read("laion", source("laion", rows=path))
     assert drops == []
     assert [(sample.source_row, sample.captions[0].text) for sample in samples] == [

@@ -24,8 +24,8 @@ def write(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_the_real_record(shared_dir: Path, tmp_path: Path) -> None:
-    excerpt = shared_dir / "samples" / "objects365" / "zhiyuan_objv2_train.excerpt.json"
+def test_the_real_record(excerpts_dir: Path, tmp_path: Path) -> None:
+    excerpt = excerpts_dir / "objects365" / "zhiyuan_objv2_train.excerpt.json"
     content = json.loads(excerpt.read_text())
     # The excerpt was cut before the categories: number 84 is made up here.
     path = write(tmp_path, **content, categories=[{"id": 84, "name": "Air Conditioner "}])

@@ -27,8 +27,8 @@ def files(folder: Path, **texts: str) -> dict[str, Path]:
     return {role: folder / f"{role}.csv" for role in contents}
 
 
-def test_real_heads_of_the_files(shared_dir: Path) -> None:
-    folder = shared_dir / "samples" / "openimages"
+def test_real_heads_of_the_files(excerpts_dir: Path) -> None:
+    folder = excerpts_dir / "openimages"
     given = {
         "images": folder / "credits.csv",
         "classes": folder / "oidv6-class-descriptions-boxable.csv",
@@ -48,8 +48,8 @@ def test_real_heads_of_the_files(shared_dir: Path) -> None:
     ]
 
 
-def test_real_boxes_of_a_listed_image(shared_dir: Path, tmp_path: Path) -> None:
-    boxes = shared_dir / "samples" / "openimages" / "oidv6-train-annotations-bbox.csv"
+def test_real_boxes_of_a_listed_image(excerpts_dir: Path, tmp_path: Path) -> None:
+    boxes = excerpts_dir / "openimages" / "oidv6-train-annotations-bbox.csv"
     given = files(tmp_path, images=IMAGES + "000002b66c9c498e,train,http://x,,,,0.0\n", classes="/m/01g317,Person\n")
     [sample], drops = read("openimages", source(**(given | {"boxes": boxes})))
     assert drops == []

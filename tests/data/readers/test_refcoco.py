@@ -107,8 +107,8 @@ def test_a_pickle_is_refused_and_never_loaded(tmp_path: Path, name: str, data: b
     )
 
 
-def test_a_result_file_is_not_a_refs_file(shared_dir: Path, tmp_path: Path) -> None:
-    path = shared_dir / "samples" / "refcoco" / "sample_expressions_testA.json"
+def test_a_result_file_is_not_a_refs_file(excerpts_dir: Path, tmp_path: Path) -> None:
+    path = excerpts_dir / "refcoco" / "sample_expressions_testA.json"
     given = files(tmp_path, []) | {"refs": path}
     with pytest.raises(SourceUnavailable, match=r"not a list of objects at the top level\. Expected refs.json"):
         read("refcoco", source(**given))

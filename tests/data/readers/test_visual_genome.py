@@ -19,8 +19,8 @@ def write(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def test_real_regions_and_attributes(shared_dir: Path, tmp_path: Path) -> None:
-    folder = shared_dir / "samples" / "visual_genome"
+def test_real_regions_and_attributes(excerpts_dir: Path, tmp_path: Path) -> None:
+    folder = excerpts_dir / "visual_genome"
     files = {"regions": folder / "region_descriptions.json", "attributes": folder / "attributes.json"}
     [sample], drops = read("visual_genome", source(images=write(tmp_path, "image_data.json", [IMAGE]), **files))
     assert drops == []
@@ -100,8 +100,8 @@ def test_missing_roles_are_named(tmp_path: Path) -> None:
         read("visual_genome", source(images=images))
 
 
-def test_real_relationships_and_objects(shared_dir: Path, tmp_path: Path) -> None:
-    folder = shared_dir / "samples" / "visual_genome"
+def test_real_relationships_and_objects(excerpts_dir: Path, tmp_path: Path) -> None:
+    folder = excerpts_dir / "visual_genome"
     files = {
         "images": write(tmp_path, "image_data.json", [IMAGE]),
         "objects": folder / "objects.json",
@@ -116,8 +116,8 @@ def test_real_relationships_and_objects(shared_dir: Path, tmp_path: Path) -> Non
     )
 
 
-def test_objects_that_attributes_hold_too_are_dropped(shared_dir: Path, tmp_path: Path) -> None:
-    folder = shared_dir / "samples" / "visual_genome"
+def test_objects_that_attributes_hold_too_are_dropped(excerpts_dir: Path, tmp_path: Path) -> None:
+    folder = excerpts_dir / "visual_genome"
     files = {
         "images": write(tmp_path, "image_data.json", [IMAGE]),
         "attributes": folder / "attributes.json",

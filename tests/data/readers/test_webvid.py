@@ -16,8 +16,8 @@ def csv_file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_real_file_with_another_order_of_columns(shared_dir: Path) -> None:
-    path = shared_dir / "samples" / "video2dataset" / "test_yt.csv"
+def test_a_real_file_with_another_order_of_columns(excerpts_dir: Path) -> None:
+    path = excerpts_dir / "video2dataset" / "test_yt.csv"
     samples, drops = read("webvid", source("webvid", rows=path))
     assert drops == []
     assert (samples[0].source_row, samples[0].kind) == ("jLX0D8qQUBM", "video")

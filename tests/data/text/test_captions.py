@@ -11,13 +11,13 @@ from x2vlm.errors import ConfigError, InvalidSample
 
 
 @pytest.fixture(scope="module")
-def case(shared_dir):
-    return json.loads((shared_dir / "golden/data/texts/case.json").read_text())
+def case(golden_dir):
+    return json.loads((golden_dir / "data/texts/case.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def vocabulary(shared_dir):
-    return shared_dir / "golden/vocab.txt"
+def vocabulary(golden_dir):
+    return golden_dir / "vocab.txt"
 
 
 def _cleaned(text, max_words):

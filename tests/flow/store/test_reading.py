@@ -10,7 +10,7 @@ from pipelines.flow.stage import InputFile
 from pipelines.flow.store import reading
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.store import Store
-from tests.flow.store.test_store import FP, commit_texts
+from tests.support.flow.store_parts import FP, commit_texts
 from x2vlm.errors import CorruptArtifact, SourceUnavailable
 
 TEXT = "some text of a part"

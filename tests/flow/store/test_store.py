@@ -9,36 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.flow.store.artifact import CountRecord, Manifest, ManifestPart, PartRecord, Ref, seal
+from pipelines.flow.store.artifact import Manifest, ManifestPart, PartRecord, Ref, seal
 from pipelines.flow.store.blobs import Blobs
 from pipelines.flow.store.identity import this_process
 from pipelines.flow.store.layout import manifest_path, part_folder, record_path
 from pipelines.flow.store.parts import verify_files
 from pipelines.flow.store.store import Store
+from tests.support.flow.store_parts import FP, commit_texts, record
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 
-FP = "ab" + "0" * 62
 OTHER_FP = "cd" + "1" * 62
-
-
-def record(fingerprint: str = FP, **changes) -> PartRecord:
-    return PartRecord(
-        stage="toy",
-        version=1,
-        fingerprint=fingerprint,
-        files=[],
-        counts={"rows": CountRecord(num_in=1, num_out=1)},
-    ).model_copy(update=changes)
-
-
-def commit_texts(store: Store, texts: dict[str, str], fingerprint: str = FP, **options) -> PartRecord:
-    writer = store.begin_part("toy", fingerprint)
-    for name, text in texts.items():
-        path = writer.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    changes = options.pop("changes", {})
-    return store.commit_part(writer, record(fingerprint, **changes), **options)
 
 
 def text_of(store: Store, part: PartRecord, name: str) -> str:

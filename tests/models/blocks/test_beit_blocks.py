@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_model
+from tests.support.models.tiny import tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.beit_blocks import position_bias
 from x2vlm.models.config import VisionConfig

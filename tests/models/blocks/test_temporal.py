@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.testing import assert_close
 
-from tests.models.test_x2vlm import tiny_config, tiny_model
+from tests.support.models.tiny import tiny_config, tiny_model
 from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError
 from x2vlm.inference.pretrained import from_pretrained, save_pretrained

@@ -8,8 +8,7 @@ from timm.models.beit import Beit
 from torch.testing import assert_close
 from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from tests.models.test_x2vlm import tiny_config, tiny_model
-from tests.objectives.test_objectives import region_batch
+from tests.support.models.tiny import region_batch, tiny_config, tiny_model
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.inference.pretrained import from_pretrained, save_pretrained
 from x2vlm.models.blocks.position_bias import resize_position_bias

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
-from tests.models.test_x2vlm import tiny_config, tiny_model
-from tests.support.golden_cases import read_model
+from tests.support.models.golden_cases import read_model
+from tests.support.models.tiny import tiny_config, tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state
@@ -17,26 +17,21 @@ from x2vlm.models.config import ModelConfig, TextConfig, VisionConfig, model_con
 from x2vlm.models.x2vlm import build_model, swap_text_encoder
 
 
-@pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
 def tiny_state(**changes):
     return {name: value.clone() for name, value in export_reference_state(tiny_model(**changes)).items()}
 
 
-def test_export_gives_back_every_entry_of_the_reference(golden):
-    state = export_reference_state(read_model(golden))
-    original = load_file(golden / "model.safetensors")
+def test_export_gives_back_every_entry_of_the_reference(golden_dir):
+    state = export_reference_state(read_model(golden_dir))
+    original = load_file(golden_dir / "model.safetensors")
     assert set(state) == set(original)
     for name, value in original.items():
         assert state[name].dtype == value.dtype
         assert torch.equal(state[name], value), name
 
 
-def test_base_model_has_the_reference_names_shapes_and_count(golden):
-    expected = json.loads((golden / "base_state_dict.json").read_text())
+def test_base_model_has_the_reference_names_shapes_and_count(golden_dir):
+    expected = json.loads((golden_dir / "base_state_dict.json").read_text())
     with torch.device("meta"):
         model = build_model(ModelConfig())
     assert model_config_from_reference(expected["config"]) == ModelConfig()
@@ -190,14 +185,14 @@ def test_one_of_two_tied_entries_is_enough():
         ({"patch_size": 15}, "multiple"),
     ],
 )
-def test_reference_configs_this_model_cannot_do_are_refused(golden, change, message):
-    values = json.loads((golden / "config.json").read_text()) | change
+def test_reference_configs_this_model_cannot_do_are_refused(golden_dir, change, message):
+    values = json.loads((golden_dir / "config.json").read_text()) | change
     with pytest.raises(ConfigError, match=message):
         model_config_from_reference(values)
 
 
-def test_reference_config_lacking_a_size_names_it(golden):
-    values = json.loads((golden / "config.json").read_text())
+def test_reference_config_lacking_a_size_names_it(golden_dir):
+    values = json.loads((golden_dir / "config.json").read_text())
     del values["vision_heads"]
     with pytest.raises(ConfigError, match="vision_heads"):
         model_config_from_reference(values)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support import reference_shapes as tables
-from tests.support.reference_shapes import TIED, Sizes, random_state
+from tests.support.models import reference_shapes as tables
+from tests.support.models.reference_shapes import TIED, Sizes, random_state
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state

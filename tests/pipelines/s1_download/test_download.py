@@ -2,12 +2,9 @@
 
 import csv
 import hashlib
-import subprocess
-import sys
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,64 +14,18 @@ import pytest
 
 from pipelines.experiment import load_experiment
 from pipelines.flow.fingerprint import canonical_json
-from pipelines.flow.stage import Input, InputFile, InputPart, PartResult, part_fingerprint
-from pipelines.project import PROJECT_ROOT
-from pipelines.s1_download.child.runner import child_environment
+from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import clip, jpeg
+from tests.support.download.stage import Downloaded, download, make_samples
 from tests.support.flow_helpers import artifact_input, run_stage_part, upstream_input
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.data.media.images import open_image, probe
 from x2vlm.data.media.video import decode_frames
-from x2vlm.data.shards.packs import MediaPack
 from x2vlm.errors import ConfigError
-from x2vlm.samples import Caption, Sample, sample_key, sample_table, samples_of, write_table
-
-
-@dataclass
-class Downloaded:
-    """What one run of the stage left."""
-
-    result: PartResult
-    path: Path
-
-    @property
-    def ledger(self) -> list[dict[str, Any]]:
-        return pq.read_table(self.path / "ledger.parquet").to_pylist()
-
-    @property
-    def verdicts(self) -> dict[str, str]:
-        return {row["url"]: row["status"] for row in self.ledger}
-
-    @property
-    def kept(self) -> list[Sample]:
-        return samples_of(pq.read_table(self.path / "rows.parquet"))
-
-    @property
-    def pack(self) -> MediaPack:
-        return MediaPack(self.path / "media.tar", self.path / "media.parquet")
-
-
-def make_samples(urls: Sequence[str], kind: str = "image", **values: Any) -> list[Sample]:
-    return [
-        Sample(sample_key("test", str(i)), "test", str(i), "train", kind, url, captions=(Caption("a test"),), **values)
-        for i, url in enumerate(urls)
-    ]
-
-
-def download(tmp_path: Path, samples: Sequence[Sample], **config: Any) -> Downloaded:
-    rows = tmp_path / "rows"
-    rows.mkdir()
-    write_table(sample_table(samples), rows / "rows-00000.parquet")
-    config = {"allow_networks": ("127.0.0.1/32",), "host_requests_per_second": 0.0, "retries": 0} | config
-    parsed = DownloadConfig.model_validate(config)
-    (part,) = DOWNLOAD.plan_parts(parsed, {"rows": (artifact_input("read/test", {"all": rows}),)})
-    run = Downloaded(run_stage_part(DOWNLOAD, parsed, part, tmp_path / "out"), tmp_path / "out")
-    assert len(run.ledger) == len(samples)
-    return run
-
+from x2vlm.samples import sample_table, samples_of, write_table
 
 EXPECTED = {
     "good": "kept",
@@ -276,12 +227,12 @@ def test_another_deny_list_makes_other_parts(tmp_path: Path) -> None:
         run_stage_part(DOWNLOAD, config, replace(real, spec=stale.spec), tmp_path / "out")
 
 
-def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path, shared_dir: Path) -> None:
+def test_stored_images_have_lost_their_gps_but_not_their_identity(tmp_path: Path, excerpts_dir: Path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     names = ["jpeg_exif_gps_typeerror.jpg", "landscape_exif_8.jpg", "webp_flower.webp"]
     for name in names:
-        (media / name).write_bytes((shared_dir / "samples/tricky" / name).read_bytes())
+        (media / name).write_bytes((excerpts_dir / "tricky" / name).read_bytes())
     base = "http://sample.invalid"
     config: dict[str, Any] = {"url_base": {"from": base, "serve": str(media)}}
     run = download(tmp_path, make_samples([f"{base}/{name}" for name in names]), **config)
@@ -313,29 +264,6 @@ def test_the_pack_is_a_plain_sorted_tar(hostile: Any) -> None:
             assert hashlib.sha256(file.read()).hexdigest() == member.name.split(".")[0]
 
 
-def test_a_killed_child_loses_nothing_and_a_url_that_kills_is_a_counted_drop(tmp_path: Path) -> None:
-    with hostile_server() as server:
-        images = ["good/red", "kill-once", "good/blue"]
-        videos = ["clip/a", "kill", "clip/bc"]
-        samples = make_samples([f"{server.base}/{path}" for path in images])
-        samples += make_samples([f"{server.base}/{path}" for path in videos], kind="video")
-        samples = [replace(sample, key=f"{index:032x}") for index, sample in enumerate(samples)]
-        run = download(tmp_path, samples, allow_ports=(server.endpoint[1],), threads=1, video_threads=1)
-        assert [row["status"] for row in run.ledger] == ["kept"] * 4 + ["worker_died", "kept"]
-        assert run.result.counts["rows"].dropped == {"worker_died": 1}
-        assert "SIGKILL" in run.ledger[4]["reason"]
-        assert server.requests["/clip/a"] == 1  # what was finished stays finished
-        assert server.requests["/kill-once"] == server.requests["/kill"] == 2
-        assert len(run.pack) == len(run.kept) == 5
-
-
-def test_the_part_has_a_deadline(tmp_path: Path) -> None:
-    with hostile_server() as server:
-        videos = make_samples([f"{server.base}/hang", f"{server.base}/hang/2"], kind="video")
-        run = download(tmp_path, videos, allow_ports=(server.endpoint[1],), part_deadline_seconds=1.5)
-    assert run.result.counts["rows"].dropped == {"part_deadline_exceeded": 2}
-
-
 def test_loopback_is_forbidden_unless_the_card_allows_it(tmp_path: Path) -> None:
     with hostile_server() as server:
         port = server.endpoint[1]
@@ -356,14 +284,14 @@ def test_loopback_is_forbidden_unless_the_card_allows_it(tmp_path: Path) -> None
 
 
 def test_a_folder_is_served_and_no_port_shows(
-    tmp_path: Path, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, excerpts_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     media = tmp_path / "media"
     (media / "photos").mkdir(parents=True)
     (media / "photos" / "ä b.jpg").write_bytes(jpeg())
-    nasa = (shared_dir / "samples/videos/torchcodec_nasa_13013.mp4").read_bytes()
+    nasa = (excerpts_dir / "videos/torchcodec_nasa_13013.mp4").read_bytes()
     (media / "clip.mp4").write_bytes(nasa)
-    (media / "broken.mp4").write_bytes((shared_dir / "samples/videos/decord_corrupted.mp4").read_bytes())
+    (media / "broken.mp4").write_bytes((excerpts_dir / "videos/decord_corrupted.mp4").read_bytes())
     base = "http://sample.invalid"
     images = make_samples([f"{base}/photos/ä b.jpg", f"{base}/absent.jpg", "http://127.0.0.1:9/x.jpg"])
     videos = make_samples([f"{base}/clip.mp4", f"{base}/broken.mp4", f"{base}/photos/ä b.jpg"], kind="video")
@@ -466,52 +394,3 @@ def test_two_rows_files_of_one_name_are_refused() -> None:
     assert [part.name for part in parts] == ["00000"]
     with pytest.raises(ConfigError, match="one name"):
         DOWNLOAD.plan_parts(DownloadConfig(), {"rows": (artifact, artifact)})
-
-
-def test_the_child_cannot_map_more_than_its_headroom() -> None:
-    script = "\n".join(
-        [
-            "from pipelines.s1_download.child.worker import limit_address_space",
-            "limit_address_space(256 << 20)",
-            "bytearray(64 << 20)",
-            "try:",
-            "    bytearray(512 << 20)",
-            "except MemoryError:",
-            "    raise SystemExit(7)",
-        ]
-    )
-    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": str(PROJECT_ROOT)}, check=False)
-    assert done.returncode == 7
-
-
-def test_a_child_sees_no_secrets_and_no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_SECRET_ACCESS_KEY", "https_proxy", "HTTP_PROXY", "MLFLOW_TRACKING_PASSWORD", "NETRC"):
-        monkeypatch.setenv(name, "canary")
-    environment = child_environment()
-    assert "canary" not in environment.values()
-    assert environment["HF_HUB_OFFLINE"] == "1"
-
-
-def test_a_killed_driver_leaves_nobody_fetching(tmp_path: Path) -> None:
-    script = "\n".join(
-        [
-            "import sys, pathlib",
-            "from pipelines.s1_download.child.runner import fetch_items",
-            "from pipelines.s1_download.config import DownloadConfig",
-            "from pipelines.s1_download.child.protocol import Item",
-            "config = DownloadConfig(allow_networks=('127.0.0.1/32',), allow_ports=(int(sys.argv[2]),))",
-            "url = f'http://127.0.0.1:{sys.argv[2]}/watch'",
-            "fetch_items([Item(0, 'video', url)], pathlib.Path(sys.argv[1]), config, config.policy())",
-        ]
-    )
-    with hostile_server() as server:
-        command = [sys.executable, "-c", script, str(tmp_path), str(server.endpoint[1])]
-        driver = subprocess.Popen(command, env={"PYTHONPATH": str(PROJECT_ROOT)})
-        try:
-            assert server.arrived.wait(60)
-            assert not server.left.is_set()
-        finally:
-            driver.kill()
-            driver.wait()
-        # Left alone, the child would wait for the video's deadline of 300 seconds.
-        assert server.left.wait(30)

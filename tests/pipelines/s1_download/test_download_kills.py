@@ -27,7 +27,7 @@ from tests.e2e.conftest import descendants
 from tests.hostile.behaviours import BEHAVIOURS, hostile_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer
-from tests.support.download_driver import EXPERIMENT, download_all, download_graph, write_sources
+from tests.support.download.driver import EXPERIMENT, download_all, download_graph, write_sources
 
 SEED = 20261125
 CHILD = "pipelines.s1_download.child.worker"
@@ -57,7 +57,7 @@ class World:
         scratch.mkdir(exist_ok=True)
         port = str(self.server.endpoint[1])
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.support.download_driver", str(store), str(self.sources), port, *kill],
+            [sys.executable, "-m", "tests.support.download.driver", str(store), str(self.sources), port, *kill],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env={**os.environ, "TMPDIR": str(scratch)},

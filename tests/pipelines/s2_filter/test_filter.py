@@ -1,7 +1,6 @@
 """The filter stage: the planted rows of the shipped corpus with their real sizes, and every rule at its edge."""
 
 import csv
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.flow.stage import PartResult
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s2_filter import FILTER, FilterConfig
+from tests.support.filtering import concept, dropped, filter_samples, image, kept, video
 from tests.support.flow_helpers import artifact_input, folder_bytes, read_rows, run_stage_part, upstream_input
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.cards import file_paths, load_card
@@ -21,7 +20,6 @@ from x2vlm.samples import (
     SAMPLE_SCHEMA,
     Box,
     Caption,
-    Concept,
     Grain,
     Media,
     Sample,
@@ -31,43 +29,6 @@ from x2vlm.samples import (
 )
 
 SAMPLE_CARDS = ["coco", "coco_heldout", "visual_genome", "cc3m", "laion", "openimages", "webvid"]
-
-
-def filter_samples(folder: Path, samples: Iterable[Sample], **changes: object) -> PartResult:
-    """Runs the stage on samples as if they had been downloaded; output in `folder`/out."""
-    (folder / "in").mkdir(parents=True)
-    write_table(sample_table(samples), folder / "in" / "rows.parquet")
-    config = FilterConfig(**changes)
-    [part] = FILTER.plan_parts(config, {"rows": (artifact_input("download/test", {"00000": folder / "in"}),)})
-    assert part.name == "00000"
-    return run_stage_part(FILTER, config, part, folder / "out")
-
-
-def kept(folder: Path) -> list[Sample]:
-    return samples_of(pq.read_table(folder / "out" / "rows.parquet"))
-
-
-def dropped(folder: Path) -> list[tuple[str, str, str, str]]:
-    rows = read_rows(folder / "out", "drops.parquet")
-    return [(row["source_row"], row["unit"], row["item"], row["rule"]) for row in rows]
-
-
-def image(
-    row: str = "1", size: tuple[int, int] = (448, 448), captions: Iterable[str] = ("a dog",), **more: object
-) -> Sample:
-    media = Media("image", "0" * 64, 1, *size, "jpeg")
-    texts = tuple(Caption(text) for text in captions)
-    return replace(Sample(row.rjust(32, "0"), "test", row, "train", "image", "http://x", texts, media=media), **more)
-
-
-def video(row: str, *captions: str) -> Sample:
-    media = Media("video", "0" * 64, 1, 64, 640, "frames", 3)
-    texts = tuple(Caption(text) for text in captions)
-    return Sample(row.rjust(32, "0"), "test", row, "train", "video", "http://x", texts, media=media)
-
-
-def concept(item: str, box: tuple[float, ...], text: str = "dog", grain: Grain = Grain.OBJECT) -> Concept:
-    return Concept(grain, text, Box(*box), (), item)
 
 
 def as_downloaded(project_root: Path, folder: Path, name: str) -> list[Sample]:

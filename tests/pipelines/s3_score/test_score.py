@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from pipelines.flow.stage import Input
@@ -24,91 +23,18 @@ from pipelines.s3_score import stage as s3_score
 from pipelines.s3_score.rows import score_rows
 from pipelines.s3_score.stage import aggregate
 from tests.support.parts import Run, as_part, as_source, run_stage
+from tests.support.scoring import CPU, copy_of, photo, sample_of, score, table_of, tiny_clip, toy_samples
 from x2vlm.data.media.images import open_image
 from x2vlm.data.media.phash import fingerprint
-from x2vlm.data.media.video import decode_frames, encode_frames, sample_clip
-from x2vlm.data.scores.clip_score import frame_scores, load_clip_folder, load_clip_name, score_pairs
+from x2vlm.data.media.video import decode_frames, sample_clip
+from x2vlm.data.scores.clip_score import frame_scores, load_clip_folder, score_pairs
 from x2vlm.data.scores.thresholds import EDGES, score_histogram
 from x2vlm.data.shards.packs import MediaPack, Payload, write_media_pack
-from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
-from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table, write_table
+from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.samples import Box, Concept, Grain, Sample, sample_table, write_table
 
 # float32 on a CPU; batches of other sizes take other code paths in the matrix library. Measured here: below 2e-7.
 TOLERANCE = 2e-6
-CPU = ScoreConfig(device="cpu")
-
-
-def tiny_clip(project_root: Path) -> Path:
-    return project_root / "datasets/sample/models/tiny_clip"
-
-
-def photo(number: int, size: tuple[int, int] = (96, 80)) -> bytes:
-    """A JPEG of coloured blocks, different for every number."""
-    blocks = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    buffer = BytesIO()
-    Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
-def sample_of(number: int, payload: bytes, texts: list[str], stored: str = "jpeg") -> Sample:
-    kind = "video" if stored == "frames" else "image"
-    return Sample(
-        key=sample_key("toy", str(number)),
-        source="toy",
-        source_row=str(number),
-        split="train",
-        kind=kind,
-        url=f"http://sample.invalid/{number}",
-        captions=tuple(Caption(text) for text in texts),
-        media=Media(kind, hashlib.sha256(payload).hexdigest(), len(payload), 96, 80, stored),
-    )
-
-
-def toy_samples() -> list[tuple[Sample, bytes]]:
-    """Two images, two clips, an image without caption, and an image and a clip whose bytes are broken."""
-    clip = encode_frames([photo(10), photo(11), photo(12), photo(13)], [0.0, 1.0, 2.0, 3.0])
-    short = encode_frames([photo(14)], [0.0])
-    rows = [
-        (photo(0), ["a man on skis", "another text"], "jpeg"),
-        (clip, ["two men in a silent film"], "frames"),
-        (photo(1), [], "jpeg"),
-        (photo(2), ["Kites over the WATER at a park."], "jpeg"),
-        (short, ["a rabbit"], "frames"),
-        (photo(3)[:200], ["a truncated photo"], "jpeg"),
-        (b"no frames at all", ["a broken clip"], "frames"),
-    ]
-    return [(sample_of(n, data, texts, stored), data) for n, (data, texts, stored) in enumerate(rows)]
-
-
-def score(
-    project_root: Path, folder: Path, pairs: list[tuple[Sample, bytes]], config: ScoreConfig = CPU, parts: int = 1
-) -> Run:
-    """The score stage over `pairs`, dealt into `parts` parts."""
-    rows, media = [], []
-    for index in range(parts):
-        mine = pairs[index::parts]
-        (folder / f"rows-{index}").mkdir(parents=True)
-        (folder / f"media-{index}").mkdir()
-        write_table(sample_table([sample for sample, _ in mine]), folder / f"rows-{index}" / "rows.parquet")
-        payloads = []
-        for sample, data in mine:
-            path = folder / f"{sample.key}.bin"
-            path.write_bytes(data)
-            assert sample.media is not None
-            payloads.append(Payload(sample.media.sha256, sample.media.format, path))
-        write_media_pack(folder / f"media-{index}", payloads)
-        rows.append(as_part(f"{index:05d}", folder / f"rows-{index}"))
-        media.append(as_part(f"{index:05d}", folder / f"media-{index}"))
-    inputs = {
-        "rows": (Input("filter/toy", "", tuple(rows)),),
-        "media": (Input("download/toy", "", tuple(media)),),
-        "model": tuple(as_source(path) for path in sorted(tiny_clip(project_root).iterdir()) if path.suffix != ".md"),
-    }
-    return run_stage(SCORE, config, inputs, folder / "out")
-
-
-def table_of(run: Run, part: str = "00000") -> list[dict]:
-    return pq.read_table(run.folder / part / "scores.parquet").to_pylist()
 
 
 def cosines_by_hand(folder: Path, jpegs: list[bytes], text: str) -> list[float]:
@@ -332,56 +258,6 @@ def test_the_shipped_clips_pass_the_papers_threshold_with_their_own_captions_onl
         for other, text in captions.items():
             scores = frame_scores(clip, frames[name], text)
             assert (sum(scores) / len(scores) >= 0.25) == (name == other), (name, other, scores)
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for path in folder.iterdir():
-        (to / path.name).write_bytes(path.read_bytes())
-    return to
-
-
-@pytest.mark.parametrize("gone", ["open_clip_config.json", "open_clip_model.safetensors"])
-def test_incomplete_folder_is_an_error_that_says_what_is_needed(project_root: Path, tmp_path: Path, gone: str) -> None:
-    folder = copy_of(tiny_clip(project_root), tmp_path / "clip")
-    (folder / gone).unlink()
-    with pytest.raises(ConfigError, match=r"needs open_clip_config\.json and exactly one \.safetensors"):
-        load_clip_folder(folder)
-
-
-def test_weights_that_do_not_fit_the_config_are_an_error(project_root: Path, tmp_path: Path) -> None:
-    folder = copy_of(tiny_clip(project_root), tmp_path / "clip")
-    weights = load_file(folder / "open_clip_model.safetensors")
-    del weights["visual.proj"]
-    save_file(weights, folder / "open_clip_model.safetensors")
-    with pytest.raises(ConfigError, match="cannot be loaded"):
-        load_clip_folder(folder)
-
-
-def test_a_named_model_must_be_pinned() -> None:
-    with pytest.raises(ValidationError, match="weights_sha256"):
-        ScoreConfig(model="ViT-B-32/openai")
-    with pytest.raises(ValidationError, match="weights_sha256"):
-        ScoreConfig(weights_sha256="0" * 64)
-    assert ScoreConfig(model="ViT-B-32/openai", weights_sha256="0" * 64).device == "auto"
-
-
-def test_a_named_model_is_loaded_if_its_weights_are_the_expected_ones(
-    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = tmp_path / "ViT-B-32.safetensors"
-    with torch.device("meta"):  # its shapes; drawing 151 million numbers takes seconds
-        state = open_clip.create_model("ViT-B-32", device="meta").state_dict()
-    shapes = {name: value.shape for name, value in state.items()}
-    save_file({name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}, weights)
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda known: str(weights))  # the edge of the network
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    clip = load_clip_name("ViT-B-32/openai", digest, "cpu")
-    assert clip.weights_sha256 == digest
-    with pytest.raises(SourceUnavailable, match=f"{digest}, the experiment expects 0000"):
-        load_clip_name("ViT-B-32/openai", "0" * 64, "cpu")
-    with pytest.raises(ConfigError, match="knows no model"):
-        load_clip_name("ViT-B-32/nothing", digest, "cpu")
 
 
 def test_slots_must_match(project_root: Path, tmp_path: Path) -> None:

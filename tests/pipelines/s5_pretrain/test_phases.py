@@ -11,8 +11,8 @@ from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.run.planner import plan
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
-from tests.pipelines.test_jobs import experiment_file
-from tests.support.two_phases import Run, run_inline, two_phases
+from tests.support.experiments import experiment_file
+from tests.support.training.two_phases import Run, run_inline, two_phases
 from x2vlm.errors import ConfigError
 
 FIRST, LAST = "pretrain/phases.phase1", "pretrain/phases"

@@ -8,8 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pydantic
@@ -21,7 +20,8 @@ from pipelines.graph import build_graph
 from pipelines.s5_pretrain import worker
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
-from tests.support.training_corpus import DATA, MODEL, WORDS, make_shards
+from tests.support.training.corpus import DATA, MODEL, WORDS, make_shards
+from tests.support.training.pretrain_part import LocalInputs, Out
 from x2vlm import inference
 from x2vlm.data.loading.shard_cache import local_shards
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
@@ -38,24 +38,6 @@ CONFIG = PretrainConfig(
     ),
     world_size=1,
 )
-
-
-@dataclass(frozen=True)
-class Out:
-    """Where a part writes, as the engine would give it."""
-
-    path: Path
-    state_uri: str
-
-
-class LocalInputs:
-    """A PartReader over local files."""
-
-    def local_path(self, file):
-        return Path(file.uri)
-
-    def open(self, file):
-        return Path(file.uri).open("rb")
 
 
 def _file(path):

@@ -16,8 +16,8 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.start import StartConfig, text_folder_files
 from pipelines.s5_pretrain.start_weights import lay_down_start, load_start, random_model, started_model
-from tests.pipelines.s5_pretrain.test_pretrain import LocalInputs, Out
-from tests.support.training_corpus import DATA, MODEL, WORDS, make_shards
+from tests.support.training.corpus import DATA, MODEL, WORDS, make_shards
+from tests.support.training.pretrain_part import LocalInputs, Out
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.inference.pretrained import save_pretrained
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names

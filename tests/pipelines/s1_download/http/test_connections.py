@@ -23,7 +23,7 @@ from pipelines.s1_download.http.guard import Policy, parse_target
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import Memory, Resolver
 from pipelines.s1_download.http.transport import Fetcher, crawler_policy
-from tests.pipelines.s1_download.http.test_guard import self_signed_certificate
+from tests.support.download.certificates import self_signed_certificate
 
 CLOSE = b""  # an answer that says nothing and ends the connection
 

@@ -1,18 +1,12 @@
 """Which addresses may be contacted: vectors of every kind that were ever used to get around such a guard."""
 
-import ipaddress
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +27,7 @@ from pipelines.s1_download.http.transport import Fetcher, crawler_policy, guarde
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
 from tests.hostile.server import HostileServer
+from tests.support.download.certificates import self_signed_certificate
 
 FORBIDDEN = [
     "0.0.0.0",
@@ -317,24 +312,6 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[HostileServer, Path]]:
         context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         yield server, certificate
-
-
-def self_signed_certificate(folder: Path) -> Path:
-    """A PEM file with a fresh key and a certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path = folder / "server.pem"
-    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 def test_https_is_verified_and_never_leads_back_to_http(

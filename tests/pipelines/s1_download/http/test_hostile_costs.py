@@ -22,7 +22,7 @@ from pipelines.s1_download.http.guard import Refusal
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import Behaviour, always, name_server
 from tests.hostile.payloads import photo
-from tests.pipelines.s1_download.test_download import download, make_samples
+from tests.support.download.stage import download, make_samples
 
 logger = logging.getLogger(__name__)
 

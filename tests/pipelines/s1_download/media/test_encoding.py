@@ -20,7 +20,7 @@ from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.media import encoding as store
 from pipelines.s1_download.media.encoding import OriginalBytes, Reencoded, media_to_store
-from tests.pipelines.s1_download.test_download import download, make_samples
+from tests.support.download.stage import download, make_samples
 from x2vlm.data.media.images import open_image, probe, reencode_image, shrunk_size
 from x2vlm.errors import InvalidSample
 

@@ -72,13 +72,13 @@ def test_only_the_orientation_stays(image_format: str, orientation: int | None) 
     assert strip_metadata(stripped, image_format, found) == stripped
 
 
-def real_images(shared_dir: Path) -> list[Path]:
-    return [path for path in sorted((shared_dir / "samples" / "tricky").iterdir()) if path.is_file()]
+def real_images(excerpts_dir: Path) -> list[Path]:
+    return [path for path in sorted((excerpts_dir / "tricky").iterdir()) if path.is_file()]
 
 
-def test_every_tricky_image_that_decodes_keeps_its_pixels_and_loses_its_metadata(shared_dir: Path) -> None:
+def test_every_tricky_image_that_decodes_keeps_its_pixels_and_loses_its_metadata(excerpts_dir: Path) -> None:
     num_with_exif = num_with_gps = 0
-    for path in real_images(shared_dir):
+    for path in real_images(excerpts_dir):
         data = path.read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
