@@ -5,17 +5,25 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.experiment import load_experiment
 from pipelines.export import FORMATS
 from pipelines.export.export import export_shards
 from pipelines.export.packed import packed_shards
+from pipelines.flow.audit.sample_history import trace_sample
+from pipelines.flow.stage import PartResult
 from pipelines.flow.store.store import Store
+from pipelines.report.text_lengths import ASSUMED, text_lengths
 from pipelines.s4_materialize import PACK, PackConfig
+from pipelines.s4_materialize.pack import pack_part
+from pipelines.why.trace import manifests_in_order
 from tests.support.packed_store import experiment_file, job_json, packed_store, rows_of_every_format
+from x2vlm.data.loading.config import ExampleConfig
 from x2vlm.data.shards.media_files import is_media_file
 from x2vlm.errors import ConfigError
 
@@ -113,6 +121,36 @@ def test_shards_of_an_earlier_release_are_packed_again_first(tmp_path: Path) -> 
     store = packed_store(tmp_path, ROWS[:6], stage=replace(PACK, version=2))
     with pytest.raises(ConfigError, match=r"version 2 of the pack stage.*run `jobs/run_stage.py toy --only 'pack/\*'`"):
         export_shards(store, "toy", tmp_path / "out", "webdataset")
+
+
+def test_a_trace_names_the_shard_of_a_row_in_both_kinds(stores: dict[str, Store]) -> None:
+    """And reads no payload for it: of a Parquet shard it opens the index alone."""
+    for name, suffix in (("webdataset", ".tar"), ("parquet", ".media.parquet")):
+        packed = [one for one in manifests_in_order(stores[name], "toy") if one.manifest.node == "pack/toy"]
+        for one in (ROWS[0], ROWS[-1]):
+            (trace,) = trace_sample(stores[name], packed, one.sample.key)
+            assert trace.verdict == "packed"
+            assert trace.shard == f"shard-{trace.part}{suffix}"
+            assert "payload" not in trace.values
+
+
+def pack_as_before(*arguments: Any) -> PartResult:
+    """A part with the names that version 2 gave: an index of Parquet shards was called `shard-00000.parquet`."""
+    result, out = pack_part(*arguments), arguments[-1].path
+    (index,) = out.glob("_shard-*.index")
+    name = index.name.removeprefix("_").replace(".index", ".parquet")
+    index.rename(out / name)
+    rows = {name if path == index.name else path: number for path, number in result.file_rows.items()}
+    return replace(result, file_rows=rows)
+
+
+def test_a_plan_over_parquet_shards_of_an_earlier_release_measures_no_texts(tmp_path: Path) -> None:
+    stage = replace(PACK, version=2, run_part=pack_as_before)
+    store = packed_store(tmp_path, ROWS[:6], PackConfig(format="parquet"), stage=stage)
+    experiment = load_experiment(str(experiment_file(tmp_path, store)))
+    found = text_lengths(experiment, "pack/toy", ExampleConfig(), store)
+    assert found.mean == ASSUMED
+    assert found.source.endswith("image, video, region assumed")
 
 
 def test_the_job_says_what_it_wrote(stores: dict[str, Store], tmp_path: Path, project_root: Path) -> None:
