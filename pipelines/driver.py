@@ -184,14 +184,20 @@ def audit_target(options: argparse.Namespace) -> Outcome:
 
 
 def export_experiment(options: argparse.Namespace) -> Outcome:
-    """Write the experiment's shards as X-VLM JSON lines below `options.out`."""
-    from pipelines.export import export_shards  # decodes images: no other job needs that
+    """Collect the experiment's shards in `options.out`, in the format `options.format`."""
+    from pipelines.export.export import export_shards  # decodes images: no other job needs that
 
     experiment = load_experiment(options.experiment, options.store)
-    summary = export_shards(_open_store(experiment.store_uri), experiment.name, Path(options.out))
+    store = _open_store(experiment.store_uri)
+    summary = export_shards(store, experiment.name, Path(options.out), options.format, options.copy)
     lines = [f"{summary['samples']} samples of {experiment.name} in {options.out}"]
-    lines += [f"{kind:<11} {number} lines" for kind, number in summary["lines"].items()]
-    lines += [f"left out    {number} {rule}" for rule, number in summary["left_out"].items()]
+    if options.format == "xvlm":
+        lines += [f"{kind:<11} {number} lines" for kind, number in summary["lines"].items()]
+        lines += [f"left out    {number} {rule}" for rule, number in summary["left_out"].items()]
+    else:
+        how = ", ".join(f"{summary[name]} {name}" for name in ("linked", "copied", "rewritten") if summary[name])
+        note = "_README.md" if options.format == "parquet" else "README.md"
+        lines += [f"{summary['shards']} shards: {how}", f"how to read them: {Path(options.out) / note}"]
     return Outcome(EXIT_OK, "\n".join(lines), summary)
 
 

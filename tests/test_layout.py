@@ -26,6 +26,8 @@ SYMBOLS = [
     "ray.train.torch.TorchTrainer",
     "torchvision.transforms.v2.RandomResizedCrop",
     "webdataset.WebDataset",
+    "datasets.load_dataset",  # Hugging Face's: a package with an __init__ wins over a folder without, on any path
+    "datasets.Features",
 ]
 
 PRODUCT = ["pipelines", "x2vlm", "jobs", "docs", "infra"]

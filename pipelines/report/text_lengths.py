@@ -64,8 +64,11 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
 
     for part in parts[:: max(1, -(-len(parts) // MAX_SHARDS))]:
         with tempfile.TemporaryDirectory(prefix="x2vlm-lengths-") as links:
-            media = next(file.path for file in part.files if is_media_file(file.path))
-            index = StoreReader(store, Path(links), part.name).local_path(part.file(index_name(media)))
+            files = {file.path: file for file in part.files}
+            index_file = files.get(index_name(next(filter(is_media_file, files))))
+            if index_file is None:
+                continue  # of an earlier release, which named indexes otherwise: it will be packed again
+            index = StoreReader(store, Path(links), part.name).local_path(index_file)
             yield from ShardReader(index, index).samples()  # samples are all in the index; no payload is opened
 
 

@@ -23,6 +23,7 @@ from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
+FIRST_OPEN_VERSION = 3  # of this stage, whose shards other readers take as they are
 BUCKET = re.compile(r"bucket-(\d{5})\.parquet")
 
 
@@ -39,7 +40,7 @@ class PackConfig(FrozenConfig):
 
 
 def shard_name(shard: int, config: PackConfig) -> str:
-    """File name of a shard's media; its index has the suffix .parquet instead."""
+    """File name of a shard's media; see `x2vlm.data.shards.media_files.index_name` for its index."""
     return f"shard-{shard:05d}{TAR_SUFFIX if config.format == 'webdataset' else PARQUET_SUFFIX}"
 
 
@@ -124,7 +125,9 @@ def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[s
 
 PACK = Stage(
     name="pack",
-    version=2,
+    # 2: smaller copies; 3: tars are written by webdataset and have a .txt member, Parquet shards an index that no glob
+    # takes for data
+    version=3,
     config_type=PackConfig,
     slots=("buckets", "media"),
     plan_parts=plan_pack,

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
-from x2vlm.data.shards.media_files import index_name, is_media_file
+from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
@@ -82,7 +82,7 @@ def _shard_uris(part: Part) -> list[dict[str, str]]:
 
 
 def _is_shard_file(path: str) -> bool:
-    return is_media_file(path) or (path.startswith("shard-") and path.endswith(".parquet"))
+    return is_media_file(path) or is_index_file(path)
 
 
 PRETRAIN = Stage(

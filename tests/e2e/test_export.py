@@ -13,8 +13,8 @@ from tests.support.xvlm_reader import read_folder
 def test_every_exported_line_is_taken_by_the_reference_format_and_nothing_is_lost(
     sample_run: SampleRun, tmp_path: Path
 ) -> None:
-    arguments = ("sample", "--store", str(sample_run.store), "--out", str(tmp_path / "export"))
-    job = run_job("export_xvlm.py", *arguments, "--json")
+    arguments = ("sample", "--store", str(sample_run.store), "--format", "xvlm", "--out", str(tmp_path / "export"))
+    job = run_job("export.py", *arguments, "--json")
     assert job.returncode == 0, job.stderr
     said = job.json
     accepted = read_folder(tmp_path / "export", random.Random(7))
@@ -30,5 +30,5 @@ def test_every_exported_line_is_taken_by_the_reference_format_and_nothing_is_los
     assert len(accepted.clips) == said["lines"]["videos"] > 0
     assert len(accepted.crops) + said["left_out"].get("box_under_one_pixel", 0) == boxes
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "export").rglob("*.jsonl")}
-    assert run_job("export_xvlm.py", *arguments).returncode == 0
+    assert run_job("export.py", *arguments).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "export").rglob("*.jsonl")} == before

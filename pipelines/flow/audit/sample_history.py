@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MAX_TEXT = 160
 PAYLOAD_SUFFIXES = (".tar", ".media.parquet")  # of the file that an index belongs to
+TABLE_SUFFIXES = (".parquet", ".index")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def trace_sample(
                 continue
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
-                if file.path.endswith(".parquet") and uri not in seen and may_hold(file.path, traces):
+                if _is_table(file.path) and uri not in seen and may_hold(file.path, traces):
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
                     for row, values in _rows_of(store, uri, key):
@@ -97,8 +98,13 @@ def _related(record: PartRecord) -> Iterator[str]:
     yield from (file.sha256 for file in record.files)
 
 
+def _is_table(path: str) -> bool:
+    """True for tables, also for indexes of shards; not for the payloads that those stand for."""
+    return path.endswith(TABLE_SUFFIXES) and not path.endswith(PAYLOAD_SUFFIXES)
+
+
 def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
-    stem = file.path.removesuffix(".parquet")
+    stem = file.path.removesuffix(".parquet").removesuffix(".index").removeprefix("_")
     names = {other.path for other in record.files}
     return next((name for suffix in PAYLOAD_SUFFIXES if (name := f"{stem}{suffix}") in names), "")
 

@@ -1,6 +1,8 @@
 """Decoding for training: the pixels and the verdicts of `open_image`, whichever library decodes."""
 
 import random
+import subprocess
+import sys
 from io import BytesIO
 
 import numpy as np
@@ -69,6 +71,27 @@ def test_what_needs_more_than_decoding_goes_to_pillow(kind):
     pixels = decode_image(buffer.getvalue())
     assert (pixels.numpy() == np.asarray(open_image(buffer.getvalue()))).all()
     assert pixels.shape == ((90, 60, 3) if kind == "turned" else (60, 90, 3))
+
+
+PRINTS_DECODED = """
+import importlib.machinery, sys
+if "hidden" in sys.argv:  # as after a release that calls its extension module something else
+    finder = importlib.machinery.PathFinder
+    find = finder.find_spec
+    finder.find_spec = lambda name, *rest: None if name == "image" else find(name, *rest)
+from x2vlm.data.media.decode import _torchvision_decoder
+import torch
+early = "torchvision" in sys.modules
+decoder = _torchvision_decoder()
+print(early, "torchvision" in sys.modules, decoder is torch.ops.image.decode_jpeg)
+"""
+
+
+@pytest.mark.parametrize(("arguments", "imports_torchvision"), [([], False), (["hidden"], True)])
+def test_the_decoder_comes_without_torchvision_and_with_it_if_it_must(arguments, imports_torchvision):
+    command = [sys.executable, "-c", PRINTS_DECODED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(imports_torchvision), "True"]
 
 
 def test_broken_files_get_the_same_verdict():

@@ -1,6 +1,7 @@
 """Shards: what is in the tar, that it never changes by itself, and that damage is noticed."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import pickle
@@ -12,15 +13,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from pyarrow import dataset
 
 from tests.support.shard_samples import make_sample, payload, payloads, scored
+from x2vlm.data.shards import media_files
 from x2vlm.data.shards.shard import SHARD_SCHEMA, ShardReader, index_path, write_shard
 from x2vlm.errors import CorruptArtifact, InvalidSample
 from x2vlm.samples import Sample, sample_table
 
 # sha256 of the tar of SAMPLES. A new value means that shards of the same samples change for everybody: bump
 # Stage.version of pack, then pin the new value.
-GOLDEN_TAR = "3f0d1157a04e59fde9a4fab053d41a65789b153637b2e47186ea4180864ca63c"
+GOLDEN_TAR = "13f18a90bbfe3a1b819f40245414b6c33168aa0e2f4ce5471528871c5e01bc57"
 
 SAMPLES = [make_sample(n) for n in range(4)] + [
     make_sample(4, kind="video", stored="frames"),
@@ -35,18 +38,28 @@ def write(folder: Path, samples: list[Sample], name: str = "shard-00000.tar") ->
 
 
 def test_members_lie_in_key_order_with_fixed_headers(tmp_path: Path) -> None:
-    suffix = {"jpeg": "jpg", "png": "png", "frames": "frames"}
     expected = []
-    for sample in sorted(SAMPLES, key=lambda sample: sample.key):
-        assert sample.media is not None
-        expected += [f"{sample.key}.{suffix[sample.media.format]}", f"{sample.key}.json"]
-    with tarfile.open(write(tmp_path, SAMPLES)) as tar:
+    for sample in sorted(SAMPLES, key=lambda sample: (sample.kind, sample.key)):
+        suffix = "jpg" if sample.kind == "image" else "frames"
+        expected += [f"{sample.key}.{end}" for end in (suffix, "json", "txt")]
+    path = write(tmp_path, SAMPLES)
+    with tarfile.open(path) as tar:
         members = tar.getmembers()
+        contents = [tar.extractfile(member).read() for member in members]
     assert [member.name for member in members] == expected
     for member in members:
         assert member.isreg()
+        assert not member.pax_headers
         assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
         assert member.mode == 0o644
+    # webdataset asks for the newer pax format; what it writes for us is plain ustar, byte for byte.
+    ustar = io.BytesIO()
+    with tarfile.open(fileobj=ustar, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in zip(members, contents, strict=True):
+            plain = tarfile.TarInfo(member.name)
+            plain.size = len(content)
+            tar.addfile(plain, io.BytesIO(content))
+    assert path.read_bytes() == ustar.getvalue()
 
 
 def test_row_order_does_not_change_a_byte(tmp_path: Path) -> None:
@@ -68,13 +81,18 @@ def test_webdataset_reads_what_was_written(tmp_path: Path) -> None:
     for item in webdataset.WebDataset(str(write(tmp_path, SAMPLES)), shardshuffle=False):
         sample = by_key[item["__key__"]]
         assert sample.media is not None
-        suffix = {"jpeg": "jpg"}.get(sample.media.format, sample.media.format)
-        assert item[suffix] == payload(int(sample.source_row))
+        assert item["jpg" if sample.kind == "image" else "frames"] == payload(int(sample.source_row))
+        assert item["txt"].decode() == (sample.captions[0].text if sample.captions else "")
         seen[item["__key__"]] = json.loads(item["json"])
     assert seen.keys() == by_key.keys()
-    for key, row in seen.items():
+    for key, facts in seen.items():
+        row, media = json.loads(facts.pop("row")), asdict(by_key[key])["media"]
         assert row.pop("clip_score") is None
         assert row == json.loads(json.dumps(asdict(by_key[key])))
+        assert {name: facts.pop(name) for name in ("width", "height", "num_frames", "format", "sha256")} == {
+            name: media[name] for name in ("width", "height", "num_frames", "format", "sha256")
+        }
+        assert facts == {name: row[name] for name in facts}
 
 
 def test_index_finds_every_payload_and_sample(tmp_path: Path) -> None:
@@ -177,6 +195,29 @@ def test_a_parquet_shard_is_read_like_a_tar_and_by_any_parquet_tool(tmp_path: Pa
     before = parquet.read_bytes()
     write_shard(parquet, scored(rng.sample(samples, len(samples))), media.__getitem__)
     assert parquet.read_bytes() == before
+
+
+def test_payloads_in_parquet_are_found_however_many_row_groups_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with more than 1 MB (a page of Parquet's default size) and more than 1,024 rows (a batch) in a group."""
+    monkeypatch.setattr(media_files, "GROUP_ROWS", 3000)
+    samples = [make_sample(n) for n in range(2500)]
+    rng = random.Random(5)
+    media = {sha256: rng.randbytes(rng.choice([0, 4, 40_000])) for sha256 in payloads(samples)}
+    path = tmp_path / "shard-00000.media.parquet"
+    write_shard(path, scored(samples), media.__getitem__)
+    assert pq.read_metadata(path).num_row_groups == 2
+    assert max(map(len, media.values())) == 40_000
+    ShardReader(path).verify()
+
+
+def test_a_folder_of_parquet_shards_holds_every_row_once(tmp_path: Path) -> None:
+    for number in range(2):
+        write(tmp_path, SAMPLES[number::2], f"shard-{number:05d}.media.parquet")
+    assert len(list(tmp_path.iterdir())) == 4
+    assert dataset.dataset(tmp_path).count_rows() == len(SAMPLES)
+    assert sorted(pq.read_table(tmp_path)["key"].to_pylist()) == sorted(sample.key for sample in SAMPLES)
 
 
 def test_a_parquet_shard_may_be_empty(tmp_path: Path) -> None:

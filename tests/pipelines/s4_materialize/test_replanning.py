@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.export import export_shards
+from pipelines.export.export import export_shards
 from pipelines.flow.run.executor import RunResult
 from pipelines.flow.run.planner import plan
 from pipelines.flow.run.runner import InlineRunner
@@ -134,7 +134,7 @@ def test_shards_of_both_kinds_are_exported_alike(folder: Path, tmp_path: Path) -
         store = Store(str(tmp_path / f"store{number}"))
         run_all(graph_of(folder, 0.25, config), store, "toy")
         out = tmp_path / f"export{number}"
-        summary = export_shards(store, "toy", out)
+        summary = export_shards(store, "toy", out, "xvlm")
         assert summary["samples"] == 15
         exports.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*.jsonl")})
     assert exports[0] == exports[1] != {}

@@ -1,7 +1,8 @@
-"""Training shards: a file of payloads (see `shard_files`) and a Parquet index that finds each without a scan.
+"""Training shards: a file of payloads (see `media_files`) and a Parquet index that finds each without a scan.
 
-The index, `shard-00000.parquet`, is the same for both kinds of file (`shard-00000.tar`, `shard-00000.media.parquet`),
-and so is the reader: it seeks to the bytes that the index names, in key order or any other.
+The index is the same for both kinds of file but for its name (`shard-00000.parquet` beside `shard-00000.tar`,
+`_shard-00000.index` beside `shard-00000.media.parquet`), and so is the reader: it seeks to the bytes that the index
+names, in key order or any other.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ SHARD_SCHEMA = pa.schema(
 def write_shard(path: Path, rows: pa.Table, payload_of: Payload) -> pa.Table:
     """The index of the shard written to `path`, a .tar or a .media.parquet; the index itself is written beside it.
 
-    `rows` has SCORED_SCHEMA with distinct keys, in any order.
+    `rows` has SCORED_SCHEMA with distinct keys, in any order; the index has them by key. InvalidSample for rows that
+    come twice, have no media, or media of a format that shards do not know.
     """
     rows = rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA).sort_by("key")
     locations = (write_parquet if path.name.endswith(PARQUET_SUFFIX) else write_tar)(path, rows, payload_of)
