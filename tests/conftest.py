@@ -8,6 +8,7 @@ import pytest
 
 # A deadline is an assert on wall time, and the first example of a process pays for its imports.
 hypothesis.settings.register_profile("x2vlm", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)  # of `make quick`
 hypothesis.settings.load_profile("x2vlm")
 
 ROOT = Path(__file__).resolve().parent.parent

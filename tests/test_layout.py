@@ -92,6 +92,13 @@ def test_readme_gives_the_commands_that_the_makefile_has(project_root: Path) -> 
     assert named <= targets
 
 
+def test_the_quick_tests_are_there(project_root: Path) -> None:
+    lines = (project_root / "tests" / "quick.txt").read_text().splitlines()
+    paths = [line for line in lines if not line.startswith("-")]
+    assert len(paths) > 20
+    assert not [path for path in paths if not (project_root / path).exists()]
+
+
 # ---- small folders, files and functions; imports in one direction
 
 
