@@ -1,4 +1,4 @@
-"""How long texts are in tokens: measured on packed shards where there are some, else assumed."""
+"""Lengths of texts in tokens: measured on packed shards if there are any, else assumed."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,22 +16,22 @@ from x2vlm.data.text.texts import concept_text
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Sample
 
-# Mean tokens of a row with [CLS] and [SEP]: captions, and labels of objects and regions. Nobody has measured them on
-# the data of the paper.
+# Mean tokens of a row with [CLS] and [SEP]: captions, and labels of objects and regions. They have not been
+# measured on the data of the paper.
 ASSUMED = {"image": 14.0, "video": 14.0, "region": 6.0}
 MAX_SHARDS, MAX_TEXTS = 4, 4_000
 
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Mean tokens of a row by kind of stream, and where they are from."""
+    """Mean tokens of a row by kind of stream, and their origin."""
 
     mean: dict[str, float]
     source: str
 
 
 def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, store: Store | None) -> TextLengths:
-    """Lengths in the shards of `node` ("pack/<name>"), as training cuts them; assumed ones if there are none yet.
+    """Lengths in the shards of `node` ("pack/<name>"), as training truncates them; assumed ones if there are none yet.
 
     Reads the indexes of up to 4 shards, spread over all, and up to 4,000 texts of each kind.
     """
@@ -67,9 +67,9 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
 
 
 def _texts(sample: Sample, examples: ExampleConfig) -> dict[str, list[str]]:
-    """The cleaned texts that a sample brings to each kind of stream.
+    """The cleaned texts of a sample for each kind of stream.
 
-    To a region stream: one caption, if there is one, and concepts up to the most that an image may have.
+    For a region stream: one caption, if there is one, and concepts up to the most that an image may have.
     """
     captions = _cleaned([caption.text for caption in sample.captions], examples.max_tokens)
     if sample.kind == "video":

@@ -1,4 +1,4 @@
-"""All rules on all rows of a part: rows first, then the captions and the concepts of the rows that stay."""
+"""All rules on all rows of a part: rows first, then the captions and the concepts of the kept rows."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from x2vlm.data.rules.text_overlap import drop_repeats, find_overlaps
 from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.samples import Grain
 
-ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(7)  # in this order drops are told
+ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(7)  # the order of drops
 
 
 @dataclass
 class Findings:
-    """What a part collects: drops, and numbers for its summary.
+    """The results of a part: drops, and counts for its summary.
 
-    `rules` says for each row and caption rule how many it had something to say about and how many of those it would not
-    keep, whatever other rules say of them (captions: of rows that stay). `boxes` counts both readings of "smaller than
-    a patch" and boxes moved inside; `region_texts` both readings of "overlap".
+    `rules` has for each row and caption rule the number of items it applies to and how many of those it would drop,
+    independent of other rules (captions: of kept rows). `boxes` counts both interpretations of "smaller than a patch"
+    and boxes moved inside; `region_texts` both interpretations of "overlap".
     """
 
     dropped: list[Dropped] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is kept, as a table of SAMPLE_SCHEMA in input order; what went, as one of DROP_SCHEMA; and the numbers."""
+    """The kept rows as a table of SAMPLE_SCHEMA in input order; the drops as one of DROP_SCHEMA; and the counts."""
 
     kept: pa.Table
     drops: pa.Table
@@ -55,7 +55,7 @@ class Judged:
 def judge(rows: pa.Table, config: FilterConfig, first: Sequence[Verdict] = ()) -> Judged:
     """Every rule of `config` on `rows`, a table of SAMPLE_SCHEMA.
 
-    `first` are verdicts about the rows that need more than the rows themselves; they are asked before all others.
+    `first` are verdicts that need more than the rows themselves; they are applied before all others.
     """
     columns, findings = SampleColumns(rows), Findings()
     stays = judge_rows([*first, *row_verdicts(columns, config)], len(columns), findings)
@@ -71,7 +71,7 @@ def judge(rows: pa.Table, config: FilterConfig, first: Sequence[Verdict] = ()) -
 
 
 def row_verdicts(columns: SampleColumns, config: FilterConfig) -> list[Verdict]:
-    """What each rule that is on says about the rows, in the order in which rules are asked."""
+    """The verdicts of all enabled row rules, in the order in which they are applied."""
     verdicts = [filters.unique_key(columns)]
     if config.min_short_edge is not None:
         verdicts.append(filters.min_short_edge(columns, config.min_short_edge))
@@ -91,7 +91,7 @@ def row_verdicts(columns: SampleColumns, config: FilterConfig) -> list[Verdict]:
 
 
 def judge_rows(verdicts: Sequence[Verdict], num_rows: int, findings: Findings) -> np.ndarray:
-    """True for rows that no rule takes out; the first rule that does is the one on record."""
+    """True for rows that no rule drops; the first rule that does is recorded."""
     stays = np.ones(num_rows, dtype=bool)
     for verdict in verdicts:
         findings.note("row", verdict)
@@ -130,7 +130,7 @@ def judge_captions(columns: SampleColumns, stays: np.ndarray, config: FilterConf
 
 
 def caption_verdicts(captions: Items, words: np.ndarray | None, config: FilterConfig) -> list[Verdict]:
-    """What each rule that is on says about captions, in the order in which rules are asked.
+    """The verdicts of all enabled caption rules, in the order in which they are applied.
 
     `words` counts those of captions of videos, NaN for images; None where that rule is off.
     """
@@ -155,7 +155,7 @@ def caption_verdicts(captions: Items, words: np.ndarray | None, config: FilterCo
 
 
 def judge_concepts(columns: SampleColumns, stays: np.ndarray, config: FilterConfig, findings: Findings) -> Items:
-    """The concepts to keep, their boxes moved inside where they are over the border by rounding only."""
+    """The concepts to keep, their boxes moved inside where they exceed the border only by rounding."""
     concepts = columns.concepts
     if not len(concepts):
         return concepts
@@ -172,7 +172,7 @@ def judge_concepts(columns: SampleColumns, stays: np.ndarray, config: FilterConf
 def _judge_boxes(
     concepts: Items, columns: SampleColumns, config: FilterConfig, findings: Findings
 ) -> tuple[Items, box_rules.Boxes]:
-    """Concepts whose box is inside the image and not too small, and their boxes as they are handed on."""
+    """Concepts whose box is inside the image and not too small, and their boxes as written."""
     width, height = (side[concepts.row] for side in columns.size)
     given = box_rules.boxes_of(concepts.values.field("box"), width, height)
     unknown = box_rules.size_unknown(given)
@@ -183,7 +183,7 @@ def _judge_boxes(
     inside = box_rules.snap_to_border(given)
     invalid = box_rules.box_invalid(given, tolerance) | ~((inside.w > 0) & (inside.h > 0))
     goes = invalid & ~unknown
-    for compared in (True, False):  # a box without extent: no number was compared
+    for compared in (True, False):  # a box without extent: nothing was compared
         chosen = goes & ((over > tolerance) == compared)
         if chosen.any():
             where = join_texts(
@@ -271,7 +271,7 @@ def _select(boxes: box_rules.Boxes, keep: np.ndarray) -> box_rules.Boxes:
 
 
 def _kept_rows(rows: pa.Table, stays: np.ndarray, items: dict[str, Items]) -> pa.Table:
-    """The rows that stay, each with the items that stay."""
+    """The kept rows, each with its kept items."""
     for name, kept in items.items():
         index = rows.column_names.index(name)
         column = kept.regroup(rows.num_rows).cast(rows.schema.field(name).type)
@@ -284,7 +284,7 @@ def _numbers_as_texts(values: np.ndarray) -> pa.Array:
 
 
 def _language_facts(verdict: Verdict, config: FilterConfig) -> dict[str, Any]:
-    """By whose word captions were judged, and how many are in which language by it."""
+    """The source of caption languages, and counts by language."""
     by = f"{DETECTOR}, model {MODEL_SHA256[:12]}" if config.language_from == "detector" else "source"
     counts = pc.value_counts(pc.fill_null(verdict.labels, "unknown")).to_pylist()
     return {"by": by, "captions": dict(sorted((pair["values"], pair["counts"]) for pair in counts))}

@@ -1,6 +1,6 @@
-"""`deduplicate`: over all sources together, which rows show what another row shows, and which of them stays.
+"""`deduplicate`: over all sources together, which rows show the same image, and which of them is kept.
 
-Rows that leave for another reason are not looked at: a row never gives way to one that goes itself.
+Rows that are dropped for another reason are excluded: a row is never dropped in favour of a row that is dropped itself.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,10 +34,10 @@ CLUSTERS = "clusters.parquet"
 
 
 class DeduplicateConfig(FrozenConfig):
-    """What counts as a duplicate, and what the row that stays takes over from others (`x2vlm.data.duplicates.merging`).
+    """What counts as a duplicate, and what the kept row takes over from others (`x2vlm.data.duplicates.merging`).
 
-    With `max_rows_per_caption` rows that say only what more rows of their source say go first, by rule
-    `repeated_caption` (`x2vlm.data.duplicates.repeated_captions`), so that no row gives way to one of them.
+    With `max_rows_per_caption` rows whose captions all occur in more rows of their source are dropped first, by rule
+    `repeated_caption` (`x2vlm.data.duplicates.repeated_captions`), so that no row is dropped in favour of one of them.
     """
 
     rule: DuplicateConfig = DuplicateConfig()
@@ -83,7 +83,7 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     write_table(clusters, out.path / CLUSTERS)
     num_rows = sum(len(keys) for _, keys in owners)
     return PartResult(
-        {"rows": Count(num_rows, num_rows)},  # of decisions asked for: rows leave in `partition`
+        {"rows": Count(num_rows, num_rows)},  # of decisions: rows are dropped in `partition`
         {**file_rows, CLUSTERS: clusters.num_rows},
         {**count_duplicates(clusters), "rows_compared": rows.num_rows, "repeated_captions": len(repeats)},
     )
@@ -95,7 +95,7 @@ def _caption_occurrences(inputs: PartReader, read: Read, staying: pa.Table) -> N
 
 
 def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
-    """The reads of each part of the rows, which `plan` put one after another."""
+    """The reads grouped by part of the rows, as `plan` concatenated them."""
     found, start = [], 0
     for name, size in part.spec["parts"]:
         found.append((name, list(part.reads[start : start + size])))
@@ -104,7 +104,7 @@ def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
 
 
 def stays(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads: Sequence[Read]) -> np.ndarray:
-    """True for rows that no score and no earlier decision takes out."""
+    """True for rows that no score and no earlier decision drops."""
     keep, _ = score_drops(thresholds, rows)
     for read in reads:
         if read.slot == "decisions":
@@ -135,10 +135,10 @@ def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> It
 def _additions(
     config: DeduplicateConfig, inputs: PartReader, part: Part, going: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A decision for every row that takes over something: the captions and concepts that it gets behind its own."""
+    """A decision for every keeper with additions: the captions and concepts appended to its own."""
     if not going or not (config.merge_captions or config.merge_concepts):
         return
-    duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
+    duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a dropped duplicate -> method of the match
     for row in going:
         duplicates_of.setdefault(row["keeper"], {})[row["key"]] = row["method"]
     samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in going)})
@@ -156,7 +156,7 @@ def _additions(
 
 
 def _samples(inputs: PartReader, part: Part, keys: Collection[str]) -> dict[str, Sample]:
-    """The rows with these keys, of a key that comes twice the first."""
+    """The rows with these keys, the first of a repeated key."""
     wanted = pa.array(sorted(keys), pa.string())
     samples: dict[str, Sample] = {}
     for _, reads in split_reads(part):

@@ -1,10 +1,10 @@
-"""The graph of the X2-VLM reference as plain torch modules: what a training step of theirs computes, and how often.
+"""The graph of the X2-VLM reference as plain torch modules, with its redundant computations.
 
 Written from the description of the reference, not from its code, and without any of our model code, so that "faster
-than the reference" can be measured in one process. The arithmetic is proven equal to the recorded numbers of the
+than the reference" can be measured in one process. Its results are tested against recorded values of the
 reference (`tests/benchmarks/test_reference_graph.py`); what makes it slow is kept on purpose: eager attention that
 writes every score to memory, texts padded to `max_tokens`, keys and values of the image projected again for every row
-of every pass. Parameters carry the reference's names, so its checkpoints load with `load_state_dict(strict=True)`.
+of every pass. Parameters have the reference's names, so its checkpoints load with `load_state_dict(strict=True)`.
 
 B rows, M images, R regions, F frames, P patches, N = P + 1, L text tokens, K masked slots, H heads, D width.
 """
@@ -22,10 +22,10 @@ TEXT_HIDDEN, IMAGE_HIDDEN = -10_000.0, -1e9  # added to the scores of padding an
 
 @dataclass(frozen=True)
 class GraphSizes:
-    """Sizes and rates; the defaults are the base model with the rates it is pre-trained with.
+    """Sizes and dropout probabilities; the defaults are those of pre-training the base model.
 
-    `attention`: "eager" is the reference's; "sdpa" the same scores and masks through torch's fused attention, to see
-    what that alone gives.
+    `attention`: "eager" is the reference's; "sdpa" the same scores and masks through torch's fused attention, to
+    measure its effect alone.
     """
 
     image_res: int = 224
@@ -134,7 +134,7 @@ class VisionBlock(nn.Module):
         return x + self.drop(self.gamma_2 * self.mlp(self.norm2(x)))
 
     def drop(self, branch: Tensor) -> Tensor:
-        """The branch with whole samples left out at the block's rate."""
+        """The branch with whole samples dropped at the block's rate."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.drop_path)
@@ -148,7 +148,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Normalised patches (B, P, D); the class token's own output is thrown away."""
+    """Normalised patches (B, P, D); the class token's output is discarded."""
 
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Projections(nn.Module):
 
 
 class Residual(nn.Module):
-    """LayerNorm of (dropped-out linear map + what came before it)."""
+    """LayerNorm of (linear map with dropout + residual)."""
 
     def __init__(self, s: GraphSizes, width_in: int) -> None:
         super().__init__()
@@ -212,10 +212,10 @@ class Intermediate(nn.Module):
 
 
 class TextLayer(nn.Module):
-    def __init__(self, s: GraphSizes, looks_at_images: bool) -> None:
+    def __init__(self, s: GraphSizes, has_cross_attention: bool) -> None:
         super().__init__()
         self.attention = TextAttention(s, s.text_width)
-        if looks_at_images:
+        if has_cross_attention:
             self.crossattention = TextAttention(s, s.vision_width)
         self.intermediate = Intermediate(s)
         self.output = Residual(s, s.text_inner)
@@ -250,7 +250,7 @@ class Layers(nn.Module):
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()
         total = s.text_layers + s.fusion_layers
-        self.layer = nn.ModuleList(TextLayer(s, looks_at_images=i >= s.text_layers) for i in range(total))
+        self.layer = nn.ModuleList(TextLayer(s, has_cross_attention=i >= s.text_layers) for i in range(total))
 
 
 class Bert(nn.Module):
@@ -268,7 +268,7 @@ class Transform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Word scores; the matrix is the word embedding table, and both names of the bias are one vector."""
+    """Vocabulary logits; the matrix is the word embedding table, and both names of the bias are one vector."""
 
     def __init__(self, s: GraphSizes, words: nn.Parameter) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ class WordHead(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """One stack: text layers, fusion layers, word head."""
+    """One stack: text layers, fusion layers, MLM head."""
 
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The harness that plays the reference computes the reference's numbers: losses and the gradients of all parameters."""
+"""The reimplementation of the reference gives its recorded losses and gradients of all parameters."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tests.support.golden_cases import read_case
 
 
 def golden_sizes(folder, **changes) -> GraphSizes:
-    """The sizes in a golden `config.json`; no dropout unless asked for."""
+    """The sizes in a golden `config.json`; no dropout by default."""
     known = json.loads((folder / "config.json").read_text())
     return GraphSizes(
         image_res=known["image_res"], patch=known["patch_size"], vision_width=known["vision_embed"],
@@ -31,7 +31,7 @@ def harness(shared_dir, request) -> ReferenceGraph:
     folder = shared_dir / "golden"
     model = ReferenceGraph(golden_sizes(folder, attention=request.param))
     state = load_file(folder / "model.safetensors")
-    for name, constant in model.named_buffers():  # loading would paper over a wrong one
+    for name, constant in model.named_buffers():  # loading would hide a wrong one
         assert torch.equal(constant, state[name]), name
     model.load_state_dict(state, strict=True)
     return model.train()
@@ -62,7 +62,7 @@ def test_losses_and_gradient_norms_are_the_recorded_ones(shared_dir, harness, na
 
 
 def test_negatives_are_drawn_with_the_recorded_weights(shared_dir):
-    """1,000 draws of each row's wrong image and text against the recorded weights; 5 standard errors."""
+    """1,000 draws of each row's negative image and text against the recorded weights; 5 standard errors."""
     folder = shared_dir / "golden"
     harness = ReferenceGraph(golden_sizes(folder))
     harness.load_state_dict(load_file(folder / "model.safetensors"))

@@ -181,7 +181,7 @@ def test_shared_memory_equals_fusing_every_row_alone():
     images = model.encode_image(torch.randn(2, 3, 64, 64))
     image_of, mask = torch.tensor([0, 1, 1]), torch.rand(3, 16) > 0.4
     regions, whole = model.pool_regions(images, image_of, mask), images.select(image_of)
-    memory = model.remember(join_rows(regions, whole))
+    memory = model.image_memory(join_rows(regions, whole))
     ids, text_mask = tiny_text()
     text = model.encode_text(ids, text_mask)
     for offset, rows in ((0, regions), (3, whole)):

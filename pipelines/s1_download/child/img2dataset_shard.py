@@ -1,7 +1,7 @@
-"""img2dataset's way to fetch an image for one list of URLs, without the rest of its package.
+"""img2dataset's function that fetches an image, for a list of URLs, without the rest of its package.
 
-Its requests, its calls of `urlopen` and its reading of X-Robots-Tag are used; its pools, its re-encoding and its file
-formats are not.
+Its requests, its calls of `urlopen` and its check of X-Robots-Tag are used; its pools, re-encoding and file formats are
+not.
 """
 
 import functools

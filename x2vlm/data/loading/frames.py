@@ -1,4 +1,4 @@
-"""Which frames of a clip are taken, and which neighbouring clips of a video make one."""
+"""Choosing the frames of a clip, and neighbouring clips of a video that are joined."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from x2vlm.data.randomness import Draws
 
 
 def choose_frames(num_frames: int, num_wanted: int, draws: Draws | None = None) -> list[int]:
-    """`num_wanted` ascending frame numbers of a clip: one from each of as many stretches of nearly equal length.
+    """`num_wanted` ascending frame numbers of a clip: one from each of as many segments of nearly equal length.
 
-    With `draws` (training) a random frame of each stretch, and the longer stretches lie anywhere; without, the first
-    frame of each and the longer stretches come first. Clips with too few frames repeat some.
+    With `draws` (training) a random frame of each segment, the longer segments in random places; without, the first
+    frame of each, the longer segments first. Clips with too few frames repeat some.
     """
     if num_frames <= num_wanted:
         missing = num_wanted - num_frames
@@ -29,8 +29,8 @@ def choose_frames(num_frames: int, num_wanted: int, draws: Draws | None = None) 
 def choose_clips(clip_lengths: Sequence[int], is_silent: Sequence[bool], min_frames: int, draws: Draws) -> list[int]:
     """Ascending numbers of neighbouring clips that together have `min_frames` frames, or of all there are.
 
-    Starts at a random clip and grows to either side with equal chance. Clips that are silent (nothing is said in them)
-    count no frames and are left out of the result, so it is empty if all are.
+    Starts at a random clip and grows to either side with equal probability. Clips without speech count no frames and
+    are left out of the result, so it is empty if all are silent.
     """
     first = last = draws.integer(0, len(clip_lengths) - 1)
     end = len(clip_lengths) - 1
