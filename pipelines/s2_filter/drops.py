@@ -63,7 +63,7 @@ def count_rules(drops: pa.Table, unit: str) -> dict[str, int]:
 
 def of_verdict(
     verdict: Verdict,
-    goes: np.ndarray,
+    is_dropped: np.ndarray,
     *,
     unit: str,
     step: int,
@@ -71,15 +71,15 @@ def of_verdict(
     position: np.ndarray | None = None,
     item: pa.Array | str = "",
 ) -> list[Dropped]:
-    """The drops of `verdict`, where `goes` is true; items without a value get a rule of their own.
+    """The drops of `verdict`, where `is_dropped`; items without a value get a rule of their own.
 
-    `row`, `position` and `item` have the length of the verdict, as `goes` has.
+    `row`, `position` and `item` have the length of the verdict, as `is_dropped` has.
     """
     unknown = verdict.is_unknown()
     found = []
     for rule, chosen, reason in (
-        (verdict.rule, goes & ~unknown, _reasons(verdict, goes & ~unknown)),
-        (verdict.unknown_rule, goes & unknown, verdict.unknown_reason),
+        (verdict.rule, is_dropped & ~unknown, _reasons(verdict, is_dropped & ~unknown)),
+        (verdict.unknown_rule, is_dropped & unknown, verdict.unknown_reason),
     ):
         if chosen.any():
             mask = pa.array(chosen)

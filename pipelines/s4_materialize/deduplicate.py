@@ -66,18 +66,18 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     for name, reads in split_reads(part):
         table = read_evidence(inputs, reads, config.thresholds.score, use_embeddings)
         owners.append((decisions_name(name), table["key"]))
-        evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads), pa.bool_())))
+        evidence.append(table.filter(pa.array(is_kept(config.thresholds, table, inputs, reads), pa.bool_())))
         if config.max_rows_per_caption is not None:
             occurrences.append(_caption_occurrences(inputs, reads[0], evidence[-1]))
     repeats = {} if config.max_rows_per_caption is None else find_repeats(occurrences, config.max_rows_per_caption)
     rows = evidence_of(evidence, use_embeddings)
     rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=pa.array(sorted(repeats), pa.string()))))
     clusters = find_duplicates(rows, config.rule)
-    going = [row for row in clusters.to_pylist() if row["action"] == "drop"]
+    dropped = [row for row in clusters.to_pylist() if row["action"] == "drop"]
     decisions = [
         *_repeated_captions(repeats, config.max_rows_per_caption),
-        *_duplicates(going, config.rule),
-        *_additions(config, inputs, part, going),
+        *_duplicates(dropped, config.rule),
+        *_additions(config, inputs, part, dropped),
     ]
     file_rows = write_decisions(out.path, owners, pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA))
     write_table(clusters, out.path / CLUSTERS)
@@ -89,9 +89,9 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     )
 
 
-def _caption_occurrences(inputs: PartReader, read: Read, staying: pa.Table) -> NDArray[Any]:
+def _caption_occurrences(inputs: PartReader, read: Read, kept_rows: pa.Table) -> NDArray[Any]:
     rows = pq.read_table(inputs.local_path(read.file), columns=["key", "source", "captions"])
-    return caption_occurrences(rows.filter(pc.is_in(rows["key"], value_set=staying["key"].combine_chunks())))
+    return caption_occurrences(rows.filter(pc.is_in(rows["key"], value_set=kept_rows["key"].combine_chunks())))
 
 
 def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
@@ -103,7 +103,7 @@ def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
     return found
 
 
-def stays(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads: Sequence[Read]) -> np.ndarray:
+def is_kept(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads: Sequence[Read]) -> np.ndarray:
     """True for rows that no score and no earlier decision drops."""
     keep, _ = score_drops(thresholds, rows)
     for read in reads:
@@ -120,9 +120,9 @@ def _repeated_captions(repeats: Mapping[str, int], max_rows: int | None) -> Iter
         yield {"key": key, "rule": "repeated_caption", "value": num_rows, "threshold": max_rows, "reason": reason}
 
 
-def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> Iterator[dict[str, Any]]:
+def _duplicates(dropped: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> Iterator[dict[str, Any]]:
     limits = {"phash": rule.radius, "embedding": None if rule.min_cosine is None else 1 - rule.min_cosine}
-    for row in going:
+    for row in dropped:
         yield {
             "key": row["key"],
             "rule": "duplicate",
@@ -133,15 +133,15 @@ def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> It
 
 
 def _additions(
-    config: DeduplicateConfig, inputs: PartReader, part: Part, going: Sequence[Mapping[str, Any]]
+    config: DeduplicateConfig, inputs: PartReader, part: Part, dropped: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """A decision for every keeper with additions: the captions and concepts appended to its own."""
-    if not going or not (config.merge_captions or config.merge_concepts):
+    if not dropped or not (config.merge_captions or config.merge_concepts):
         return
     duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a dropped duplicate -> method of the match
-    for row in going:
+    for row in dropped:
         duplicates_of.setdefault(row["keeper"], {})[row["key"]] = row["method"]
-    samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in going)})
+    samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in dropped)})
     for key in sorted(duplicates_of):
         keeper, others = samples[key], [(samples[other], method) for other, method in duplicates_of[key].items()]
         added: dict[str, Any] = {}

@@ -112,8 +112,8 @@ class PreemptionWatch:
     def __call__(self, step: int) -> bool:
         if self._ask is None or step % PREEMPTION_POLL_STEPS:
             return False
-        told, self._known = self._known, self._ask()
-        if self._known is None or self._known == told:
+        previous, self._known = self._known, self._ask()
+        if self._known is None or self._known == previous:
             return False
         log.warning("preemption_announced step=%d info=%s", step, self._known)
         return True
@@ -168,7 +168,7 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         ),
     )
     log.info("ray_train run=%s workers=%s gpu=%s max_failures=%d", name, workers, use_gpu, runtime.max_failures)
-    _forget_stall(state_uri)
+    _remove_stall_report(state_uri)
     try:
         error = trainer.fit().error
     except TrainingFailedError as raised:
@@ -177,7 +177,7 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         raise StageFailed(f"pretrain: {name} failed: {_stall(state_uri) or error}") from error
 
 
-def _forget_stall(state_uri: str) -> None:
+def _remove_stall_report(state_uri: str) -> None:
     fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
     if fs.exists(state):
         fs.rm(state)

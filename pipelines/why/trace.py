@@ -148,9 +148,9 @@ def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -
     configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
     all_steps = (_step(trace, traces[:number], configs[trace.node]) for number, trace in enumerate(traces))
     steps = tuple(step for step in all_steps if step.facts)
-    told = {trace.node for trace in traces}
+    reported = {trace.node for trace in traces}
     return RowTrace(
-        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told)
+        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, reported)
     )
 
 
@@ -179,12 +179,12 @@ def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]
     }
 
 
-def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]:
+def _not_reached(manifests: Sequence[Stored], reported: set[str]) -> tuple[str, ...]:
     """Nodes downstream of those with a record of the row that have none and come after all that do. (Nodes in between
     had no record to write: a search for duplicates, for example.)"""
     order = [stored.manifest.node for stored in manifests]
-    last = max(order.index(node) for node in told)
-    reachable = set(told)
+    last = max(order.index(node) for node in reported)
+    reachable = set(reported)
     for stored in manifests:
         if any(source.node in reachable for source in stored.manifest.inputs):
             reachable.add(stored.manifest.node)

@@ -77,7 +77,7 @@ def judge(world: Path, store: Store) -> Report:
     report = Report()
     truth = pq.read_table(world / "truth.parquet").to_pylist()
     foreign = {(one["source"], one["row_key"]) for one in truth if one["expected_rule"] == "language"}
-    said = _drops(store)
+    found_drops = _drops(store)
     report.rows = sum(one["unit"] == "row" for one in truth)
     expected = set()
     for one in truth:
@@ -89,11 +89,11 @@ def judge(world: Path, store: Store) -> Report:
         expected.add(verdict)
         name = f"{one['expected_stage']}: {one['unit']} {one['expected_rule']}"
         report.planted[name] += 1
-        if verdict in said:
+        if verdict in found_drops:
             report.found[name] += 1
         else:
             report.missed.append(str(verdict))
-    report.wrong += [str(verdict) for verdict in sorted(said - expected) if verdict[5] != "row_dropped"]
+    report.wrong += [str(verdict) for verdict in sorted(found_drops - expected) if verdict[5] != "row_dropped"]
     _judge_copies(report, truth, store)
     return report
 

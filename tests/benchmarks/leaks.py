@@ -177,8 +177,8 @@ def false_finds(images: list[Named]) -> dict[str, Any]:
     result: dict[str, Any] = {"pictures": len(rows), "flat": sum(one["phash_flat"] for one in rows)}
     result["equal pixels"] = sum(one["method"] == "pixels" for one in clusters)  # blank tiles: true duplicates
     result |= {"false drops": len(wrong), "false drop rate": len(wrong) / len(rows)}
-    telling = table.filter(pa.array([not one["phash_flat"] for one in rows]))
-    values, thumbnails = telling["phash"].to_numpy(), thumbnail_matrix(telling["thumbnail"])
+    informative = table.filter(pa.array([not one["phash_flat"] for one in rows]))
+    values, thumbnails = informative["phash"].to_numpy(), thumbnail_matrix(informative["thumbnail"])
     distances: dict[str, list[int]] = {"hash": [0] * 13, "hash and thumbnail": [0] * 13}
     for first in range(len(values)):
         bits = np.bitwise_count(values[first + 1 :] ^ values[first])
@@ -197,8 +197,8 @@ def false_leaks(images: list[Named]) -> dict[str, Any]:
     """Every second image is a test image with its variants, every other a training row: all finds are false."""
     train = [row(name, name.encode(), image, None) for name, image in images[::2]]
     found = search(train, evaluation_rows(images[1::2], None), None)
-    telling = [one for one in found if one["method"] != "pixels"]
-    dropped = {one["key"] for one in telling}
+    inexact = [one for one in found if one["method"] != "pixels"]
+    dropped = {one["key"] for one in inexact}
     methods = sorted({one["method"] for one in found})
     counts = {name: len({one["key"] for one in found if one["method"] == name}) for name in methods}
     return {"rows": len(train), "by method": counts, "false drops": len(dropped), "rate": len(dropped) / len(train)}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, gelu, linear, scaled_dot_product_attention
 
-TEXT_HIDDEN, IMAGE_HIDDEN = -10_000.0, -1e9  # added to the scores of padding and of patches outside the box
+PADDING_BIAS, OUTSIDE_BOX_BIAS = -10_000.0, -1e9  # added to the scores of padding and of patches outside the box
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,17 @@ class GraphSizes:
         return self.image_res // self.patch
 
 
-def attend(s: GraphSizes, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, drop: float) -> Tensor:
+def attend(s: GraphSizes, query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor, drop: float) -> Tensor:
     """(B, L, D) from (B, H, L, E) queries that are already scaled; `hidden` is added to the scores."""
     if s.attention == "sdpa":
-        mask = hidden.to(query.dtype).clamp_min(torch.finfo(query.dtype).min).expand(len(query), -1, query.shape[2], -1)
+        mask = (
+            score_bias.to(query.dtype)
+            .clamp_min(torch.finfo(query.dtype).min)
+            .expand(len(query), -1, query.shape[2], -1)
+        )
         mixed = scaled_dot_product_attention(query, key, value, mask, dropout_p=drop, scale=1.0)
     else:
-        scores = query @ key.transpose(-1, -2) + hidden
+        scores = query @ key.transpose(-1, -2) + score_bias
         mixed = dropout(scores.softmax(dim=-1), drop) @ value
     return mixed.transpose(1, 2).flatten(2)
 
@@ -196,13 +200,13 @@ class TextAttention(nn.Module):
         self.self = Projections(s.text_width, key_width)
         self.output = Residual(s, s.text_width)
 
-    def forward(self, x: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, score_bias: Tensor) -> Tensor:
         s = self.sizes
         # Divided before the product, as the reference does when it trains in half precision.
         query = split_heads(self.self.query(x), s.text_heads) / math.sqrt(s.text_width // s.text_heads)
         key, value = (split_heads(project(keys), s.text_heads) for project in (self.self.key, self.self.value))
         drop = s.attention_dropout if self.training else 0.0
-        return self.output(attend(s, query, key, value, hidden, drop), x)
+        return self.output(attend(s, query, key, value, score_bias, drop), x)
 
 
 class Intermediate(nn.Module):
@@ -220,11 +224,11 @@ class TextLayer(nn.Module):
         self.intermediate = Intermediate(s)
         self.output = Residual(s, s.text_inner)
 
-    def forward(self, x: Tensor, hidden: Tensor, image: Tensor | None, image_hidden: Tensor | None) -> Tensor:
-        x = self.attention(x, x, hidden)
+    def forward(self, x: Tensor, score_bias: Tensor, image: Tensor | None, image_score_bias: Tensor | None) -> Tensor:
+        x = self.attention(x, x, score_bias)
         if image is not None:
-            assert image_hidden is not None
-            x = self.crossattention(x, image, image_hidden)
+            assert image_score_bias is not None
+            x = self.crossattention(x, image, image_score_bias)
         return self.output(gelu(self.intermediate.dense(x)), x)
 
 
@@ -314,10 +318,12 @@ class TextEncoder(nn.Module):
         image: Tensor | None = None,
         image_atts: Tensor | None = None,
     ) -> Tensor:
-        hidden = (1.0 - atts[:, None, None, :].float()) * TEXT_HIDDEN
-        image_hidden = None if image_atts is None else (1.0 - image_atts[:, None, None, :].float()) * IMAGE_HIDDEN
+        score_bias = (1.0 - atts[:, None, None, :].float()) * PADDING_BIAS
+        image_score_bias = (
+            None if image_atts is None else (1.0 - image_atts[:, None, None, :].float()) * OUTSIDE_BOX_BIAS
+        )
         for layer in self.bert.encoder.layer[first:end]:
-            x = layer(x, hidden, image, image_hidden)
+            x = layer(x, score_bias, image, image_score_bias)
         return x
 
 

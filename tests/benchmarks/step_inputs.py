@@ -171,9 +171,9 @@ def _text_row(
     count = num_masked(length)
     positions = sorted((1 + random.permutation(length - 1)[:count]).tolist())
     masked = [MASK if place in positions else number for place, number in enumerate(ids)]
-    hidden = MaskedText(masked, positions, [ids[place] for place in positions])
+    masked_text = MaskedText(masked, positions, [ids[place] for place in positions])
     region = _region(random, model.vision) if stream.kind == "region" else None
-    return TextRow(f"{stream.kind}-{owner}", owner, ids, hidden, region)
+    return TextRow(f"{stream.kind}-{owner}", owner, ids, masked_text, region)
 
 
 def _region(random: np.random.RandomState, vision: VisionConfig) -> RegionRow:

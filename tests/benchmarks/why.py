@@ -65,10 +65,10 @@ def plan_filter(config: Size, inputs: Inputs) -> list[Part]:
 
 def filter_part(config: Size, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     rows = pq.read_table(inputs.local_path(part.reads[0].file))
-    goes = np.arange(rows.num_rows) % 10 == 0
-    names = rows.select(["key", "source", "source_row"]).filter(pa.array(goes)).to_pylist()
+    is_dropped = np.arange(rows.num_rows) % 10 == 0
+    names = rows.select(["key", "source", "source_row"]).filter(pa.array(is_dropped)).to_pylist()
     drops = [Drop(**name, stage="filter", rule="min_short_edge", value=100.0, threshold=224.0) for name in names]
-    kept = rows.filter(pa.array(~goes))
+    kept = rows.filter(pa.array(~is_dropped))
     write_table(kept, out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
     return PartResult({"rows": Count(rows.num_rows, kept.num_rows, {"min_short_edge": len(drops)})})

@@ -171,9 +171,9 @@ class _Fetched:
 
 def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | None]) -> list[_Fetched]:
     """The only device-to-host synchronisation of a step."""
-    asked: list[list[Tensor | None]] = []
+    requested: list[list[Tensor | None]] = []
     for pairs, rows_of_group in zip(drawn, gathered, strict=True):
-        asked.append(
+        requested.append(
             [
                 None if pairs is None else pairs.image_of_text,
                 None if pairs is None else pairs.text_of_image,
@@ -181,8 +181,8 @@ def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | Non
                 None if rows_of_group is None else rows_of_group.lengths_G,
             ]
         )
-    values = iter(fetch([tensor for each in asked for tensor in each if tensor is not None]))
-    return [_Fetched(*(None if tensor is None else next(values) for tensor in each)) for each in asked]
+    values = iter(fetch([tensor for each in requested for tensor in each if tensor is not None]))
+    return [_Fetched(*(None if tensor is None else next(values) for tensor in each)) for each in requested]
 
 
 def _join_texts(

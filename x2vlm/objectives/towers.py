@@ -42,10 +42,10 @@ def encode_images(model: X2VLM, batches: Sequence[Batch], execution: ExecutionCo
     for number, values in pixels.items():
         if batches[number].kind == "video":
             model.require_frames(values.shape[1])
-    looks_over_time = model.config.vision.temporal == "attention"
+    has_temporal_attention = model.config.vision.temporal == "attention"
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, values in pixels.items():
-        num_frames = values.shape[1] if looks_over_time and batches[number].kind == "video" else 1
+        num_frames = values.shape[1] if has_temporal_attention and batches[number].kind == "video" else 1
         by_shape.setdefault((num_frames, *values.shape[-3:]), []).append(number)
     found: list[ImageTokens | None] = [None] * len(batches)
     for (num_frames, *_), numbers in by_shape.items():

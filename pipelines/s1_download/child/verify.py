@@ -15,7 +15,7 @@ from pipelines.s1_download.config import HashMismatch
 from x2vlm.samples import Media, Sample
 
 MATCH, MISMATCH, UNPUBLISHED = "match", "mismatch", "unpublished"
-NOTHING_CAME = ""  # a hash is published, but no complete body was received
+NO_BODY = ""  # a hash is published, but no complete body was received
 
 
 def wanted_hashes(published: Iterable[str]) -> tuple[str, ...]:
@@ -37,12 +37,12 @@ def body_hashes(item: Item, body: bytes, media: Media | None) -> dict[str, str]:
 
 
 def hash_check(published: str, result: Result) -> str:
-    """match, mismatch, unpublished, or NOTHING_CAME."""
+    """match, mismatch, unpublished, or NO_BODY."""
     algorithm, _, digest = published.partition(":")
     if not digest:
         return UNPUBLISHED
     if algorithm not in result.hashes:
-        return NOTHING_CAME
+        return NO_BODY
     return MATCH if result.hashes[algorithm] == digest else MISMATCH
 
 

@@ -28,7 +28,7 @@ from x2vlm.data.rules.domains import registered_domain
 from x2vlm.errors import SourceUnavailable
 
 PAGE_ALLOWANCE_BYTES = 32 << 20  # pages, scripts and manifests in addition to a video
-MAX_WORDS_BYTES = 1 << 20  # of the program's output
+MAX_OUTPUT_BYTES = 1 << 20  # of the program's output
 REFUSED_BY_RULE = (
     (r"larger than max-filesize", "body_too_large"),
     (r"Requested format is not available", "no_small_format"),
@@ -82,7 +82,7 @@ class YtDlp:
         self._robots = RobotsCache(self._crawler_policy.user_agent_token, bool(self._crawler_policy.directives))
         # Fetches robots.txt only, so it must not check robots.txt itself.
         self._pages = Fetcher(policy, config.limits("image"), replace(self._crawler_policy, reads_robots=False))
-        self._left_alone: set[str] = set()  # domains that have answered 429
+        self._suspended_domains: set[str] = set()  # domains that have answered 429
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> Outcome:
@@ -94,7 +94,7 @@ class YtDlp:
             if self._crawler_policy.reads_robots:
                 outcome.robots = self._robots.check(target, self._robots_txt)
             with self._gate:
-                if domain in self._left_alone:
+                if domain in self._suspended_domains:
                     raise Refusal("http_429", f"{domain} has said 429 before; not asked again in this part")
                 outcome.body = self._run(url)
                 outcome.content_type = "video/mp4"
@@ -102,7 +102,7 @@ class YtDlp:
             outcome.status, outcome.reason = refusal.rule, refusal.reason
             if refusal.rule == "http_429":
                 with self._lock:
-                    self._left_alone.add(domain)
+                    self._suspended_domains.add(domain)
         return outcome
 
     def _robots_txt(self, url: str) -> tuple[int, bytes]:
@@ -119,10 +119,10 @@ class YtDlp:
                 self._policy, self._resolver, self._crawler_policy.denied, max_bytes, limits.connect_seconds
             ) as proxy,
         ):
-            status, words = self._execute(arguments(self._config, proxy.url, url), Path(folder))
+            status, output = self._execute(arguments(self._config, proxy.url, url), Path(folder))
             files = sorted(Path(folder).glob("media.*"))
             if status != 0 or len(files) != 1:
-                raise _refusal(status, words, proxy, limits.total_seconds)
+                raise _refusal(status, output, proxy, limits.total_seconds)
             if files[0].stat().st_size > self._config.max_video_bytes:
                 raise Refusal("body_too_large", f"more than {self._config.max_video_bytes} bytes")
             if not (body := files[0].read_bytes()):
@@ -133,11 +133,11 @@ class YtDlp:
         """Exit status (None: timed out) and output. It has no access to a home folder or settings."""
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         environment |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "PYTHONNOUSERSITE": "1", "NO_COLOR": "1"}
-        with (folder / "words").open("w+b") as words:
+        with (folder / "words").open("w+b") as output:
             process = subprocess.Popen(
                 [*self._command, *options],
                 stdin=subprocess.DEVNULL,
-                stdout=words,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=folder,
@@ -153,21 +153,21 @@ class YtDlp:
                 except ProcessLookupError:
                     pass  # all of them have ended
                 process.wait()
-            words.seek(0)
-            return status, words.read(MAX_WORDS_BYTES).decode("utf-8", "replace")
+            output.seek(0)
+            return status, output.read(MAX_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
-def _refusal(status: int | None, words: str, proxy: GuardedProxy, deadline_seconds: float) -> Refusal:
+def _refusal(status: int | None, output: str, proxy: GuardedProxy, deadline_seconds: float) -> Refusal:
     """Why there is no video: our own rule if one refused it, else the error of the program."""
     if proxy.refusals:
         return Refusal(proxy.refusals[0].rule, proxy.refusals[0].reason)
     if status is None:
         return Refusal("deadline_exceeded", f"not done in {deadline_seconds:g} seconds")
-    errors = [line for line in words.splitlines() if line.startswith("ERROR")]
-    last = (errors or words.splitlines() or [f"exit status {status}"])[-1][:300]
-    if found := re.search(r"HTTP Error (\d{3})", words):
+    errors = [line for line in output.splitlines() if line.startswith("ERROR")]
+    last = (errors or output.splitlines() or [f"exit status {status}"])[-1][:300]
+    if found := re.search(r"HTTP Error (\d{3})", output):
         return Refusal(f"http_{found[1]}", last, int(found[1]))
     for pattern, rule in REFUSED_BY_RULE:
-        if re.search(pattern, words):
+        if re.search(pattern, output):
             return Refusal(rule, last)
     return Refusal("yt_dlp_failed", last)

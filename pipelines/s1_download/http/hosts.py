@@ -32,8 +32,8 @@ def wait_before_retry(rule: str, headers: Message | Headers, attempt: int, now: 
     """
     if rule not in BACK_OFF_SECONDS:
         return None
-    asked = retry_after(headers, now or datetime.now(UTC)) if rule.startswith("http_") else None
-    return BACK_OFF_SECONDS[rule] * 2**attempt if asked is None else asked
+    requested = retry_after(headers, now or datetime.now(UTC)) if rule.startswith("http_") else None
+    return BACK_OFF_SECONDS[rule] * 2**attempt if requested is None else requested
 
 
 def retry_after(headers: Message | Headers, now: datetime) -> float | None:

@@ -68,10 +68,10 @@ def _exchange(server: tuple[str, int], name: dns.name.Name, deadline: float) -> 
                 if answers:
                     break
                 raise
-            asked = next((query for query in waiting if answer and query.is_response(answer)), None)
-            if asked is not None and answer is not None:
-                waiting.remove(asked)
-                answers.append(_whole(asked, answer, server, deadline))
+            answered_query = next((query for query in waiting if answer and query.is_response(answer)), None)
+            if answered_query is not None and answer is not None:
+                waiting.remove(answered_query)
+                answers.append(_whole(answered_query, answer, server, deadline))
             elif time.monotonic() >= deadline:  # a flood of other messages must not delay us
                 break
     if not answers:

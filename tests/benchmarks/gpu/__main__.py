@@ -46,9 +46,9 @@ def table(path: Path) -> list[str]:
         f"{'':60}" + "".join(f"{title:>11}" for title in COLUMNS.values()),
     ]
     for row in found["rows"]:
-        said = row.get("refused") or row.get("left_out") or ("" if note else _facts(row))
+        remark = row.get("refused") or row.get("left_out") or ("" if note else _facts(row))
         cells = "".join(f"{_cell(row, key):>11}" for key in COLUMNS)
-        lines.append(f"{row['name'][:59]:60}" + (f" {said[:87]}" if said else cells))
+        lines.append(f"{row['name'][:59]:60}" + (f" {remark[:87]}" if remark else cells))
     return lines
 
 
@@ -74,7 +74,7 @@ def main() -> int:
         print(f"{NO_GPU}. `--tiny --device cpu` runs the same code on toy sizes.", file=sys.stderr)
         return ENVIRONMENT
     if options.device == "cpu" and not options.tiny:
-        print("--device cpu goes with --tiny: real sizes take hours on a CPU and tell nothing", file=sys.stderr)
+        print("--device cpu goes with --tiny: real sizes take hours on a CPU and are meaningless", file=sys.stderr)
         return ENVIRONMENT
     if options.device == "cpu":
         torch.set_num_threads(1)

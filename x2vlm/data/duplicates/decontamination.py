@@ -114,14 +114,14 @@ def decide(leaks: pa.Table, training: Training, identities: Identities, config: 
     """
     if config.policy == "strict":
         leaks = pa.concat_tables([leaks, spread(leaks, training, identities)])
-        going = leaks
+        to_drop = leaks
     elif config.policy == "paper":
         listed = pc.is_in(leaks["source"], value_set=pa.array(config.paper_sources, pa.string()))
-        going = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
+        to_drop = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
     else:
-        going = leaks.slice(0, 0)
-    goes = pc.is_in(leaks["key"], value_set=going["key"].combine_chunks())
-    action = pc.if_else(goes, "drop", "report")
+        to_drop = leaks.slice(0, 0)
+    is_dropped = pc.is_in(leaks["key"], value_set=to_drop["key"].combine_chunks())
+    action = pc.if_else(is_dropped, "drop", "report")
     return _sorted(leaks.set_column(leaks.column_names.index("action"), "action", action))
 
 

@@ -46,8 +46,8 @@ def find_repeats(occurrences: Iterable[NDArray[Any]], max_rows: int) -> dict[str
     row, group = row[order], group[order]
     sizes = np.bincount(group)
     place = np.arange(len(group)) - (np.cumsum(sizes) - sizes)[group]  # rank among the rows with that caption
-    stays = np.zeros(len(keys), dtype=bool)
-    stays[row[place < max_rows]] = True
+    is_kept = np.zeros(len(keys), dtype=bool)
+    is_kept[row[place < max_rows]] = True
     rarest = np.full(len(keys), len(keys) + 1)
     np.minimum.at(rarest, row, sizes[group])
-    return {keys[number].decode(): int(rarest[number]) for number in np.flatnonzero(~stays)}
+    return {keys[number].decode(): int(rarest[number]) for number in np.flatnonzero(~is_kept)}

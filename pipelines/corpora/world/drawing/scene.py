@@ -161,8 +161,8 @@ class Canvas:
         if not self._large_enough(bounds(patch.mask, patch.x, patch.y)):
             return False
         below = self.owner[patch.y : patch.y + height, patch.x : patch.x + width]
-        hidden = np.bincount(below[patch.mask] + 1, minlength=len(self.things) + 1)[1:]
-        for number, lost in enumerate(hidden.tolist()):
+        newly_covered = np.bincount(below[patch.mask] + 1, minlength=len(self.things) + 1)[1:]
+        for number, lost in enumerate(newly_covered.tolist()):
             if not lost:
                 continue
             left = self._visible[number] - lost
@@ -178,7 +178,7 @@ class Canvas:
                     return False  # a touch of a few pixels is neither apart nor in front
                 self.covered[len(self.things), number] = common
         below[patch.mask] = len(self.things)
-        self._visible = [visible - lost for visible, lost in zip(self._visible, hidden.tolist(), strict=True)]
+        self._visible = [visible - lost for visible, lost in zip(self._visible, newly_covered.tolist(), strict=True)]
         self.things.append(replace(thing, pixels=pixels, full_box=bounds(patch.mask, patch.x, patch.y)))
         self._patches.append(patch)
         self._visible.append(pixels)
