@@ -53,5 +53,5 @@ class FilterConfig(FrozenConfig):
             if least is not None and most is not None and least > most:
                 raise ValueError(f"min_caption_{what} {least} is above max_caption_{what} {most}: no caption passes")
         if self.language_from == "detector" and not self.languages:
-            raise ValueError("language_from: detector has no effect without `languages`; name some")
+            raise ValueError("language_from: detector without `languages` has no effect; name some")
         return self
