@@ -1,8 +1,8 @@
-"""What a recipe will cost: FLOPs of a step, its time on a GPU, hours, days, money, memory and bytes, phase by phase.
+"""Cost estimate of a recipe: FLOPs of a step, its time on a GPU, hours, days, money, memory and bytes, by phase.
 
-Everything but the FLOPs rests on inputs that each line names: how long texts are (measured on packed shards, or
-assumed) and which fraction of a GPU's peak is reached (measured by the user, or assumed). There are no prices here;
-money is told for the price that the user gives.
+Everything but the FLOPs depends on inputs that each line names: lengths of texts (measured on packed shards, or
+assumed) and the fraction of a GPU's peak (measured by the user, or assumed). No prices are included; costs are for the
+price that the user gives.
 """
 
 import math
@@ -26,22 +26,22 @@ from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.errors import ConfigError
 
 SHOWN_GPUS = ("A100-80", "H100", "H200")
-# Fraction of the peak that executed FLOPs reach, by the width of the image tower: bigger matrix products do better.
+# Fraction of the peak that executed FLOPs reach, by the width of the image tower: larger matrix products reach more.
 ASSUMED_UTILISATION = 0.40
 ASSUMED_UTILISATION_WIDE = 0.45
 WIDE = 1024
 ASSUMED = "assumed, not measured"
 # CUDA context, communication buffers, fragmentation: not in the inventory of tensors.
 MEMORY_ALLOWANCE = 5e9
-# Below this a step is launches: 3,000 of 5 microseconds each take longer than the arithmetic.
+# Below this a step is bound by kernel launches: 3,000 of 5 microseconds each take longer than the arithmetic.
 MIN_TFLOP = 1.0
 
 
 class MeasuredGpu(FrozenConfig):
-    """What a user measured on one kind of GPU, by the width of the image tower ("768", "1024") or for every model."""
+    """Measurements of a user on one kind of GPU, by the width of the image tower ("768", "1024") or for every model."""
 
     utilisation: dict[str, float] | float
-    source: str  # command, date, machine: printed beside every number that rests on it
+    source: str  # command, date, machine: printed beside every number derived from it
 
     def of(self, width: int) -> float | None:
         return self.utilisation if isinstance(self.utilisation, float) else self.utilisation.get(str(width))
@@ -65,7 +65,7 @@ class Measured(FrozenConfig):
 
 @dataclass(frozen=True)
 class EstimateOptions:
-    """What the user gives: GPUs to show, measurements, a price, a number of GPUs instead of the recipe's, a network."""
+    """Options of the user: GPUs to show, measurements, a price, a number of GPUs instead of the recipe's, a network."""
 
     gpus: tuple[str, ...] = SHOWN_GPUS
     measured: Measured | None = None
@@ -110,7 +110,7 @@ class PhaseEstimate:
     tflop: float
     reference_tflop: float
     checkpoint_bytes: int
-    checkpoints_bytes: int  # of all that are kept
+    checkpoints_bytes: int  # of all kept checkpoints
     packed_bytes: int | None  # None: nothing is packed yet
     gpus: tuple[GpuEstimate, ...]
 
@@ -118,7 +118,7 @@ class PhaseEstimate:
 def estimate(experiment: Experiment, options: EstimateOptions, store: Store | None = None) -> list[PhaseEstimate]:
     """Every phase of an experiment, in order. With a `store`, lengths and bytes are those of its packed shards.
 
-    ConfigError if the recipe's batches cannot be shared by the number of GPUs asked for.
+    ConfigError if the number of GPUs does not divide the recipe's batches.
     """
     phases = [(phase_key(experiment.name, name), config) for name, config in experiment.phases.items()]
     phases.append((experiment.name, experiment.pretrain))
@@ -159,7 +159,7 @@ def estimate_phase(
 def batch_shapes(config: PretrainConfig, lengths: TextLengths, num_gpus: int, matching: bool) -> list[BatchShape]:
     """The batches of one GPU in one step, all texts of mean length.
 
-    ConfigError if a batch cannot be shared by `num_gpus`.
+    ConfigError if `num_gpus` does not divide a batch.
     """
     shapes = []
     for stream in config.data.streams:
@@ -201,7 +201,7 @@ def matching_fraction(config: PretrainConfig, stream: StreamConfig) -> float:
 
 
 def load_measured(path: str) -> Measured:
-    """The measurements in a YAML file; ConfigError for unknown GPUs and impossible shares."""
+    """The measurements in a YAML file; ConfigError for unknown GPUs and impossible fractions."""
     return parse_config(Measured, read_yaml(Path(path)), path)
 
 
@@ -210,7 +210,7 @@ def estimate_to_json(phases: Sequence[PhaseEstimate]) -> list[dict[str, Any]]:
 
 
 def estimate_lines(phases: Sequence[PhaseEstimate]) -> list[str]:
-    """The estimate as text, with where every number is from."""
+    """The estimate as text, with the origin of every number."""
     return [line for phase in phases for line in _phase_lines(phase)]
 
 
@@ -239,7 +239,7 @@ def _phase_lines(phase: PhaseEstimate) -> list[str]:
         )
     for source in sorted({gpu.utilisation_source for gpu in phase.gpus}):
         names = ", ".join(gpu.gpu for gpu in phase.gpus if gpu.utilisation_source == source)
-        lines.append(f"  share of peak on {names}: {source}")
+        lines.append(f"  fraction of peak on {names}: {source}")
     return [*lines, "  scaling and peak memory are modelled; allow 5 GB more for context, buffers and fragmentation"]
 
 

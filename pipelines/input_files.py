@@ -1,4 +1,4 @@
-"""Which files of the user a node reads: those of a model's folder, and those that a training starts from."""
+"""The user's files that a node reads: those of a model's folder, and those of a run's initial weights."""
 
 from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import SourceFile
@@ -8,7 +8,7 @@ from x2vlm.models.files import MODEL_FILES
 
 
 def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
-    """Every file of a model folder, by name, without its README; nothing for a model known by its name."""
+    """Every file of a model folder, by name, without its README; none for a model given by name."""
     if folder is None:
         return ()
     path = resolve(folder)
@@ -19,12 +19,12 @@ def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:
 
 
 def phase_key(experiment: str, phase: str) -> str:
-    """What the nodes of an earlier phase are called: "pretrain/<this>"."""
+    """The name of the nodes of an earlier phase: "pretrain/<this>"."""
     return f"{experiment}.{phase}"
 
 
 def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[str | SourceFile, ...]]:
-    """What the first weights of a training are read from, by slot."""
+    """The inputs of a run's initial weights, by slot."""
     inputs: dict[str, tuple[str | SourceFile, ...]] = {slot: () for slot in START_SLOTS}
     if start is None:
         return inputs
@@ -45,7 +45,7 @@ def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[
 
 
 def _start_file(path: str, field: str) -> SourceFile:
-    """A file to start from. ConfigError where there is none, with what to write for a name on the hub."""
+    """A file of initial weights. ConfigError if it is missing, with the form of a hub name."""
     if "://" not in path and not resolve(path).is_file():
         raise ConfigError(
             f"{field}: no file {resolve(path)}. A model on the Hugging Face hub is named with its commit: "

@@ -6,11 +6,11 @@ class X2VLMError(Exception):
 
 
 class ConfigError(X2VLMError):
-    """An experiment, card or command line asks for something that does not exist or does not fit."""
+    """An experiment, card or command line refers to something that does not exist, or contradicts itself."""
 
 
 class SourceUnavailable(X2VLMError):
-    """An upstream file is missing, unreadable or not in the format its card promises."""
+    """An upstream file is missing, unreadable or not in the format its card states."""
 
 
 class InvalidSample(X2VLMError):

@@ -1,4 +1,4 @@
-"""What a sample is, and the Arrow tables in which stages hand samples on.
+"""Samples, and the Arrow tables in which stages exchange them.
 
 A sample is one image or clip with any number of captions (also none: T = NaN in Table 1 of the paper) and any number of
 concepts (also none: N = 0). Boxes are `xywh` in pixels of the original image with its EXIF orientation applied.
@@ -58,7 +58,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Concept:
-    """A text with a box. `text` is the label for an object and the phrase for a region; attributes stay apart."""
+    """A text with a box. `text` is the label for an object and the phrase for a region; attributes are separate."""
 
     grain: Grain
     text: str
@@ -69,24 +69,24 @@ class Concept:
 
 @dataclass(frozen=True)
 class Media:
-    """The pixels a sample is about. `sha256` is of the original bytes as fetched, whatever is stored."""
+    """The image or clip of a sample. `sha256` is of the original bytes as fetched, whatever is stored."""
 
     kind: MediaKind
     sha256: str
     bytes: int  # of the original
     width: int  # oriented pixels of the original
     height: int
-    format: str  # of what is stored: "jpeg", "png", "webp", "gif" or "frames"
+    format: str  # of the stored file: "jpeg", "png", "webp", "gif" or "frames"
     num_frames: int = 1
-    phash: str = ""  # 64-bit perceptual hash, 16 hex digits; "" until someone computes it
+    phash: str = ""  # 64-bit perceptual hash, 16 hex digits; "" until it is computed
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """How the media came here.
+    """How the media were fetched.
 
-    When they came is in the ledger of the download stage and not here: fetching the same bytes again then gives the
-    same rows, and nothing downstream has to run again.
+    The time is in the ledger of the download stage and not here: fetching the same bytes again then gives the same
+    rows, and nothing downstream has to run again.
     """
 
     final_url: str
@@ -97,15 +97,15 @@ class Fetch:
 
 @dataclass(frozen=True)
 class SourceScores:
-    """What a source says itself about a row (LAION: columns of these names); None where it does not say.
+    """Scores that a source publishes for a row (LAION: columns of these names); None where missing.
 
-    They are somebody else's numbers: no stage makes them, and only rules that an experiment switches on read them.
+    No stage computes them, and only rules that an experiment switches on read them.
     """
 
     similarity: float | None = None  # of image and text, by the CLIP that the source was made with
     punsafe: float | None = None  # probability of unsafe content
     pwatermark: float | None = None  # probability of a watermark
-    nsfw: str | None = None  # the source's word for it: UNLIKELY, UNSURE, NSFW
+    nsfw: str | None = None  # the source's label: UNLIKELY, UNSURE, NSFW
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Sample:
     url: str
     captions: tuple[Caption, ...] = ()
     concepts: tuple[Concept, ...] = ()
-    claimed_width: int | None = None  # what the annotation file says, oriented pixels
+    claimed_width: int | None = None  # from the annotation file, oriented pixels
     claimed_height: int | None = None
     start_seconds: float | None = None  # of a clip inside its video
     end_seconds: float | None = None
@@ -129,11 +129,11 @@ class Sample:
     published_hash: str = ""  # of the media, by the source: "md5:<hex>", "sha256:<hex>" or "" (`readers.hashes`)
     media: Media | None = None
     fetch: Fetch | None = None
-    source_scores: SourceScores | None = None  # None where the source brings no scores at all
+    source_scores: SourceScores | None = None  # None where the source has no scores
 
 
 def sample_key(source: str, source_row: str) -> str:
-    """The 32-hex-digit key of a source's row: the same in every run, whether or not the media changed.
+    """The 32-hex-digit key of a source's row: equal in every run, even if the media changed.
 
     First 16 bytes of sha256 over format version, source and source row key, separated by NUL.
     """
@@ -208,7 +208,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Drop:
-    """One thing a stage took out, and why. `unit` is row, concept or caption; `item` names a concept or caption."""
+    """A dropped row, concept or caption (`unit`), and the reason; `item` names the concept or caption."""
 
     key: str
     source: str

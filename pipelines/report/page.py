@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a finished run: what went in, what was dropped and why, how training went.
+"""One self-contained HTML page about a finished run: inputs, drops by reason, training metrics.
 
-The page opens offline, makes no request, works without JavaScript and holds nothing that is not in the manifests.
+The page opens offline, makes no request, works without JavaScript and contains nothing that is not in the manifests.
 """
 
 import html
@@ -59,7 +59,7 @@ def render_report(
 
 
 def write_report(path: Path, page: str) -> None:
-    """Write the page, replacing an older one in a single step."""
+    """Write the page, replacing an older one atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -113,7 +113,7 @@ def _drop_table(manifests: Mapping[str, Manifest]) -> str:
 
 
 def _domain_section(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Domains that send other bytes than were published, and bytes that stand for many images; [] without any."""
+    """Domains whose files differ from the published hashes, and bytes returned for many images; [] without any."""
     flagged, repeated = [], []
     for key, manifest in manifests.items():
         for row in manifest.summary.get("flagged", []) if manifest.stage == "domains" else []:

@@ -1,4 +1,4 @@
-"""The report's images of CLIP scores: real pairs, shuffled pairs, the threshold in use and the suggested one."""
+"""The report's charts of CLIP scores: real pairs, shuffled pairs, the threshold in use and the suggested one."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from pipelines.s4_materialize.thresholds import ScoreThresholds
 from x2vlm.data.scores.thresholds import BINS_PER_UNIT, EDGES, NUM_BINS, Suggestion, suggest_threshold
 
 THRESHOLD_FIELDS = {"video": "min_clip_score", "image": "image_min_clip_score"}
-WIDTH, HEIGHT, BASE = 420, 130, 110  # pixels; the base is where bars stand
+WIDTH, HEIGHT, BASE = 420, 130, 110  # pixels; the base of the bars
 
 STYLE = """
 .real { fill: var(--mark); fill-opacity: .55; } .shuffled { fill: none; stroke: var(--ink); stroke-width: 1.2; }
@@ -18,7 +18,7 @@ STYLE = """
 
 
 def score_section(manifests: Mapping[str, Manifest]) -> list[str]:
-    """One figure per score node and kind of media, with what its thresholds do; [] where nothing was scored."""
+    """One figure per score node and kind of media, with the effect of its thresholds; [] where nothing was scored."""
     thresholds = _thresholds_in_use(manifests)
     figures = [
         _figure(f"{key}, {kind}", both["real"], both["shuffled"], thresholds.get(kind))
@@ -29,11 +29,11 @@ def score_section(manifests: Mapping[str, Manifest]) -> list[str]:
     if not figures:
         return []
     text = (
-        "Filled: a picture with its own text. Line: a picture with the text of another row, which shows what wrong "
-        "texts score under this model. Solid threshold: the one in use. Dashed: suggested, where the share of real "
-        "pairs kept and of shuffled pairs dropped is greatest together; no label is needed for it."
+        "Filled: an image with its own text. Line: an image with the text of another row, which shows the scores of "
+        "wrong texts under this model. Solid threshold: the one in use. Dashed: suggested, where the fractions of real "
+        "pairs kept and of shuffled pairs dropped have the greatest sum; no label is needed for it."
     )
-    return ["<h2>Scores of pictures and texts</h2>", f"<p>{text}</p>", f'<div class="charts">{"".join(figures)}</div>']
+    return ["<h2>Scores of images and texts</h2>", f"<p>{text}</p>", f'<div class="charts">{"".join(figures)}</div>']
 
 
 def _thresholds_in_use(manifests: Mapping[str, Manifest]) -> dict[str, float | None]:
@@ -88,7 +88,7 @@ def _filled(counts: Sequence[int]) -> list[int]:
 
 
 def _range(filled: Sequence[int]) -> tuple[float, float]:
-    """From the first bin with a score to the last, out to full tenths."""
+    """From the first bin with a score to the last, rounded outwards to tenths."""
     step = BINS_PER_UNIT // 10
     low, high = min(filled, default=0) // step * step, (max(filled, default=NUM_BINS - 1) // step + 1) * step
     return float(EDGES[low]), float(EDGES[high])

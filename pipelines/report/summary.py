@@ -1,4 +1,4 @@
-"""What a run says at its end: a table of nodes, losses, results and where to look next; and the report page."""
+"""The summary at the end of a run: a table of nodes, losses, results and next commands; and the report page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipelines.flow.store.layout import file_path
 from pipelines.flow.store.store import Store
 from pipelines.report.page import metrics_of, read_series, render_report, write_report
 
-NUM_AVERAGED = 10  # steps at either end of training that a loss is averaged over: one step says little
+NUM_AVERAGED = 10  # steps at either end of training that a loss is averaged over: single steps are noisy
 
 Series = Sequence[Mapping[str, Any]]
 
@@ -49,7 +49,7 @@ def node_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def training_series(store: Store, manifests: Mapping[str, Manifest]) -> Series:
-    """The rows of the metrics file of the last node that names one (of the last phase); nothing if none does."""
+    """The rows of the metrics file of the last node that has one (of the last phase); empty if none has."""
     for manifest in reversed(list(manifests.values())):
         for part in manifest.parts:
             if name := part.record.summary.get("metric_series"):
@@ -63,7 +63,7 @@ def _read_output(store: Store, record: PartRecord, name: str) -> bytes:
 
 
 def loss_lines(series: Series) -> list[str]:
-    """How every loss went: its mean over the first and over the last steps."""
+    """The mean of every loss over the first and over the last steps."""
     if not series:
         return []
     names = [name for name in series[-1] if name == "loss" or "/" in name]
@@ -79,7 +79,7 @@ def loss_lines(series: Series) -> list[str]:
 
 
 def result_lines(manifests: Mapping[str, Manifest]) -> list[str]:
-    """The numbers of every evaluation, one line per node, with how many of its images the training set shows."""
+    """The numbers of every evaluation, one line per node, with the number of its images in the training set."""
     return [
         f"{key}: "
         + ", ".join([*(f"{name} {value:.4g}" for name, value in metrics.items()), *_contamination(manifests[key])])
@@ -91,7 +91,7 @@ def _contamination(manifest: Manifest) -> list[str]:
     """ "0 of 16 test images in training (policy strict)" for every set that was searched for."""
     found = [part.record.summary.get("contamination") or {} for part in manifest.parts]
     return [
-        f"{numbers['still_in_training']} of {numbers['pictures']} test pictures in training "
+        f"{numbers['still_in_training']} of {numbers['pictures']} test images in training "
         f"(policy {one['policy']}, {numbers['leaked']} found)"
         for one in found
         for splits in one.get("sets", {}).values()
@@ -100,7 +100,7 @@ def _contamination(manifest: Manifest) -> list[str]:
 
 
 def save_report(experiment: str, store: Store, manifests: Mapping[str, Manifest], series: Series) -> str:
-    """Where the page was written: reports/<experiment>/report.html in the store."""
+    """Write the page; returns its place: reports/<experiment>/report.html in the store."""
     page = render_report(experiment, manifests, series, [f"python jobs/audit_lineage.py pretrain/{experiment}"])
     relative = f"reports/{experiment}/report.html"
     if store.local_root is None:

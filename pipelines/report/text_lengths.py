@@ -1,4 +1,4 @@
-"""How long texts are in tokens: measured on packed shards where there are some, else assumed."""
+"""Lengths of texts in tokens: measured on packed shards if there are any, else assumed."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,14 +26,14 @@ MAX_SHARDS, MAX_TEXTS = 4, 4_000
 
 @dataclass(frozen=True)
 class TextLengths:
-    """Mean tokens of a row by kind of stream, and where they are from."""
+    """Mean tokens of a row by kind of stream, and their origin."""
 
     mean: dict[str, float]
     source: str
 
 
 def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, store: Store | None) -> TextLengths:
-    """Lengths in the shards of `node` ("pack/<name>"), as training cuts them; assumed ones if there are none yet.
+    """Lengths in the shards of `node` ("pack/<name>"), as training truncates them; assumed ones if there are none yet.
 
     Reads the indexes of up to 4 shards, spread over all, and up to 4,000 texts of each kind.
     """
@@ -75,7 +75,7 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
 def _texts(sample: Sample, encoder: "TextEncoder", max_regions: int) -> dict[str, list[str]]:
     """The cleaned texts that a sample brings to each kind of stream.
 
-    To a region stream: one caption, if there is one, and concepts up to the most that an image may have.
+    For a region stream: one caption, if there is one, and concepts up to the most that an image may have.
     """
     captions = encoder.clean(caption.text for caption in sample.captions)
     if sample.kind == "video":

@@ -1,8 +1,9 @@
-"""The `domains` stage: which domains send something else than was published, and which send one image for many.
+"""The `domains` stage: domains whose files differ from the published hashes, or that return one image for many URLs.
 
-It reads a small table that every part of a download leaves (`domain_table`) and judges each domain against all others
-of the source. Nothing is dropped here: `flagged.parquet` names the domains, and the filter drops their rows if the
-experiment says so. Parts of the download stay independent of each other, and an unchanged list changes nothing below.
+It reads a small table that every part of a download writes (`domain_table`) and compares each domain with all others of
+the source. Nothing is dropped here: `flagged.parquet` names the domains, and the filter drops their rows if the
+experiment says so. Parts of the download stay independent of each other, and an unchanged list changes nothing
+downstream.
 """
 
 import logging
@@ -26,25 +27,25 @@ from x2vlm.samples import Sample, write_table
 
 logger = logging.getLogger(__name__)
 
-PLAIN_SITE = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]+)?/")  # of a URL whose domain it tells
+PLAIN_SITE = re.compile(r"https?://[a-z0-9.-]+(?::[0-9]+)?/")  # the start of a URL with a plain domain
 DOMAINS_FILE = "domains.parquet"
-NUM_LISTED = 100  # of flagged domains and of repeated bytes in the summary; the tables hold all
+NUM_LISTED = 100  # of flagged domains and of repeated bytes in the summary; the tables have all
 BODY_TYPE = pa.struct([("sha256", pa.string()), ("num_urls", pa.int64())])
 PART_SCHEMA = pa.schema(
     [
         ("domain", pa.string()),
         ("rows", pa.int64()),
-        ("fetched", pa.int64()),  # rows for which a whole body came, whatever was in it
+        ("fetched", pa.int64()),  # rows with a complete body, whatever its content
         ("match", pa.int64()),  # of those whose hash is published
         ("mismatch", pa.int64()),
-        ("repeated", pa.list_(BODY_TYPE)),  # bytes that two or more different URLs answered with
+        ("repeated", pa.list_(BODY_TYPE)),  # bodies returned by two or more different URLs
     ]
 )
 TOTAL_SCHEMA = pa.schema(
     [
         *[PART_SCHEMA.field(name) for name in ("domain", "rows", "fetched", "match", "mismatch")],
         ("others_match_rate", pa.float64()),  # null where no other domain has a hash to compare
-        ("p_value", pa.float64()),  # null where the domain was not judged
+        ("p_value", pa.float64()),  # null if the domain was not tested
         ("flagged", pa.bool_()),
     ]
 )
@@ -52,24 +53,27 @@ REPEATED_SCHEMA = pa.schema([("domain", pa.string()), ("sha256", pa.string()), (
 
 
 class DomainsConfig(FrozenConfig):
-    """When a domain is flagged. All three must hold, so that neither bad luck nor a harmless difference is enough.
+    """When a domain is flagged. All three must hold, so that neither chance nor a small difference is enough.
 
-    A flag is a reason to look, not a proof: a server that re-encodes all its images is flagged like one that changed
-    hands.
+    A flag is a reason to inspect, not a proof: a server that re-encodes all its images is flagged like one with a new
+    owner.
     """
 
     min_checked: int = pydantic.Field(default=20, ge=1)  # rows of the domain with a published hash and a body
-    # The domain's match rate lies below this fraction of that of all other domains together.
+    # The domain's match rate is below this fraction of that of all other domains together.
     min_match_rate: float = pydantic.Field(default=0.5, gt=0, le=1)
-    # Chance to flag any domain of a source in which all have one match rate (one-sided binomial test, Bonferroni).
+    # Probability to flag any domain of a source in which all have the same match rate (one-sided binomial test,
+    # Bonferroni).
     significance: float = pydantic.Field(default=1e-3, gt=0, lt=1)
-    min_repeats: int = pydantic.Field(default=20, ge=2)  # so many URLs of a domain with the same bytes are reported
+    min_repeats: int = pydantic.Field(
+        default=20, ge=2
+    )  # at least this many URLs of a domain with the same bytes are reported
     flagged_domains: Literal["report", "drop"] = "report"
 
 
 @dataclass
 class DomainCounts:
-    """What is known of one domain."""
+    """The counts of one domain."""
 
     rows: int = 0
     fetched: int = 0
@@ -83,13 +87,13 @@ class DomainCounts:
 
 
 def domain_table(samples: Sequence[Sample], results: Sequence[Result], checks: Sequence[str]) -> pa.Table:
-    """What one part of a download saw of each domain, by name. `results` are of the bytes, before anything is judged.
+    """The counts of each domain in one part of a download, by name. `results` are those before hashes are checked.
 
-    The domain is that of the published URL, wherever it led: that is the one whose owner the list trusts.
+    The domain is that of the published URL, not of a redirect: the list trusts its owner.
     """
     counts_by_domain: defaultdict[str, DomainCounts] = defaultdict(DomainCounts)
     urls: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    domains: dict[str, str] = {}  # of sites: many URLs have one, and taking each apart costs 15 us
+    domains: dict[str, str] = {}  # by site: many URLs share one, and parsing each costs 15 us
     for sample, result, check in zip(samples, results, checks, strict=True):
         plain = PLAIN_SITE.match(sample.url)
         site = plain[0] if plain else sample.url
@@ -117,7 +121,7 @@ def domain_table(samples: Sequence[Sample], results: Sequence[Result], checks: S
 
 
 def plan_domains(config: DomainsConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads the tables of all parts of all rounds. Adopted parts may have none and say nothing."""
+    """One part that reads the tables of all parts of all rounds. Adopted parts may have none and are skipped."""
     reads = [
         Read("downloads", file)
         for artifact in inputs["downloads"]
@@ -131,8 +135,8 @@ def plan_domains(config: DomainsConfig, inputs: Inputs) -> list[Part]:
 def run_domains(config: DomainsConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Writes domains.parquet (every domain), flagged.parquet (names only) and repeated.parquet.
 
-    Holds every domain in memory, about 250 bytes each. A row that a later round of the download tried again counts once
-    for every round. Repeats are added up over parts that saw one at least twice, so their numbers are lower bounds.
+    Holds every domain in memory, about 250 bytes each. A row that a later round of the download retried counts once
+    per round. Repeats are summed over parts that saw one at least twice, so their numbers are lower bounds.
     """
     counts_by_domain = _add_up(pq.read_table(inputs.local_path(read.file)) for read in part.reads)
     totals = pa.Table.from_pylist(list(_judged(counts_by_domain, config)), schema=TOTAL_SCHEMA)
@@ -180,14 +184,14 @@ def _judged(counts_by_domain: Mapping[str, DomainCounts], config: DomainsConfig)
 
 
 def lower_tail(successes: int, trials: int, probability: float) -> float:
-    """P(X <= successes) of a binomial X; 1.0 where `successes` is not below its mean, which is never a low rate."""
+    """P(X <= successes) of a binomial X; 1.0 where `successes` is not below the mean, which is never significant."""
     if successes >= trials * probability:
         return 1.0
     if probability == 1.0:
         return 0.0
     log_term = math.lgamma(trials + 1) - math.lgamma(successes + 1) - math.lgamma(trials - successes + 1)
     log_term += successes * math.log(probability) + (trials - successes) * math.log1p(-probability)
-    # Below the mean each term is smaller than the one above it, by a factor that only shrinks.
+    # Below the mean each term is smaller than the next, by a decreasing factor.
     total, ratio = 0.0, 1.0
     for count in range(successes, -1, -1):
         total += ratio
@@ -198,7 +202,7 @@ def lower_tail(successes: int, trials: int, probability: float) -> float:
 
 
 def _repeated(counts_by_domain: Mapping[str, DomainCounts], min_repeats: int) -> list[dict[str, Any]]:
-    """Bytes that at least `min_repeats` URLs of one domain answered with, most often first."""
+    """Bodies returned by at least `min_repeats` URLs of one domain, most frequent first."""
     found = [
         {"domain": domain, "sha256": sha256, "num_urls": number}
         for domain, counts in counts_by_domain.items()

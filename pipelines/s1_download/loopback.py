@@ -1,4 +1,4 @@
-"""A web server for a folder or bucket, on this machine only: how media that one holds are fetched like any other."""
+"""A web server for a folder or bucket, on this machine only: local media are fetched through it like any other."""
 
 import errno
 import http.server
@@ -32,7 +32,7 @@ CONTENT_TYPES = {
 def serve_folder(folder: Path) -> Iterator[tuple[str, int]]:
     """The (address, port) at which the files below `folder` can be fetched until the block ends.
 
-    GET only, no listings, nothing outside the folder whatever links or dots say. SourceUnavailable if there is no such
+    GET only, no listings, nothing outside the folder despite links or dots. SourceUnavailable if there is no such
     folder.
     """
     if not folder.is_dir():
@@ -53,8 +53,8 @@ def serve_folder(folder: Path) -> Iterator[tuple[str, int]]:
 def serve_bucket(uri: str) -> Iterator[tuple[str, int]]:
     """As `serve_folder`, for the objects below an fsspec URI. Credentials are those of this process's environment.
 
-    An object that is not there answers 404, a store that cannot be read 503: that may pass, and a later round retries
-    it. SourceUnavailable if the URI's protocol is unknown here.
+    A missing object gives 404, a store that cannot be read 503, which a later round retries. SourceUnavailable if the
+    URI's protocol is not installed.
     """
     try:
         system, root = fsspec.core.url_to_fs(uri)
@@ -103,7 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             self.send_error(404)
             return
-        except OSError as error:  # a name too long to be one, or a store that does not answer
+        except OSError as error:  # a name that is too long, or a store that does not respond
             self.send_error(404 if error.errno == errno.ENAMETOOLONG else 503)
             return
         self.send_response(200)
@@ -115,11 +115,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(payload)
 
     def _path(self) -> str:
-        """The path that the request means; FileNotFoundError if it could lead out of what is served."""
+        """The requested path; FileNotFoundError if it could lead outside the root."""
         name = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
         if "\0" in name or name.endswith("/") or ".." in name.split("/"):
             raise FileNotFoundError(name)
         return name.lstrip("/")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the ledger says what was fetched."""
+        """No log: the ledger records fetches."""

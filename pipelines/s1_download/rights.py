@@ -1,16 +1,16 @@
-"""Under which licences the media came: counts for the manifest. Row by row it is in the rows and in the ledger."""
+"""Counts of media by licence for the manifest; the licence of each row is in the rows and in the ledger."""
 
 from collections import Counter
 from collections.abc import Mapping
 
-MAX_LICENCES = 30  # LAION's column is free text: what is rarer is counted together, so that a manifest stays small
+MAX_LICENCES = 30  # LAION's column is free text: rarer ones are counted together to keep the manifest small
 UNKNOWN, OTHER = "(unknown)", "(other)"
 
 
 def licence_counts(licences: Mapping[str, int]) -> dict[str, int]:
-    """Rows by licence, the most frequent first; all of them add up to those given.
+    """Rows by licence, the most frequent first; the total is unchanged.
 
-    "" counts as UNKNOWN, licences behind the first MAX_LICENCES as OTHER.
+    "" counts as UNKNOWN, licences after the first MAX_LICENCES as OTHER.
     """
     counts: Counter[str] = Counter()
     for licence, number in licences.items():

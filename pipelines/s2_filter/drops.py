@@ -1,4 +1,4 @@
-"""What rules took out, as a table of DROP_SCHEMA: built column by column, in the order in which it is best read."""
+"""The drops of rules as a table of DROP_SCHEMA: built column by column, in reading order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from x2vlm.samples import DROP_SCHEMA
 
 @dataclass(frozen=True)
 class Dropped:
-    """Rows, captions or concepts that one rule took out."""
+    """Rows, captions or concepts that one rule dropped."""
 
     unit: str
     rule: str
-    step: int  # what is judged first is told first
-    row: np.ndarray  # number of each one's row in the part
+    step: int  # order of the rules in the table
+    row: np.ndarray  # row number in the part
     position: np.ndarray | None = None  # in its row; None for rows
     item: pa.Array | str = ""
     value: np.ndarray | None = None
@@ -30,7 +30,7 @@ class Dropped:
 
 
 def drops_table(rows: pa.Table, dropped: Sequence[Dropped]) -> pa.Table:
-    """All drops by row of `rows`, then by step, then by place in the row."""
+    """All drops sorted by row of `rows`, then by step, then by position in the row."""
     dropped = [each for each in dropped if len(each)]
     if not dropped:
         return DROP_SCHEMA.empty_table()
@@ -63,7 +63,7 @@ def count_rules(drops: pa.Table, unit: str) -> dict[str, int]:
 
 def of_verdict(
     verdict: Verdict,
-    goes: np.ndarray,
+    is_dropped: np.ndarray,
     *,
     unit: str,
     step: int,
@@ -71,15 +71,15 @@ def of_verdict(
     position: np.ndarray | None = None,
     item: pa.Array | str = "",
 ) -> list[Dropped]:
-    """The drops of what `verdict` takes out, where `goes` is true; what it cannot judge under a rule of its own.
+    """The drops of `verdict`, where `is_dropped`; items without a value get a rule of their own.
 
-    `row`, `position` and `item` are of everything the verdict is about, as `goes` is.
+    `row`, `position` and `item` have the length of the verdict, as `is_dropped` has.
     """
     unknown = verdict.is_unknown()
     found = []
     for rule, chosen, reason in (
-        (verdict.rule, goes & ~unknown, _reasons(verdict, goes & ~unknown)),
-        (verdict.unknown_rule, goes & unknown, verdict.unknown_reason),
+        (verdict.rule, is_dropped & ~unknown, _reasons(verdict, is_dropped & ~unknown)),
+        (verdict.unknown_rule, is_dropped & unknown, verdict.unknown_reason),
     ):
         if chosen.any():
             mask = pa.array(chosen)
@@ -100,7 +100,7 @@ def of_verdict(
 
 
 def join_texts(*parts: pa.Array | str | np.ndarray) -> pa.Array:
-    """Texts and numbers of every entry behind each other, numbers in their shortest form up to four decimals."""
+    """Texts and numbers concatenated entry by entry, numbers in their shortest form up to four decimals."""
     written = [
         pc.round(pa.array(part), ndigits=4).cast(pa.string()) if isinstance(part, np.ndarray) else part
         for part in parts
@@ -109,7 +109,7 @@ def join_texts(*parts: pa.Array | str | np.ndarray) -> pa.Array:
 
 
 def _reasons(verdict: Verdict, chosen: np.ndarray) -> pa.Array | str:
-    """For people: what was compared."""
+    """The comparison in readable form."""
     if verdict.labels is not None:
         return join_texts("'", verdict.labels.filter(pa.array(chosen)), f"' {verdict.reason}".rstrip())
     if verdict.reason or verdict.threshold is None:
@@ -130,7 +130,7 @@ def _float(number: float | None) -> pa.Scalar:
 
 
 def _values(dropped: Dropped) -> pa.Array:
-    """What was compared; null for what is no finite number."""
+    """The compared values; null if non-finite."""
     if dropped.value is None:
         return pa.nulls(len(dropped), pa.float64())
     return pa.array(dropped.value, pa.float64(), mask=~np.isfinite(dropped.value))

@@ -1,4 +1,4 @@
-"""The `filter` stage itself: one part of rows in, what is kept and what is not out."""
+"""The `filter` stage: one part of rows in, kept rows and drops out."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def plan_filter(config: FilterConfig, inputs: Inputs) -> list[Part]:
 
 
 def filter_part(config: FilterConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Writes rows.parquet, what is kept in input order, and drops.parquet.
+    """Writes rows.parquet, the kept rows in input order, and drops.parquet.
 
     Memory: a small multiple of the part's rows, whatever the number of parts.
     """
@@ -75,7 +75,7 @@ def filter_part(config: FilterConfig, inputs: PartReader, part: Part, out: PartW
 
 
 def add_up(config: FilterConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
-    """The parts' summaries, numbers added up."""
+    """The sum of the parts' summaries."""
     total: dict[str, Any] = {}
     for part in parts:
         _add(total, part.summary)
@@ -100,7 +100,7 @@ def _summary(findings: Findings) -> dict[str, Json]:
 
 
 def _warn_of_idle_rules(part: str, findings: Findings, num_rows: int) -> None:
-    """A rule about source scores does nothing on a source that brings none: say so, as someone switched it on."""
+    """Warn of rules about source scores that are on although the source has no scores."""
     for rule in ("min_similarity", "max_punsafe", "max_pwatermark", "nsfw"):
         if num_rows and findings.rules["row"].get(rule, {}).get("judged") == 0:
             logger.warning("stage=filter part=%s rule=%s judged=0 reason=source_brings_no_scores", part, rule)
@@ -120,5 +120,5 @@ FILTER = Stage(
     finish=add_up,
 )
 
-# Takes out the rows of flagged domains too.
+# Drops the rows of flagged domains too.
 FILTER_DOMAINS = replace(FILTER, slots=("rows", "flagged"))

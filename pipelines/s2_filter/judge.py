@@ -1,4 +1,4 @@
-"""All rules on all rows of a part: rows first, then the captions and the concepts of the rows that stay."""
+"""All rules on all rows of a part: rows first, then the captions and the concepts of the kept rows."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from x2vlm.data.rules.text_overlap import drop_repeats, find_overlaps
 from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.samples import Grain
 
-ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(7)  # in this order drops are told
+ROW, WITH_ROW_CONCEPTS, WITH_ROW_CAPTIONS, CAPTIONS, BOXES, TEXTS, LEFT = range(7)  # the order of drops
 
 
 @dataclass
 class Findings:
-    """What a part collects: drops, and numbers for its summary.
+    """The results of a part: drops, and counts for its summary.
 
-    `rules` says for each row and caption rule how many it had something to say about and how many of those it would not
-    keep, whatever other rules say of them (captions: of rows that stay). `boxes` counts both readings of "smaller than
-    a patch" and boxes moved inside; `region_texts` both readings of "overlap".
+    `rules` has for each row and caption rule the number of items it applies to and how many of those it would drop,
+    independent of other rules (captions: of kept rows). `boxes` counts both interpretations of "smaller than a patch"
+    and boxes moved inside; `region_texts` both interpretations of "overlap".
     """
 
     dropped: list[Dropped] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is kept, as a table of SAMPLE_SCHEMA in input order; what went, as one of DROP_SCHEMA; and the numbers."""
+    """The kept rows as a table of SAMPLE_SCHEMA in input order; the drops as one of DROP_SCHEMA; and the counts."""
 
     kept: pa.Table
     drops: pa.Table
@@ -55,23 +55,23 @@ class Judged:
 def judge(rows: pa.Table, config: FilterConfig, first: Sequence[Verdict] = ()) -> Judged:
     """Every rule of `config` on `rows`, a table of SAMPLE_SCHEMA.
 
-    `first` are verdicts about the rows that need more than the rows themselves; they are asked before all others.
+    `first` are verdicts that need more than the rows themselves; they are applied before all others.
     """
     columns, findings = SampleColumns(rows), Findings()
-    stays = judge_rows([*first, *row_verdicts(columns, config)], len(columns), findings)
-    captions = judge_captions(columns, stays, config, findings)
-    concepts = judge_concepts(columns, stays, config, findings)
+    is_kept = judge_rows([*first, *row_verdicts(columns, config)], len(columns), findings)
+    captions = judge_captions(columns, is_kept, config, findings)
+    concepts = judge_concepts(columns, is_kept, config, findings)
     has_items = np.zeros(len(columns), dtype=bool)
     has_items[captions.row] = has_items[concepts.row] = True
-    empty = np.flatnonzero(stays & ~has_items)
+    empty = np.flatnonzero(is_kept & ~has_items)
     reason = "no caption and no concept is left"
     findings.dropped.append(Dropped("row", "nothing_left", LEFT, empty, reason=reason))
-    kept = _kept_rows(rows, stays & has_items, {"captions": captions, "concepts": concepts})
+    kept = _kept_rows(rows, is_kept & has_items, {"captions": captions, "concepts": concepts})
     return Judged(kept, drops_table(rows, findings.dropped), findings)
 
 
 def row_verdicts(columns: SampleColumns, config: FilterConfig) -> list[Verdict]:
-    """What each rule that is on says about the rows, in the order in which rules are asked."""
+    """The verdicts of all enabled row rules, in the order in which they are applied."""
     verdicts = [filters.unique_key(columns)]
     if config.min_short_edge is not None:
         verdicts.append(filters.min_short_edge(columns, config.min_short_edge))
@@ -91,46 +91,52 @@ def row_verdicts(columns: SampleColumns, config: FilterConfig) -> list[Verdict]:
 
 
 def judge_rows(verdicts: Sequence[Verdict], num_rows: int, findings: Findings) -> np.ndarray:
-    """True for rows that no rule takes out; the first rule that does is the one on record."""
-    stays = np.ones(num_rows, dtype=bool)
+    """True for rows that no rule drops; the first rule that does is recorded."""
+    is_kept = np.ones(num_rows, dtype=bool)
     for verdict in verdicts:
         findings.note("row", verdict)
-        goes = stays & ~verdict.keep
-        if goes.any():
-            findings.dropped += of_verdict(verdict, goes, unit="row", step=ROW, row=np.arange(num_rows))
-            stays &= verdict.keep
-    return stays
+        is_dropped = is_kept & ~verdict.keep
+        if is_dropped.any():
+            findings.dropped += of_verdict(verdict, is_dropped, unit="row", step=ROW, row=np.arange(num_rows))
+            is_kept &= verdict.keep
+    return is_kept
 
 
-def judge_captions(columns: SampleColumns, stays: np.ndarray, config: FilterConfig, findings: Findings) -> Items:
+def judge_captions(columns: SampleColumns, is_kept: np.ndarray, config: FilterConfig, findings: Findings) -> Items:
     """The captions to keep."""
     captions, words = columns.captions, columns.words_of_videos if config.min_video_words is not None else None
-    of_staying = stays[captions.row]
-    if not of_staying.all():
-        gone = ~of_staying
+    of_kept_row = is_kept[captions.row]
+    if not of_kept_row.all():
+        gone = ~of_kept_row
         item, row = _numbers_as_texts(captions.position[gone]), captions.row[gone]
         findings.dropped.append(
             Dropped("caption", "row_dropped", WITH_ROW_CAPTIONS, row, captions.position[gone], item)
         )
-        captions, words = captions.select(of_staying), None if words is None else words[of_staying]
+        captions, words = captions.select(of_kept_row), None if words is None else words[of_kept_row]
     verdicts = caption_verdicts(captions, words, config)
     passes = np.ones(len(captions), dtype=bool)
     for verdict in verdicts:
         findings.note("caption", verdict)
         if verdict.rule == "language":
             findings.languages = _language_facts(verdict, config)
-        goes = passes & ~verdict.keep
-        if goes.any():
+        is_dropped = passes & ~verdict.keep
+        if is_dropped.any():
             item = _numbers_as_texts(captions.position)
             findings.dropped += of_verdict(
-                verdict, goes, unit="caption", step=CAPTIONS, row=captions.row, position=captions.position, item=item
+                verdict,
+                is_dropped,
+                unit="caption",
+                step=CAPTIONS,
+                row=captions.row,
+                position=captions.position,
+                item=item,
             )
             passes &= verdict.keep
     return captions if passes.all() else captions.select(passes)
 
 
 def caption_verdicts(captions: Items, words: np.ndarray | None, config: FilterConfig) -> list[Verdict]:
-    """What each rule that is on says about captions, in the order in which rules are asked.
+    """The verdicts of all enabled caption rules, in the order in which they are applied.
 
     `words` counts those of captions of videos, NaN for images; None where that rule is off.
     """
@@ -154,15 +160,15 @@ def caption_verdicts(captions: Items, words: np.ndarray | None, config: FilterCo
     return verdicts
 
 
-def judge_concepts(columns: SampleColumns, stays: np.ndarray, config: FilterConfig, findings: Findings) -> Items:
-    """The concepts to keep, their boxes moved inside where they are over the border by rounding only."""
+def judge_concepts(columns: SampleColumns, is_kept: np.ndarray, config: FilterConfig, findings: Findings) -> Items:
+    """The concepts to keep, their boxes moved inside where they exceed the border only by rounding."""
     concepts = columns.concepts
     if not len(concepts):
         return concepts
-    of_staying = stays[concepts.row]
-    if not of_staying.all():
-        _drop_concepts(concepts, ~of_staying, findings, "row_dropped", WITH_ROW_CONCEPTS)
-        concepts = concepts.select(of_staying)
+    of_kept_row = is_kept[concepts.row]
+    if not of_kept_row.all():
+        _drop_concepts(concepts, ~of_kept_row, findings, "row_dropped", WITH_ROW_CONCEPTS)
+        concepts = concepts.select(of_kept_row)
     concepts, boxes = _judge_boxes(concepts, columns, config, findings)
     if config.region_text_overlap is not None and len(concepts):
         concepts = _judge_texts(concepts, boxes, config, findings)
@@ -172,7 +178,7 @@ def judge_concepts(columns: SampleColumns, stays: np.ndarray, config: FilterConf
 def _judge_boxes(
     concepts: Items, columns: SampleColumns, config: FilterConfig, findings: Findings
 ) -> tuple[Items, box_rules.Boxes]:
-    """Concepts whose box is inside the image and not too small, and their boxes as they are handed on."""
+    """Concepts whose box is inside the image and not too small, and their boxes as written."""
     width, height = (side[concepts.row] for side in columns.size)
     given = box_rules.boxes_of(concepts.values.field("box"), width, height)
     unknown = box_rules.size_unknown(given)
@@ -182,9 +188,9 @@ def _judge_boxes(
     over, tolerance = box_rules.pixels_outside(given), config.box_tolerance_pixels
     inside = box_rules.snap_to_border(given)
     invalid = box_rules.box_invalid(given, tolerance) | ~((inside.w > 0) & (inside.h > 0))
-    goes = invalid & ~unknown
-    for compared in (True, False):  # a box without extent: no number was compared
-        chosen = goes & ((over > tolerance) == compared)
+    is_dropped = invalid & ~unknown
+    for compared in (True, False):  # a box without extent: nothing was compared
+        chosen = is_dropped & ((over > tolerance) == compared)
         if chosen.any():
             where = join_texts(
                 *("x=", given.x[chosen], " y=", given.y[chosen], " w=", given.w[chosen], " h=", given.h[chosen]),
@@ -231,16 +237,20 @@ def _judge_texts(concepts: Items, boxes: box_rules.Boxes, config: FilterConfig, 
         findings.region_texts[f"overlap_by_{measure}"] += int(np.count_nonzero(~np.isnan(found)))
     overlap = np.full(len(concepts), np.nan)
     overlap[regions] = overlaps[config.text_overlap_measure]
-    goes = ~np.isnan(overlap)
-    if goes.any():
-        reason = join_texts("repeats a larger region: '", concepts.values.field("text").filter(pa.array(goes)), "'")
-        _drop_concepts(concepts, goes, findings, "region_text_overlap", TEXTS, overlap[goes], threshold, reason)
-    return concepts.select(~goes)
+    is_dropped = ~np.isnan(overlap)
+    if is_dropped.any():
+        reason = join_texts(
+            "repeats a larger region: '", concepts.values.field("text").filter(pa.array(is_dropped)), "'"
+        )
+        _drop_concepts(
+            concepts, is_dropped, findings, "region_text_overlap", TEXTS, overlap[is_dropped], threshold, reason
+        )
+    return concepts.select(~is_dropped)
 
 
 def _drop_concepts(
     concepts: Items,
-    goes: np.ndarray,
+    is_dropped: np.ndarray,
     findings: Findings,
     rule: str,
     step: int,
@@ -248,10 +258,20 @@ def _drop_concepts(
     threshold: float | None = None,
     reason: pa.Array | str = "",
 ) -> None:
-    if goes.any():
-        item = concepts.values.field("annotation_id").filter(pa.array(goes))
+    if is_dropped.any():
+        item = concepts.values.field("annotation_id").filter(pa.array(is_dropped))
         findings.dropped.append(
-            Dropped("concept", rule, step, concepts.row[goes], concepts.position[goes], item, value, threshold, reason)
+            Dropped(
+                "concept",
+                rule,
+                step,
+                concepts.row[is_dropped],
+                concepts.position[is_dropped],
+                item,
+                value,
+                threshold,
+                reason,
+            )
         )
 
 
@@ -270,13 +290,13 @@ def _select(boxes: box_rules.Boxes, keep: np.ndarray) -> box_rules.Boxes:
     return box_rules.Boxes(*(side[keep] for side in sides))
 
 
-def _kept_rows(rows: pa.Table, stays: np.ndarray, items: dict[str, Items]) -> pa.Table:
-    """The rows that stay, each with the items that stay."""
+def _kept_rows(rows: pa.Table, is_kept: np.ndarray, items: dict[str, Items]) -> pa.Table:
+    """The kept rows, each with its kept items."""
     for name, kept in items.items():
         index = rows.column_names.index(name)
         column = kept.regroup(rows.num_rows).cast(rows.schema.field(name).type)
         rows = rows.set_column(index, rows.schema.field(name), column)
-    return rows if stays.all() else rows.filter(pa.array(stays))
+    return rows if is_kept.all() else rows.filter(pa.array(is_kept))
 
 
 def _numbers_as_texts(values: np.ndarray) -> pa.Array:
@@ -284,7 +304,7 @@ def _numbers_as_texts(values: np.ndarray) -> pa.Array:
 
 
 def _language_facts(verdict: Verdict, config: FilterConfig) -> dict[str, Any]:
-    """By whose word captions were judged, and how many are in which language by it."""
+    """The source of caption languages, and counts by language."""
     by = f"{DETECTOR}, model {MODEL_SHA256[:12]}" if config.language_from == "detector" else "source"
     counts = pc.value_counts(pc.fill_null(verdict.labels, "unknown")).to_pylist()
     return {"by": by, "captions": dict(sorted((pair["values"], pair["counts"]) for pair in counts))}

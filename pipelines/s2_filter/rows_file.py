@@ -1,4 +1,4 @@
-"""The input of a part, checked as a whole before any rule looks at it."""
+"""The input of a part, checked before any rule is applied."""
 
 from typing import BinaryIO
 
@@ -15,8 +15,8 @@ REMEDY = "Run the stage that wrote it again with --force"
 def read_rows(file: BinaryIO, name: str) -> pa.Table:
     """The file's rows as a table of SAMPLE_SCHEMA in one piece; `name` is for messages.
 
-    Columns may come in any order and in types that cast without loss (a width of 640.0), further ones are left out.
-    CorruptArtifact for what is no Parquet, lacks a column, holds another type or text that is not UTF-8, or has a row
+    Columns may come in any order and in types that cast without loss (a width of 640.0), further ones are ignored.
+    CorruptArtifact for a file that is not Parquet, lacks a column, has another type or text that is not UTF-8, or a row
     without key.
     """
     try:
@@ -35,7 +35,9 @@ def read_rows(file: BinaryIO, name: str) -> pa.Table:
     for column in ("key", "source", "source_row"):
         if rows[column].null_count:
             row = pc.index(rows[column].is_null(), True).as_py()
-            raise CorruptArtifact(f"{name}: row {row} has no {column}, so its fate cannot be recorded. {REMEDY}")
+            raise CorruptArtifact(
+                f"{name}: row {row} has no {column}, so it cannot be recorded as kept or dropped. {REMEDY}"
+            )
     return rows
 
 

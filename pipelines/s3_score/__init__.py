@@ -1,8 +1,8 @@
-"""Stage 3, `score`: what can only be known by looking at the pixels, measured once and never judged here.
+"""Stage 3, `score`: measurements of the pixels, computed once; no threshold is applied here.
 
-config   which model, and what is measured
+config   the model, and what is measured
 stage    parts, and the tables that are written
-rows     decoding ahead of the model, and what becomes of one row
+rows     decoding ahead of the model, and the scores of one row
 """
 
 from pipelines.s3_score.config import FOLDER, ScoreConfig

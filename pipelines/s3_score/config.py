@@ -1,4 +1,4 @@
-"""Decisions of the score stage."""
+"""Configuration of the score stage."""
 
 from typing import Literal
 
@@ -10,10 +10,10 @@ FOLDER = "folder"
 
 
 class ScoreConfig(FrozenConfig):
-    """Which model scores, and what is measured beside the score of a row.
+    """The model, and the measurements in addition to the score of a row.
 
     `model` is "folder" (the files of the `model` slot) or a name: "ViT-B-32/laion2b_s34b_b79k", "hf-hub:owner/model".
-    A name needs `weights_sha256`, because a name alone does not say which numbers come out.
+    A name needs `weights_sha256`, because a name alone does not determine the scores.
     """
 
     model: str = FOLDER
@@ -23,9 +23,9 @@ class ScoreConfig(FrozenConfig):
     # the training set may be mirrored or cropped.
     variants: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # Images in the model at a time. Not part of a part's identity: it moves scores by less than 1e-6.
+    # Images in the model at a time. Not in the fingerprint: it changes scores by less than 1e-6.
     batch_size: int = Field(default=64, ge=1, exclude=True)
-    # Threads that decode, resize and fingerprint while the model works on the batch before.
+    # Threads that decode, resize and fingerprint while the model processes the previous batch.
     decode_threads: int = Field(default=2, ge=1, exclude=True)
 
     @model_validator(mode="after")

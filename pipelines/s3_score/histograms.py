@@ -1,6 +1,6 @@
-"""Histograms of a part's scores, and beside them of its shuffled pairs: what wrong texts score under this model.
+"""Histograms of a part's scores, and of its shuffled pairs: the scores of wrong texts under this model.
 
-They go into the manifest, so that a threshold can be judged, and one suggested, without reading a single row again.
+They are stored in the manifest, so that a threshold can be assessed and suggested without reading rows again.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """From samples and their stored media to scores, embeddings and fingerprints, row by row.
 
-Threads read, decode, fingerprint and resize ahead of the model, in order and within bounds; the model then sees full
+Threads read, decode, fingerprint and resize ahead of the model, in order and within bounds, so that the model gets full
 batches. R regions, F frames, B images, C channels, H and W pixels, D width of the embedding.
 """
 
@@ -29,7 +29,7 @@ from x2vlm.samples import Box, Concept, Sample
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row ready for the model. `missing` says why it has no pixels or no text: a rule of the decoder, no_caption."""
+    """A row ready for the model. `missing`: why it has no pixels or no text (a rule of the decoder, no_caption)."""
 
     key: str
     missing: str = ""
@@ -47,7 +47,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Scored:
-    """What was measured of a row: cosines per frame and per concept, normalised embeddings, fingerprint."""
+    """The measurements of a row: cosines per frame and per concept, normalised embeddings, fingerprint."""
 
     key: str
     missing: str = ""
@@ -61,7 +61,7 @@ class Scored:
 
 @dataclass
 class Throughput:
-    """How the seconds of a part were spent: fraction of the time in which the model worked."""
+    """Timing of a part: the fraction of the time in which the model was busy."""
 
     num_images: int = 0
     model_seconds: float = 0.0
@@ -83,7 +83,7 @@ def score_rows(
     config: ScoreConfig,
     throughput: Throughput | None = None,
 ) -> Iterator[Scored]:
-    """What was measured of each sample, in order. About three batches of images, and one clip, are in memory."""
+    """The measurements of each sample, in order. About three batches of images, and one clip, are in memory."""
     throughput, size = throughput or Throughput(), config.batch_size
     batch: list[Prepared] = []
     for prepared in _prepare_ahead(clip, samples, pack, config):
@@ -117,7 +117,7 @@ def _prepare_ahead(clip: Clip, samples: Iterable[Sample], pack: MediaPack, confi
 
 
 def prepare(clip: Clip, sample: Sample, pack: MediaPack, config: ScoreConfig) -> Prepared:
-    """`sample` decoded, fingerprinted and resized to what the model takes; an image that is broken is named."""
+    """`sample` decoded, fingerprinted and resized for the model; a broken image is named."""
     try:
         frames = load_frames(sample, pack)
     except InvalidSample as error:
@@ -154,7 +154,7 @@ def load_frames(sample: Sample, pack: MediaPack) -> list[Image.Image]:
 
 
 def _cut_out(sample: Sample, image: Image.Image) -> tuple[list[Concept], list[Image.Image]]:
-    """The concepts whose box covers at least a pixel of the stored image, and what lies in it."""
+    """The concepts whose box covers at least a pixel of the stored image, and the crops."""
     assert sample.media is not None
     scale_x, scale_y = image.width / sample.media.width, image.height / sample.media.height
     concepts, crops = [], []

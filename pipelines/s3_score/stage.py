@@ -1,6 +1,6 @@
 """The parts of the score stage and the tables they write. No threshold is applied here.
 
-| file | holds |
+| file | content |
 |---|---|
 | scores.parquet | the CLIP score of every row: cosine of its image or frames with its first caption |
 | embeddings.parquet | image and text embedding of unit length as float16: side data for duplicates and search |
@@ -9,8 +9,8 @@
 | regions.parquet | with `regions`: the score of every concept's text against its box |
 
 A row's text is its first caption, for images and clips alike: upstream order puts the original text first, and one pass
-over the pixels stays one pass. A clip's score is the mean over its frames (X2-VLM A.1 says neither mean nor max; the
-maximum and the middle frame are recorded beside it). A row that cannot be scored stays, with a null and the reason.
+over the pixels stays one pass. A clip's score is the mean over its frames (X2-VLM A.1 does not specify mean or max; the
+maximum and the middle frame are recorded too). A row that cannot be scored is kept, with a null and the reason.
 """
 
 import logging
@@ -97,7 +97,7 @@ def plan_score(config: ScoreConfig, inputs: Inputs) -> list[Part]:
 
 
 def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """One row per input row in every table but that of regions, in the order of the input."""
+    """One row per input row in every table except that of regions, in the order of the input."""
     from pipelines.s3_score.rows import Throughput, score_rows
 
     clip = _clip_of(config, inputs, part)
@@ -109,7 +109,7 @@ def score_part(config: ScoreConfig, inputs: PartReader, part: Part, out: PartWri
             tables.add(scored)
     tables.close()
     log.info(
-        "stage=score part=%s rows=%d pictures=%d seconds=%.1f pictures_per_second=%.1f model_busy=%.2f",
+        "stage=score part=%s rows=%d images=%d seconds=%.1f images_per_second=%.1f model_busy=%.2f",
         *(part.name, tables.num_rows, throughput.num_images, throughput.seconds),
         *(throughput.num_images / max(throughput.seconds, 1e-9), throughput.model_busy),
     )
@@ -134,7 +134,7 @@ class _Tables:
         self._vectors: dict[str, list[np.ndarray | None]] = {"picture": [], "text": []}
 
     def add(self, scored: "Scored") -> None:
-        """Take what was measured of the next row."""
+        """Add the measurements of the next row."""
         self.num_rows += 1
         if scored.missing:
             self.missing[scored.missing] = self.missing.get(scored.missing, 0) + 1
@@ -164,7 +164,7 @@ class _Tables:
             self.file_rows[f"{name}.parquet"] = table.num_rows
 
     def histograms(self, rows: Path) -> Histograms:
-        """How the scores of these `rows` are spread, and those of shuffled pairs."""
+        """The histograms of the scores of these `rows`, and of shuffled pairs."""
         scores = [row.get("clip_score") for row in self._rows.get("scores", [])]
         return part_histograms(rows, scores, self._vectors["picture"], self._vectors["text"])
 
@@ -173,7 +173,7 @@ class _Tables:
 
 
 def _vectors(vectors: Sequence[np.ndarray | None]) -> pa.Array:
-    """A column of float16 vectors, null for None; number by number through Python would cost more than the model."""
+    """A column of float16 vectors, null for None; conversion by value in Python would cost more than the model."""
     sizes = [0 if vector is None else len(vector) for vector in vectors]
     flat = np.concatenate([vector for vector in vectors if vector is not None] or [np.empty(0)]).astype(np.float16)
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
@@ -183,7 +183,7 @@ def _vectors(vectors: Sequence[np.ndarray | None]) -> pa.Array:
 
 
 def add_up_scores(config: ScoreConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
-    """Which weights scored, how many rows have a score, how many have none by reason, and how scores are spread."""
+    """The weights, the number of rows with a score, those without by reason, and the histograms."""
     missing: dict[str, int] = {}
     for part in parts:
         for reason, number in part.summary["missing"].items():
@@ -220,7 +220,7 @@ def _clip_of(config: ScoreConfig, inputs: PartReader, part: Part) -> "Clip":
 
 
 # One model per process: actors and reused workers load it once. Content hashes are in the key, so a changed file is
-# another model even under the same path.
+# another model even at the same path.
 @lru_cache(maxsize=1)
 def _folder_clip(files: tuple[tuple[str, str, Path], ...], device: str) -> "Clip":
     from x2vlm.data.scores.clip_score import load_clip_files

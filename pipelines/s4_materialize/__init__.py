@@ -1,7 +1,7 @@
 """Stage 4: from filtered, scored rows to training shards.
 
 `decontaminate` and `deduplicate` look at all sources at once and decide about single rows; `partition` applies their
-decisions and the thresholds on the CLIP scores and deals the rows of every source into shards by key; `pack` writes one
+decisions and the thresholds on the CLIP scores and assigns the rows of every source to shards by key; `pack` writes one
 shard from its rows of all sources. The memory of the first two grows with the rows (`evidence`), that of the others is
 bounded by one part or one shard.
 """

@@ -1,8 +1,7 @@
-"""What a stage that looks at all sources at once says about single rows, dealt back to the parts the rows came from.
+"""Decisions about rows by a stage that reads all sources at once, split by the part of the rows.
 
-Such a stage has one part. It writes one file of decisions for every part of the rows it read, also where there is
-nothing to say, so that a later stage reads only the file of its own rows: decisions about others never make it run
-again.
+Such a stage has one part. It writes one file of decisions for every part of the rows it read, possibly empty, so that a
+later stage reads only the file of its own rows: decisions about others never make it run again.
 """
 
 from collections.abc import Sequence
@@ -20,11 +19,11 @@ from x2vlm.samples import CAPTION_TYPE, CONCEPT_TYPE, write_table
 DECISION_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("rule", pa.string()),  # why the row goes; "" where it stays and only gets texts
+        ("rule", pa.string()),  # why the row is dropped; "" if it is kept and only gets texts
         ("value", pa.float64()),
         ("threshold", pa.float64()),
         ("reason", pa.string()),
-        # What the row gets from rows that go for its sake.
+        # Items that the row takes over from its dropped duplicates.
         ("captions", pa.list_(CAPTION_TYPE)),
         ("concepts", pa.list_(CONCEPT_TYPE)),
     ]
@@ -43,13 +42,13 @@ def is_decisions(path: str) -> bool:
 
 @dataclass(frozen=True)
 class RowsPart:
-    """One part of the rows of one source, and of what was scored of it. `name` is unique among all sources."""
+    """One part of the rows of one source, with its scores. `name` is unique among all sources."""
 
     name: str
     node: str
     rows: InputPart
     scores: InputPart
-    slots: tuple[str, str] = ("rows", "scores")  # that they are read through
+    slots: tuple[str, str] = ("rows", "scores")  # of the rows and of the scores
 
     @property
     def decisions(self) -> str:
@@ -109,7 +108,7 @@ def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], 
         raise ValueError(f"two decisions about {repeated[0].decode()}: a stage decides about a row once")
     file_rows = {}
     for name, part_keys in parts:
-        # One binary search a row: looking up all decisions for every part would take their product.
+        # One binary search per row: looking up all decisions for every part would be quadratic.
         keys = _as_bytes(part_keys)
         places = np.searchsorted(decided, keys)
         known = places < len(decided)

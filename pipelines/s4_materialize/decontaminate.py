@@ -1,8 +1,7 @@
-"""`decontaminate`: which rows of all sources show an image or clip of a downstream test, and what is done about them.
+"""`decontaminate`: which rows of all sources show an image or clip of a downstream test, and what happens to them.
 
 Test images come from the experiment's held-out sources (pixels, and variants of them), and from annotation files of
-tests whose images one need not have (ids). The report of leaks and its summary stay with the model: every result of
-an evaluation carries the summary.
+tests whose images need not be at hand (ids). The summary is included in every evaluation result.
 """
 
 import json
@@ -39,17 +38,17 @@ from x2vlm.samples import write_table
 
 LEAKS, SUMMARY = "leaks.parquet", "contamination.json"
 HELD_OUT_SPLIT = "held_out"
-CERTAIN = ("id", "sha256", "pixels")  # methods that compare nothing by degrees
-TEST = "test-"  # before the names of parts that hold test images
+CERTAIN = ("id", "sha256", "pixels")  # exact methods
+TEST = "test-"  # prefix of parts with test images
 
 
 class DecontaminateConfig(FrozenConfig):
-    """How leaks are searched for, and which upstream files name test images beyond the held-out sources."""
+    """How leaks are searched for, and the upstream files that list test images in addition to the held-out sources."""
 
     rule: DecontaminationConfig = DecontaminationConfig()
     tests: tuple[IdFile, ...] = ()
     links: tuple[LinkFile, ...] = ()
-    readers: tuple[str, ...] = ()  # which reader made each `rows` artifact: says what its row keys mean
+    readers: tuple[str, ...] = ()  # the reader of each `rows` artifact, which defines the meaning of its row keys
     test_readers: tuple[str, ...] = ()  # the same for `test_rows`
 
 
@@ -110,7 +109,7 @@ def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Pa
     (out.path / SUMMARY).write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     file_rows = write_decisions(out.path, owners, _decisions(leaks))
     num_rows = sum(len(keys) for _, keys in owners)
-    count = Count(num_rows, num_rows)  # of decisions asked for: rows leave in `partition`
+    count = Count(num_rows, num_rows)  # of decisions: rows are dropped in `partition`
     return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, {"contamination": summary})
 
 
@@ -125,7 +124,7 @@ def _reader(config: DecontaminateConfig, name: str) -> str:
 
 
 def _clusters(config: DecontaminateConfig, rows: pa.Table) -> pa.Table:
-    """Duplicates among the training rows: with `strict`, what shows the same as a leak goes with it."""
+    """Duplicates among the training rows: with `strict`, duplicates of a leak are dropped too."""
     if config.rule.policy != "strict":
         return CLUSTER_SCHEMA.empty_table()
     rule = DuplicateConfig(
@@ -147,7 +146,7 @@ def _as_test_ids(ids: pa.Table, evidence: pa.Table) -> pa.Table:
 
 
 def _decisions(leaks: pa.Table) -> pa.Table:
-    """One decision for every row that goes: its most certain leak, and how many others it has."""
+    """One decision for every dropped row: its most certain leak, and the number of others."""
     found: dict[str, list[dict[str, Any]]] = {}
     for leak in leaks.filter(pc.equal(leaks["action"], "drop")).to_pylist():
         found.setdefault(leak["key"], []).append(leak)

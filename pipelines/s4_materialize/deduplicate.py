@@ -1,6 +1,6 @@
-"""`deduplicate`: over all sources together, which rows show what another row shows, and which of them stays.
+"""`deduplicate`: over all sources together, which rows show the same image, and which of them is kept.
 
-Rows that leave for another reason are not looked at: a row never gives way to one that goes itself.
+Rows that are dropped for another reason are excluded: a row is never dropped in favour of a row that is dropped itself.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,10 +34,10 @@ CLUSTERS = "clusters.parquet"
 
 
 class DeduplicateConfig(FrozenConfig):
-    """What counts as a duplicate, and what the row that stays takes over from others (`x2vlm.data.duplicates.merging`).
+    """What counts as a duplicate, and what the kept row takes over from others (`x2vlm.data.duplicates.merging`).
 
-    With `max_rows_per_caption` rows that say only what more rows of their source say go first, by rule
-    `repeated_caption` (`x2vlm.data.duplicates.repeated_captions`), so that no row gives way to one of them.
+    With `max_rows_per_caption` rows whose captions all occur in more rows of their source are dropped first, by rule
+    `repeated_caption` (`x2vlm.data.duplicates.repeated_captions`), so that no row is dropped in favour of one of them.
     """
 
     rule: DuplicateConfig = DuplicateConfig()
@@ -66,36 +66,36 @@ def deduplicate_part(config: DeduplicateConfig, inputs: PartReader, part: Part, 
     for name, reads in split_reads(part):
         table = read_evidence(inputs, reads, config.thresholds.score, use_embeddings)
         owners.append((decisions_name(name), table["key"]))
-        evidence.append(table.filter(pa.array(stays(config.thresholds, table, inputs, reads), pa.bool_())))
+        evidence.append(table.filter(pa.array(is_kept(config.thresholds, table, inputs, reads), pa.bool_())))
         if config.max_rows_per_caption is not None:
             occurrences.append(_caption_occurrences(inputs, reads[0], evidence[-1]))
     repeats = {} if config.max_rows_per_caption is None else find_repeats(occurrences, config.max_rows_per_caption)
     rows = evidence_of(evidence, use_embeddings)
     rows = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=pa.array(sorted(repeats), pa.string()))))
     clusters = find_duplicates(rows, config.rule)
-    going = [row for row in clusters.to_pylist() if row["action"] == "drop"]
+    dropped = [row for row in clusters.to_pylist() if row["action"] == "drop"]
     decisions = [
         *_repeated_captions(repeats, config.max_rows_per_caption),
-        *_duplicates(going, config.rule),
-        *_additions(config, inputs, part, going),
+        *_duplicates(dropped, config.rule),
+        *_additions(config, inputs, part, dropped),
     ]
     file_rows = write_decisions(out.path, owners, pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA))
     write_table(clusters, out.path / CLUSTERS)
     num_rows = sum(len(keys) for _, keys in owners)
     return PartResult(
-        {"rows": Count(num_rows, num_rows)},  # of decisions asked for: rows leave in `partition`
+        {"rows": Count(num_rows, num_rows)},  # of decisions: rows are dropped in `partition`
         {**file_rows, CLUSTERS: clusters.num_rows},
         {**count_duplicates(clusters), "rows_compared": rows.num_rows, "repeated_captions": len(repeats)},
     )
 
 
-def _caption_occurrences(inputs: PartReader, read: Read, staying: pa.Table) -> NDArray[Any]:
+def _caption_occurrences(inputs: PartReader, read: Read, kept_rows: pa.Table) -> NDArray[Any]:
     rows = pq.read_table(inputs.local_path(read.file), columns=["key", "source", "captions"])
-    return caption_occurrences(rows.filter(pc.is_in(rows["key"], value_set=staying["key"].combine_chunks())))
+    return caption_occurrences(rows.filter(pc.is_in(rows["key"], value_set=kept_rows["key"].combine_chunks())))
 
 
 def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
-    """The reads of each part of the rows, which `plan` put one after another."""
+    """The reads grouped by part of the rows, as `plan` concatenated them."""
     found, start = [], 0
     for name, size in part.spec["parts"]:
         found.append((name, list(part.reads[start : start + size])))
@@ -103,8 +103,8 @@ def split_reads(part: Part) -> list[tuple[str, list[Read]]]:
     return found
 
 
-def stays(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads: Sequence[Read]) -> np.ndarray:
-    """True for rows that no score and no earlier decision takes out."""
+def is_kept(thresholds: ScoreThresholds, rows: pa.Table, inputs: PartReader, reads: Sequence[Read]) -> np.ndarray:
+    """True for rows that no score and no earlier decision drops."""
     keep, _ = score_drops(thresholds, rows)
     for read in reads:
         if read.slot == "decisions":
@@ -120,9 +120,9 @@ def _repeated_captions(repeats: Mapping[str, int], max_rows: int | None) -> Iter
         yield {"key": key, "rule": "repeated_caption", "value": num_rows, "threshold": max_rows, "reason": reason}
 
 
-def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> Iterator[dict[str, Any]]:
+def _duplicates(dropped: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> Iterator[dict[str, Any]]:
     limits = {"phash": rule.radius, "embedding": None if rule.min_cosine is None else 1 - rule.min_cosine}
-    for row in going:
+    for row in dropped:
         yield {
             "key": row["key"],
             "rule": "duplicate",
@@ -133,15 +133,15 @@ def _duplicates(going: Sequence[Mapping[str, Any]], rule: DuplicateConfig) -> It
 
 
 def _additions(
-    config: DeduplicateConfig, inputs: PartReader, part: Part, going: Sequence[Mapping[str, Any]]
+    config: DeduplicateConfig, inputs: PartReader, part: Part, dropped: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A decision for every row that takes over something: the captions and concepts that it gets behind its own."""
-    if not going or not (config.merge_captions or config.merge_concepts):
+    """A decision for every keeper with additions: the captions and concepts appended to its own."""
+    if not dropped or not (config.merge_captions or config.merge_concepts):
         return
-    duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a row that goes for it -> how they match
-    for row in going:
+    duplicates_of: dict[str, dict[str, str]] = {}  # keeper -> key of a dropped duplicate -> method of the match
+    for row in dropped:
         duplicates_of.setdefault(row["keeper"], {})[row["key"]] = row["method"]
-    samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in going)})
+    samples = _samples(inputs, part, {*duplicates_of, *(row["key"] for row in dropped)})
     for key in sorted(duplicates_of):
         keeper, others = samples[key], [(samples[other], method) for other, method in duplicates_of[key].items()]
         added: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def _additions(
 
 
 def _samples(inputs: PartReader, part: Part, keys: Collection[str]) -> dict[str, Sample]:
-    """The rows with these keys, of a key that comes twice the first."""
+    """The rows with these keys, the first of a repeated key."""
     wanted = pa.array(sorted(keys), pa.string())
     samples: dict[str, Sample] = {}
     for _, reads in split_reads(part):

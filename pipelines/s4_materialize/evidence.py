@@ -1,7 +1,7 @@
-"""What stages that look at all sources at once read: rows with their fingerprints and embeddings, in one table.
+"""The input of stages that read all sources at once: rows with their fingerprints and embeddings, in one table.
 
 One row takes about 0.5 KB (a thumbnail of 192 bytes is the largest column), and 2 KB more with an embedding of 512
-numbers: ten million rows fit into 5 GB, or 25 GB where embeddings are searched.
+values: ten million rows fit into 5 GB, or 25 GB where embeddings are searched.
 """
 
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ EVIDENCE_SCHEMA = pa.schema(
 
 
 def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean", embeddings: bool = False) -> pa.Table:
-    """One part's rows as EVIDENCE_SCHEMA (with `embedding` if asked for); `reads` are its rows and score files.
+    """One part's rows as EVIDENCE_SCHEMA (with `embedding` if requested); `reads` are its rows and score files.
 
-    CorruptArtifact unless all files hold the same keys in the same order.
+    CorruptArtifact unless all files have the same keys in the same order.
     """
     paths = {read.file.path: inputs.local_path(read.file) for read in reads}
     rows = pq.read_table(paths["rows.parquet"], columns=ROW_COLUMNS).combine_chunks()
@@ -72,8 +72,8 @@ def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean"
 def evidence_of(parts: Sequence[pa.Table], embeddings: bool = False) -> pa.Table:
     """The evidence of all parts in one table, of every key the first row; empty without parts.
 
-    A key comes twice where two sources of an experiment have the same card. What is decided about it holds for all its
-    rows, and `pack` keeps the first.
+    A key occurs twice if two sources of an experiment have the same card. A decision about it applies to all its rows,
+    and `pack` keeps the first.
     """
     empty = (EVIDENCE_SCHEMA.append(EMBEDDING) if embeddings else EVIDENCE_SCHEMA).empty_table()
     rows = pa.concat_tables([empty, *parts])
@@ -105,13 +105,13 @@ def evaluation_images(evidence: pa.Table, variants: pa.Table, split: str) -> pa.
     originals = images.take(places.filter(pc.is_valid(places)))
     for name in ("variant", *(field.name for field in FINGERPRINT_FIELDS)):
         originals = originals.set_column(originals.column_names.index(name), name, found[name])
-    nothing = pa.nulls(originals.num_rows, pa.string())  # a variant has pixels of its own, and no bytes
+    nothing = pa.nulls(originals.num_rows, pa.string())  # a variant has different pixels, and no bytes
     originals = originals.set_column(originals.column_names.index("sha256"), "sha256", nothing)
     schema = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if "embedding" in names else [])])
     return pa.concat_tables([images.cast(schema), originals.cast(schema)])
 
 
 def row_ids(evidence: pa.Table, reader: str) -> pa.Table:
-    """The public ids of every row as ID_SCHEMA; `reader` is the one that read them."""
+    """The public ids of every row as ID_SCHEMA; `reader` is their reader."""
     readers = dict.fromkeys(pc.unique(evidence["source"]).to_pylist(), reader)
     return media_ids(evidence, readers)

@@ -1,7 +1,7 @@
-"""`partition`: drops what scores too low or was decided to go, and deals the other rows into shards.
+"""`partition`: drops rows by score or earlier decisions, and assigns the others to shards.
 
 Scores are computed once (stage `score`) and thresholds are applied here, so trying another threshold costs no GPU. A
-row's shard depends on its key and the seed alone: rows that come or go elsewhere never move it.
+row's shard depends only on its key and the seed: adding or removing other rows never changes it.
 """
 
 import hashlib
@@ -22,24 +22,24 @@ from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
 ADDED = ("captions", "concepts")
-Additions = dict[str, dict[str, list[dict[str, Any]]]]  # key -> what the row gets, by unit
+Additions = dict[str, dict[str, list[dict[str, Any]]]]  # key -> items added to the row, by unit
 
 
 class PartitionConfig(ScoreThresholds):
-    """Which rows stay, and how they become shards."""
+    """Which rows are kept, and how they are assigned to shards."""
 
     num_shards: int = Field(ge=1, le=99_999)
     seed: int = Field(default=0, ge=0)
-    without_grains: tuple[Literal["object", "region"], ...] = ()  # boxes of these grains stay out of the shards
+    without_grains: tuple[Literal["object", "region"], ...] = ()  # boxes of these grains are left out of the shards
 
 
 def shard_of(key: str, seed: int, num_shards: int) -> int:
-    """The shard that holds the sample `key`: 64 bits of sha256 over seed and key, modulo the number of shards."""
+    """The shard of the sample `key`: 64 bits of sha256 over seed and key, modulo the number of shards."""
     return int(hashlib.sha256(f"{seed}{key}".encode()).hexdigest()[:16], 16) % num_shards
 
 
 def bucket_name(shard: int) -> str:
-    """File with one part's rows of a shard."""
+    """The file with one part's rows of a shard."""
     return f"bucket-{shard:05d}.parquet"
 
 
@@ -52,7 +52,7 @@ def plan_partition(config: PartitionConfig, inputs: Inputs) -> list[Part]:
 
 
 def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Bucket files of one filter part and its drops."""
+    """Writes the bucket files of one filter part and its drops."""
     rows = _scored_rows(inputs, part.reads[0], part.reads[1], SCORE_COLUMNS[config.score])
     keep, drops = score_drops(config, rows)
     additions: Additions = {}
@@ -78,7 +78,7 @@ def apply_decisions(
     drops: Sequence[Drop],
     additions: Additions,
 ) -> tuple[np.ndarray, list[Drop]]:
-    """`keep` and `drops` with what `decisions` take out of what is left; what rows get goes into `additions`."""
+    """`keep` and `drops` after `decisions` on the remaining rows; items to add are put into `additions`."""
     place = {key: number for number, key in enumerate(rows["key"].to_pylist())}
     keep, drops = keep.copy(), list(drops)
     for decision in decisions.to_pylist():
@@ -96,7 +96,7 @@ def apply_decisions(
 
 
 def add_items(rows: pa.Table, additions: Additions) -> pa.Table:
-    """`rows` with the captions and concepts of `additions` behind their own, by key."""
+    """`rows` with the captions and concepts of `additions` appended, by key."""
     for unit in ADDED if additions else ():
         pairs = zip(rows["key"].to_pylist(), rows[unit].to_pylist(), strict=True)
         items = [[*(own or ()), *additions.get(key, {}).get(unit, ())] for key, own in pairs]
@@ -106,7 +106,7 @@ def add_items(rows: pa.Table, additions: Additions) -> pa.Table:
 
 
 def leave_out_grains(rows: pa.Table, grains: Collection[str]) -> tuple[pa.Table, int]:
-    """`rows` without the concepts of these grains, and how many those were. Rows stay, whatever is left of them."""
+    """`rows` without the concepts of these grains, and their number. Rows are kept even if nothing else is left."""
     lists = [concepts or [] for concepts in rows["concepts"].to_pylist()] if grains else []
     kept = [[concept for concept in concepts if concept["grain"] not in grains] for concepts in lists]
     num_left_out = sum(map(len, lists)) - sum(map(len, kept))
@@ -124,13 +124,13 @@ def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple
     order = np.lexsort((keys, shards))
     numbers, starts = np.unique(shards[order], return_index=True)
     ends = [*starts[1:], len(order)]
-    for shard, start, end in zip(numbers, starts, ends, strict=False):  # no shard at all: `ends` alone has an item
+    for shard, start, end in zip(numbers, starts, ends, strict=False):  # without shards only `ends` has an item
         yield int(shard), rows.take(pa.array(order[start:end]))
 
 
 def _scored_rows(inputs: PartReader, rows_read: Read, scores_read: Read, column: str) -> pa.Table:
-    """The rows with the chosen score and the reason for a missing one beside them; CorruptArtifact unless both files
-    hold the same keys in order."""
+    """The rows with columns for the chosen score and the reason for a missing one; CorruptArtifact unless both files
+    have the same keys in order."""
     rows_path, scores_path = inputs.local_path(rows_read.file), inputs.local_path(scores_read.file)
     rows = pq.read_table(rows_path).combine_chunks()
     scores = pq.read_table(scores_path, columns=["key", column, "missing"])

@@ -1,4 +1,4 @@
-"""The thresholds that are applied to CLIP scores, and which rows they take out."""
+"""The thresholds on CLIP scores, and the rows they drop."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ from x2vlm.config import FrozenConfig
 from x2vlm.samples import Drop
 
 SCORE_COLUMNS = {"mean": "clip_score", "max": "clip_score_max", "middle": "clip_score_middle"}
-SCORED_WELL = ("", "no_caption", "no_finite_score")  # what `missing` says of rows whose media decode
+SCORED_WELL = ("", "no_caption", "no_finite_score")  # values of `missing` of rows whose media decode
 
 
 class ScoreThresholds(FrozenConfig):
-    """From which CLIP score on a row stays.
+    """The lowest CLIP score of a kept row.
 
-    Thresholds apply to the score of a row's first caption, `score` saying how the frames of a clip are made one number.
+    Thresholds apply to the score of a row's first caption; `score` is the aggregate over the frames of a clip.
     The paper (X2-VLM A.1) drops clips below 0.25 without naming model or aggregate; exactly 0.25 is kept. None = no
-    threshold. 0.25 means something only for the model it was chosen with.
+    threshold. 0.25 is valid only for the model it was chosen with.
     """
 
     score: Literal["mean", "max", "middle"] = "mean"
@@ -28,12 +28,12 @@ class ScoreThresholds(FrozenConfig):
 
 
 def score_drops(config: ScoreThresholds, rows: pa.Table) -> tuple[np.ndarray, list[Drop]]:
-    """Which of `rows` stay, and a drop for each of the others.
+    """Which of `rows` are kept, and a drop for each of the others.
 
-    `rows` has key, source, source_row, kind, clip_score (the one that `config.score` chooses) and missing. A row goes
-    if its media do not decode (`missing` names the decoder's rule), if its score is below the threshold of its kind, or
-    if there is a threshold and no score (rule clip_score_missing; never kept). Compared as float32, which is how
-    scores are stored: a score that equals the threshold stays, for every threshold.
+    `rows` has key, source, source_row, kind, clip_score (the one that `config.score` chooses) and missing. A row is
+    dropped if its media do not decode (`missing` names the decoder's rule), if its score is below the threshold of its
+    kind, or if there is a threshold and no score (rule clip_score_missing; never kept). Compared as float32, as scores
+    are stored: a score equal to the threshold is kept, for every threshold.
     """
     score = rows["clip_score"].to_numpy(zero_copy_only=False).astype(np.float32)
     is_video = pc.equal(rows["kind"], "video").to_numpy(zero_copy_only=False)

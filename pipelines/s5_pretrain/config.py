@@ -1,4 +1,4 @@
-"""Decisions of the pretrain stage."""
+"""Configuration of the pretrain stage."""
 
 import pydantic
 
@@ -10,12 +10,12 @@ from x2vlm.train.config import TrainConfig
 
 
 class PretrainConfig(FrozenConfig):
-    """What is trained, on what and how; the defaults are the released base 4M recipe on 8 GPUs.
+    """Model, data and training; the defaults are the released base 4M recipe on 8 GPUs.
 
-    `world_size` processes share every global batch. It never changes the recipe, but sums are added in another order
-    and negatives of the matching loss are drawn within a process, so it does change the weights, and counts.
-    `record_samples` writes samples.parquet: about 0.3 ms per sample on one core, so a run of 10^8 samples may rather
-    do without; the record can be computed for any step at any time.
+    Every global batch is split over `world_size` processes. It never changes the recipe, but the order of sums, and
+    negatives of the matching loss are drawn within a process, so it changes the weights and is in the fingerprint.
+    `record_samples` writes samples.parquet: about 0.3 ms per sample on one core, so a run of 10^8 samples may switch it
+    off; the record can be computed for any step later.
     """
 
     model: ModelConfig = ModelConfig()

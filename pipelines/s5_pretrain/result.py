@@ -1,4 +1,4 @@
-"""What a finished pre-training leaves: weights, metrics, and the record of which sample came in which step."""
+"""The outputs of a finished pre-training: weights, metrics, and the record of the samples of every step."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from x2vlm.train.metrics import read_metrics
 from x2vlm.train.validation import split_shards
 
 SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
-# Final numbers are means over this many last steps: a single step says little.
+# Final metrics are means over this many last steps: single steps are noisy.
 NUM_FINAL_STEPS = 10
 
 
@@ -72,7 +72,7 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
 
 
 def _copy_start_report(out: PartWriter) -> dict[str, Any]:
-    """Copy the report of the first weights to `out`; its numbers."""
+    """Copy the report of the initial weights to `out`; returns its counts."""
     from pipelines.s5_pretrain.start_weights import REPORT, summary_of
 
     with fsspec.open(f"{out.state_uri}/{REPORT}", "rb") as source:
@@ -82,7 +82,7 @@ def _copy_start_report(out: PartWriter) -> dict[str, Any]:
 
 
 def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:
-    """What prepares input for the model as training did. ConfigError if vocabulary, texts or clips do not fit it."""
+    """The processor that prepares inputs as in training. ConfigError if vocabulary, texts or clips do not match."""
     examples = config.data.examples
     return processor_for(
         config.model,
@@ -93,14 +93,14 @@ def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:
 
 
 def describe_model(config: PretrainConfig, shards_root: str) -> CardFacts:
-    """What this stage knows for the model's card; which test images were trained on, it does not."""
+    """The facts of this stage for the model's card, without those on contamination."""
     training: dict[str, str | int | float] = {"steps": config.train.steps, "seed": config.data.seed}
     training |= {f"{stream.label} rows per step": stream.batch_size for stream in config.data.streams}
     return CardFacts(name="X2-VLM, pre-trained", lineage_root=shards_root, training=training)
 
 
 def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of all losses over those of the last NUM_FINAL_STEPS steps that have them; held-out numbers as they end."""
+    """Means of all losses over those of the last NUM_FINAL_STEPS steps that have them; held-out metrics at the end."""
     final: dict[str, list[float]] = {}
     for line in metrics[-NUM_FINAL_STEPS:]:
         for name, value in line.items():
@@ -114,10 +114,10 @@ def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _write_samples(
     config: PretrainConfig, inputs: PartReader, part: Part, metrics: Sequence[Mapping[str, Any]], path: Path
 ) -> int:
-    """The number of rows of `path`: what each step consumed, worked out from the order and the recorded substitutes."""
+    """Write the samples of every step, computed from the order and the recorded substitutes; returns the row count."""
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     indexes = [inputs.local_path(files[index_name(path)]) for path in sorted(files) if is_media_file(path)]
-    shards = [ShardFiles(index, index) for index in indexes]  # which samples, not payloads: those are not opened
+    shards = [ShardFiles(index, index) for index in indexes]  # only keys are needed: payloads are not opened
     trained, _ = split_shards(shards, config.data.validation_share)
     loader = StepLoader(
         trained,
@@ -136,7 +136,7 @@ def _write_samples(
 
 
 def consumed_samples(loader: StepLoader, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
-    """(step, stream, key) of every sample that the steps of `metrics` consumed, with recorded substitutes put in."""
+    """(step, stream, key) of every sample that the steps of `metrics` consumed, after the recorded substitutions."""
     for line in metrics:
         used = {(item["stream"], item["key"]): item["used"] for item in line.get("substitutes", ())}
         for stream, key in loader.consumed(line["step"]):

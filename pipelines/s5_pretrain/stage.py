@@ -1,10 +1,10 @@
-"""The pretrain stage: what it reads, and the order in which it trains and writes.
+"""The pretrain stage: its inputs, training and outputs.
 
-One part. Its checkpoints live in the part's state folder, so a killed worker, a killed driver and a lost machine all
-end the same way: the same command goes on from the newest valid checkpoint. A part writes `model.safetensors`,
+One part. Its checkpoints are in the part's state folder, so after a killed worker, a killed driver or a lost machine
+the same command continues from the newest valid checkpoint. A part writes `model.safetensors`,
 `config.json`, `vocab.txt`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step),
-`samples.parquet` (every sample of every step) and, where training did not start at random, `start.json` (what every
-parameter started from): a folder that `x2vlm.inference.load` takes as it is.
+`samples.parquet` (every sample of every step) and, unless initialised randomly, `start.json` (the origin of every
+parameter): a folder that `x2vlm.inference.load` can read.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from x2vlm.train.config import TrainRuntime
 
 
 def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads every shard, the first weights if there are any, and the vocabulary."""
+    """One part that reads every shard, the initial weights if there are any, and the vocabulary."""
     (shards,) = inputs["shards"]
     (vocabulary,) = inputs["vocabulary"]
     reads = [Read("shards", file) for part in shards.parts for file in part.files if _is_shard_file(file.path)]
@@ -30,9 +30,9 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
 def pretrain_part(
     config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, runtime: TrainRuntime | None = None
 ) -> PartResult:
-    """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not fit the model.
+    """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not match the model.
 
-    `runtime` says how the training is watched and placed; no result depends on it.
+    `runtime` configures monitoring and placement; no result depends on it.
     """
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
     words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -49,11 +49,11 @@ def pretrain_part(
         "state_uri": out.state_uri,
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
     }
-    # Torch and Ray: not at the top, planning must not wait for them.
+    # Torch and Ray: not imported at the top, planning must not wait for them.
     from pipelines.s5_pretrain.result import collect, processor_of
     from pipelines.s5_pretrain.worker import train
 
-    processor_of(config, vocabulary)  # what will be saved at the end must fit now
+    processor_of(config, vocabulary)  # fail now if it could not be saved at the end
     if config.start is not None:
         from pipelines.s5_pretrain.start_weights import lay_down_start
 
@@ -87,8 +87,8 @@ def _is_shard_file(path: str) -> bool:
 
 PRETRAIN = Stage(
     name="pretrain",
-    # 3: the model's folder has its processor and its card; 4: first weights may be given; 5: one backward pass over
-    # packed texts, fixed gradient buckets; 6: the image tower may look over time (by default it does not)
+    # 3: the model's folder has its processor and its card; 4: initial weights; 5: one backward pass over
+    # packed texts, fixed gradient buckets; 6: optional temporal attention (off by default)
     version=6,
     config_type=PretrainConfig,
     slots=("shards", *START_SLOTS, "vocabulary"),

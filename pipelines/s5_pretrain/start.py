@@ -1,7 +1,7 @@
-"""Where the first weights of a training come from, and which files that makes the pretrain node read.
+"""The initial weights of a run, and the files that the pretrain node reads for them.
 
-A local file counts by its content and never by its name or folder. A name on the Hugging Face hub counts as it is
-written, and so must say which commit it means: `owner/name@<40 hex digits>`.
+A local file is identified by its content, never by its name or folder. A name on the Hugging Face hub is identified as
+written, and so must include the commit: `owner/name@<40 hex digits>`.
 """
 
 import re
@@ -26,7 +26,7 @@ class StartConfig(FrozenConfig):
 
     `vision`: a weight file (.pth, .safetensors) or a timm model on the hub; `text`: a folder of a transformers model or
     one on the hub; `checkpoint`: a reference file (.th, .pth) or a folder this project saved; `node`: the name of an
-    earlier phase of the experiment. Paths start at the project's root.
+    earlier phase of the experiment. Paths are relative to the project's root.
     """
 
     vision: str | None = None
@@ -42,7 +42,7 @@ class StartConfig(FrozenConfig):
         return self
 
     def recorded(self) -> "StartConfig":
-        """What counts of it for the node that starts so: hub names, and that there are local files or a phase."""
+        """The part that is in the node's fingerprint: hub names, and whether there are local files or a phase."""
         kept = {
             name: value if value is None or is_hub_name(value) else LOCAL for name, value in self.model_dump().items()
         }
@@ -54,7 +54,7 @@ def is_hub_name(value: str) -> bool:
 
 
 def start_reads(inputs: Inputs) -> list[Read]:
-    """The files of the first weights that a training reads: of a phase's folder only its model."""
+    """The files of the initial weights that are read: of a phase's folder only its model."""
     reads = []
     for slot in START_SLOTS:
         for item in inputs.get(slot, ()):

@@ -1,4 +1,4 @@
-"""The model a training starts with: built, filled, checked and laid down once, where every worker finds it."""
+"""The initial model of a run: built, loaded, checked and written once, where every worker finds it."""
 
 import hashlib
 import json
@@ -29,27 +29,27 @@ from x2vlm.train.optim import NEW_HEADS
 
 log = logging.getLogger(__name__)
 
-# Local copies of what a start reads: slot -> file name -> where it lies now, perhaps under another name.
+# Local copies of the input files: slot -> file name -> path, possibly with another name.
 Files = Mapping[str, Mapping[str, Path]]
 
 HUB_WEIGHTS = "model.safetensors"  # of a timm model on the hub
 REPORT = "start.json"
 WEIGHTS = "start.safetensors"
-# What a start may leave at random beside NEW_HEADS: nothing else of a tower or of the fusion layers. Reference names.
+# Parameters that may stay random beside NEW_HEADS; no others of a tower or of the fusion layers. Reference names.
 _WORD_HEADS = ("text_encoder.cls.", "mlm_head.")
-_FINAL_NORM = "vision_encoder.fc_norm."  # a tower that was only pre-trained has the norm of its class token instead
+_FINAL_NORM = "vision_encoder.fc_norm."  # a merely pre-trained tower has the norm of its class token instead
 
 
 def random_model(config: PretrainConfig) -> X2VLM:
-    """The model as training would start it without `start`."""
+    """The randomly initialised model of a run without `start`."""
     torch.manual_seed(derive_seed(config.data.seed, "initial weights"))
     return build_model(config.model)
 
 
 def started_model(config: PretrainConfig, files: Files) -> tuple[X2VLM, LoadReport]:
-    """The model that `config.start` describes, and what came from where; `files` are local copies by slot.
+    """The model that `config.start` describes, and its load report; `files` are local copies by slot.
 
-    ConfigError if a tower or a fusion layer would stay at random, SourceUnavailable if the hub does not give a name.
+    ConfigError if a tower or a fusion layer would stay random, SourceUnavailable if the hub lacks a name.
     """
     start = config.start
     assert start is not None
@@ -63,7 +63,7 @@ def started_model(config: PretrainConfig, files: Files) -> tuple[X2VLM, LoadRepo
 
 
 def lay_down_start(config: PretrainConfig, files: Files, state_uri: str) -> dict[str, Any]:
-    """Writes first weights and report below `state_uri` unless they are there; what workers need to know, as JSON.
+    """Writes initial weights and report below `state_uri` unless they exist; returns the facts for workers as JSON.
 
     The report is written last: a folder with it is complete.
     """
@@ -80,9 +80,9 @@ def lay_down_start(config: PretrainConfig, files: Files, state_uri: str) -> dict
 
 
 def load_start(model: X2VLM, start: Mapping[str, Any] | None, is_first: bool) -> Collection[str] | None:
-    """Fills the first process's `model`; the names of the parameters that are new, None for a start at random.
+    """Loads the first process's `model`; returns the names of new parameters, None for random initialisation.
 
-    The other processes get the weights from the first, but every one must know which rate is whose.
+    The other processes get the weights from the first, but each needs the learning rate of every parameter.
     """
     if start is None:
         return None
@@ -96,7 +96,7 @@ def load_start(model: X2VLM, start: Mapping[str, Any] | None, is_first: bool) ->
 
 
 def summary_of(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What lineage keeps of a report: how many parameters came, are new, were resized."""
+    """The counts of a report for lineage: loaded, new and resized parameters."""
     numbers = {f"num_{name}": len(report[name]) for name in ("loaded", "missing", "resized", "unexpected")}
     return {"weights_sha256": report["sha256"], **numbers}
 
@@ -126,7 +126,7 @@ def _from_model(model: X2VLM, files: Mapping[str, Path]) -> LoadReport:
 
 
 def _locate(given: str | None, files: Mapping[str, Path], folder: Path) -> Path | None:
-    """The folder of a backbone: the hub's, or `folder` with all its files, which may lie apart."""
+    """The folder of a backbone: the hub's, or `folder` with links to all its files."""
     if given is None:
         return None
     if found := HUB_NAME.match(given):

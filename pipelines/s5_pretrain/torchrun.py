@@ -1,9 +1,9 @@
-"""A pre-training on processes that torchrun starts, where there is no Ray.
+"""Pre-training on processes started by torchrun, without Ray.
 
     torchrun --nproc-per-node 8 -m pipelines.s5_pretrain.torchrun STATE/job.json
 
-`job.json` is what the pretrain stage leaves in its state folder. Checkpoints and metrics go there too, so runs under
-Ray and under torchrun go on from each other. Exit codes: 0 done, 1 failed, 3 wrong use, 75 stopped by SIGTERM with its
+The pretrain stage writes `job.json` to its state folder. Checkpoints and metrics are written there too, so a run can
+continue under Ray or torchrun. Exit codes: 0 done, 1 failed, 3 wrong use, 75 stopped by SIGTERM with its
 state saved.
 """
 
@@ -29,7 +29,7 @@ EXIT_FAILED, EXIT_USAGE = 1, 3
 
 
 def main(arguments: list[str]) -> int:
-    """Train the job in this process; its place among the others is in the environment."""
+    """Train the job in this process; its rank is in the environment."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     try:
         job = read_job(arguments)
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def read_job(arguments: list[str]) -> dict[str, Any]:
-    """The job that the only argument names. ConfigError if there is none, it is torn, or torchrun did not start us."""
+    """The job that the only argument names. ConfigError if it is missing or damaged, or without torchrun."""
     if len(arguments) != 1:
         raise ConfigError(f"one argument is wanted, the job of a run: {USAGE}")
     if "RANK" not in os.environ:

@@ -1,4 +1,4 @@
-"""Training processes: on this one, or on Ray Train workers that are replaced when they are lost."""
+"""Training in this process, or on Ray Train workers that are replaced when they are lost."""
 
 import json
 import logging
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 JOB = "job.json"
-# Asking Ray whether a machine is about to be taken away is a round trip of all workers.
+# Asking Ray about an announced preemption is a round trip of all workers.
 PREEMPTION_POLL_STEPS = 50
 
 
 def train(job: Mapping[str, Any], world_size: int) -> None:
     """Run `train_worker` here if one process is enough and there is no Ray, else on Ray Train.
 
-    The job is left in the state folder too, from where torchrun can take it (`pipelines.s5_pretrain.torchrun`).
+    The job is also written to the state folder, from where torchrun can run it (`pipelines.s5_pretrain.torchrun`).
     """
     fs, state = fsspec.core.url_to_fs(job["state_uri"])
     fs.makedirs(state, exist_ok=True)
@@ -51,9 +51,9 @@ def train(job: Mapping[str, Any], world_size: int) -> None:
 
 
 def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None = None) -> None:
-    """What every process does: build model and loader, train to the end. `job` is plain JSON.
+    """The work of every process: build model and loader, train to the end. `job` is plain JSON.
 
-    A checkpoint is written where `asks_save(step)`. TrainingStopped after SIGTERM.
+    A checkpoint is written if `asks_save(step)`. TrainingStopped after SIGTERM.
     """
     # timm and transformers, which a driver of Ray workers does not need
     from pipelines.s5_pretrain.start_weights import load_start, random_model
@@ -91,7 +91,7 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
 
 
 def ray_worker(job: Mapping[str, Any]) -> None:
-    """`train_worker` on a Ray Train worker. StageFailed, naming rank and node, for whatever goes wrong in it."""
+    """`train_worker` on a Ray Train worker. StageFailed, naming rank and node, for any error in it."""
     try:
         train_worker(job, PreemptionWatch())
     except Exception as error:
@@ -101,7 +101,7 @@ def ray_worker(job: Mapping[str, Any]) -> None:
 
 
 class PreemptionWatch:
-    """True once for every announcement by Ray that a machine of this run will be taken away."""
+    """True once for every announcement by Ray that a machine of this run will be preempted."""
 
     def __init__(self) -> None:
         import ray.train
@@ -112,8 +112,8 @@ class PreemptionWatch:
     def __call__(self, step: int) -> bool:
         if self._ask is None or step % PREEMPTION_POLL_STEPS:
             return False
-        told, self._known = self._known, self._ask()
-        if self._known is None or self._known == told:
+        previous, self._known = self._known, self._ask()
+        if self._known is None or self._known == previous:
             return False
         log.warning("preemption_announced step=%d info=%s", step, self._known)
         return True
@@ -127,7 +127,7 @@ def _check_world_size(world_size: int, config: PretrainConfig) -> None:
 
 
 def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
-    """Processes that read ahead for one trainer: its fraction of the cores where a GPU waits, else none."""
+    """Prefetching processes for one trainer: its part of the cores on a GPU machine, else none."""
     if runtime.readers is not None:
         return runtime.readers
     if not torch.cuda.is_available():
@@ -136,9 +136,9 @@ def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
 
 
 def _train_on_ray(job: Mapping[str, Any]) -> None:
-    """Run `ray_worker` on Ray Train workers; lost ones are replaced and go on from the checkpoint.
+    """Run `ray_worker` on Ray Train workers; lost ones are replaced and continue from the checkpoint.
 
-    The run's name is new every time: under an old one Ray would go on from its own snapshot and do nothing.
+    The run's name is new every time: with an old one Ray would resume its own snapshot and do nothing.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -155,7 +155,7 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         ray_worker,
         train_loop_config=dict(job),
         scaling_config=ScalingConfig(
-            num_workers=workers,  # type: ignore[arg-type]  # Ray's stub knows Tune's search spaces, not its own pair
+            num_workers=workers,  # type: ignore[arg-type]  # Ray's stub lacks the pair of numbers
             use_gpu=use_gpu,
             resources_per_worker={"CPU": runtime.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
             placement_strategy=runtime.placement,
@@ -168,7 +168,7 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         ),
     )
     log.info("ray_train run=%s workers=%s gpu=%s max_failures=%d", name, workers, use_gpu, runtime.max_failures)
-    _forget_stall(state_uri)
+    _remove_stall_report(state_uri)
     try:
         error = trainer.fit().error
     except TrainingFailedError as raised:
@@ -177,13 +177,13 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         raise StageFailed(f"pretrain: {name} failed: {_stall(state_uri) or error}") from error
 
 
-def _forget_stall(state_uri: str) -> None:
+def _remove_stall_report(state_uri: str) -> None:
     fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
     if fs.exists(state):
         fs.rm(state)
 
 
 def _stall(state_uri: str) -> str:
-    """What the watchdogs of this run found out, where they ended it: all that Ray knows is that workers died."""
+    """The message of this run's watchdogs if they ended it: Ray only reports that workers died."""
     fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
     return str(json.loads(fs.cat_file(state))["message"]) if fs.exists(state) else ""

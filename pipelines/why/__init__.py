@@ -1,6 +1,6 @@
-"""Why a row is in the corpus or not, and what another threshold would change; answered from what stages wrote.
+"""Why a row is in the corpus or not, and what another threshold would change; answered from stage outputs.
 
-row_index   finds a row by key or address among all sources in a binary search
+row_index   finds a row by key or URL among all sources in a binary search
 trace       follows it through the stages, with the values that were compared and the thresholds
 what_if     applies other thresholds to stored values and prints the new funnel; nothing is run
 """

@@ -1,6 +1,6 @@
-"""Where a row lies among the files of a `read` artifact: a sorted list of hashes, built once and searched in place.
+"""An index of the rows in the files of a `read` artifact: a sorted list of hashes, built once and searched in place.
 
-An index is derived data. It lies beside the store (`index/`), or in the machine's temporary folder for a remote one, is
+An index is derived data. It is beside the store (`index/`), or in the machine's temporary folder for a remote one, is
 named by the artifact's root, and can be deleted at any time.
 """
 
@@ -29,24 +29,24 @@ KEY_DIGITS = 32
 
 
 class RowIndex:
-    """Finds the files of one artifact that hold a key or a URL. Opens nothing but two memory-mapped arrays."""
+    """Finds the files of one artifact that contain a key or a URL. Opens only two memory-mapped arrays."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._files: list[str] = json.loads((folder / "files.json").read_text(encoding="utf-8"))
 
     def files_with(self, column: str, text: str) -> list[str]:
-        """sha256 of the files where `column` may have the value `text`. Hashes have 64 bits: look before you tell."""
+        """sha256 of the files where `column` may have the value `text`. Hashes have 64 bits: verify hits."""
         hashes = np.load(self._folder / f"{column}.hash.npy", mmap_mode="r")
         places = np.load(self._folder / f"{column}.file.npy", mmap_mode="r")
-        # As a Python number it would turn the whole array into floats: 30 ms for 20 million rows instead of 20 us.
+        # A Python number would convert the whole array to floats: 30 ms for 20 million rows instead of 20 us.
         wanted = np.uint64(_hash(column, text))
         first, last = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
         return [self._files[number] for number in sorted(set(places[first:last].tolist()))]
 
 
 def open_index(store: Store, manifest: Manifest) -> RowIndex:
-    """The index of a `read` artifact; the first call builds it, which takes one pass over its keys and addresses."""
+    """The index of a `read` artifact; the first call builds it, which takes one pass over its keys and URLs."""
     root = store.local_root or Path(tempfile.gettempdir()) / f"x2vlm-index-{os.getuid()}"
     folder = root / "index" / manifest.root
     if not (folder / "files.json").exists():
@@ -77,12 +77,12 @@ def _build(store: Store, manifest: Manifest, folder: Path) -> None:
 def _hashed_files(
     store: Store, files: Sequence[tuple[PartRecord, FileRecord]], scratch: Path
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Per file the hashes of every column that it has."""
+    """Per file the hashes of every indexed column."""
     for record, file in files:
         path = StoreReader(store, scratch, record.fingerprint).local_path(_input_file(store, record, file))
         names = [name for name in COLUMNS if name in pq.read_schema(path).names]
         table = pq.read_table(path, columns=names)
-        shutil.rmtree(scratch / file.sha256, ignore_errors=True)  # what was fetched: one file at a time is on the disk
+        shutil.rmtree(scratch / file.sha256, ignore_errors=True)  # fetched copy: only one file at a time is on disk
         columns = {name: table[name].unique() for name in names}
         yield {
             name: _hashes(name, pc.drop_null(columns[name]).to_pylist() if name in columns else []) for name in COLUMNS
@@ -98,7 +98,7 @@ def _hashes(column: str, texts: Iterable[str]) -> np.ndarray:
 
 
 def _hash(column: str, text: str) -> int:
-    """64 bits of a value. A key is the beginning of a sha256 already."""
+    """64 bits of a value. A key is already the start of a sha256."""
     if column == "key" and len(text) == KEY_DIGITS:
         return int(text[:16], 16)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""What happened to a row at every stage: the verdict, the values that were compared, and the thresholds."""
+"""The trace of a row through every stage: the verdict, the compared values, and the thresholds."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,12 +24,12 @@ from x2vlm.samples import SAMPLE_SCHEMA, sample_key
 
 KEY = re.compile(r"[0-9a-f]{32}")
 READ_STAGE = "read"
-MAX_ITEMS = 12  # of a list that is told
+MAX_ITEMS = 12  # of a list that is shown
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one node said about a row."""
+    """The record of one node about a row."""
 
     node: str
     verdict: str  # kept, dropped, fetched, scored, packed, trained
@@ -42,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class RowTrace:
-    """The life of one row, and how it ended."""
+    """The steps of one row through the stages, and its final verdict."""
 
     key: str
     source: str
@@ -52,7 +52,7 @@ class RowTrace:
     not_reached: tuple[str, ...] = field(default=())  # nodes that would have come next
 
     def lines(self) -> Iterator[str]:
-        """The story for people."""
+        """The trace as lines of text."""
         yield f"{self.source} row {self.source_row}, key {self.key}" + (f", {self.url}" if self.url else "")
         yield from (f"  {step}" for step in self.steps)
         if self.not_reached:
@@ -65,9 +65,9 @@ class RowTrace:
 
 
 def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
-    """What happened to every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
+    """The trace of every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
 
-    ConfigError if the experiment has read nothing yet, or if no row is called that.
+    ConfigError if the experiment has read nothing yet, or if no row matches.
     """
     manifests = manifests_in_order(store, experiment)
     reads = [stored for stored in manifests if stored.manifest.stage == READ_STAGE]
@@ -93,7 +93,7 @@ def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
 def _may_hold(path: str, traces: Sequence[Trace]) -> bool:
     """False for decisions about the rows of parts in which the row was not seen.
 
-    A search over 1,000 parts writes as many files: with all of them opened an answer took 1.0 CPU second, now 0.05.
+    A search over 1,000 parts writes as many files: opening all of them would take 1.0 CPU second instead of 0.05.
     """
     return not is_decisions(path) or any(path.endswith(f"-{trace.part}.parquet") for trace in traces)
 
@@ -148,9 +148,9 @@ def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -
     configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
     all_steps = (_step(trace, traces[:number], configs[trace.node]) for number, trace in enumerate(traces))
     steps = tuple(step for step in all_steps if step.facts)
-    told = {trace.node for trace in traces}
+    reported = {trace.node for trace in traces}
     return RowTrace(
-        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, told)
+        key, first.get("source", ""), first.get("source_row", ""), url, steps, _not_reached(manifests, reported)
     )
 
 
@@ -170,7 +170,7 @@ def _step(trace: Trace, before: Sequence[Trace], config: Mapping[str, Any]) -> S
 
 
 def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]:
-    """What each rule about rows compared for a row that it kept: {"min_short_edge": "480 against 224"}."""
+    """The comparison of each row rule for a kept row: {"min_short_edge": "480 against 224"}."""
     columns = SampleColumns(pa.Table.from_pylist([dict(row)], schema=SAMPLE_SCHEMA))
     return {
         verdict.rule: f"{verdict.value[0]:g} against {verdict.threshold:g}"
@@ -179,12 +179,12 @@ def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]
     }
 
 
-def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]:
-    """Nodes below those that wrote about the row that say nothing of it and come after all that do. (What lies between
-    had nothing to say: a search for duplicates, for example.)"""
+def _not_reached(manifests: Sequence[Stored], reported: set[str]) -> tuple[str, ...]:
+    """Nodes downstream of those with a record of the row that have none and come after all that do. (Nodes in between
+    had no record to write: a search for duplicates, for example.)"""
     order = [stored.manifest.node for stored in manifests]
-    last = max(order.index(node) for node in told)
-    reachable = set(told)
+    last = max(order.index(node) for node in reported)
+    reachable = set(reported)
     for stored in manifests:
         if any(source.node in reachable for source in stored.manifest.inputs):
             reachable.add(stored.manifest.node)
@@ -192,13 +192,13 @@ def _not_reached(manifests: Sequence[Stored], told: set[str]) -> tuple[str, ...]
 
 
 def facts_of(trace: Trace) -> dict[str, Any]:
-    """What is worth telling of a table row: all of a verdict, and of a sample what can change on the way."""
+    """The facts of a table row to show: all of a verdict, and of a sample the values that stages may change."""
     values = trace.values
     if values.get("rule"):
         names = ("rule", "unit", "item", "value", "threshold", "reason")
         return {name: values[name] for name in names if values.get(name) not in (None, "")}
     facts: dict[str, Any] = {}
-    if "rule" in values:  # a decision about a row that stays: what it gets from rows that go
+    if "rule" in values:  # a decision about a kept row: the items from its dropped duplicates
         return {f"{unit}_added": len(values[unit]) for unit in ("captions", "concepts") if values.get(unit)}
     if "captions" in values:
         facts |= {"captions": len(values["captions"] or ()), "concepts": len(values["concepts"] or ())}
@@ -219,12 +219,12 @@ def facts_of(trace: Trace) -> dict[str, Any]:
 
 
 def _is_bulk(value: Any) -> bool:
-    """Embeddings and thumbnails: of no use to a reader."""
+    """Embeddings and thumbnails, which are not shown."""
     return isinstance(value, bytes) or (isinstance(value, list) and len(value) > MAX_ITEMS)
 
 
 def describe(facts: Mapping[str, Any]) -> str:
-    """Facts as one line; a drop reads `rule: value against threshold (reason)`."""
+    """Facts as one line; a drop is shown as `rule: value against threshold (reason)`."""
     if "rule" not in facts:
         return " ".join(f"{name}={value}" for name, value in facts.items())
     unit = "" if facts.get("unit", "row") == "row" else f"{facts['unit']} {facts.get('item', '')}: "

@@ -1,1 +1,1 @@
-"""What measures speed. Each file is one command, `python -m tests.benchmarks.NAME`, and prints what it measured."""
+"""Benchmarks. Each file is a command, `python -m tests.benchmarks.NAME`, that prints its measurements."""

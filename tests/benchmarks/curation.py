@@ -1,10 +1,10 @@
-"""What curation makes of a world whose truth is known: recall and precision of every rule, from read to partition.
+"""Recall and precision of every curation rule on a world with known ground truth, from read to partition.
 
     python -m tests.benchmarks.curation --scenes 20000 [--workers 2] [--out FOLDER]
 
-A planted defect counts as found if its row (caption, concept) is dropped in the stage and by the rule that the truth
-names; what is dropped and not planted counts against precision. Duplicates and leaks are judged by what a row shows:
-two rows may be called duplicates, and a row a leak, only if they show the same scene. Needs no model that knows shapes:
+A planted defect counts as found if its row (caption, concept) is dropped in the stage and by the rule of the
+truth; other drops count against precision. Duplicates and leaks are judged by scenes: two rows may be duplicates, and a
+row a leak, only if they show the same scene. No model of shapes is needed:
 mismatched captions are left to `tests/corpora/world/test_world_clip.py`.
 """
 
@@ -33,13 +33,13 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition")
 RULE_STAGES = ("read", "download", "filter")
 ORIGIN = re.compile(r"(\w+) of scene (\d+)")
-# Kinds of copies that a method other than the embedding is there to find.
+# Kinds of copies that a method other than the embedding should find.
 FOUND_BY = {"exact": "sha256", "reencoded": "phash", "half_size": "phash", "cropped": "phash", "flipped": "mirrored"}
 
 
 @dataclass
 class Report:
-    """Per rule or kind of copy: planted, found; and what was dropped without being planted."""
+    """Per rule or kind of copy: planted, found; and drops that were not planted."""
 
     planted: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
@@ -73,27 +73,27 @@ def curate(world: Path, folder: Path, num_cpus: int = 0) -> Store:
 
 
 def judge(world: Path, store: Store) -> Report:
-    """What the stages said, against the truth."""
+    """The decisions of the stages, against the truth."""
     report = Report()
     truth = pq.read_table(world / "truth.parquet").to_pylist()
     foreign = {(one["source"], one["row_key"]) for one in truth if one["expected_rule"] == "language"}
-    said = _drops(store)
+    found_drops = _drops(store)
     report.rows = sum(one["unit"] == "row" for one in truth)
     expected = set()
     for one in truth:
         if one["unit"] == "media" or one["expected_stage"] not in RULE_STAGES or one["expected_rule"] == "row_dropped":
             continue
         if one["expected_stage"] == "filter" and (one["source"], one["row_key"]) in foreign:
-            continue  # takes a detector of languages
+            continue  # needs a language detector
         verdict = (one["source"], one["row_key"], one["unit"], one["item"], one["expected_stage"], one["expected_rule"])
         expected.add(verdict)
         name = f"{one['expected_stage']}: {one['unit']} {one['expected_rule']}"
         report.planted[name] += 1
-        if verdict in said:
+        if verdict in found_drops:
             report.found[name] += 1
         else:
             report.missed.append(str(verdict))
-    report.wrong += [str(verdict) for verdict in sorted(said - expected) if verdict[5] != "row_dropped"]
+    report.wrong += [str(verdict) for verdict in sorted(found_drops - expected) if verdict[5] != "row_dropped"]
     _judge_copies(report, truth, store)
     return report
 
@@ -109,7 +109,7 @@ def _drops(store: Store) -> set[tuple[str, ...]]:
 
 
 def _judge_copies(report: Report, truth: list[dict], store: Store) -> None:
-    """Duplicates and leaks: which scene a row shows says what may be called a copy of what."""
+    """Duplicates and leaks: rows of the same scene are copies."""
     shows: dict[tuple[str, str], int] = {}
     copies: list[tuple[dict, str, int]] = []
     for one in truth:
@@ -140,10 +140,10 @@ def _judge_copies(report: Report, truth: list[dict], store: Store) -> None:
     for one, kind, origin in copies:
         row = (one["source"], one["row_key"])
         if row not in evidence.values() and row not in together and row not in leaks:
-            continue  # gone before anybody looked: too small, say
+            continue  # dropped before the search, e.g. too small
         is_leak = one["planted"] == "test_leak"
         if not is_leak and alive[origin] < 2:
-            continue  # the original is gone
+            continue  # the original was dropped
         name = f"{'leak' if is_leak else 'duplicate'}: {kind}"
         report.planted[name] += 1
         hit = bool(leaks.get(row)) if is_leak else origin in together.get(row, ())

@@ -3,13 +3,13 @@
     python -m tests.benchmarks.data_wait [--samples 200000] [--steps 240] [--readers 2] [--json]
 
 A real run of the training loop on one core, streams of images, regions and clips, with reader processes beside it;
-then a shorter one without readers, where every step waits for all of its reading: what reading ahead has to hide, and
-the proof that the meter sees it. The share is of wall time, over all steps after the warm-up, in which reader processes
-start and open their first shards (seconds until the first batch are told apart).
+then a shorter one without readers, where every step waits for all of its reading: the cost that prefetching must
+overlap, and a check of the metric. The fraction is of wall time, over all steps after the warm-up, in which reader
+processes start and open their first shards (the time until the first batch is reported separately).
 
 The model is so small that its step costs only some nine times the CPU of reading it; both are measured. Files were
 written just before and come from the page cache: the speed of a disk or an object store is not measured. Nor is a GPU,
-which makes a step in less time than a core needs to read it: how many readers feed one is arithmetic from `loader`.
+which makes a step in less time than a core needs to read it: the number of readers for one follows from `loader`.
 """
 
 import argparse
@@ -66,7 +66,7 @@ DATA = DataConfig(
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of the loop reports after its warm-up. `wait_fraction`: of wall time, spent waiting for data."""
+    """The metrics of one run after its warm-up. `wait_fraction`: of wall time, waiting for data."""
 
     readers: int
     steps: int  # that were counted
@@ -88,7 +88,7 @@ class Found:
 
 
 def shards_for(samples: int) -> int:
-    """As many as a run would have: ten thousand rows in each."""
+    """The number of shards of a real run: ten thousand rows in each."""
     return -(-samples // ROWS_PER_SHARD)
 
 
@@ -150,7 +150,7 @@ def _run(shards: WorldShards, folder: Path, model_config: ModelConfig, steps: in
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured, and with which versions."""
+    """The machine and the versions of the measurement."""
     packages = ("torch", "pyarrow", "opencv-python-headless", "numpy")
     return {
         "machine": platform.machine(),
@@ -187,7 +187,7 @@ def describe(shards: WorldShards, found: Found) -> str:
 
 
 def to_json(shards: WorldShards, found: Found) -> dict[str, Any]:
-    """The same for a program."""
+    """The same as JSON."""
     corpus = {
         "counts": shards.counts,
         "bytes": shards.num_bytes,

@@ -1,14 +1,14 @@
-"""What a photo costs to fetch and store: our download stage against img2dataset 1.47.0 by itself.
+"""The cost of fetching and storing a photo: our download stage against plain img2dataset 1.47.0.
 
     python -m tests.benchmarks.download [--photos 2000] [--rounds 5] [--modes original reencoded scaled] [--closing]
 
-Both fetch the same URLs from the same server, which is a process of its own, with the same number of threads, and store
-the same thing: the original bytes, or the image at 256 pixels and quality 95. They take turns (A B A B ...). What
-counts is CPU seconds of the process and all its children; wall time is beside it. Ten URLs give what a run costs before
-its first photo; "marginal" is what is left per photo when that is taken off, "whole" is all of it per photo.
+Both fetch the same URLs from the same server, a separate process, with the same number of threads, and store the same:
+the original bytes, or the image at 256 pixels and quality 95. They alternate (A B A B ...). The measure is CPU seconds
+of the process and all its children, with wall time beside it. Ten URLs give the fixed cost of a run; "marginal" is the
+cost per photo without it, "whole" with it.
 
-The server keeps connections open for those who want that: we do, img2dataset closes each after one photo. With
-`--closing` it closes every connection itself, and then neither can save any.
+The server keeps connections open on request: ours does so, img2dataset closes each after one photo. With `--closing` it
+closes every connection itself.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PEER_MODE = {"original": "original", "reencoded": "reencoded", "scaled": "reenco
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run: CPU and wall seconds, and the most memory that one of its processes held."""
+    """Of one run: CPU and wall seconds, and the peak memory of its largest process."""
 
     cpu_seconds: float
     wall_seconds: float
@@ -76,7 +76,7 @@ def _cpu(costs: Sequence[Cost]) -> float:
 
 @contextmanager
 def photo_server(folder: Path, closes: bool = False) -> Iterator[list[str]]:
-    """Base addresses at which the photos in `folder` are served by another process until the block ends."""
+    """Base URLs at which the photos in `folder` are served by another process until the block ends."""
     module = ["-m", "tests.benchmarks.photo_server"]
     command = [sys.executable, *module, str(folder), str(NUM_ORIGINS), *(["closes"] if closes else [])]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
@@ -90,7 +90,7 @@ def photo_server(folder: Path, closes: bool = False) -> Iterator[list[str]]:
 
 
 def run_side(side: str, job: Job, profile: str | None = None) -> Cost:
-    """What `side` costs for `job`, in a process of its own; RuntimeError with its last words if it fails."""
+    """The cost of `side` for `job`, in a separate process; RuntimeError with the end of its log if it fails."""
     folder = Path(job.folder)
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(dataclasses.asdict(job)))

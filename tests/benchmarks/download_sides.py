@@ -1,4 +1,4 @@
-"""The two systems that `tests.benchmarks.download` compares, each as a process that does one whole download.
+"""The two systems that `tests.benchmarks.download` compares, each as a process that does one complete download.
 
 `python -m tests.benchmarks.download_sides SIDE JOB.json`; the job is a `Job`.
 """
@@ -12,15 +12,15 @@ from typing import Any
 
 THREADS = 16
 if sys.argv[1:2] == ["peer"]:
-    # Of an environment with img2dataset and nothing else. Its three processes would import torch and ray if they could,
-    # for 15 more CPU seconds; their `try: import` is written for their absence.
+    # As in an environment with img2dataset alone. Its three processes would import torch and ray if installed, for 15
+    # more CPU seconds; both are optional.
     for absent in ("torch", "ray", "pyspark"):
         sys.modules[absent] = None  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What both sides do: fetch `urls` into `folder`. Modes: original, reencoded (256 pixels, quality 95), scaled."""
+    """The job of both sides: fetch `urls` into `folder`. Modes: original, reencoded (256 px, quality 95), scaled."""
 
     urls: list[str]
     folder: str
@@ -76,7 +76,7 @@ def run_ours(job: Job) -> int:
             "allow_networks": ["127.0.0.1/32"],
             "allow_ports": ports,
             "threads": THREADS,
-            "host_connections": 2 * THREADS,  # all origins are one host here: its gate is passed, not waited at
+            "host_connections": 2 * THREADS,  # all origins are one host here, which must not limit the rate
             "host_requests_per_second": 1e6,
             **store_of(job),
         }
@@ -88,7 +88,7 @@ def run_ours(job: Job) -> int:
 
 
 def store_of(job: Job) -> dict[str, Any]:
-    """The decision of our config that a mode means."""
+    """The `store` config of a mode."""
     if job.mode == "original":
         return {"store": {"kind": "original"}}
     size = {"short_edge": job.short_edge, "quality": job.quality}
@@ -103,6 +103,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # no look-up on the net in what is timed
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # no network access in the timed part
     os.environ["WANDB_MODE"] = "disabled"
     main()

@@ -87,7 +87,7 @@ def _texts(draws: np.random.Generator, count: int, most: int) -> pa.Array:
 
 
 def _hex_digits(draws: np.random.Generator, count: int, chars: int) -> pa.Array:
-    """Random texts of hex digits, which compress as badly as real keys and checksums do."""
+    """Random texts of hex digits, as incompressible as real keys and checksums."""
     data = np.frombuffer(b"0123456789abcdef", np.uint8)[draws.integers(0, 16, count * chars, np.uint8)]
     offsets = np.arange(count + 1, dtype=np.int32) * chars
     return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])

@@ -1,15 +1,16 @@
-"""What the filter stage's rules cost, beside pandas and Ray Data doing the same to the same rows, and at scale.
+"""The cost of the filter stage's rules, against pandas and Ray Data on the same rows, and at scale.
 
-    python -m tests.benchmarks.filters             rules, stage and rivals, in CPU seconds of all processes involved
-    python -m tests.benchmarks.filters --scale     the stage over 10 million rows, part by part: cost a row and memory
+    python -m tests.benchmarks.filters             rules, stage and alternatives, in CPU seconds of all processes
+    involved python -m tests.benchmarks.filters --scale     the stage over 10 million rows, part by part: cost a row and
+    memory
 
 Measured on two shared cores, rows of LAION after download (one caption, no boxes), CPU microseconds a row: rules 0.10
 (10 million rows a second), with the tables of kept and dropped rows 0.42, whole stage with Parquet 2.9; pandas 1.1 on
-a frame that is there and 4.5 from Arrow; Ray Data's row map 63. With five boxes a row 8.2. Ten million rows cost 3.5 a
-row where a million before and after cost 3.3 and 3.6; the most memory was 452 MiB against 423 and 410.
+an existing frame and 4.5 from Arrow; Ray Data's row map 63. With five boxes a row 8.2. Ten million rows cost 3.5 a
+row where a million before and after cost 3.3 and 3.6; peak memory was 452 MiB against 423 and 410.
 
-Everything is CPU time, so that other load on the machine moves the figures little; every figure is the median of rounds
-in which all contestants take turns. Rivals are checked to give the same verdict for every row before they are measured.
+Everything is CPU time, so that other load on the machine has little effect; every figure is the median of interleaved
+rounds. All implementations are checked to give the same verdict for every row before they are measured.
 """
 
 import argparse
@@ -56,13 +57,13 @@ def arrow_verdicts(rows: pa.Table) -> np.ndarray:
 
 
 def arrow_judge(rows: pa.Table) -> np.ndarray:
-    """The rules, and the tables of what is kept and what is dropped."""
+    """The rules, and the tables of kept and dropped rows."""
     kept = judge(rows, CONFIG).kept["key"]
     return np.isin(rows["key"].to_numpy(), kept.to_numpy()) if rows.num_rows < 20_000 else np.zeros(0, bool)
 
 
 def pandas_verdicts(frame: pd.DataFrame) -> np.ndarray:
-    """The same rules in the usual pandas, with a map over a column where a value lies inside a struct or a list."""
+    """The same rules in usual pandas, with a map over columns of structs or lists."""
     sides = [
         frame["media"].map(lambda media, side=side: media[side] if media else np.nan) for side in ("width", "height")
     ]
@@ -80,7 +81,7 @@ def pandas_verdicts(frame: pd.DataFrame) -> np.ndarray:
 
 
 def judge_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The same rules on one row, as a function for `ray.data.Dataset.map` (keys are unique: no row knows another)."""
+    """The same rules on one row, as a function for `ray.data.Dataset.map` (without the check for unique keys)."""
     row["keep"] = any(caption["text"].strip() for caption in row["captions"])
     if row["kind"] == "video":
         words = max((len(WORD.findall(caption["text"])) for caption in row["captions"]), default=0)
@@ -100,7 +101,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 
 def compare(num_rows: int) -> dict[str, float]:
-    """CPU microseconds a row of every way to apply the rules, the median of rounds in turns."""
+    """CPU microseconds a row of every implementation of the rules, the median of interleaved rounds."""
     rows = synthetic_rows(num_rows)
     sample = rows.slice(0, 10_000)
     expected = arrow_verdicts(sample)
@@ -173,7 +174,7 @@ def _tree_cpu_seconds() -> float:
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it ended meanwhile
+        except OSError:  # it has ended
             continue
         parents[int(path.parent.name)], ticks[int(path.parent.name)] = int(fields[1]), int(fields[11]) + int(fields[12])
     ours = {os.getpid()}
@@ -183,10 +184,10 @@ def _tree_cpu_seconds() -> float:
 
 
 def at_scale(total_rows: int, rows_per_part: int, folder: Path) -> dict[str, float]:
-    """The stage over `total_rows` rows, part by part, as a worker does: CPU a row, and the most memory ever held.
+    """The stage over `total_rows` rows, part by part, as a worker does: CPU per row, and peak memory.
 
-    `microseconds_a_row` is the median over the parts, which other load on the machine moves less than the mean. Making
-    the rows is not counted. Run in a process of its own, so that the peak is its own.
+    `microseconds_a_row` is the median over the parts, which other load on the machine affects less than the mean.
+    Generating the rows is not counted. Run in a separate process, so that the peak is its own.
     """
     spent, kept = [], 0
     for number in range(total_rows // rows_per_part):

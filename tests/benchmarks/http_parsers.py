@@ -1,18 +1,18 @@
-"""Our parser of HTTP/1.1 responses beside h11 and httpcore: the rules by which they refuse, and CPU a response.
+"""Our parser of HTTP/1.1 responses against h11 and httpcore: the rules by which they refuse, and CPU per response.
 
     python -m tests.benchmarks.http_parsers [--responses 20000] [--rounds 5] [--piece-bytes 131072] [--only rules|cpu]
 
 All three read from the same socket, so deadlines, rates and byte limits are ours, and all end in our `Headers` and
-`read_body`, which caps and unpacks. What differs is who reads status line, header lines, lengths and chunks:
+`read_body`, which limits and decompresses. They differ in the parser of status line, headers, lengths and chunks:
 
     ours      head.py and body.py
-    h11       an h11.Connection that is fed with what the socket gives
+    h11       an h11.Connection fed from the socket
     httpcore  an httpcore.HTTP11Connection, which has an h11.Connection, with the socket as its network stream
 
-`rules` fetches every path of `test_hostile_web.py`, and answers that only tests in memory have, and prints of which the
-three say different things; "ok" is a body for the decoder to judge. `cpu` feeds answers from memory, in turns within
-one process, and prints user and system microseconds a response: median of the rounds, least and most. To make a request
-is not counted, save what httpcore cannot do without.
+`rules` fetches every path of `test_hostile_web.py`, and responses of in-memory tests, and prints those with different
+results; "ok" is a body for the decoder. `cpu` feeds responses from memory, interleaved within one process, and prints
+user and system microseconds per response: median of the rounds, minimum and maximum. Sending a request is not counted,
+except where httpcore requires it.
 """
 
 import argparse

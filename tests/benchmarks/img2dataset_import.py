@@ -1,22 +1,22 @@
-"""What it costs a download's child to have img2dataset's function: four ways, each doing the same real job.
+"""The cost of importing img2dataset's function in a download's child: four methods, each with the same real job.
 
     python -m tests.benchmarks.img2dataset_import [--rounds 5] [--later 3] [--urls 10]
 
     spawn, file alone           today's: a new process, `download_function()` imports `img2dataset/downloader.py` alone
-    spawn, whole package        a new process that says `import img2dataset.downloader`
-    fork server, whole package  a process that said so once and forks a child for every job folder
-    fork server, file alone     the same with `download_function()`: what forking saves whatever is imported
+    spawn, whole package        a new process with `import img2dataset.downloader`
+    fork server, whole package  a process that did so once and forks a child for every job folder
+    fork server, file alone     the same with `download_function()`: the saving by forking alone
 
-A job is ten photos of a server that is a process of its own, all guards on, as the download stage lays it down. CPU
+A job is ten photos of a server in a separate process, all guards on, as the download stage writes it. CPU
 seconds are user and system time of the child, and of the fork server where there is one; a server's start is counted
 from its launch until it is ready, its memory while it waits for the next job. "later part" is every part of a server
 after its first. "ten URLs in all" is the whole stage with its parent (`tests.benchmarks.download`) with today's child,
 and for the others that figure with their child in place of today's. Lines are lines with code on them, without
-docstrings and comments: of today's import, and of the server below, which leaves out what a product would need (jobs
-at the same time, deadlines, restarts, an end when nobody needs it, one for all Ray workers of a machine).
+docstrings and comments: of today's import, and of the server below, without what production would need
+(concurrent jobs, deadlines, restarts, an end when idle, one for all Ray workers of a machine).
 
-The ways take turns, medians are printed with the least and most. The environment is that of a child; albumentations,
-which asks pypi.org for its newest version while it is imported, is told not to.
+The methods are interleaved; medians are printed with minimum and maximum. The environment is that of a child;
+albumentations' query of pypi.org for its newest version is switched off.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""How many copies of images are found, how many strangers are taken for copies, and what the search costs.
+"""Recall of image copies, false matches of unrelated images, and the cost of the search.
 
     python -m tests.benchmarks.leaks                       # recall and false drops, about 5 minutes
     python -m tests.benchmarks.leaks --hashes 1e6,1e7      # the search among hashes alone
 
 Recall: every image is a test image, its copies are training rows. False drops: images that are all different.
-Tiles are sixteenths of photos: different images, alike in colour and light, many of them nearly flat. A photo that is
-its own mirror image (COCO 6012) gives tiles that are found in each other mirrored, which is right.
+Tiles are sixteenths of photos: different images, similar in colour and light, many of them nearly flat. A photo that is
+its own mirror image (COCO 6012) gives tiles that match each other mirrored, which is correct.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def stored(image: Image.Image) -> bytes:
-    """The bytes of a test image as its data set has them."""
+    """The bytes of a test image as in its data set."""
     return encode(image, "PNG", compress_level=1)
 
 
@@ -135,7 +135,7 @@ def evaluation_rows(images: list[Named], clip: Clip | None) -> list[dict[str, An
 
 
 def search(train: list[dict[str, Any]], test: list[dict[str, Any]], min_cosine: float | None) -> list[dict[str, Any]]:
-    """Leaks, all ways, nothing dropped."""
+    """Leaks by all methods, nothing dropped."""
     training = Training(pa.Table.from_pylist(train, schema=TRAIN_SCHEMA.append(EMBEDDING)), ID_SCHEMA.empty_table())
     images = pa.Table.from_pylist(test, schema=EVALUATION_SCHEMA.append(EMBEDDING))
     evaluation = Evaluation(images, EVALUATION_ID_SCHEMA.empty_table())
@@ -145,7 +145,7 @@ def search(train: list[dict[str, Any]], test: list[dict[str, Any]], min_cosine: 
 
 
 def recall(images: list[Named], clip: Clip | None, min_cosine: float | None) -> dict[str, Any]:
-    """Per kind of copy the share found by each method, by any without and with the embedding."""
+    """Per kind of copy the fraction found by each method, by any without and with the embedding."""
     test = evaluation_rows(images, clip)
     result = {}
     for kind, copy in COPIES.items():
@@ -169,7 +169,7 @@ def fraction(found: list[dict[str, Any]], total: int, method: str = "") -> float
 
 
 def false_finds(images: list[Named]) -> dict[str, Any]:
-    """What is found among images that are all different, by distance of hashes, before and after the thumbnail."""
+    """The matches among images that are all different, by distance of hashes, before and after the thumbnail."""
     rows = [row(name, name.encode(), image, None) for name, image in images]
     table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
     clusters = find_duplicates(table, DuplicateConfig(priority=(), share=())).to_pylist()
@@ -177,8 +177,8 @@ def false_finds(images: list[Named]) -> dict[str, Any]:
     result: dict[str, Any] = {"pictures": len(rows), "flat": sum(one["phash_flat"] for one in rows)}
     result["equal pixels"] = sum(one["method"] == "pixels" for one in clusters)  # blank tiles: true duplicates
     result |= {"false drops": len(wrong), "false drop rate": len(wrong) / len(rows)}
-    telling = table.filter(pa.array([not one["phash_flat"] for one in rows]))
-    values, thumbnails = telling["phash"].to_numpy(), thumbnail_matrix(telling["thumbnail"])
+    informative = table.filter(pa.array([not one["phash_flat"] for one in rows]))
+    values, thumbnails = informative["phash"].to_numpy(), thumbnail_matrix(informative["thumbnail"])
     distances: dict[str, list[int]] = {"hash": [0] * 13, "hash and thumbnail": [0] * 13}
     for first in range(len(values)):
         bits = np.bitwise_count(values[first + 1 :] ^ values[first])
@@ -197,15 +197,15 @@ def false_leaks(images: list[Named]) -> dict[str, Any]:
     """Every second image is a test image with its variants, every other a training row: all finds are false."""
     train = [row(name, name.encode(), image, None) for name, image in images[::2]]
     found = search(train, evaluation_rows(images[1::2], None), None)
-    telling = [one for one in found if one["method"] != "pixels"]
-    dropped = {one["key"] for one in telling}
+    inexact = [one for one in found if one["method"] != "pixels"]
+    dropped = {one["key"] for one in inexact}
     methods = sorted({one["method"] for one in found})
     counts = {name: len({one["key"] for one in found if one["method"] == name}) for name in methods}
     return {"rows": len(train), "by method": counts, "false drops": len(dropped), "rate": len(dropped) / len(train)}
 
 
 def max_unrelated_cosine(images: list[Named], clip: Clip) -> float:
-    """The smallest tau at which at most 0.1 % of the images have an unrelated one as near: this model's limit."""
+    """The smallest tau at which at most 0.1 % of the images have an unrelated one as near: the limit of the model."""
     rows = np.stack([embed(clip, image) for _, image in images])
     cosine = rows @ rows.T
     np.fill_diagonal(cosine, -1)
@@ -244,7 +244,7 @@ def hash_search(count: int) -> dict[str, Any]:
 
 
 def row_search(count: int) -> dict[str, Any]:
-    """CPU seconds and memory of finding duplicates among strangers, one row in twenty a near copy of another."""
+    """CPU seconds and memory of finding duplicates among unrelated rows, one in twenty a near copy of another."""
     draws = np.random.default_rng(1)
     values = draws.integers(0, 2**64, count, dtype=np.uint64)
     looks = draws.integers(0, 256, (count, THUMBNAIL_BYTES), dtype=np.uint8)
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=PHOTOS, help="folder of photos, all different")
     parser.add_argument("--scenes", type=int, default=3000, help="rendered scenes for false drops")
     parser.add_argument("--recall-scenes", type=int, default=300, help="rendered scenes that are copied")
-    parser.add_argument("--clip", type=Path, default=CLIP, help="open_clip folder; the shipped one knows nothing")
+    parser.add_argument("--clip", type=Path, default=CLIP, help="open_clip folder; the shipped one is not meaningful")
     parser.add_argument("--hashes", default="", help="sizes of the hash search; then nothing else is measured")
     parser.add_argument("--rows", default="", help="sizes of the search for duplicates; then nothing else is measured")
     options = parser.parse_args()

@@ -1,13 +1,13 @@
-"""What a sample costs before the model sees it, in CPU seconds: our loader beside three others.
+"""The cost of loading a sample in CPU seconds: our loader against three others.
 
     python -m tests.benchmarks.loader [--pictures 1000] [--batches 12] [--rounds 5] [--readers 2]
 
-Image-text batches of 64, 224 pixels, in turn A-B-C-D-A-B-C-D; medians. Two corpora out of the same real photos: 256
+Image-text batches of 64, 224 pixels, interleaved A-B-C-D-A-B-C-D; medians. Two corpora of the same real photos: 256
 pixels on the short edge (what `pack` writes for training at scale) and 500 on the long one. Our batches stay bytes
 until the device: `normalising` is that last part on one CPU core, which a GPU would do.
 
-With --readers the work is done in so many DataLoader processes; their CPU time is counted, their start is not (the
-cost of more batches is compared with that of few).
+With --readers the work is done in that many DataLoader processes; their CPU time is counted without their start (as the
+difference of many and few batches).
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Costs:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of the children that have ended."""
+    """CPU seconds of this process and of its ended children."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
@@ -66,7 +66,7 @@ def our_batches(corpus: Corpus, num_workers: int, num_batches: int) -> Iterator[
 
 
 def sides(corpus: Corpus, num_workers: int) -> dict[str, Callable[[int], Iterator[Any]]]:
-    """Each way to make so many batches."""
+    """Each loader as a function of the number of batches."""
     config = DataConfig()
     recipe = Recipe(config.examples, load_tokenizer(corpus.vocabulary), RES, 16, config.seed)
     tars = [files.media for files in corpus.shards]
@@ -83,7 +83,7 @@ def sides(corpus: Corpus, num_workers: int) -> dict[str, Callable[[int], Iterato
 
 
 def measure(corpus: Corpus, num_batches: int, rounds: int, num_workers: int = 0) -> Costs:
-    """The costs of all sides, in turn; the first batches, with what is opened and started for them, do not count."""
+    """The costs of all sides, interleaved; the first batches, with start-up costs, do not count."""
     spent: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, batches in sides(corpus, num_workers).items():
@@ -104,7 +104,7 @@ def _cost(batches: Callable[[int], Iterator[Any]], number: int) -> float:
 
 
 def _cost_in_processes(batches: Callable[[int], Iterator[Any]], number: int) -> float:
-    """Processes are counted when they have ended, so the cost of few batches is taken from that of more."""
+    """Processes are counted when they have ended, so the cost of few batches is subtracted from that of more."""
     costs = []
     for wanted in (NUM_FIRST, NUM_FIRST + number):
         before = cpu_seconds()
@@ -128,7 +128,7 @@ def _normalising(corpus: Corpus) -> float:
 def describe(name: str, corpus: Corpus, costs: Costs) -> str:
     """A table of one corpus."""
     ours, whole = costs.ours, costs.all_of_ours
-    lines = [f"{name}, {corpus.mean_bytes / 1e3:.0f} KB a picture, CPU ms a sample", f"  {'ours':38}{ours:7.3f}"]
+    lines = [f"{name}, {corpus.mean_bytes / 1e3:.0f} KB an image, CPU ms a sample", f"  {'ours':38}{ours:7.3f}"]
     lines.append(f"  {'ours and normalising':38}{whole:7.3f}")
     for side, label in (
         ("reference", "JSON lines, reference data set"),

@@ -1,4 +1,4 @@
-"""One corpus in the four forms that the compared loaders read: tars with an index, JSON lines, a folder."""
+"""One corpus in the four formats that the compared loaders read: tars with an index, JSON lines, a folder."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ class Corpus:
 
 
 def write_corpus(out: Path, num_images: int, short_edge: int | None = None, long_edge: int | None = None) -> Corpus:
-    """Real photos in the wanted size, a caption and four boxes each; every image is a file of its own bytes."""
+    """Real photos in the given size, with a caption and four boxes each; the bytes of every image are unique."""
     rng = random.Random(0)
     photos = [_resized(path, short_edge, long_edge) for path in real_photos() if _is_large(path)]
     words = captions_of_the_sample()
@@ -68,7 +68,7 @@ def captions_of_the_sample() -> list[str]:
 
 
 def bert_sized_vocabulary() -> list[str]:
-    """The shipped vocabulary, filled up to the size of BERT's with entries that no caption holds."""
+    """The shipped vocabulary, padded to the size of BERT's with entries that occur in no caption."""
     entries = (ROOT / "datasets/sample/vocab.txt").read_text(encoding="utf-8").split("\n")
     entries = [entry for entry in entries if entry]
     assert set(SPECIAL_TOKENS) <= set(entries)

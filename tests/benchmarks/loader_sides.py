@@ -1,4 +1,4 @@
-"""What our loader is compared with: three ways to feed image-text batches, written as their users write them.
+"""The loaders that ours is compared with: three implementations of image-text batches in the usual style.
 
 * `reference_batches`: the released data set class, rebuilt from its description: JSON lines with base64 JPEGs, files
   shuffled and split, Pillow, torchvision's RandomResizedCrop, OpenCV's RandAugment, the Python BertTokenizer.
@@ -112,7 +112,7 @@ OPERATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class ReferenceImages(IterableDataset):  # type: ignore[type-arg]
-    """One example after the other, file by file; endless."""
+    """Examples one by one, file by file; endless."""
 
     def __init__(self, files: Sequence[Path], vocabulary: Path) -> None:
         self.files = list(files)
@@ -197,7 +197,7 @@ def reference_batches(
 
 
 def example_of(row: Row, payload: bytes, recipe: Recipe, draw: int) -> tuple[TextRow, VisualInput]:
-    """Text and pixels of a row by our own functions; `draw` takes the place of the epoch."""
+    """Text and pixels of a row by our own functions; `draw` is used as the epoch."""
     caption = choose_caption(row, draw, recipe)
     return text_row(caption, row, draw, recipe), visual_pixels(row, payload, caption, draw, recipe)
 

@@ -1,9 +1,9 @@
-"""A web server that costs its clients nothing but their own work. Run as a process of its own.
+"""A fast web server, so that benchmarks measure the client. Run as a separate process.
 
 `python -m tests.benchmarks.photo_server FOLDER NUM_ORIGINS [closes]` serves photo `number % len(photos)` of FOLDER with
-its number in a comment at `/<number>.jpg`, and no robots.txt, on so many ports of 127.0.0.1: each is an origin.
-It keeps a connection open unless the request says otherwise, as servers of the web do, or with `closes` never does. It
-prints the ports as JSON and ends when its input does.
+its number in a comment at `/<number>.jpg`, and no robots.txt, on NUM_ORIGINS ports of 127.0.0.1: each is an origin.
+It keeps a connection open unless the request says otherwise, or with `closes` never. It prints the ports as JSON and
+ends with its input.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class PhotoServer:
         self._photos = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read a request and send what it asks for, until either side closes."""
+        """Answer requests until either side closes."""
         try:
             closes = False
             while not closes:

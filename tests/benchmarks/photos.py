@@ -1,4 +1,4 @@
-"""Photos of the size that web data sets are made of, each of its own bytes, out of a few real ones."""
+"""Photos of the usual size of web data sets, each with unique bytes, from a few real ones."""
 
 import struct
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = ROOT / "datasets/sample/media/photos"
 LONG_EDGE_PIXELS = 1200
 TARGET_BYTES = 116_000
-EXIF_BYTES = 2_000  # what a camera writes without its thumbnail
+EXIF_BYTES = 2_000  # typical of a camera, without thumbnail
 
 
 def real_photos() -> list[Path]:
@@ -24,7 +24,7 @@ def real_photos() -> list[Path]:
 def web_photos(paths: Sequence[Path]) -> list[bytes]:
     """Each photo as a JPEG of at most 1200 pixels and about 116 KB, with EXIF.
 
-    Small photos are enlarged: decoding costs what pixels and bytes cost, and both are those of a larger photo then.
+    Small photos are enlarged: the cost of decoding depends on pixels and bytes, which are then those of a larger photo.
     """
     return [_web_photo(path) for path in paths if min(Image.open(path).size) >= 300]
 
@@ -46,6 +46,6 @@ def _web_photo(path: Path) -> bytes:
 
 
 def numbered(photo: bytes, number: int) -> bytes:
-    """`photo` with a comment that no other number has, so that no two are the same media. The pixels are equal."""
+    """`photo` with `number` in a comment, so that no two are the same media. The pixels are equal."""
     comment = f"photo {number:08d}".encode()
     return photo[:2] + struct.pack(">HH", 0xFFFE, 2 + len(comment)) + comment + photo[2:]

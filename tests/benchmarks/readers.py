@@ -1,11 +1,11 @@
 """How fast annotations are read: `python -m tests.benchmarks.readers [--scenes 4000] [--big-rows 200000]`.
 
-Two tables, in CPU seconds of one thread, because wall time on a shared machine says little:
+Two tables, in CPU seconds of one thread, because wall time on a shared machine is unreliable:
 
-* sources: rows per second of the reader alone and of the whole read stage (to Parquet), on a world made for it, and on
+* sources: rows per second of the reader alone and of the whole read stage (to Parquet), on a generated world, and on
   a long CC12M file;
 * JSON: megabytes per second of our stream, of `json.loads` on the whole file, and of `ijson` where it is installed, on
-  a COCO file of outlines and on a Visual Genome file of phrases.
+  a COCO file of segmentations and on a Visual Genome file of phrases.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BIG_COCO_BYTES = 100_000_000
 
 
 def seconds(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` gives back and the CPU seconds of this process that it took."""
+    """The result of `work` and its CPU seconds in this process."""
     start = time.process_time()
     result = work()
     return result, time.process_time() - start
@@ -57,7 +57,7 @@ def _stage(config: Any, part: Part, out: Path) -> Any:
 
 
 def repeat_cc12m(card: Card, project_root: Path, folder: Path, num_rows: int) -> Card:
-    """A card of a CC12M file with so many rows: those of the world, again and again."""
+    """A card of a CC12M file with `num_rows` rows: those of the world repeated."""
     lines = Path(file_paths(card, project_root)["rows"]).read_bytes().splitlines(keepends=True)
     path = folder / "cc12m.tsv"
     with path.open("wb") as file:

@@ -1,10 +1,10 @@
-"""The graph of the X2-VLM reference as plain torch modules: what a training step of theirs computes, and how often.
+"""The graph of the X2-VLM reference as plain torch modules, with its redundant computations.
 
 Written from the description of the reference, not from its code, and without any of our model code, so that "faster
-than the reference" can be measured in one process. The arithmetic is proven equal to the recorded numbers of the
+than the reference" can be measured in one process. Its results are tested against recorded values of the
 reference (`tests/benchmarks/test_reference_graph.py`); what makes it slow is kept on purpose: eager attention that
 writes every score to memory, texts padded to `max_tokens`, keys and values of the image projected again for every row
-of every pass. Parameters carry the reference's names, so its checkpoints load with `load_state_dict(strict=True)`.
+of every pass. Parameters have the reference's names, so its checkpoints load with `load_state_dict(strict=True)`.
 
 B rows, M images, R regions, F frames, P patches, N = P + 1, L text tokens, K masked slots, H heads, D width.
 """
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, gelu, linear, scaled_dot_product_attention
 
-TEXT_HIDDEN, IMAGE_HIDDEN = -10_000.0, -1e9  # added to the scores of padding and of patches outside the box
+PADDING_BIAS, OUTSIDE_BOX_BIAS = -10_000.0, -1e9  # added to the scores of padding and of patches outside the box
 
 
 @dataclass(frozen=True)
 class GraphSizes:
-    """Sizes and rates; the defaults are the base model with the rates it is pre-trained with.
+    """Sizes and dropout probabilities; the defaults are those of pre-training the base model.
 
-    `attention`: "eager" is the reference's; "sdpa" the same scores and masks through torch's fused attention, to see
-    what that alone gives.
+    `attention`: "eager" is the reference's; "sdpa" the same scores and masks through torch's fused attention, to
+    measure its effect alone.
     """
 
     image_res: int = 224
@@ -56,13 +56,17 @@ class GraphSizes:
         return self.image_res // self.patch
 
 
-def attend(s: GraphSizes, query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, drop: float) -> Tensor:
+def attend(s: GraphSizes, query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor, drop: float) -> Tensor:
     """(B, L, D) from (B, H, L, E) queries that are already scaled; `hidden` is added to the scores."""
     if s.attention == "sdpa":
-        mask = hidden.to(query.dtype).clamp_min(torch.finfo(query.dtype).min).expand(len(query), -1, query.shape[2], -1)
+        mask = (
+            score_bias.to(query.dtype)
+            .clamp_min(torch.finfo(query.dtype).min)
+            .expand(len(query), -1, query.shape[2], -1)
+        )
         mixed = scaled_dot_product_attention(query, key, value, mask, dropout_p=drop, scale=1.0)
     else:
-        scores = query @ key.transpose(-1, -2) + hidden
+        scores = query @ key.transpose(-1, -2) + score_bias
         mixed = dropout(scores.softmax(dim=-1), drop) @ value
     return mixed.transpose(1, 2).flatten(2)
 
@@ -134,7 +138,7 @@ class VisionBlock(nn.Module):
         return x + self.drop(self.gamma_2 * self.mlp(self.norm2(x)))
 
     def drop(self, branch: Tensor) -> Tensor:
-        """The branch with whole samples left out at the block's rate."""
+        """The branch with whole samples dropped at the block's rate."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = torch.empty(len(branch), 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(1 - self.drop_path)
@@ -148,7 +152,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Normalised patches (B, P, D); the class token's own output is thrown away."""
+    """Normalised patches (B, P, D); the class token's output is discarded."""
 
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()
@@ -175,7 +179,7 @@ class Projections(nn.Module):
 
 
 class Residual(nn.Module):
-    """LayerNorm of (dropped-out linear map + what came before it)."""
+    """LayerNorm of (linear map with dropout + residual)."""
 
     def __init__(self, s: GraphSizes, width_in: int) -> None:
         super().__init__()
@@ -196,13 +200,13 @@ class TextAttention(nn.Module):
         self.self = Projections(s.text_width, key_width)
         self.output = Residual(s, s.text_width)
 
-    def forward(self, x: Tensor, keys: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, score_bias: Tensor) -> Tensor:
         s = self.sizes
         # Divided before the product, as the reference does when it trains in half precision.
         query = split_heads(self.self.query(x), s.text_heads) / math.sqrt(s.text_width // s.text_heads)
         key, value = (split_heads(project(keys), s.text_heads) for project in (self.self.key, self.self.value))
         drop = s.attention_dropout if self.training else 0.0
-        return self.output(attend(s, query, key, value, hidden, drop), x)
+        return self.output(attend(s, query, key, value, score_bias, drop), x)
 
 
 class Intermediate(nn.Module):
@@ -212,19 +216,19 @@ class Intermediate(nn.Module):
 
 
 class TextLayer(nn.Module):
-    def __init__(self, s: GraphSizes, looks_at_images: bool) -> None:
+    def __init__(self, s: GraphSizes, has_cross_attention: bool) -> None:
         super().__init__()
         self.attention = TextAttention(s, s.text_width)
-        if looks_at_images:
+        if has_cross_attention:
             self.crossattention = TextAttention(s, s.vision_width)
         self.intermediate = Intermediate(s)
         self.output = Residual(s, s.text_inner)
 
-    def forward(self, x: Tensor, hidden: Tensor, image: Tensor | None, image_hidden: Tensor | None) -> Tensor:
-        x = self.attention(x, x, hidden)
+    def forward(self, x: Tensor, score_bias: Tensor, image: Tensor | None, image_score_bias: Tensor | None) -> Tensor:
+        x = self.attention(x, x, score_bias)
         if image is not None:
-            assert image_hidden is not None
-            x = self.crossattention(x, image, image_hidden)
+            assert image_score_bias is not None
+            x = self.crossattention(x, image, image_score_bias)
         return self.output(gelu(self.intermediate.dense(x)), x)
 
 
@@ -250,7 +254,7 @@ class Layers(nn.Module):
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()
         total = s.text_layers + s.fusion_layers
-        self.layer = nn.ModuleList(TextLayer(s, looks_at_images=i >= s.text_layers) for i in range(total))
+        self.layer = nn.ModuleList(TextLayer(s, has_cross_attention=i >= s.text_layers) for i in range(total))
 
 
 class Bert(nn.Module):
@@ -268,7 +272,7 @@ class Transform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Word scores; the matrix is the word embedding table, and both names of the bias are one vector."""
+    """Vocabulary logits; the matrix is the word embedding table, and both names of the bias are one vector."""
 
     def __init__(self, s: GraphSizes, words: nn.Parameter) -> None:
         super().__init__()
@@ -288,7 +292,7 @@ class WordHead(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """One stack: text layers, fusion layers, word head."""
+    """One stack: text layers, fusion layers, MLM head."""
 
     def __init__(self, s: GraphSizes) -> None:
         super().__init__()
@@ -314,10 +318,12 @@ class TextEncoder(nn.Module):
         image: Tensor | None = None,
         image_atts: Tensor | None = None,
     ) -> Tensor:
-        hidden = (1.0 - atts[:, None, None, :].float()) * TEXT_HIDDEN
-        image_hidden = None if image_atts is None else (1.0 - image_atts[:, None, None, :].float()) * IMAGE_HIDDEN
+        score_bias = (1.0 - atts[:, None, None, :].float()) * PADDING_BIAS
+        image_score_bias = (
+            None if image_atts is None else (1.0 - image_atts[:, None, None, :].float()) * OUTSIDE_BOX_BIAS
+        )
         for layer in self.bert.encoder.layer[first:end]:
-            x = layer(x, hidden, image, image_hidden)
+            x = layer(x, score_bias, image, image_score_bias)
         return x
 
 

@@ -1,10 +1,10 @@
-"""The passes and losses of one batch the way the reference computes them; see `reference_graph` for what this is for.
+"""The passes and losses of one batch as the reference computes them; see `reference_graph` for the purpose.
 
-Kept on purpose: clean and masked texts go through the text layers separately; one fusion call per pass (own pairs;
-twice as many wrong pairs; masked tokens; boxes); every region gets a copy of its image's tokens before anything is
-projected; negatives are drawn row by row, each with a wait for the device; the word head runs on unused slots too;
-generalised IoU is an R x R matrix of which the diagonal is used. On the meta device pass negatives: there is nothing
-to draw from.
+Kept on purpose: clean and masked texts go through the text layers separately; one fusion call per pass (positive pairs;
+twice as many negative pairs; masked tokens; boxes); every region gets a copy of its image's tokens before anything is
+projected; negatives are drawn row by row, each with a synchronisation; the MLM head runs on unused slots too;
+generalised IoU is an R x R matrix of which the diagonal is used. On the meta device pass negatives: there is nothing to
+draw from.
 
 B rows, M images, R regions, F frames, P patches, N = P + 1, L text tokens, K masked slots, D width.
 """
@@ -18,7 +18,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from tests.benchmarks.reference_graph import ReferenceGraph
 
-Negatives = tuple[Sequence[int], Sequence[int]]  # for every text the row of a wrong image, for every image of a text
+Negatives = tuple[
+    Sequence[int], Sequence[int]
+]  # for every text the row of a negative image, for every image that of a negative text
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def reference_losses(
 
 
 def image_side(model: ReferenceGraph, inputs: GraphInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens (B, N, D) and mask (B, N) of what each text is about; for regions also those of the whole image.
+    """Tokens (B, N, D) and mask (B, N) of the image or region of each text; for regions also those of the whole image.
 
     Token 0 is the mean of the patches, for a region of the patches under its box.
     """
@@ -100,7 +102,7 @@ def contrastive_loss(model: ReferenceGraph, image: Tensor, text: Tensor) -> Tens
 
 @torch.no_grad()
 def draw(model: ReferenceGraph, image: Tensor, text: Tensor) -> Negatives:
-    """A wrong image per text, then a wrong text per image; every single one is waited for."""
+    """A negative image per text, then a negative text per image, with a synchronisation for each."""
     similarity = image.float() @ text.float().T / model.temp
     of_image = (similarity.softmax(dim=1) + 1e-5).fill_diagonal_(0)
     of_text = (similarity.T.softmax(dim=1) + 1e-5).fill_diagonal_(0)
@@ -112,7 +114,7 @@ def draw(model: ReferenceGraph, image: Tensor, text: Tensor) -> Negatives:
 def matching_loss(
     model: ReferenceGraph, text: Tensor, atts: Tensor, image: Tensor, image_atts: Tensor, negatives: Negatives
 ) -> Tensor:
-    """Own pairs in one pass, wrong images and wrong texts in a second one of twice the rows."""
+    """Positive pairs in one pass, negative images and texts in a second one of twice the rows."""
     wrong_images, wrong_texts = negatives
     other_image, other_image_atts = (torch.stack([x[row] for row in wrong_images]) for x in (image, image_atts))
     other_text, other_atts = (torch.stack([x[row] for row in wrong_texts]) for x in (text, atts))
@@ -129,7 +131,7 @@ def matching_loss(
 
 
 def mlm_loss(model: ReferenceGraph, inputs: GraphInputs, image: Tensor | None, image_atts: Tensor | None) -> Tensor:
-    """All layers again on the masked texts; words are predicted in every slot, used or not."""
+    """All layers again on the masked texts; tokens are predicted in every slot, used or not."""
     text = model.text_encoder.encode(inputs.text_ids_masked, inputs.text_atts)
     fused = model.text_encoder.fuse(text, inputs.text_atts, image, image_atts)
     slots = inputs.masked_pos[:, :, None].expand(-1, -1, fused.shape[-1])
@@ -138,7 +140,7 @@ def mlm_loss(model: ReferenceGraph, inputs: GraphInputs, image: Tensor | None, i
 
 
 def box_losses(model: ReferenceGraph, inputs: GraphInputs, text: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 and generalised IoU of the boxes found by looking at the whole image; whole-image rows count nothing."""
+    """L1 and generalised IoU of the boxes predicted from the whole image; whole-image rows do not count."""
     target = inputs.target_bbox
     assert target is not None
     seen = torch.ones(whole.shape[:2], dtype=torch.long, device=whole.device)
@@ -148,7 +150,7 @@ def box_losses(model: ReferenceGraph, inputs: GraphInputs, text: Tensor, whole: 
     l1 = (predicted - target).abs().sum(dim=1)
     ours, theirs = corners(predicted), corners(target)
     if target.device.type != "meta" and ((ours[:, 2:] < ours[:, :2]).any() or (theirs[:, 2:] < theirs[:, :2]).any()):
-        missed = torch.zeros_like(l1)  # one box of negative size switches the term off for the batch
+        missed = torch.zeros_like(l1)  # one box of negative size disables the term for the batch
     else:
         missed = 1 - generalised_iou_matrix(ours, theirs).diagonal()
     return (l1 * counted).sum() / counted.sum(), (missed * counted).sum() / counted.sum()

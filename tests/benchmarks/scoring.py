@@ -1,9 +1,9 @@
-"""How busy the score stage keeps its model, with decoding ahead and without.
+"""Utilisation of the model in the score stage, with and without decoding ahead.
 
     python -m tests.benchmarks.scoring [--model ViT-B-32] [--pictures 128] [--device auto]
 
-The model has random weights of the named open_clip architecture: what it says means nothing, what it costs is real.
-ImageTokens are the shipped photos, again and again under other keys.
+The model has random weights of the named open_clip architecture: its scores are meaningless, its cost is real. Images
+are the shipped photos, repeated with other keys.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def random_clip(name: str, device: str) -> Clip:
 
 
 def photo_samples(folder: Path, num_images: int) -> list[Sample]:
-    """That many rows over the shipped photos, and their pack in `folder`."""
+    """`num_images` rows over the shipped photos, and their pack in `folder`."""
     photos = sorted((ROOT / "datasets/sample/media/photos").glob("*.jpg"))
     media = []
     for path in photos:
@@ -52,7 +52,7 @@ def photo_samples(folder: Path, num_images: int) -> list[Sample]:
 
 
 def measure(clip: Clip, samples: list[Sample], pack: MediaPack, batch_size: int, threads: int) -> tuple[float, float]:
-    """Images per second and the fraction of the time in which the model worked; 0 threads decode in between."""
+    """Images per second and the busy fraction of the model; with 0 threads decoding is sequential."""
     throughput = Throughput()
     if threads:
         config = ScoreConfig(batch_size=batch_size, decode_threads=threads)
@@ -84,7 +84,7 @@ def main() -> None:
             print(f"{options.model} on {clip.device}, torch {torch.__version__}, {torch.get_num_threads()} threads")
             for threads in (0, options.threads, 0, options.threads):
                 speed, busy = measure(clip, samples, pack, options.batch_size, threads)
-                print(f"decode threads {threads}: {speed:7.1f} pictures/s, model busy {busy:.1%}")
+                print(f"decode threads {threads}: {speed:7.1f} images/s, model busy {busy:.1%}")
 
 
 if __name__ == "__main__":

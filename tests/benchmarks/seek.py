@@ -1,7 +1,7 @@
-"""How long a run takes to its first batch in the middle of its data: `python -m tests.benchmarks.seek`.
+"""The time to the first batch of a run that starts in the middle of its data: `python -m tests.benchmarks.seek`.
 
 Indexes of 10,000 rows a shard are written once; payloads are one small JPEG that all rows share. Every figure is of a
-process of its own, from `StepLoader(...)` to the batch of the step at half of the first epoch, imports apart.
+separate process, from `StepLoader(...)` to the batch of the step at half of the first epoch, without imports.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH_SIZE = 32
 
 
 def write_indexes(folder: Path, num_shards: int) -> None:
-    """Shards of one payload each, that every row of the index names: what is sought is an index, not bytes."""
+    """Shards of one payload each, which every row of the index refers to: only indexes matter here."""
     buffer = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     payload = buffer.getvalue()

@@ -1,8 +1,8 @@
-"""What dealing rows into shards costs at scale: `partition` over ten million scored rows, part by part.
+"""The cost of assigning rows to shards at scale: `partition` over ten million scored rows, part by part.
 
     python -m tests.benchmarks.shuffle [--rows-per-part 200000] [--shards 64]
 
-Each total runs in a process of its own, so that its peak is its own; making the rows is not counted.
+Each total runs in a separate process, so that its peak memory is its own; generating the rows is not counted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def scores_of(rows: pa.Table, number: int) -> pa.Table:
 
 
 def at_scale(total_rows: int, rows_per_part: int, shards: int, folder: Path) -> dict[str, float]:
-    """CPU microseconds a row (median and mean over the parts), rows kept, and the most memory ever held."""
+    """CPU microseconds a row (median and mean over the parts), rows kept, and peak memory."""
     config = PartitionConfig(num_shards=shards, image_min_clip_score=0.25)
     spent, kept = [], 0
     for number in range(total_rows // rows_per_part):

@@ -1,9 +1,9 @@
 """Arithmetic of one training step, counted operation by operation on tensors without values.
 
-    python -m tests.benchmarks.step_flops       base and large, every switch off by itself: one CPU minute
+    python -m tests.benchmarks.step_flops       base and large, each switch off alone: one CPU minute
 
 `FlopCounterMode` counts matrix products and convolutions, forward and backward, 2 per multiply-add, attention included:
-on the meta device torch writes attention out as two products. Nothing of it depends on a machine, so the numbers are
+on the meta device torch decomposes attention into two products. The counts do not depend on the machine, so they are
 pinned as integers in `test_flops.py`. Pixels get no gradient, so totals are 0.1 % below three times the forward pass.
 """
 
@@ -33,7 +33,7 @@ SWITCHES = ("share_image_keys", "pack_texts", "one_fusion_call", "prune_last_lay
 
 
 def executions() -> dict[str, ExecutionConfig]:
-    """Our step as it comes, with every switch off by itself, and with all off."""
+    """Our step by default, with each switch off alone, and with all off."""
     single = {f"ours without {name}": ExecutionConfig(**{name: False}) for name in SWITCHES}
     return {"ours": ExecutionConfig(), **single, "ours, all off": ExecutionConfig(**dict.fromkeys(SWITCHES, False))}
 

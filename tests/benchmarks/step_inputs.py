@@ -1,6 +1,6 @@
-"""Batches of the real shapes for measuring a training step, as our losses take them and as the reference's graph does.
+"""Batches of real shapes for measuring a training step, for our losses and for the reference's graph.
 
-Lengths of texts are fixed numbers with a given mean, not draws: every run, and both sides of a comparison, work on the
+Lengths of texts are fixed numbers with a given mean, not draws: every run, and both sides of a comparison, use the
 same texts. The means of 14 (captions) and 6 (regions and objects) tokens with [CLS] and [SEP] are assumptions about
 the staged 4M data, so every table prints the histogram, and the case of 40 tokens everywhere is measured beside it.
 """
@@ -32,7 +32,7 @@ CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 999
 
 @dataclass(frozen=True)
 class StreamShape:
-    """One stream of a step: text rows, images they are about, frames of each, and how long the texts are."""
+    """One stream of a step: text rows, their images, frames of each, and lengths of texts."""
 
     kind: Literal["image", "region", "video"]
     rows: int
@@ -43,7 +43,7 @@ class StreamShape:
 
     @property
     def lengths(self) -> list[int]:
-        """Quantiles of a normal distribution, rounded and clipped to what a text can have, in a fixed mixed order."""
+        """Quantiles of a normal distribution, rounded and clipped to valid lengths, in a fixed mixed order."""
         quantiles = [(index + 0.5) / self.rows for index in range(self.rows)]
         drawn = [self.mean_length + self.deviation * NormalDist().inv_cdf(quantile) for quantile in quantiles]
         clipped = [min(MAX_TOKENS, max(SHORTEST, round(value))) for value in drawn]
@@ -63,7 +63,7 @@ def videos(rows: int) -> StreamShape:
 
 
 def all_longest(streams: Sequence[StreamShape]) -> tuple[StreamShape, ...]:
-    """The same streams with every text as long as it may be."""
+    """The same streams with every text of maximal length."""
     return tuple(
         StreamShape(s.kind, s.rows, s.images, mean_length=MAX_TOKENS, deviation=0, frames=s.frames) for s in streams
     )
@@ -102,7 +102,7 @@ TINY_MODEL = ModelConfig(
 
 
 def without_dropout(config: ModelConfig) -> ModelConfig:
-    """The same model without anything random in its forward pass."""
+    """The same model without dropout and stochastic depth."""
     still = {"dropout": 0.0, "attention_dropout": 0.0}
     return config.model_copy(
         update={
@@ -142,16 +142,16 @@ def _make_batch(stream: StreamShape, model: ModelConfig, device: str, seed: int)
         batch = region_batch(rows, owner, region_images, MAX_MASKS)
     else:
         batch = visual_batch(stream.kind, rows, region_images, MAX_MASKS)
-    return replace(batch, pixels=pixels, operations=None).to(device)  # normalised already: no part of what is measured
+    return replace(batch, pixels=pixels, operations=None).to(device)  # normalised already: not measured
 
 
 def num_masked(length: int) -> int:
-    """Masked words of a text: half of its tokens, one at least, MAX_MASKS at most (released recipe)."""
+    """Masked tokens of a text: half of its tokens, at least one, at most MAX_MASKS (released recipe)."""
     return min(MAX_MASKS, max(1, round(length * 0.5)), length - 1)
 
 
 def batch_shapes(streams: Sequence[StreamShape]) -> list[BatchShape]:
-    """The same streams as the closed form of their FLOPs takes them."""
+    """The same streams as inputs of the closed-form FLOPs."""
     return [
         BatchShape(
             kind=stream.kind,
@@ -171,9 +171,9 @@ def _text_row(
     count = num_masked(length)
     positions = sorted((1 + random.permutation(length - 1)[:count]).tolist())
     masked = [MASK if place in positions else number for place, number in enumerate(ids)]
-    hidden = MaskedText(masked, positions, [ids[place] for place in positions])
+    masked_text = MaskedText(masked, positions, [ids[place] for place in positions])
     region = _region(random, model.vision) if stream.kind == "region" else None
-    return TextRow(f"{stream.kind}-{owner}", owner, ids, hidden, region)
+    return TextRow(f"{stream.kind}-{owner}", owner, ids, masked_text, region)
 
 
 def _region(random: np.random.RandomState, vision: VisionConfig) -> RegionRow:
@@ -189,7 +189,7 @@ def _region(random: np.random.RandomState, vision: VisionConfig) -> RegionRow:
 
 
 def pinned_negatives(batches: Mapping[str, Batch]) -> dict[str, tuple[Tensor, Tensor]]:
-    """For every stream a wrong image per text and a wrong text per image, neither from the row's own image."""
+    """For every stream a negative image per text and a negative text per image, neither from the row's own image."""
     chosen = {}
     for name, batch in batches.items():
         rows = torch.arange(batch.num_rows)
@@ -198,7 +198,7 @@ def pinned_negatives(batches: Mapping[str, Batch]) -> dict[str, tuple[Tensor, Te
 
 
 def graph_sizes(model: ModelConfig, attention: Literal["eager", "sdpa"] = "eager") -> GraphSizes:
-    """The reference's graph of the same size and rates."""
+    """The reference's graph of the same sizes and dropout probabilities."""
     vision, text, fusion = model.vision, model.text, model.fusion
     same = ("num_heads", "intermediate", "layer_norm_eps", "dropout", "attention_dropout")
     if any(getattr(text, name) != getattr(fusion, name) for name in same):

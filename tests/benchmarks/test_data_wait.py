@@ -1,4 +1,4 @@
-"""How long training waits for its data, on shards of the procedural world."""
+"""Data wait of training, on shards of the procedural world."""
 
 import json
 
@@ -27,7 +27,7 @@ def few(tmp_path_factory):
 
 
 def test_every_kind_of_sample_occurs_and_is_one_of_a_kind(few):
-    """What 15 groups of 20 samples must be, counted in the files."""
+    """The expected contents of 15 groups of 20 samples, counted in the files."""
     counts = few.counts
     assert counts["samples"] == counts["keys"] == 300
     assert (counts["image"], counts["image with boxes"], counts["video"]) == (285, 105, 15)
@@ -59,7 +59,7 @@ def test_boxes_are_in_their_images_and_texts_differ_between_samples_of_one_scene
 
 
 def test_the_fraction_is_reported(few, tmp_path):
-    """The same code on a toy: no bar, but what is printed must be what the loop wrote."""
+    """The same code on a toy: no limit, but the printed values must be those of the loop."""
     found = measure(few, tmp_path, steps=8, readers=1, model=TINY, warm_up=2)
     for run, folder, steps in ((found.with_readers, "ahead", 8), (found.without_readers, "alone", 2)):
         lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
@@ -69,7 +69,7 @@ def test_the_fraction_is_reported(few, tmp_path):
         assert run.steps == steps
         assert run.wait_fraction == pytest.approx(waited / sum(line["seconds"] for line in lines[2:]))
         assert 0 <= run.wait_fraction < 1
-    assert found.without_readers.wait_fraction > 0  # reading counts as waiting where nobody reads ahead
+    assert found.without_readers.wait_fraction > 0  # reading counts as waiting without prefetching
     assert "waiting for data" in describe(few, found)
     shown = json.loads(json.dumps(to_json(few, found)))
     assert shown["with_readers"]["wait_fraction"] == found.with_readers.wait_fraction
@@ -86,7 +86,7 @@ def test_training_on_two_hundred_thousand_samples_hardly_waits(tmp_path):
     assert (shards.num_scenes, shards.num_clips) == (10_000, 1_000)
     assert found.with_readers.steps == 240
     assert found.with_readers.wait_fraction < MOST_WAITING
-    # The meter sees reading where nobody reads ahead: more than the bar, and about what reading costs.
+    # Without prefetching the metric includes reading: more than the limit, and about the cost of reading.
     alone = found.without_readers
     assert alone.wait_fraction > MOST_WAITING
     assert alone.wait_fraction > 0.5 * found.reading_cpu_seconds / alone.step_cpu_seconds

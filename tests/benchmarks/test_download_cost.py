@@ -1,4 +1,4 @@
-"""A photo costs no more CPU than with img2dataset alone. CPU seconds, medians of rounds in turn, never wall time."""
+"""A photo costs no more CPU than with img2dataset alone. CPU seconds, medians of interleaved rounds, no wall time."""
 
 import pytest
 

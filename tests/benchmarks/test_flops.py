@@ -1,8 +1,8 @@
-"""Arithmetic of a real step, to the last operation: pinned, so that no change of the code costs any unnoticed.
+"""Operation counts of a real step, pinned, so that no change of the code adds any unnoticed.
 
-Where our number falls because something was saved, pin the new one; where it rises, find out why first. Counts depend
-on the shapes alone. Those of the reference's graph agree with arithmetic by hand (53.68 and 63.66 TFLOP, of which 0.05
-is the gradient of pixels that nobody computes).
+If our count falls because of an optimisation, pin the new one; if it rises, find the cause first. Counts depend only on
+shapes. Those of the reference's graph agree with a calculation by hand (53.68 and 63.66 TFLOP, of which 0.05 is the
+gradient of pixels, which is not computed).
 """
 
 import pytest
@@ -41,7 +41,7 @@ def test_our_step_is_pinned_and_saves_what_is_promised(size):
     found = our_flops(config, streams)
     assert found == OURS[size]
     assert REFERENCE[size] / found >= LEAST_RATIO[size]
-    # The closed form knows no padding inside the attention cores, and that is all we may compute on top of it.
+    # The closed form has no padding inside the attention cores, which is the only allowed excess.
     needed = step_flops(config, batch_shapes(streams), "executed")
     assert 0.998 <= found / needed <= 1.02
 

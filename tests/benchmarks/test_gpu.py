@@ -1,4 +1,4 @@
-"""The GPU benchmark runs from end to end without a GPU, on at tiny sizes, and then claims nothing."""
+"""The GPU benchmark runs from end to end without a GPU, at tiny sizes, and then reports no measurement."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ GPU_ONLY = ("sdpa efficient", "padded keys", "sdpa cudnn", "flex")
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory, project_root):
-    """All parts in a process of their own: what it printed, its JSON files, and which heavy packages it imported."""
+    """All parts in a separate process: its output, its JSON files, and the heavy packages it imported."""
     folder = tmp_path_factory.mktemp("gpu")
     code = (
         "import sys; from tests.benchmarks.gpu.__main__ import main; "

@@ -1,4 +1,4 @@
-"""What a sample costs beside other loaders. CPU seconds, medians of rounds in turn, never wall time."""
+"""The cost of a sample against other loaders. CPU seconds, medians of interleaved rounds, never wall time."""
 
 import cv2
 import pytest
@@ -22,7 +22,7 @@ def costs(request, tmp_path_factory) -> tuple[str, Costs]:
 def test_loading_costs_a_fraction_of_the_references_way(costs):
     size, found = costs
     assert found.reference >= {"256 px short edge": 2.5, "500 px long edge": 1.5}[size] * found.ours
-    # With the changes of images and the numbers made on a CPU as well, which a GPU would do.
+    # Including augmentation and normalisation on a CPU, which a GPU would do.
     assert found.reference >= 1.5 * found.all_of_ours
 
 

@@ -1,4 +1,4 @@
-"""The harness that plays the reference computes the reference's numbers: losses and the gradients of all parameters."""
+"""The reimplementation of the reference gives its recorded losses and gradients of all parameters."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from tests.support.models.golden_cases import read_case
 
 
 def golden_sizes(folder, **changes) -> GraphSizes:
-    """The sizes in a golden `config.json`; no dropout unless asked for."""
+    """The sizes in a golden `config.json`; no dropout by default."""
     known = json.loads((folder / "config.json").read_text())
     return GraphSizes(
         image_res=known["image_res"], patch=known["patch_size"], vision_width=known["vision_embed"],
@@ -31,7 +31,7 @@ def harness(golden_dir, request) -> ReferenceGraph:
     folder = golden_dir
     model = ReferenceGraph(golden_sizes(folder, attention=request.param))
     state = load_file(folder / "model.safetensors")
-    for name, constant in model.named_buffers():  # loading would paper over a wrong one
+    for name, constant in model.named_buffers():  # loading would hide a wrong one
         assert torch.equal(constant, state[name]), name
     model.load_state_dict(state, strict=True)
     return model.train()

@@ -1,4 +1,4 @@
-"""Whatever is switched on or off, our step computes what the reference's graph computes: all losses, all gradients."""
+"""With any switches, our step computes the losses and gradients of the reference's graph."""
 
 import itertools
 from dataclasses import replace
@@ -29,8 +29,8 @@ from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import ReferenceAdamW
 
 LOSS, GRADIENT = 1e-5, 1e-4  # relative
-# Gradients of key biases are zero but for rounding: a softmax does not see a shift. They are judged against this share
-# of the norm of the whole gradient.
+# Gradients of key biases are zero up to rounding: a softmax is invariant to a shift. They are compared with this
+# fraction of the norm of the whole gradient.
 SMALLEST = 1e-6
 COMBINATIONS = list(itertools.product([True, False], repeat=len(SWITCHES)))
 
@@ -38,7 +38,7 @@ MODEL = without_dropout(TINY_MODEL)
 
 
 def random_model(config: ModelConfig = MODEL) -> X2VLM:
-    """Random weights as large as trained ones: no bias, scale or table is zero, and every input moves every loss."""
+    """Random weights as large as trained ones: no bias, scale or table is zero, and every input affects every loss."""
     torch.manual_seed(0)
     model = build_model(config).train()
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_every_combination_of_switches_gives_the_losses_and_gradients_of_the_ref
 
 
 def test_half_precision_of_the_reference_points_the_same_way(reference):
-    """float16 under autocast with a scaled loss: the gradients that clipping sees are those of float32, nearly."""
+    """float16 under autocast with a scaled loss: the unscaled gradients are nearly those of float32."""
     model, losses, gradients = reference
     batches = four_streams()
     side = ReferenceSide(model, half_precision=True)
@@ -99,7 +99,7 @@ def test_half_precision_of_the_reference_points_the_same_way(reference):
 
 
 def test_one_other_word_shows(reference):
-    """Another word in one caption moves losses far above the tolerance: the comparison above is not of constants."""
+    """Another word in one caption changes losses far above the tolerance: the comparison above is not of constants."""
     model, losses, _ = reference
     batches = four_streams()
     image = batches["image"]

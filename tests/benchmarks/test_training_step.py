@@ -1,4 +1,4 @@
-"""A step costs as much less CPU than the reference's graph as promised. Ratios of medians in turns, never wall time."""
+"""The CPU speed-up of a step over the reference's graph. Ratios of medians of interleaved rounds, never wall time."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def test_a_step_costs_less_than_the_reference_graph(streams, least):
 
 
 def test_a_noisy_machine_gives_no_verdict():
-    """Medians of one contestant 10 % apart are inconclusive, 4 % apart are not; one wild round moves no median."""
+    """Medians of one side 10 % apart are inconclusive, 4 % apart are not; one outlier changes no median."""
     for second, conclusive in ((1.1, False), (1.04, True)):
         seconds = {REFERENCE: [1.0, 1.0, 9.0], REFERENCE_AGAIN: [second] * 3, OURS: [0.5] * 3}
         found = Measured(seconds, dict.fromkeys(seconds, 1), "")

@@ -1,10 +1,10 @@
-"""The two contestants of every comparison of training steps: the reference's graph, and this project's step.
+"""The compared implementations of a training step: the reference's graph, and this project's step.
 
-Both start from the same weights and make whole optimizer steps: temperature clamped, gradients cleared, losses of all
-streams, backward, gradient norm clipped to 1.0, AdamW as the reference has it. Where the sides differ, each does as its
-code does: the reference moves one parameter after the other and asks for every loss as a number, ours moves parameters
-in multi-tensor calls and reads all numbers in one go. Batches are ready before a step starts; padding the reference's
-texts to 40 tokens is not counted.
+Both start from the same weights and make complete optimizer steps: temperature clamped, gradients cleared, losses of
+all streams, backward, gradient norm clipped to 1.0, AdamW as in the reference. Where the sides differ, each does as its
+code does: the reference updates one parameter after the other and reads every loss separately, ours updates parameters
+in multi-tensor calls and reads all values in one transfer. Batches are ready before a step starts; padding the
+reference's texts to 40 tokens is not counted.
 """
 
 import math
@@ -27,7 +27,7 @@ from x2vlm.train.config import OptimizerConfig
 from x2vlm.train.optim import build_optimizer
 
 LEARNING_RATE, DECAY, BETAS, EPS, CLIP_NORM = 1e-4, 0.01, (0.9, 0.98), 1e-8, 1.0
-FIRST_LOSS_SCALE = 1024.0  # where the reference caps it
+FIRST_LOSS_SCALE = 1024.0  # the maximum of the reference
 
 
 def reference_of(model: X2VLM, attention: str = "eager") -> ReferenceGraph:
@@ -40,7 +40,7 @@ def reference_of(model: X2VLM, attention: str = "eager") -> ReferenceGraph:
 
 
 class PlainAdamW(torch.optim.Optimizer):
-    """AdamW of transformers 4.12, one parameter at a time: eps outside the correction, decay on the moved weight."""
+    """AdamW of transformers 4.12, one parameter at a time: eps outside the correction, decay on the updated weight."""
 
     def __init__(self, groups: Iterable[dict]) -> None:
         super().__init__(groups, {"lr": LEARNING_RATE, "weight_decay": DECAY})
@@ -75,7 +75,7 @@ def plain_groups(graph: nn.Module) -> list[dict]:
 class ReferenceSide:
     """Training steps of the reference's graph; with `half_precision` in float16 under autocast with scaled losses.
 
-    Autocast plays the part of Apex O1, which the reference uses and which is no longer maintained.
+    Autocast replaces Apex O1, which the reference uses and which is no longer maintained.
     """
 
     def __init__(self, model: X2VLM, attention: str = "eager", half_precision: bool = False) -> None:
@@ -90,7 +90,7 @@ class ReferenceSide:
     def backward(
         self, inputs: Mapping[str, GraphInputs], negatives: Mapping[str, Negatives] | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """Losses by stream; gradients are added to the parameters. Clips go first and alone, as in the reference."""
+        """Losses by stream; gradients are added to the parameters. Clips come first, alone, as in the reference."""
         losses: dict[str, dict[str, Tensor]] = {}
         for together in ([name for name in inputs if name == "video"], [name for name in inputs if name != "video"]):
             with autocast(self.device, torch.float16, self.half_precision):
@@ -102,7 +102,7 @@ class ReferenceSide:
         return losses
 
     def step(self, inputs: Mapping[str, GraphInputs]) -> dict[str, float]:
-        """One optimizer step; the losses before it as numbers."""
+        """One optimizer step; returns the losses before it."""
         with torch.no_grad():
             self.graph.temp.clamp_(0.001, 0.5)
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,10 +153,10 @@ class OurSide:
 
 
 def autocast(device: str, dtype: torch.dtype, enabled: bool) -> AbstractContextManager[object]:
-    """Autocast to `dtype`, or nothing; the meta device knows no autocast, not even a disabled one."""
+    """Autocast to `dtype`, or nothing; the meta device has no autocast, not even a disabled one."""
     return torch.autocast(device, dtype) if enabled else nullcontext()
 
 
 def total_of(losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
-    """The plain sum of all losses of all streams: every published 4M recipe weighs them equally."""
+    """The unweighted sum of all losses of all streams, as in every published 4M recipe."""
     return torch.stack([value.float() for parts in losses.values() for value in parts.values()]).sum()

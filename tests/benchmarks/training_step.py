@@ -1,15 +1,15 @@
-"""CPU seconds and arithmetic of a training step, beside the reference's graph in the same process.
+"""CPU seconds and FLOPs of a training step, against the reference's graph in the same process.
 
     python -m tests.benchmarks.training_step            every switch, real lengths; then 40 tokens everywhere
     python -m tests.benchmarks.training_step --rounds 7
 
-Contestants take turns, round after round, on one thread: the reference's graph, our step, our step with one switch
+Implementations alternate, round after round, on one thread: the reference's graph, our step, our step with one switch
 turned off, with all off, and the reference's graph once more. Every figure is the median of the rounds in CPU seconds
-of this process; whole optimizer steps on both sides (`training_sides`). Where the two medians of the reference's graph
-are more than 5 % apart the machine was too noisy and the verdict is "inconclusive", neither pass nor fail.
+of this process; complete optimizer steps on both sides (`training_sides`). Where the two medians of the reference's
+graph are more than 5 % apart the machine was too noisy and the result is "inconclusive", neither pass nor fail.
 
 The model is small (width 256, 4 image, 4 text and 2 fusion layers) but its images are not (197 tokens); float32,
-dropout on. What a GPU makes of it is measured by `tests.benchmarks.gpu`, not here.
+dropout on. GPUs are measured by `tests.benchmarks.gpu`, not here.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MOST_NOISE = 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """CPU seconds a step of every contestant, round by round, and FLOPs a step of each."""
+    """CPU seconds per step of every implementation, round by round, and FLOPs per step of each."""
 
     seconds: Mapping[str, Sequence[float]]
     flops: Mapping[str, int]
@@ -51,7 +51,7 @@ class Measured:
 
     @property
     def noise(self) -> float:
-        """How far apart the two medians of the same contestant are, as a fraction."""
+        """The relative difference of the two medians of the reference's graph."""
         return abs(self.median(REFERENCE) / self.median(REFERENCE_AGAIN) - 1)
 
     @property
@@ -66,7 +66,7 @@ class Measured:
 
 
 def measure(streams: Sequence[StreamShape], rounds: int, with_switches: bool) -> Measured:
-    """Whole optimizer steps in turns on one thread; the first round is warm-up and not counted."""
+    """Complete optimizer steps, interleaved on one thread; the first round is warm-up and not counted."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     batches = make_batches(streams, SMALL_MODEL)
@@ -119,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread, float32")
     found = measure(SMALL, options.rounds, with_switches=True)
-    print(describe("16 images and 16 regions of 6 pictures, real lengths", found), flush=True)
+    print(describe("16 images and 16 regions of 6 images, real lengths", found), flush=True)
     print(describe("the same, 40 tokens everywhere", measure(all_longest(SMALL), options.rounds, with_switches=False)))
 
 

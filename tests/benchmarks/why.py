@@ -1,10 +1,10 @@
-"""How long `why` takes to tell what happened to a row of a large corpus, and to build the index it finds it with.
+"""The time of `why` to trace a row of a large corpus, and to build its index.
 
     python -m tests.benchmarks.why --parts 1000 --rows 10000 [--out FOLDER]
 
-A store of made-up rows, written by the engine: read, a filter that drops every tenth row, and a search over all parts
-that decides about every hundredth row of each. Rows have the key, the address and a caption; nothing else of a sample
-is read on the way. Prints CPU and wall seconds: of the first question, which builds the index, and of later ones.
+A store of generated rows, written by the engine: read, a filter that drops every tenth row, and a search over all parts
+that decides about every hundredth row of each. Rows have the key, the URL and a caption; nothing else of a sample
+is read. Prints CPU and wall seconds: of the first question, which builds the index, and of later ones.
 """
 
 import argparse
@@ -65,10 +65,10 @@ def plan_filter(config: Size, inputs: Inputs) -> list[Part]:
 
 def filter_part(config: Size, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     rows = pq.read_table(inputs.local_path(part.reads[0].file))
-    goes = np.arange(rows.num_rows) % 10 == 0
-    names = rows.select(["key", "source", "source_row"]).filter(pa.array(goes)).to_pylist()
+    is_dropped = np.arange(rows.num_rows) % 10 == 0
+    names = rows.select(["key", "source", "source_row"]).filter(pa.array(is_dropped)).to_pylist()
     drops = [Drop(**name, stage="filter", rule="min_short_edge", value=100.0, threshold=224.0) for name in names]
-    kept = rows.filter(pa.array(~goes))
+    kept = rows.filter(pa.array(~is_dropped))
     write_table(kept, out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
     return PartResult({"rows": Count(rows.num_rows, kept.num_rows, {"min_short_edge": len(drops)})})
@@ -108,7 +108,7 @@ def graph_of(size: Size) -> Graph:
 
 
 def measured(action: Callable[[], Any]) -> tuple[Any, str]:
-    """What `action` gives, and what it cost."""
+    """The result of `action`, and its cost."""
     cpu, wall = time.process_time(), time.monotonic()
     found = action()
     return found, f"{time.process_time() - cpu:7.3f} CPU s {time.monotonic() - wall:7.3f} s"
@@ -126,7 +126,7 @@ def main() -> None:
         _, cost = measured(lambda: run_all(graph_of(size), store, "bench"))
         print(f"{'store of ' + format(size.parts * size.rows, ',') + ' rows written':34} {cost}")
         last = size.parts * size.rows - 1
-        decided = (size.parts // 2) * size.rows + 1  # the first that the filter keeps of its part
+        decided = (size.parts // 2) * size.rows + 1  # the first that the filter keeps in its part
         for name, query in (
             ("first question (builds the index)", sample_key(SOURCE, str(last))),
             ("by key", sample_key(SOURCE, str(last))),
@@ -145,7 +145,7 @@ def _not_found(store: Store) -> None:
         trace_rows(store, "bench", "ab" * 16)
     except ConfigError:
         return
-    raise AssertionError("a key was found that nobody wrote")
+    raise AssertionError("a key was found that was never written")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Shards of the procedural world for measuring: any number of samples, straight from scenes by `write_shard`.
 
-Twenty samples of a row share one scene, as sources of the world do that annotate the images of another: twelve have a
-caption (as CC3M), seven have five captions, objects with attributes and region phrases (as COCO and Visual Genome), one
-is a clip. Every sample has a key and draws of its own for its texts. Clips show one of a tenth as many renderings.
+Twenty consecutive samples share one scene, as for sources of the world that annotate the images of another: twelve have
+a caption (as CC3M), seven have five captions, objects with attributes and region phrases (as COCO and Visual Genome),
+one is a clip. Every sample has its own key and random texts. Clips have a tenth as many renderings.
 
-ImageTokens have 256 pixels on the short edge, clips 336 x 256 pixels and a frame a second, as `pack` would keep them,
+Images have 256 pixels on the short edge, clips 336 x 256 pixels and a frame a second, as `pack` would keep them,
 but JPEG quality is 75: 200,000 samples then take 3.8 GB. Frames come from the renderer, not through an MP4.
 """
 
@@ -33,7 +33,7 @@ from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_ke
 
 QUALITY = 75
 IMAGES = WorldConfig(seed=11, image_size=256, jpeg_quality=QUALITY)
-CLIPS = WorldConfig(seed=11, image_size=410, jpeg_quality=QUALITY)  # the world makes clips of 5/8 of that
+CLIPS = WorldConfig(seed=11, image_size=410, jpeg_quality=QUALITY)  # clips of the world have 5/8 of that
 FORM: tuple[Literal["captions", "boxes", "clip"], ...] = (*("captions",) * 12, *("boxes",) * 7, "clip")
 SOURCES = {"captions": "cc3m", "boxes": "visual_genome", "clip": "webvid"}
 SAMPLES_PER_CLIP = 10
@@ -41,7 +41,7 @@ SAMPLES_PER_CLIP = 10
 
 @dataclass(frozen=True)
 class WorldShards:
-    """The shards, and what was spent on them."""
+    """The shards, and the time to make them."""
 
     files: tuple[ShardFiles, ...]
     num_scenes: int  # rendered
@@ -51,12 +51,12 @@ class WorldShards:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(Path(str(path)).stat().st_size for item in self.files for path in (item.media, item.index))
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """What the written indexes hold: read back from the files, not remembered."""
+        """The contents of the written indexes, read back from the files."""
         wanted = ["key", "kind", "captions.list.element.text", "concepts.list.element.grain", "media.sha256"]
         table = pa.concat_tables([read_index(item.index, wanted) for item in self.files])
         grains = table["concepts"].combine_chunks().flatten().field("grain")
@@ -73,7 +73,7 @@ class WorldShards:
 
 
 def write_world(out: Path, num_samples: int, num_shards: int) -> WorldShards:
-    """`num_samples` samples in `num_shards` shards below `out`; a sample's shard follows from its key."""
+    """`num_samples` samples in `num_shards` shards below `out`; the shard of a sample depends on its key."""
     before = time.process_time()
     groups = -(-num_samples // len(FORM))
     images = [_render_image(index) for index in range(groups)]

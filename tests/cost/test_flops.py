@@ -162,10 +162,10 @@ def test_text_and_fusion_stacks_cost_what_torch_counts() -> None:
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     mask = torch.ones(rows, length, dtype=torch.bool, device="meta")
     vision = model.encode_image(torch.empty(rows, 3, 48, 48, device="meta"))
-    text, memory = model.encode_text(ids, mask), model.remember(vision)
+    text, memory = model.encode_text(ids, mask), model.image_memory(vision)
     assert _counted(model.encode_text, ids, mask) == rows * flops.text_flops(SMALL, length)
     tokens = rows * flops.num_image_tokens(SMALL.vision)
-    assert _counted(model.remember, vision) == tokens * flops.image_key_flops(SMALL)
+    assert _counted(model.image_memory, vision) == tokens * flops.image_key_flops(SMALL)
     assert _counted(model.fuse, text, mask, memory) == rows * flops.fusion_text_flops(SMALL, length)
     alone = flops.fusion_text_flops(SMALL, length, with_image=False)
     assert _counted(model.fuse, text, mask, None) == rows * alone

@@ -207,4 +207,4 @@ def test_a_result_says_how_many_of_its_images_were_trained_on(sample_run: Sample
     assert found["policy"] == "strict"
     numbers = found["sets"]["coco_heldout"]["held_out"]
     assert (numbers["pictures"], numbers["leaked"], numbers["still_in_training"]) == (16, 0, 0)
-    assert "0 of 16 test pictures in training (policy strict, 0 found)" in sample_run.submission.stdout
+    assert "0 of 16 test images in training (policy strict, 0 found)" in sample_run.submission.stdout

@@ -1,4 +1,4 @@
-"""Floating-point operations of a pre-training step in closed form, and what a GPU can do per second.
+"""Floating-point operations of a pre-training step in closed form, and the peak rates of GPUs.
 
 2 FLOP per multiply-add; attention products are counted, and so are patch embedding, heads and the similarity matrix of
 one process. Layer norms, softmax, activations, the mean over the patches of a region, and the matrix products of
@@ -21,7 +21,7 @@ SWIN_PATCH = 4
 
 @dataclass(frozen=True)
 class BatchShape:
-    """What decides the FLOPs of one batch of one process.
+    """The sizes that determine the FLOPs of one batch of one process.
 
     `num_images` pass the image tower: the frames of all clips, or the images that the regions lie in.
     `text_lengths` are the real tokens of every text row with [CLS] and [SEP], `num_masked` its masked tokens.
@@ -146,7 +146,7 @@ def vision_flops(cfg: VisionConfig) -> int:
 
 
 def temporal_flops(cfg: VisionConfig, num_frames: int) -> int:
-    """What attention over time adds to a clip of `num_frames`; 0 for a tower that averages frames."""
+    """FLOPs that temporal attention adds to a clip of `num_frames`; 0 for a tower that averages frames."""
     if cfg.temporal == "mean" or num_frames == 1:
         return 0
     per_patch = num_frames * 2 * 4 * cfg.width**2 + 4 * num_frames**2 * cfg.width
@@ -154,7 +154,7 @@ def temporal_flops(cfg: VisionConfig, num_frames: int) -> int:
 
 
 def num_image_tokens(cfg: VisionConfig) -> int:
-    """What cross-attention sees of an image: its patches and their mean."""
+    """Tokens of an image that cross-attention reads: its patches and their mean."""
     return cfg.grid**2 + 1
 
 
@@ -179,7 +179,7 @@ def fusion_text_flops(config: ModelConfig, length: int, num_read: int | None = N
 
 
 def word_flops(config: ModelConfig) -> int:
-    """The word head at one masked position."""
+    """The MLM head at one masked position."""
     return 2 * config.text.width * (config.text.width + config.text.vocab_size)
 
 
@@ -208,7 +208,7 @@ def _key_rows(config: ModelConfig, shape: BatchShape, use: Rewrites, passes: int
     tokens = num_image_tokens(config.vision)
     if not use.share_image_keys:
         return passes * len(shape.text_lengths) * tokens
-    # Regions of one image share its patches; only the token that stands for the region is its own.
+    # Regions of one image share its patches; only the region token is its own.
     return shape.num_visuals * tokens + (len(shape.text_lengths) if shape.kind == "region" else 0)
 
 
@@ -239,14 +239,14 @@ def _swin_flops(cfg: VisionConfig) -> int:
 
 @dataclass(frozen=True)
 class Device:
-    """Dense bf16 FLOP per second and memory of one GPU, as its maker states them."""
+    """Dense bf16 FLOP per second and memory of one GPU, from the manufacturer."""
 
     flops_per_second: float
     memory_bytes: int
     source: str
 
 
-# Without sparsity: the makers' sheets give twice these numbers where they count zeros.
+# Dense: data sheets state twice these numbers where they assume sparsity.
 DEVICES: dict[str, Device] = {
     "A100-40": Device(312e12, 40 * 2**30, "NVIDIA A100 data sheet: 312 TFLOPS bf16, 40 GB"),
     "A100-80": Device(312e12, 80 * 2**30, "NVIDIA A100 data sheet: 312 TFLOPS bf16, 80 GB"),
@@ -262,7 +262,7 @@ PEAK_FLOPS: dict[str, float] = {name: device.flops_per_second for name, device i
 
 
 def utilisation(flops: float, seconds: float, device: str) -> float:
-    """Fraction of the peak of a key of DEVICES. With the reference's FLOPs it measures speed, and may pass 1."""
+    """Fraction of the peak of a key of DEVICES. With the reference's FLOPs it measures speed and may exceed 1."""
     return flops / seconds / PEAK_FLOPS[device]
 
 

@@ -1,6 +1,6 @@
-"""How many numbers a model has, and how much GPU memory training it takes, in closed form and without torch.
+"""Parameter count and training memory of a model, in closed form and without torch.
 
-Parameters are exact (`tests/cost/test_model_size.py` counts real models). Memory is a model of it: an inventory of the
+Parameters are exact (`tests/cost/test_model_size.py` counts real models). Memory is an estimate: an inventory of the
 tensors that a step keeps for its backward pass, in bytes per token and unit of width. It leaves out the CUDA context,
 communication buffers and fragmentation: allow 3 to 5 GB more.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 from x2vlm.cost.flops import EXECUTED, REFERENCE, SWIN_PATCH, BatchShape, Graph, num_image_tokens
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig
 
-# Of a parameter: its fp32 value, gradient and two averages of Adam, and a bf16 copy for the matrix products.
+# Per parameter: its fp32 value, gradient and two averages of Adam, and a bf16 copy for the matrix products.
 STATE_BYTES = 18
 # In a checkpoint: the fp32 value and the two averages.
 CHECKPOINT_BYTES = 12
@@ -21,7 +21,7 @@ _BF16 = 2
 
 @dataclass(frozen=True)
 class _Kept:
-    """Bytes kept for the backward pass, per token and unit of width of a block, and per logit of the word head."""
+    """Bytes kept for the backward pass, per token and unit of width of a block, and per logit of the MLM head."""
 
     vision: float
     text: float
@@ -33,8 +33,8 @@ class _Kept:
 _FUSED = _Kept(vision=24, text=24, fusion=32, logit=6)
 # Attention scores, dropout masks and float32 softmax kept as well, at 197 image tokens and 40 of text.
 _EAGER = _Kept(vision=68.7, text=51, fusion=98, logit=10)
-# Attention over time, per token of a clip's frames: the input of its norm, what the norm makes of it, queries, keys,
-# values and what they attend to, in bf16. Its scores are 5 % of one of these at 3 frames.
+# Temporal attention, per token of a clip's frames: input and output of its norm, queries, keys, values and the
+# attention output, in bf16. Its scores are 5 % of one of these at 3 frames.
 _OVER_TIME = 12
 
 
@@ -82,8 +82,8 @@ def peak_memory(
 ) -> Memory:
     """Bytes at the peak of a step of one process, all batches in one graph.
 
-    "reference" pads texts and keeps keys and values of every pass; it goes with eager attention unless said otherwise.
-    `checkpoint_vision_blocks` blocks of the image tower keep their input only and are computed again.
+    "reference" pads texts and keeps keys and values of every pass; it uses eager attention by default.
+    `checkpoint_vision_blocks` blocks of the image tower keep only their input and are recomputed.
     """
     use = {"executed": EXECUTED, "reference": REFERENCE}[graph]
     kept = _EAGER if (attention or ("fused" if graph == "executed" else "eager")) == "eager" else _FUSED
@@ -97,8 +97,8 @@ def peak_memory(
         fusion_tokens += passes * sum(lengths)
         masked += sum(shape.num_masked) if use.only_masked_words else max_masks * len(lengths)
         if shape.kind != "text":
-            shared = shape.num_visuals + len(lengths) / tokens * (shape.kind == "region")
-            key_rows += shared if use.share_image_keys else passes * len(lengths)  # type: ignore[assignment]
+            rows_of_keys = shape.num_visuals + len(lengths) / tokens * (shape.kind == "region")
+            key_rows += rows_of_keys if use.share_image_keys else passes * len(lengths)  # type: ignore[assignment]
     width, block = config.text.width, images * tokens * config.vision.width
     depth, again = config.vision.depth, min(checkpoint_vision_blocks, config.vision.depth)
     held = depth - again + (again > 0)
@@ -118,7 +118,7 @@ def peak_memory(
 
 
 def checkpoint_bytes(config: ModelConfig) -> int:
-    """Bytes of one training checkpoint: weights and both averages of the optimizer in float32."""
+    """Bytes of one training checkpoint: weights and both Adam averages in float32."""
     return CHECKPOINT_BYTES * num_parameters(config)
 
 
@@ -133,15 +133,15 @@ def _vision_parameters(cfg: VisionConfig) -> int:
     embed = 3 * cfg.patch_size**2 * width + width  # with the class token; a bias is added below where there is one
     block = 4 * width**2 + 2 * width * inner + inner + width + 4 * width + width  # one bias per map but queries' etc.
     if cfg.backbone == "clip_vit":
-        # Biases of queries, keys and values; absolute positions; a norm before the blocks and one behind them.
+        # Biases of queries, keys and values; absolute positions; a norm before the blocks and one after them.
         return embed + cfg.depth * (block + 3 * width) + (cfg.grid**2 + 1) * width + 4 * width
-    # Biases of queries and values only, two layer scales, one position table per block; one norm behind them.
+    # Biases of queries and values only, two layer scales, one position table per block; one norm after them.
     table = ((2 * cfg.grid - 1) ** 2 + 3) * cfg.num_heads
     return embed + width + cfg.depth * (block + 4 * width + table) + 2 * width
 
 
 def _temporal_parameters(cfg: VisionConfig, num_frames: int) -> int:
-    """A norm, queries, keys and values, and a map behind them in every block; one embedding per frame."""
+    """A norm, queries, keys and values, and an output projection in every block; one embedding per frame."""
     width = cfg.width
     return cfg.depth * (2 * width + 3 * (width**2 + width) + width**2 + width) + num_frames * width
 

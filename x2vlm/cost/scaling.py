@@ -1,33 +1,33 @@
-"""How step time grows with the number of GPUs: bytes that must travel, and how much of that hides behind computing.
+"""How step time grows with the number of GPUs: bytes communicated, and how much of that overlaps with computation.
 
-A model, not a measurement: it takes the measured time of one GPU and says what a network would add. Gradients travel
-hierarchically, first inside a machine, then between machines, while the backward pass runs; the features of the
-contrastive loss travel before it and hide behind nothing. `gradient_bytes` and `contrastive_bytes` are what a real run
-can be counted against.
+A model, not a measurement: it takes the measured time of one GPU and predicts what a network would add. Gradients are
+reduced hierarchically, first inside a machine, then between machines, while the backward pass runs; the features of
+the contrastive loss are gathered before it and overlap with nothing. `gradient_bytes` and `contrastive_bytes` can be
+compared with the byte counts of a real run.
 """
 
 import math
 from dataclasses import dataclass
 
 GPUS_PER_MACHINE = 8
-# Shares that are assumed: of the backward pass that can run beside communication, and of a wire's rate that NCCL gets.
+# Assumed fractions: of the backward pass that overlaps with communication, of a link's bandwidth that NCCL reaches.
 OVERLAP = 0.85
 WIRE_EFFICIENCY = 0.8
 BACKWARD_FRACTION = 2 / 3
-# What waiting for the slowest costs: 1 % inside a machine, 2 % at 64 GPUs.
+# Time lost waiting for the slowest rank: 1 % inside a machine, 2 % at 64 GPUs.
 JITTER_BASE, JITTER_PER_DOUBLING = 0.01, 0.01 / 3
 
 
 @dataclass(frozen=True)
 class Network:
-    """Rates in bytes per second: of one GPU inside its machine (as NCCL reaches it), of a machine's wires (nominal)."""
+    """Bandwidths in bytes/s: of a GPU inside its machine (as reached by NCCL), of a machine's links (nominal)."""
 
     inside: float
     outside: float
 
     @property
     def outside_of_one_gpu(self) -> float:
-        """What a GPU gets of its machine's wires when all send."""
+        """Bandwidth of one GPU on its machine's links when all send."""
         return self.outside * WIRE_EFFICIENCY / GPUS_PER_MACHINE
 
 
@@ -52,9 +52,9 @@ def contrastive_bytes(
 ) -> int:
     """Bytes that each process receives for the contrastive losses of a step: features of images and of texts.
 
-    `rows` are its own rows of one batch, `num_batches` how many batches have a contrastive loss. Features travel once,
-    in float32: every process computes the whole loss, so the backward pass sends nothing. bf16 features with their
-    gradients sent back would be as many bytes.
+    `rows` are its own rows of one batch, `num_batches` how many batches have a contrastive loss. Features are sent
+    once, in float32: every process computes the whole loss, so the backward pass sends nothing. bf16 features with
+    their gradients sent back would be as many bytes.
     """
     return (world_size - 1) * rows * embed_dim * bytes_per_number * 2 * num_batches
 
@@ -68,7 +68,7 @@ class ScaledStep:
     waiting: float  # for the slowest
     contrastive: float
     gradients: float
-    exposed: float  # of the gradients' seconds: those the backward pass does not hide
+    exposed: float  # of the gradients' seconds: those that do not overlap with the backward pass
 
     @property
     def seconds(self) -> float:
@@ -90,9 +90,9 @@ def scaled_step(
     gradient_bytes_per_number: int = 4,
     overlaps: bool = True,
 ) -> ScaledStep:
-    """What a step takes on `world_size` GPUs that each do what one does in `step_seconds`.
+    """The times of a step on `world_size` GPUs that each do the work that one does in `step_seconds`.
 
-    ValueError for more than one machine's GPUs that do not fill machines.
+    ValueError if the GPUs of several machines do not fill them.
     """
     if world_size > GPUS_PER_MACHINE and world_size % GPUS_PER_MACHINE:
         raise ValueError(f"{world_size} GPUs do not fill machines of {GPUS_PER_MACHINE}")
@@ -114,7 +114,7 @@ def scaled_step(
 
 
 def _all_reduce_seconds(size: float, world_size: int, network: Network) -> float:
-    """Scatter and gather inside machines; between them every GPU averages its fraction of the numbers."""
+    """Reduce-scatter and all-gather inside machines; between them every GPU reduces its slice of the gradients."""
     inside = min(world_size, GPUS_PER_MACHINE)
     machines = world_size // inside
     within = 2 * (inside - 1) / inside * size / network.inside

@@ -1,4 +1,4 @@
-"""Boxes as readers and the download stage make them, one by one; the rules about them are in `box_rules`.
+"""Arithmetic on single boxes for readers and the download stage; the rules about boxes are in `box_rules`.
 
 All boxes are `xywh` in pixels of the oriented original unless a name says `normalised`.
 """
@@ -19,7 +19,7 @@ def union(first: Box, second: Box) -> Box:
 
 
 def pixel_box(box_cxcywh: Sequence[float], width: int, height: int) -> Box:
-    """A predicted box in fractions of the sides, cut at the edges of an image of `width` x `height`, in its pixels."""
+    """A predicted box in fractions of the sides as pixels of a `width` x `height` image, clipped to it."""
     cx, cy, w, h = box_cxcywh
     left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
     right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)
@@ -29,7 +29,7 @@ def pixel_box(box_cxcywh: Sequence[float], width: int, height: int) -> Box:
 def denormalise_boxes(sample: Sample, width: int, height: int) -> Sample:
     """`sample` with every normalised box in pixels of an image of `width` x `height`, its annotation id without prefix.
 
-    Concepts whose box is in pixels already stay as they are.
+    Concepts whose box is in pixels already are unchanged.
     """
     concepts = []
     for concept in sample.concepts:

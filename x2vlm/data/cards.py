@@ -1,6 +1,6 @@
 """Dataset cards: what an upstream dataset is, which files it has and under which terms, as typed values.
 
-A card holds facts only (`datasets/<folder>/<id>.yaml`). What to do with the dataset is said by an experiment.
+A card holds facts only (`datasets/<folder>/<id>.yaml`). What is done with the dataset is decided by an experiment.
 """
 
 import ipaddress
@@ -66,7 +66,7 @@ class Card(FrozenConfig):
     # same up to "#" (the video of a clip), {file} and {folder} the last two segments of the URL's path.
     local_name: str | None = None
     # Domains whose pages hold a video instead of being one. Fetched through yt-dlp if the experiment allows it, else
-    # counted as dropped; `terms` says what who allows it must have agreed with.
+    # counted as dropped; `terms` states the conditions that whoever allows it must have accepted.
     yt_dlp_domains: tuple[str, ...] = ()
     terms: str = ""
     allow_networks: tuple[str, ...] = ()  # private networks that this source's URLs may point to
@@ -99,7 +99,7 @@ class Card(FrozenConfig):
 def load_card(path: Path) -> Card:
     """The card in a YAML file; ConfigError names the file, the key and the nearest known one.
 
-    A card is called like its file, so that what a manifest names can be found.
+    A card has the name of its file, so that cards named in manifests can be found.
     """
     card = parse_config(Card, read_yaml(path), str(path))
     if card.id != path.stem:

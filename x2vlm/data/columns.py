@@ -1,4 +1,4 @@
-"""Rows of samples as columns: what the rules compare, as flat arrays, computed once and only where asked for."""
+"""Rows of samples as columns: the values that rules compare, as flat arrays, computed once and only when needed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ WORD = r"\S*[\pL\pN]\S*"  # a run without white space that holds a letter or a d
 
 @dataclass(frozen=True)
 class Items:
-    """The items of a list column behind each other, rows in order: one entry per caption or concept."""
+    """The items of a list column concatenated in row order: one entry per caption or concept."""
 
     values: pa.StructArray
     row: np.ndarray  # int64; the row it belongs to
@@ -26,7 +26,7 @@ class Items:
         return Items(self.values.filter(pa.array(keep)), self.row[keep], self.position[keep])
 
     def regroup(self, num_rows: int) -> pa.ListArray:
-        """The items as a list column of `num_rows` rows again; rows without items get an empty list."""
+        """The items regrouped into a list column of `num_rows` rows; rows without items get an empty list."""
         offsets = np.zeros(num_rows + 1, dtype=np.int32)
         np.cumsum(np.bincount(self.row, minlength=num_rows), out=offsets[1:])
         return pa.ListArray.from_arrays(pa.array(offsets), self.values)
@@ -42,7 +42,7 @@ def items_of(rows: pa.Table, column: str) -> Items:
 
 
 class SampleColumns:
-    """A table of SAMPLE_SCHEMA with what several rules need of it."""
+    """A table of SAMPLE_SCHEMA with derived columns that several rules use."""
 
     def __init__(self, rows: pa.Table) -> None:
         self.rows = rows
@@ -78,7 +78,7 @@ class SampleColumns:
 
     @cached_property
     def words_of_videos(self) -> np.ndarray:
-        """Words of every caption, float64; NaN for captions of images, which no default rule counts."""
+        """Words of every caption, float64; NaN for captions of images, which no default rule looks at."""
         of_video = self.is_video[self.captions.row]
         words = np.full(len(self.captions), np.nan)
         if of_video.any():
@@ -87,12 +87,12 @@ class SampleColumns:
         return words
 
     def source_score(self, name: str) -> pa.Array:
-        """Field `name` of the scores that the source brings; null where it says nothing."""
+        """Field `name` of the scores that the source provides; null where missing."""
         return pc.struct_field(one_array(self.rows["source_scores"]), name)
 
     @cached_property
     def has_source_scores(self) -> np.ndarray:
-        """True where the source brings scores at all, whether or not it knows this or that one."""
+        """True where the source provides any score."""
         return flags(one_array(self.rows["source_scores"]).is_valid())
 
 

@@ -1,8 +1,8 @@
-"""Random numbers that are a function of what they are for, never of when or where they are drawn.
+"""Counter-based random numbers: a function of their labels, never of when or where they are drawn.
 
-Every draw in the data path comes from `Draws(seed, epoch, sample key, purpose)`: any worker of any world size can make
-it again, and resuming needs no generator state. The stream is sha256 in counter mode, because numpy and Python promise
-stable bits but not stable distributions across versions.
+Every draw in the data path comes from `Draws(seed, epoch, sample key, purpose)`: any worker of any world size can
+reproduce it, and resuming needs no generator state. The stream is sha256 in counter mode, because numpy and Python
+promise stable bits but not stable distributions across versions.
 """
 
 import hashlib
@@ -63,5 +63,5 @@ class Draws:
 
 
 def derive_seed(*labels: str | int) -> int:
-    """A 63-bit integer that belongs to `labels`, for generators that want to be seeded (torch)."""
+    """A 63-bit integer that belongs to `labels`, for generators that need a seed (torch)."""
     return Draws(*labels).word() >> 1

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT = 0, 1, 3, 4
 LONGEST_SIDE_PIXELS = 960  # of an image in the page: 100 to 200 kB each
-# UpstreamFacts apart in print and by most colour-blind readers (Okabe and Ito); every box also has its number.
+# Distinguishable in print and by most colour-blind readers (Okabe and Ito); every box also has its number.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; --faint: #6b6b66; --line: #dcdcd6; }

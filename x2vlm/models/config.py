@@ -1,4 +1,4 @@
-"""Sizes and rates of an X2-VLM model; the defaults are the base model of the paper."""
+"""Sizes and dropout probabilities of an X2-VLM model; the defaults are the base model of the paper."""
 
 import logging
 from collections.abc import Mapping
@@ -29,8 +29,8 @@ class VisionConfig(FrozenConfig):
     last of four stages, `depth` counts all blocks (24 is Swin-B: 2, 2, 18, 2) and `patch_size` is the stride of its
     output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
 
-    Frames of a clip are averaged behind the tower. With `temporal: attention` its blocks look over time as well
-    (`x2vlm.models.blocks.temporal`, BEiT-2 only), which takes `num_frames` of the model.
+    Frames of a clip are averaged after the tower. With `temporal: attention` its blocks have temporal attention as well
+    (`x2vlm.models.blocks.temporal`, BEiT-2 only), which needs the model's `num_frames`.
     """
 
     backbone: Literal["beit2", "clip_vit", "swin"] = "beit2"
@@ -100,7 +100,7 @@ class FusionConfig(FrozenConfig):
 
 
 class ModelConfig(FrozenConfig):
-    """Everything that decides the shapes of an X2-VLM model; the frame position exists iff `num_frames` is set."""
+    """Everything that determines the shapes of an X2-VLM model; the frame position exists iff `num_frames` is set."""
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -108,7 +108,7 @@ class ModelConfig(FrozenConfig):
     embed_dim: int = 256
     temperature: float = Field(default=0.07, gt=0)
     num_frames: int | None = Field(default=None, ge=1)
-    # False in the multilingual models of the reference: their word head starts random and shares nothing.
+    # False in the multilingual models of the reference: their MLM head has a matrix of its own, randomly initialised.
     tie_words: bool = True
 
     @model_validator(mode="after")
@@ -122,7 +122,7 @@ class ModelConfig(FrozenConfig):
         return self
 
 
-# What the reference's own description of a model must say for this implementation to be the same function.
+# Values that a reference config must have for this implementation to be the same function.
 _REFERENCE_FACTS: dict[str, Any] = {
     "vision_layer_scale": True,
     "vision_rel_pos_bias": "per block",
@@ -142,7 +142,7 @@ def model_config_from_reference(values: Mapping[str, Any], **changes: Any) -> Mo
     """The ModelConfig of a reference model described by the keys of a golden `config.json`.
 
     `changes` replace top-level fields afterwards (for example `num_frames=3`). ConfigError if the description
-    asks for something this model does not do, or lacks a size. Other keys are logged and ignored.
+    has a setting that this model does not support, or lacks a size. Other keys are logged and ignored.
     """
     for key, expected in _REFERENCE_FACTS.items():
         if values.get(key, expected) != expected:

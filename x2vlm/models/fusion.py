@@ -2,9 +2,9 @@
 
 B rows, M images, L text tokens, P patches, N = P + 1, H heads, E width of a head, D text width; of a plan T tokens,
 S slots of image keys, K tokens that are read.
-There are two ways through the layers. `forward` takes padded texts, each with its row of image tokens, and serves tasks
-and generation; keys and values of the image side are projected once (`remember`) for any number of calls. `run`
-follows a FusionPlan and serves training: packed tokens of many passes together, each image's keys once.
+The layers run in two ways. `forward` takes padded texts, each with its row of image tokens, for tasks and generation;
+keys and values of the image side are projected once (`image_memory`) for any number of calls. `run` executes a
+FusionPlan for training: packed tokens of many passes together, each image's keys once.
 """
 
 from dataclasses import dataclass, replace
@@ -45,13 +45,13 @@ class VisionMemory:
     patch_mask_BP: Tensor | None
 
     def mask_B1LN(self, length: int) -> Tensor | None:
-        """Which image tokens each of `length` text tokens may look at; None: all."""
+        """The image tokens that each of `length` text tokens may attend to; None: all."""
         if self.patch_mask_BP is None:
             return None
         return with_summary(self.patch_mask_BP)[:, None, None, :].expand(-1, 1, length, -1)
 
     def select(self, rows_K: Tensor) -> "VisionMemory":
-        """The given rows, in that order, without projecting anything again."""
+        """The given rows, in that order, without projecting keys again."""
         return VisionMemory(
             layers=tuple((keys.select(rows_K), values.select(rows_K)) for keys, values in self.layers),
             image_of_B=rows_K if self.image_of_B is None else self.image_of_B[rows_K],
@@ -87,13 +87,13 @@ class Attention(nn.Module):
         return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
 
     def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout) -> Tensor:
-        """States (K, D) of the asking tokens after looking at their own texts."""
+        """States (K, D) of the query tokens after self-attention within their texts."""
         keys, values = self.key(hidden_TD), self.value(hidden_TD)
         attended = layout.attend(self.query(query_states_KD), keys, values, self.num_heads, self._dropout_now())
         return self._finish(attended, query_states_KD)
 
     def across(self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
-        """States (K, D) of the asking tokens after looking at their images, whose states stand in their slots."""
+        """States (K, D) of the query tokens after cross-attention to their images, whose states are in their slots."""
         keys_values = self.key(memory_SD), self.value(memory_SD)
         attended = attend(
             self.query(query_states_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
@@ -131,7 +131,7 @@ class FusionLayer(nn.Module):
         self.cross_attention = Attention(cfg, width, vision_width)
         self.feed_forward = FeedForward(cfg, width)
 
-    def remember(self, vision: VisionTokens) -> tuple[SharedKeys, SharedKeys]:
+    def image_memory(self, vision: VisionTokens) -> tuple[SharedKeys, SharedKeys]:
         attention = self.cross_attention
         return _project(attention, attention.key, vision), _project(attention, attention.value, vision)
 
@@ -155,7 +155,7 @@ class FusionLayer(nn.Module):
         memory: tuple[Tensor, Tensor] | None,
         memory_mask_B1LN: Tensor | None,
     ) -> Tensor:
-        """The layer with keys and values of the text given, which may hold more tokens than `hidden_BLD`."""
+        """The layer with the given keys and values of the text, which may have more tokens than `hidden_BLD`."""
         hidden_BLD = self.self_attention(hidden_BLD, *own, own_mask)
         if memory is not None:
             hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B1LN)
@@ -171,7 +171,7 @@ class FusionLayer(nn.Module):
         within: SelfLayout,
         across: CrossLayout | None,
     ) -> Tensor:
-        """States (K, D) of the asking tokens after the layer; the first `num_crossing` of them have an image."""
+        """States (K, D) of the query tokens after the layer; the first `num_crossing` of them have an image."""
         query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within)
         if across is not None and memory_SD is not None:
             crossing, others = query_states_KD.split_with_sizes([num_crossing, len(query_states_KD) - num_crossing])
@@ -192,13 +192,13 @@ class FusionEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=cfg.init_std)
                 nn.init.zeros_(module.bias)
 
-    def remember(self, vision: VisionTokens) -> VisionMemory:
+    def image_memory(self, vision: VisionTokens) -> VisionMemory:
         """Image keys and values of every layer, projected once per image and once per summary token."""
-        layers = tuple(layer.remember(vision) for layer in self._layers())
+        layers = tuple(layer.image_memory(vision) for layer in self._layers())
         return VisionMemory(layers, vision.image_of_B, vision.patch_mask_BP)
 
     def forward(self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
-        """States (B, L, D); with `causal` a token sees itself and what stands before it."""
+        """States (B, L, D); with `causal` a token attends to itself and earlier tokens."""
         length = hidden_BLD.shape[1]
         mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
         if causal:
@@ -218,7 +218,7 @@ class FusionEncoder(nn.Module):
         """The states that the plan reads, for each of its passes (reads, D).
 
         `texts_XD` and `images_XD` are the states of its two tables. With `prune_last_layer` the last layer is
-        computed for what is read alone, all other tokens being keys and values there.
+        computed only for tokens that are read; all others are only keys and values there.
         """
         hidden_TD = take_rows(texts_XD, plan.tokens_T)
         memory_SD = None

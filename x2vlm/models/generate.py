@@ -1,7 +1,7 @@
-"""Writing a text about an image, one word at a time: greedy and beam search over filled [MASK]s (X2-VLM, captioning).
+"""Generating a text about an image, token by token: greedy and beam search over filled [MASK]s (X2-VLM, captioning).
 
-The model never learnt to name the next word, it learnt to fill a [MASK]. So every step reads the newest word and a
-[MASK] behind it, each seeing only what stands before, and keeps keys and values of the words, never of the [MASK].
+The model was not trained on next-token prediction but on filling [MASK]. So every step reads the newest token followed
+by a [MASK], with causal attention, and caches keys and values of the tokens, never of the [MASK].
 B images, K beams, R = B x K rows, N new tokens, T cached tokens, H heads, E head width, D text width, V vocabulary.
 """
 
@@ -23,10 +23,10 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class GenerateConfig(FrozenConfig):
-    """How a text is searched for; lengths count tokens after the prompt, whatever the prompt and the batch are.
+    """Settings of the search; lengths count tokens after the prompt.
 
-    A finished text's sum of log probabilities is divided by ((5 + length) / 6) ** length_penalty. `no_repeat` forbids
-    any run of so many tokens to occur twice (0: nothing is forbidden). One beam is greedy search.
+    A finished text's sum of log probabilities is divided by ((5 + length) / 6) ** length_penalty. `no_repeat`: no
+    n-gram of this size may occur twice (0: no limit). One beam is greedy search.
     """
 
     max_tokens: int = Field(default=50, ge=1)
@@ -48,7 +48,7 @@ class Written:
 def generate(
     model: X2VLM, vision: VisionTokens, prompt_ids: Sequence[int], mask_id: int, end_id: int, config: GenerateConfig
 ) -> list[Written]:
-    """A text for every row of `vision`. A row's text does not depend on the others in the batch.
+    """A text for every row of `vision`, independent of the other rows of the batch.
 
     `prompt_ids` begins with the start token and has no end token. ValueError if prompt and text are longer than the
     model has positions.
@@ -59,10 +59,10 @@ def generate(
             f"prompt and text have up to {longest} tokens, the model has {_num_positions(model)} positions"
         )
     num_images, num_beams, device = vision.num_rows, config.num_beams, vision.summary_BD.device
-    memory = model.remember(vision).select(torch.arange(num_images, device=device).repeat_interleave(num_beams))
+    memory = model.image_memory(vision).select(torch.arange(num_images, device=device).repeat_interleave(num_beams))
     texts_RT = torch.tensor([list(prompt_ids)] * (num_images * num_beams), device=device)
     scores_BK = torch.full((num_images, num_beams), -torch.inf, device=device)
-    scores_BK[:, 0] = 0.0  # all beams are equal at first: one of them speaks
+    scores_BK[:, 0] = 0.0  # all beams are equal at first: only one counts
     cache: list[KeysValues] | None = None
     finished: list[list[Written]] = [[] for _ in range(num_images)]
     for step in range(config.max_tokens):
@@ -83,7 +83,7 @@ def generate(
 
 
 def _best(scores_BK: Tensor, log_probs_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best K continuations of each image: their scores, the row each continues, and its new word."""
+    """The best K continuations of each image: their scores, the row each continues, and its new token."""
     num_images, num_beams = scores_BK.shape
     vocab_size = log_probs_RV.shape[1]
     total_BX = (scores_BK[:, :, None] + log_probs_RV.reshape(num_images, num_beams, -1)).flatten(1)
@@ -93,7 +93,7 @@ def _best(scores_BK: Tensor, log_probs_RV: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _forbid(log_probs_RV: Tensor, written_RT: Tensor, step: int, end_id: int, config: GenerateConfig) -> None:
-    """Takes the end token away before the shortest length, and words that would repeat a run of `no_repeat` tokens."""
+    """Forbids the end token before the minimum length, and tokens that would repeat an n-gram of `no_repeat` tokens."""
     if step < config.min_tokens:
         log_probs_RV[:, end_id] = -torch.inf
     size = config.no_repeat
@@ -183,7 +183,7 @@ def _heads(states_RND: Tensor, num_heads: int) -> Tensor:
 
 
 def _offset(model: X2VLM) -> int:
-    """Where positions start: RoBERTa counts from behind its padding token."""
+    """The first position: RoBERTa counts from one after its padding token."""
     text = model.config.text
     return text.pad_id + 1 if text.architecture == "xlm-roberta" else 0
 

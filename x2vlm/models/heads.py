@@ -1,4 +1,4 @@
-"""The small heads on top of the towers: two-layer perceptrons and the word predictor.
+"""The small heads on top of the towers: two-layer perceptrons and the MLM head.
 
 B rows, K masked positions, D text width, V vocabulary.
 """
@@ -9,7 +9,7 @@ from torch.nn.functional import gelu, linear
 
 
 def build_mlp_head(width: int, num_outputs: int) -> nn.Sequential:
-    """Linear, LayerNorm (eps 1e-5), GELU, Linear through twice the width, with PyTorch's default start values."""
+    """Linear, LayerNorm (eps 1e-5), GELU, Linear through twice the width, with PyTorch's default initialisation."""
     return nn.Sequential(
         nn.Linear(width, 2 * width),
         nn.LayerNorm(2 * width),
@@ -19,7 +19,7 @@ def build_mlp_head(width: int, num_outputs: int) -> nn.Sequential:
 
 
 class WordHead(nn.Module):
-    """Scores every word of the vocabulary for a state; tied heads borrow the word embedding table as their matrix."""
+    """The MLM head: vocabulary logits of a state; tied heads use the word embedding matrix as output projection."""
 
     def __init__(self, width: int, vocab_size: int, layer_norm_eps: float, tied: bool, init_std: float = 0.02) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The text tower: any transformers encoder that takes ids and a mask and has only self-attention.
 
-B captions, L tokens of a padded caption, T tokens of all captions behind each other, H heads, E width of a head.
-Architectures whose positions we know run packed: their attention is ours, handed to transformers by name.
+B captions, L tokens of a padded caption, T concatenated tokens of all captions, H heads, E width of a head.
+Architectures with known position numbering run packed, with our attention registered in transformers by name.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.packing import SelfLayout
 from x2vlm.models.config import TextConfig
 
-# Attention over padded captions as in transformers' own "sdpa", and over packed ones when a layout comes along.
+# Attention over padded captions as in transformers' own "sdpa", and over packed ones if a layout is passed.
 ATTENTION = "x2vlm_packed"
 # Architectures that number positions from 0, and from one after that of the padding.
 _FROM_ZERO = ("bert", "electra")
@@ -32,7 +32,7 @@ _AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 
 class TextEncoder(nn.Module):
-    """Runs the text-only layers; `encoder` is the transformers model and is never asked for its pooler."""
+    """Runs the text-only layers; `encoder` is the transformers model, whose pooler is not used."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
 
     @property
     def can_pack(self) -> bool:
-        """True for architectures whose captions may stand behind each other (`forward_packed`)."""
+        """True for architectures whose captions may be concatenated (`forward_packed`)."""
         return self.encoder.config.model_type in (*_FROM_ZERO, *_AFTER_PADDING)
 
     @property
@@ -59,13 +59,13 @@ class TextEncoder(nn.Module):
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """States (B, L, width) after the last text-only layer; padding never reaches real tokens."""
         length = ids_BL.shape[1]
-        # A ready 4-D mask: given a 2-D one, transformers asks on the host whether anything is padded, every step.
+        # A 4-D mask: for a 2-D one, transformers checks on the host whether anything is padded, in every step.
         mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
         states_BLD: Tensor = self.encoder(input_ids=ids_BL, attention_mask=mask_B1LL).last_hidden_state
         return states_BLD
 
     def forward_packed(self, ids_T: Tensor, offsets_T: Tensor, layout: SelfLayout) -> Tensor:
-        """States (T, width) of captions behind each other; `offsets_T` counts from 0 within each caption."""
+        """States (T, width) of concatenated captions; `offsets_T` counts from 0 within each caption."""
         config = self.encoder.config
         first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
         states_1TD: Tensor = self.encoder(
@@ -87,7 +87,7 @@ def _attend(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every layer: (B, H, L, E) to (B, L, H, E), packed captions as one row of T tokens."""
+    """The attention called by transformers: (B, H, L, E) to (B, L, H, E), packed captions as one row of T tokens."""
     if packed_layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **options)
     num_heads = query.shape[1]

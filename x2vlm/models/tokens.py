@@ -1,9 +1,9 @@
-"""Image tokens as the rest of the model sees them: rows of one summary token and the patches of an image.
+"""Image tokens as the rest of the model reads them: rows of one summary token and the patches of an image.
 
 B rows, M images, R region rows, P patches, N = P + 1, D vision width.
-Several rows may look at one image (its regions, or the pairs of the matching loss). The patches are therefore kept
-once per image; a row only adds its own summary token and its own mask. Everything computed from patches alone can so
-be computed once per image: recomputing it, and padding texts, is half of the reference's arithmetic.
+Several rows may refer to one image (its regions, or the pairs of the matching loss). The patches are therefore stored
+once per image; a row only adds its own summary token and mask. Everything computed from patches alone is then computed
+once per image: recomputing it, and padding texts, is half of the reference's arithmetic.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class VisionTokens:
 
     @property
     def mask_BN(self) -> Tensor:
-        """True where the text may look; token 0 always may."""
+        """True for tokens the text may attend to; token 0 always is."""
         if self.patch_mask_BP is not None:
             return with_summary(self.patch_mask_BP)
         shape = (self.num_rows, self.patches_MPD.shape[1] + 1)

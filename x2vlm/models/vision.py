@@ -2,7 +2,7 @@
 
 B images, F frames, R region rows, M images of a region batch, P patches, D width.
 The class token takes part in attention but its output is dropped: token 0 of an image is the plain mean of the
-normalised patch tokens, so that a region is described the same way by the mean over the patches under its box.
+normalised patch tokens, and that of a region likewise the mean over the patches under its box.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class VisionEncoder(nn.Module):
         self.temporal: TemporalAttention | None = None
 
     def add_temporal(self, num_frames: int) -> None:
-        """Fresh attention over up to `num_frames` frames of a clip; it starts as if it were not there."""
+        """Add temporal attention over up to `num_frames` frames of a clip, initialised to have no effect."""
         self.temporal = TemporalAttention(self.cfg, num_frames)
 
     def forward(
@@ -46,10 +46,10 @@ class VisionEncoder(nn.Module):
     ) -> VisionTokens:
         """One row per image: token 0 is the mean of the normalised patches.
 
-        Rows are frames of clips if `num_frames` > 1, those of a clip adjacent: only a tower with attention over time
-        cares. A clip of one frame is an image.
+        Rows are frames of clips if `num_frames` > 1, those of a clip adjacent: this matters
+        only with temporal attention. A clip of one frame is an image.
 
-        ConfigError if `execution` asks a tower other than BEiT-2 to compile or to recompute its blocks.
+        ConfigError if `execution` compiles or recomputes blocks of a tower other than BEiT-2.
         """
         execution = execution or ExecutionConfig()
         if self.cfg.backbone != "beit2" and (execution.compile_blocks or execution.checkpoint_vision_blocks):
@@ -142,8 +142,8 @@ _PATCHES: dict[str, Callable[[nn.Module, Tensor, ExecutionConfig, Clips | None],
 def average_frames(frames: VisionTokens, num_frames: int, position_1F1D: Tensor | None) -> VisionTokens:
     """One row per clip from B x F frame rows (frames of a clip adjacent): the token-wise mean over its frames.
 
-    The frame position is added to every token before the mean, so all it contributes is a constant per clip length:
-    unless the tower itself looked over time, the order of the frames is not seen (X2-VLM Table 10: averaging beat
+    The frame position is added to every token before the mean, so its effect is a constant per clip length:
+    without temporal attention in the tower, the order of the frames is lost (X2-VLM Table 10: averaging beat
     temporal attention).
     """
     shift_1D = 0 if position_1F1D is None else position_1F1D[:, :num_frames].mean(dim=1)[:, 0]
@@ -164,7 +164,7 @@ def pool_patches(patches_MPD: Tensor, image_of_R: Tensor, patch_mask_RP: Tensor)
     num_images, num_patches, width = patches_MPD.shape
     with full_precision(patches_MPD):
         mask_RP = patch_mask_RP.float()
-        # Not one_hot: on some devices it makes the host wait to look for numbers that are too large.
+        # Not one_hot: on some devices it synchronises to check for numbers that are too large.
         image_RM = (image_of_R[:, None] == torch.arange(num_images, device=image_of_R.device)).float()
         weight_RMP = image_RM[:, :, None] * mask_RP[:, None, :]
         total_RD = weight_RMP.flatten(1) @ patches_MPD.float().reshape(num_images * num_patches, width)

@@ -17,12 +17,12 @@ from x2vlm.models.text import TextEncoder, build_text_encoder
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.vision import VisionEncoder, average_frames, pool_patches
 
-# Range the temperature is kept in, once per training step, as in the reference.
+# Range to which the temperature is clamped in every training step, as in the reference.
 TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class X2VLM(nn.Module):
-    """The model of arXiv 2211.12402; every method is one step of it, so that losses and tasks can share work."""
+    """The model of arXiv 2211.12402; every method is one step of it, so that losses and tasks can reuse results."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class X2VLM(nn.Module):
             nn.init.trunc_normal_(self.frame_position, std=0.02)
         if config.vision.temporal == "attention":
             assert config.num_frames is not None
-            # Last, so that all other start values are those of the model that averages frames.
+            # Last, so that all other initial values are those of the model that averages frames.
             self.vision.add_temporal(config.num_frames)
 
     def encode_image(self, images_BCHW: Tensor) -> VisionTokens:
@@ -54,36 +54,36 @@ class X2VLM(nn.Module):
     def encode_video(self, frames_BFCHW: Tensor) -> VisionTokens:
         """One row per clip: the mean over its frames of (frame tokens + frame position).
 
-        With `vision.temporal: attention` the tower's patches have looked at those of the other frames before.
-        ConfigError if a clip has more frames than the model has positions. Without positions any count goes.
+        With `vision.temporal: attention` the tower's patches attend to those of the other frames first.
+        ConfigError if a clip has more frames than the model has positions. Without positions any count is allowed.
         """
         num_frames = frames_BFCHW.shape[1]
         self.require_frames(num_frames)
         return self.join_frames(self.vision(frames_BFCHW.flatten(0, 1), num_frames=num_frames), num_frames)
 
     def require_frames(self, num_frames: int) -> None:
-        """ConfigError if a clip of so many frames has more than the model has positions."""
+        """ConfigError if the model has fewer positions than `num_frames`."""
         known = self.config.num_frames
         if known is not None and num_frames > known:
             raise ConfigError(f"clips have {num_frames} frames, the model has positions for {known}: set num_frames")
 
     def join_frames(self, frames: VisionTokens, num_frames: int) -> VisionTokens:
-        """One row per clip from encoded frames, those of a clip behind each other."""
+        """One row per clip from encoded frames, those of a clip adjacent."""
         return average_frames(frames, num_frames, self.frame_position)
 
     def pool_regions(self, vision: VisionTokens, image_of_R: Tensor, patch_mask_RP: Tensor) -> VisionTokens:
         """One row per region of already encoded images.
 
         `image_of_R` are row numbers of `vision`; `patch_mask_RP` is true for the patches under the box and has no
-        column for token 0. Token 0 is the mean over those patches; all patches are kept, the mask hides the rest from
-        the text. The mask of a row must hold a patch: without one, token 0 is zero.
+        column for token 0. Token 0 is the mean over those patches; all patches are kept, the others are masked out
+        for the text. The mask of a row must contain a patch: without one, token 0 is zero.
         """
         row_of_R = image_of_R
         if vision.image_of_B is not None:
             image_of_R = vision.image_of_B[image_of_R]
         summary_RD = pool_patches(vision.patches_MPD, image_of_R, patch_mask_RP)
         if vision.patch_mask_BP is None:
-            # A region of all patches is the image, to the last bit: sums in another order would differ by 1e-7.
+            # A region of all patches equals the image bit for bit: sums in another order would differ by 1e-7.
             is_whole_R1 = patch_mask_RP.bool().all(dim=1, keepdim=True)
             summary_RD = torch.where(is_whole_R1, vision.summary_BD[row_of_R].to(summary_RD.dtype), summary_RD)
         return VisionTokens(
@@ -98,9 +98,9 @@ class X2VLM(nn.Module):
         text_BLD: Tensor = self.text(ids_BL, mask_BL)
         return text_BLD
 
-    def remember(self, vision: VisionTokens) -> VisionMemory:
-        """Image keys and values of all fusion layers, to be given to `fuse` any number of times."""
-        return self.fusion.remember(vision)
+    def image_memory(self, vision: VisionTokens) -> VisionMemory:
+        """Image keys and values of all fusion layers, for any number of calls of `fuse`."""
+        return self.fusion.image_memory(vision)
 
     def fuse(
         self,
@@ -110,7 +110,7 @@ class X2VLM(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """States (B, L, D) after the fusion layers; without `vision` they run self-attention and feed-forward only."""
-        memory = self.remember(vision) if isinstance(vision, VisionTokens) else vision
+        memory = self.image_memory(vision) if isinstance(vision, VisionTokens) else vision
         fused_BLD: Tensor = self.fusion(text_BLD, mask_BL, memory, causal)
         return fused_BLD
 
@@ -147,12 +147,12 @@ class X2VLM(nn.Module):
 
 
 def build_model(config: ModelConfig) -> X2VLM:
-    """A randomly initialised model; start values come from torch's global generator."""
+    """A randomly initialised model; drawn from torch's global generator."""
     return X2VLM(config)
 
 
 def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
-    """A model with `encoder` as text tower and a fresh, untied word head; all other modules are shared with `model`.
+    """A model with `encoder` as text tower and a new, untied MLM head; all other modules are shared with `model`.
 
     The vision side, the fusion layers and the other heads keep their weights (X2-VLM 4.5: the multilingual model).
     ConfigError if the widths differ.

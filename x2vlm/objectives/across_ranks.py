@@ -1,6 +1,6 @@
-"""Rows of other ranks: how losses reach them, and what becomes of their gradients.
+"""Gathering rows of other ranks for the losses, and the gradients of gathered rows.
 
-Gradients of parameters are meant to be averaged over ranks afterwards, as DDP does.
+Gradients of parameters must be averaged over ranks afterwards, as DDP does.
 B rows, L tokens, D width.
 """
 
@@ -19,16 +19,16 @@ from x2vlm.models.tokens import VisionTokens
 
 @dataclass(frozen=True)
 class Gather:
-    """How rows of other ranks are reached: `rows` returns those of all ranks in rank order, without a gradient."""
+    """Gathering over ranks: `rows` returns the rows of all ranks in rank order, without a gradient."""
 
     rank: int
     world_size: int
     rows: Callable[[Tensor], Tensor]
-    total: Callable[[Tensor], Tensor] | None = None  # sum over the ranks; only sharing rows with a gradient needs it
+    total: Callable[[Tensor], Tensor] | None = None  # sum over the ranks; only needed to gather rows with a gradient
 
 
 def gather_over(group: dist.ProcessGroup | None = None) -> Gather:
-    """A Gather over an initialised process group (default: all ranks). Every rank must bring equally many rows."""
+    """A Gather over an initialised process group (default: all ranks). Every rank must have the same number of rows."""
 
     def rows(local: Tensor) -> Tensor:
         parts = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
@@ -45,9 +45,10 @@ def gather_over(group: dist.ProcessGroup | None = None) -> Gather:
 
 @dataclass(frozen=True)
 class NegativeGroup:
-    """Ranks that exchange rows as negatives of the matching loss; texts travel padded to `length` tokens.
+    """Ranks that all-gather their rows as negatives of the matching loss; texts are padded to `length` tokens.
 
-    It keeps negatives as hard when a batch is spread over more ranks: 16 rows a rank find easier ones than 128.
+    So negatives stay as hard when a batch is split over more ranks: among 16 rows of one rank they are easier than
+    among 128.
     """
 
     gather: Gather
@@ -56,7 +57,8 @@ class NegativeGroup:
     def gather_texts(self, text_BLD: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         """States and lengths of the texts of all ranks, with a gradient to each rank's own.
 
-        Ranks pad to `length` first: finding out the longest text would make the host wait. ValueError if one is longer.
+        Ranks pad to `length` first: finding the longest text would synchronise with the device. ValueError if one is
+        longer.
         """
         missing = self.length - text_BLD.shape[1]
         if missing < 0:
@@ -65,11 +67,11 @@ class NegativeGroup:
         return _GatheredRowsWithGradient.apply(text, self.gather), self.gather.rows(lengths_B)  # type: ignore[no-untyped-call]
 
     def gather_images(self, vision: VisionTokens) -> VisionTokens:
-        """The rows of all ranks, with a gradient to each rank's own; all must bring equally many rows.
+        """The rows of all ranks, with a gradient to each rank's own; all must have the same number of rows.
 
-        Every rank projects the keys of all of them: one rank more costs as much as one more fusion pass's image side.
-        Ranks whose regions lie in different numbers of images bring as many as they have rows, the last ones empty:
-        finding out the largest number would make the host wait. ValueError if there are more images than rows.
+        Every rank projects the keys of all of them: each further rank costs as much as the image side of one fusion
+        pass. Ranks whose regions lie in different numbers of images pad to as many as they have rows: finding the
+        largest number would synchronise with the device. ValueError if there are more images than rows.
         """
         image_of, patch_mask, patches = vision.image_of_B, vision.patch_mask_BP, vision.patches_MPD
         if image_of is not None:
@@ -97,7 +99,7 @@ def rows_of_all_ranks(local: Tensor, gather: Gather | None, scale: float) -> Ten
 
 
 class _GatheredRowsWithGradient(torch.autograd.Function):
-    """Gathers rows for losses that differ between ranks: the backward pass adds up what each rank did to a row."""
+    """Gathers rows for losses that differ between ranks: the backward pass sums each row's gradients over the ranks."""
 
     @staticmethod
     def forward(ctx: Any, local: Tensor, group: Gather) -> Tensor:

@@ -14,8 +14,8 @@ def box_losses(
 ) -> tuple[Tensor, Tensor]:
     """L1 (summed over the four numbers) and 1 - generalised IoU, both averaged over the rows where `counts_R`.
 
-    No counted row gives 0 with a graph, and a box of negative size loses only its own IoU term. The reference divides
-    0 by 0 and lets one such box switch off the term of the whole batch: `parity="reference"`.
+    No counted row gives 0 with a graph, and a box of negative size only loses its own IoU term. The reference divides
+    0 by 0, and one such box disables the term of the whole batch: `parity="reference"`.
     """
     predicted, target, weight_R = predicted_cxcywh_R4.float(), target_cxcywh_R4.float(), counts_R.float()
     l1_R = (predicted - target).abs().sum(dim=1)

@@ -1,4 +1,4 @@
-"""What an experiment decides about the losses; `x2vlm.objectives` computes them, and imports torch."""
+"""Configuration of the losses, without importing torch."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeVar
@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
 
-# "reference" repeats what the reference computes where nobody would want it, so that the two can be compared.
+# "reference" reproduces the reference where it is wrong, so that the two can be compared.
 Parity = Literal["fixed", "reference"]
 ContrastiveGradient = Literal["true", "reference"] | float
 BOX_LOSSES = frozenset(["box_l1", "box_giou"])
@@ -22,22 +22,23 @@ class ObjectiveConfig(FrozenConfig):
     contrastive_gradient: ContrastiveGradient = "true"
     box_loss_on_whole_images: bool = False
     parity: Parity = "fixed"
-    # Negatives of the matching loss come from consecutive groups of this many rows of the batch of all ranks, however
-    # many ranks there are. None: from the rows of one rank, as in the reference: more ranks then find easier ones.
+    # Negatives of the matching loss come from consecutive groups of this many rows of the batch of all ranks,
+    # independent of the number of ranks. None: from the rows of one rank, as in the reference: easier ones with more
+    # ranks.
     negative_group_size: int | None = Field(default=None, ge=2)
-    # What region batches teach. Ablations (X2-VLM 4.6) train one of the two: alignment, or boxes.
+    # Which losses region batches have. Ablations (X2-VLM 4.6) train one of the two: alignment, or boxes.
     align_regions: bool = True
     locate_regions: bool = True
 
     @model_validator(mode="after")
-    def _regions_teach_something(self) -> "ObjectiveConfig":
+    def _regions_have_a_loss(self) -> "ObjectiveConfig":
         if not self.align_regions and not self.locate_regions:
             raise ValueError("align_regions and locate_regions are both false: leave the region stream out instead")
         return self
 
 
 def counted_losses(kind: str, losses: Mapping[str, T], config: ObjectiveConfig) -> dict[str, T]:
-    """Those of a batch's `losses` that the weights learn from."""
+    """Those of a batch's `losses` that are trained on."""
     if kind != "region":
         return dict(losses)
     return {

@@ -1,4 +1,4 @@
-"""What the host knows of the batches of a step: lengths, masked tokens, which region lies in which image.
+"""Host-side metadata of the batches of a step: lengths, masked tokens, the image of each region.
 
 B text rows, K slots for masked tokens, L tokens.
 """
@@ -15,7 +15,7 @@ from x2vlm.models.blocks.packing import Numbers, fetch
 
 @dataclass(frozen=True)
 class HostView:
-    """One batch seen from the host."""
+    """The metadata of one batch on the host."""
 
     lengths: Numbers  # tokens of every text
     masked_rows: Numbers  # the text of every masked token
@@ -24,9 +24,9 @@ class HostView:
 
 
 def host_views(batches: Sequence[Batch]) -> list[HostView]:
-    """A view per batch: from its host fields, or with one wait for all batches that lack some.
+    """A view per batch: from its host fields, or with one synchronisation for all batches that lack some.
 
-    ValueError if a text has no token, or padding that does not stand at its end.
+    ValueError if a text has no token, or padding that is not at its end.
     """
     wanted: list[Tensor] = []
     for batch in batches:

@@ -1,8 +1,8 @@
 """The losses of X2-VLM pre-training as plain functions of features and logits; boxes have a file of their own.
 
 B rows, E width of the comparison space, K masked positions, V vocabulary, W ranks.
-Where the reference computes something nobody would want, the default here is right and `parity="reference"` (or
-`gradient="reference"`) repeats the reference, so that the two can be compared. All losses are computed in float32.
+Where the reference is wrong, the default here is correct and `parity="reference"` (or `gradient="reference"`)
+reproduces the reference, so that the two can be compared. All losses are computed in float32.
 """
 
 import torch
@@ -26,11 +26,11 @@ def contrastive(
 ) -> Tensor:
     """Mean of image-to-text and text-to-image cross entropy over the rows of all ranks (X2-VLM 3.3.1).
 
-    Every rank computes the same value. Gradients are meant to be averaged over ranks afterwards, as DDP does; then
-    `gradient` decides how the features' gradient relates to the one a single process with the whole batch would see:
-    "true" equals it; "reference" is 1/W of it, because the reference's gather hands back only the local slice; a
-    number is that factor, whatever W is (1/8 repeats the published base run). The temperature's is always the true
-    one. Rows with equal `image_ids_B` share their target evenly. Memory is (B x W) squared: 268 MB at 8,192 rows.
+    Every rank computes the same value. Gradients must be averaged over ranks afterwards, as DDP does; then `gradient`
+    sets the features' gradient relative to that of a single process with the whole batch: "true" equals it; "reference"
+    is 1/W of it, because the backward pass of the reference's gather returns only the local slice; a number is that
+    factor for any W (1/8 repeats the published base run). The temperature's is always the true one. The target is split
+    evenly among rows with equal `image_ids_B`. Memory is (B x W) squared: 268 MB at 8,192 rows.
     """
     with full_precision(image_BE):
         scale = _gradient_scale(gradient, 1 if gather is None else gather.world_size)
@@ -50,7 +50,7 @@ def contrastive(
 def matching(logits_3B2: Tensor, has_negative_B: Tensor | None = None) -> Tensor:
     """Cross entropy of B matching pairs followed by 2 B negatives (wrong image, wrong text), 1:1:1.
 
-    Rows without a negative contribute nothing, neither their pair nor their made-up negatives; no row left gives 0.
+    Rows without a negative contribute nothing, neither as a pair nor as negatives; no row left gives 0.
     """
     num_rows = len(logits_3B2) // 3
     labels = torch.zeros(len(logits_3B2), dtype=torch.long, device=logits_3B2.device)
@@ -71,7 +71,7 @@ def masked_lm(logits_BKV: Tensor, labels_BK: Tensor) -> Tensor:
 
 
 def _gradient_scale(gradient: ContrastiveGradient, world_size: int) -> float:
-    """Factor on the local slice of the features' gradient, so that averaging over ranks gives what `gradient` asks."""
+    """Factor on the local slice of the features' gradient, so that the average over ranks is as `gradient` sets it."""
     if gradient == "true":
         return float(world_size)
     if gradient == "reference":

@@ -1,4 +1,4 @@
-"""Hard negatives of the matching loss: drawn on the device, from a group of rows, without making the host wait.
+"""Hard negatives of the matching loss: drawn on the device, from a group of rows, without synchronisation.
 
 B rows of this rank, G rows of a group, C groups of this rank, E width of the comparison space.
 """
@@ -22,14 +22,14 @@ def draw_negatives(
     group_size: int | None = None,
     all_rows: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A hard negative image for every text, a hard negative text for every image, and which rows have one: (B,) each.
+    """A hard negative image per text, a hard negative text per image, and which rows have one: (B,) each.
 
     Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image: from the rows of
-    this rank, with `group_size` from consecutive groups of so many of them, or with `group` from the rows of all its
-    ranks, numbered in rank order. `generator` must live on the features' device. Nothing waits for the device.
+    this rank, with `group_size` from consecutive groups of that size, or with `group` from the rows of all its ranks,
+    numbered in rank order. `generator` must be on the features' device. There is no synchronisation.
 
-    `all_rows` = (rows of all ranks, number of our first) draws as if one process did it for all: with generators in
-    equal states on every rank, a row's negatives do not depend on how many ranks share the batch.
+    `all_rows` = (rows of all ranks, index of this rank's first) draws as a single process would: with generators in
+    equal states on every rank, a row's negatives do not depend on the number of ranks.
     """
     num_rows = len(image_BE)
     size = num_rows if group_size is None or group is not None else group_size
@@ -57,14 +57,14 @@ def negative_weights(similarity_BG: Tensor, same_BG: Tensor) -> Tensor:
 
 
 def require_group(label: str, size: int | None, num_rows: int, group: NegativeGroup | None) -> None:
-    """ConfigError unless groups of `size` rows of the whole batch can be had from `num_rows` rows of each rank."""
+    """ConfigError unless groups of `size` rows of the whole batch can be formed from `num_rows` rows of each rank."""
     if size is None:
         return
     if group is not None:
-        shared = num_rows * group.gather.world_size
-        if shared != size:
+        found = num_rows * group.gather.world_size
+        if found != size:
             raise ConfigError(
-                f"{label}: {shared} rows in a group of ranks, negative_group_size is {size}: make it equal"
+                f"{label}: {found} rows in a group of ranks, negative_group_size is {size}: make it equal"
             )
     elif num_rows % size:
         raise ConfigError(
@@ -76,8 +76,8 @@ def require_group(label: str, size: int | None, num_rows: int, group: NegativeGr
 def _draw(weights_BG: Tensor, generator: torch.Generator | None, all_rows: tuple[int, int] | None) -> Tensor:
     """One draw per row with probability proportional to its weights; 0 for a row of zeros.
 
-    `torch.multinomial` raises on such a row, and to find out it makes the host wait for the device. Dividing by
-    exponential noise and taking the largest is the same distribution and does neither.
+    `torch.multinomial` raises on such a row, and synchronises to detect it. Dividing by exponential noise and taking
+    the argmax is the same distribution and does neither.
     """
     num_rows, size = weights_BG.shape
     total, first = all_rows or (num_rows, 0)

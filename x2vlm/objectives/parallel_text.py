@@ -1,4 +1,4 @@
-"""The losses of sentence pairs in two languages, one of which plays the image (CCLM, arXiv 2206.00621, 3.2).
+"""The losses of sentence pairs in two languages, one in place of the image (CCLM, arXiv 2206.00621, 3.2).
 
 B pairs, L tokens, D text width.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def sentence_as_image(text_BLD: Tensor, mask_BL: Tensor) -> VisionTokens:
-    """States of sentences as the fusion layers see images: [CLS] is the summary, the other words are the patches."""
+    """States of sentences in the form of image tokens: [CLS] is the summary, the other tokens are the patches."""
     return VisionTokens(summary_BD=text_BLD[:, 0], patches_MPD=text_BLD[:, 1:], patch_mask_BP=mask_BL[:, 1:].bool())
 
 
@@ -41,9 +41,9 @@ def parallel_text_losses(
 ) -> dict[str, Tensor]:
     """Unweighted contrastive, matching and masked_lm of sentence pairs (row b of the batch and row b of `other`).
 
-    The batch's own sentence takes the image's part in the first two losses (other words ask, it answers), and its
-    masked tokens look at the other sentence. `negatives` = (own row per other row, other row per own row) pins the
-    pairs of the matching loss; rows with equal `image_ids_B` mean the same and are never each other's negatives.
+    The batch's own sentence takes the place of the image in the first two losses (the other one has the queries), and
+    its masked tokens attend to the other sentence. `negatives` = (own row per other row, other row per own row) fixes
+    the pairs of the matching loss; rows with equal `image_ids_B` are never each other's negatives.
     ConfigError if image and text widths differ: one set of cross-attention layers reads both.
     """
     config = config or ObjectiveConfig()
@@ -66,10 +66,10 @@ def parallel_text_losses(
         if negatives is None:
             of_other, of_own, has_negative = draw_negatives(own_BE, other_BE, temperature, ids, generator)
             negatives = (of_other, of_own)
-        memory = model.remember(sentence_as_image(own_BLD, batch.text_mask_BL))
+        memory = model.image_memory(sentence_as_image(own_BLD, batch.text_mask_BL))
         rows = torch.arange(batch.num_rows, device=own_BLD.device)
         losses["matching"] = _matching_pass(model, other_BLD, other_mask_BL, memory, negatives, has_negative, rows)
-    other_memory = model.remember(sentence_as_image(other_BLD, other_mask_BL))
+    other_memory = model.image_memory(sentence_as_image(other_BLD, other_mask_BL))
     losses["masked_lm"] = _masked_lm_pass(model, batch, other_memory)
     return losses
 
@@ -83,10 +83,10 @@ def _matching_pass(
     has_negative_B: Tensor | None,
     rows: Tensor,
 ) -> Tensor:
-    """The matching loss from one fusion call on 3 B rows: own pairs, texts with wrong images, images with wrong texts.
+    """The matching loss from one fusion call on 3 B rows: positive pairs, texts with negative images and vice versa.
 
-    `rows` are the B texts and images that belong together, `negatives` (image row per text, text row per image); all
-    are row numbers of `text_BLD` and of `memory`, which may hold more.
+    `rows` are the B positive pairs, `negatives` (image row per text, text row per image); all are row numbers of
+    `text_BLD` and of `memory`, which may have more rows.
     """
     image_negative, text_negative = negatives
     text_rows = torch.cat([rows, rows, text_negative])
@@ -96,7 +96,7 @@ def _matching_pass(
 
 
 def _masked_lm_pass(model: X2VLM, batch: Batch, memory: VisionMemory) -> Tensor:
-    """The masked-token loss of the batch's sentences, looking at the other ones."""
+    """The MLM loss of the batch's sentences, with cross-attention to the other ones."""
     masked_BLD = model.encode_text(batch.masked_ids_BL, batch.text_mask_BL)
     fused = model.fuse(masked_BLD, batch.text_mask_BL, memory)
     return masked_lm(model.predict_words(fused, batch.masked_positions_BK), batch.masked_labels_BK)

@@ -1,4 +1,4 @@
-"""The passes of a step through the fusion layers: own pairs, wrong pairs, masked tokens, boxes.
+"""The passes of a step through the fusion layers: positive pairs, negative pairs, masked tokens, boxes.
 
 B rows of a stream, G rows of it on all ranks of its negative group, M images, P patches, K reads, X lines of a table,
 D width.
@@ -24,7 +24,7 @@ from x2vlm.objectives.towers import padded_texts
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
 
-# Line of the table of positions that holds the class token's place in a text.
+# Line of the table of positions with the class token's position.
 CLASS_TOKEN = 0
 
 
@@ -43,9 +43,9 @@ def run_passes(
     table: TextTable,
     execution: ExecutionConfig,
 ) -> dict[str, list[Reading | None]]:
-    """For each of the heads matching, masked_lm and boxes what it reads of every stream (None: nothing).
+    """For each of the heads matching, masked_lm and boxes the states it reads of every stream (None: none).
 
-    Readings of matching are the own pairs, then texts with wrong images, then images with wrong texts.
+    Readings of matching are the positive pairs, then texts with negative images, then images with negative texts.
     """
     gathered = [_gather_negatives(stream, pairs, table) for stream, pairs in zip(streams, drawn, strict=True)]
     known = _fetch(drawn, gathered)
@@ -97,7 +97,7 @@ def _fuse(
     positions_X: Tensor,
     execution: ExecutionConfig,
 ) -> list[Tensor]:
-    """What every pass reads (K, D): from one call for all, or from one call each."""
+    """The states that every pass reads (K, D): from one call for all, or from one call each."""
     states: list[Tensor] = []
     for together in [passes] if execution.one_fusion_call else [[each] for each in passes]:
         plan = plan_fusion(together, table, image_table, positions_X, share_image_keys=execution.share_image_keys)
@@ -127,7 +127,7 @@ def _readings(
 
 @dataclass(frozen=True)
 class _GatheredRows:
-    """What a stream's texts may look at: its own images, with a negative group also those of its other ranks."""
+    """Image tokens a stream's texts may attend to: this rank's and, with a negative group, the gathered ones."""
 
     rows: VisionTokens
     own_image_of: Numbers | None  # of this rank's rows; None: row b shows image b
@@ -139,7 +139,7 @@ class _GatheredRows:
 
     @property
     def image_of_G(self) -> Tensor | None:
-        """On the device, where only the other ranks know it."""
+        """On the device, if it was gathered from other ranks."""
         return self.rows.image_of_B if self.texts_GLD is not None else None
 
 
@@ -160,8 +160,8 @@ def _gather_negatives(stream: Stream, pairs: Drawn | None, table: TextTable) -> 
 
 
 @dataclass(frozen=True)
-class _Known:
-    """What the host had to ask the device for, of one stream."""
+class _Fetched:
+    """The values of one stream that were fetched from the device."""
 
     images: Numbers | None
     texts: Numbers | None
@@ -169,11 +169,11 @@ class _Known:
     lengths: Numbers | None
 
 
-def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | None]) -> list[_Known]:
-    """The one wait of a step."""
-    asked: list[list[Tensor | None]] = []
+def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | None]) -> list[_Fetched]:
+    """The only device-to-host synchronisation of a step."""
+    requested: list[list[Tensor | None]] = []
     for pairs, rows_of_group in zip(drawn, gathered, strict=True):
-        asked.append(
+        requested.append(
             [
                 None if pairs is None else pairs.image_of_text,
                 None if pairs is None else pairs.text_of_image,
@@ -181,14 +181,14 @@ def _fetch(drawn: Sequence[Drawn | None], gathered: Sequence[_GatheredRows | Non
                 None if rows_of_group is None else rows_of_group.lengths_G,
             ]
         )
-    values = iter(fetch([tensor for each in asked for tensor in each if tensor is not None]))
-    return [_Known(*(None if tensor is None else next(values) for tensor in each)) for each in asked]
+    values = iter(fetch([tensor for each in requested for tensor in each if tensor is not None]))
+    return [_Fetched(*(None if tensor is None else next(values) for tensor in each)) for each in requested]
 
 
 def _join_texts(
-    table: TextTable, gathered: Sequence[_GatheredRows | None], known: Sequence[_Known], streams: Sequence[Stream]
+    table: TextTable, gathered: Sequence[_GatheredRows | None], known: Sequence[_Fetched], streams: Sequence[Stream]
 ) -> tuple[TextTable, list[int]]:
-    """The table with the texts of other ranks behind it, and where the texts begin that wrong pairs number."""
+    """The table with the texts of other ranks appended, and the first text that negative pairs refer to."""
     states, starts, held, visible = [table.states_XD], [table.starts], [table.held], [table.visible]
     num_states, num_texts, first = len(table.states_XD), len(table.starts), []
     for rows_of_group, values, stream in zip(gathered, known, streams, strict=True):
@@ -199,7 +199,7 @@ def _join_texts(
         first.append(num_texts)
         states.append(rows_of_group.texts_GLD.flatten(0, 1))
         starts.append(num_states + length * np.arange(num_gathered))
-        # Without packing every text holds its padding, here up to the length of the group.
+        # Without packing every text includes its padding, here up to the length of the group.
         packs = (table.held == table.visible).all()
         held.append(values.lengths if packs else np.full_like(values.lengths, length))
         visible.append(values.lengths)
@@ -221,7 +221,7 @@ class _Place:
 
 
 def _join_images(
-    gathered: Sequence[_GatheredRows | None], known: Sequence[_Known]
+    gathered: Sequence[_GatheredRows | None], known: Sequence[_Fetched]
 ) -> tuple[ImageTable | None, list[_Place | None]]:
     """One table for the images of all streams, and where each stream's rows are in it."""
     present = [rows_of_group for rows_of_group in gathered if rows_of_group is not None]
@@ -255,7 +255,9 @@ def _join_images(
         whole_rows = np.zeros(0, dtype=np.int64)
         if rows_of_group.whole_MD is not None and rows_of_group.own_image_of is not None:
             whole_rows = num_rows + num_gathered_rows + rows_of_group.own_image_of
-            num_own = len(rows_of_group.whole_MD)  # the rank may have gathered empty images behind its own
+            num_own = len(
+                rows_of_group.whole_MD
+            )  # the gathered images may be padded with empty ones after the rank's own
             image_of.append(num_images + rows_of_group.rank * rank_images + np.arange(num_own))
             mask_of.append(np.full(num_own, NOTHING))
             summaries.append(rows_of_group.whole_MD)

@@ -1,8 +1,8 @@
 """All losses of one optimizer step: every stream's towers, negatives, fusion passes and heads together.
 
 B rows of a stream, K reads, X lines of a table, D width, E width of the comparison space, V vocabulary.
-The host waits for the device once, to learn which texts were drawn as negatives: their lengths decide the layout of the
-fusion call. What it must know of the batches themselves comes along with them (`Batch.lengths` and its neighbours).
+The host synchronises with the device once, to fetch which texts were drawn as negatives: their lengths determine the
+layout of the fusion call. All other metadata is in the batches (`Batch.lengths` etc.).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def step_losses(
 ) -> dict[str, dict[str, Tensor]]:
     """Unweighted losses of every stream by its label: masked_lm; with images contrastive, matching; of regions boxes.
 
-    `negatives` = (image index per text, text index per image) pins the pairs of a stream's matching loss; with a
+    `negatives` = (image index per text, text index per image) fixes the pairs of a stream's matching loss; with a
     negative group they are drawn from, and counted over, the rows of all its ranks. Otherwise they come from this
     rank's rows, in groups of `negative_group_size`; with that set and a `gather`, generators in equal states on every
-    rank make them independent of the number of ranks. `execution` changes the arithmetic's order, never its result.
-    The temperature is used as it is: clamp it before (`X2VLM.clamp_temperature`). ConfigError if a group size does not
-    fit the rows; ValueError for texts without a token or padded in front.
+    rank make them independent of the number of ranks. `execution` changes only the order of computation.
+    The temperature is not clamped: do so before (`X2VLM.clamp_temperature`). ConfigError if a group size does not
+    match the rows; ValueError for texts without a token or padded in front.
     """
     execution = execution or ExecutionConfig()
     views = host_views(list(batches.values()))
@@ -112,7 +112,7 @@ def _compare(
     pinned: tuple[Tensor, Tensor] | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor | None, Drawn | None]:
-    """The contrastive loss of a stream with images and, if it has a matching loss, its wrong pairs."""
+    """The contrastive loss of a stream with images and, if it has a matching loss, its negative pairs."""
     if stream.images is None or stream.clean is None:
         return None, None
     batch, config = stream.batch, stream.config
@@ -125,7 +125,7 @@ def _compare(
         model.temperature,
         gather=gather,
         gradient=config.contrastive_gradient,
-        # Regions of one image are different things: their texts are true negatives of each other here.
+        # Regions of one image differ: their texts are true negatives of each other here.
         image_ids_B=None if batch.kind == "region" else batch.image_ids_B,
     )
     if not config.matching:
@@ -153,7 +153,7 @@ def _compare(
 def _read(
     model: X2VLM, streams: list[Stream], drawn: list[Drawn | None], readings: Mapping[str, list[Reading | None]]
 ) -> list[dict[str, Tensor]]:
-    """The losses of the fused states: each head is asked once for all streams."""
+    """The losses of the fused states: each head is called once for all streams."""
     match = _once(lambda states: model.match(states[:, None]), readings["matching"])
     boxes = _once(lambda states: model.locate(states[:, None]), readings["boxes"])
     words = _once(
@@ -179,7 +179,7 @@ def _read(
 
 
 def _once(head, readings: list[Reading | None]) -> list[Tensor | None]:  # type: ignore[no-untyped-def]
-    """What `head` says of every reading, from one call."""
+    """The outputs of `head` for every reading, from one call."""
     states = [reading.states_KD for reading in readings if reading is not None]
     if not states:
         return [None] * len(readings)

@@ -1,4 +1,4 @@
-"""A stream of a step: its batch and what was computed from it so far."""
+"""A stream of a step: its batch and intermediate results."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The wrong pairs of a stream: an image row per text, a text row per image, and which rows really have them."""
+    """The negative pairs of a stream: an image row per text, a text row per image, and which rows have them."""
 
     image_of_text: Tensor
     text_of_image: Tensor

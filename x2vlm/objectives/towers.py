@@ -36,16 +36,16 @@ class ImageTokens:
 def encode_images(model: X2VLM, batches: Sequence[Batch], execution: ExecutionConfig) -> list[ImageTokens | None]:
     """For every batch its image tokens, None for texts alone; images of equal size share one call, frames too.
 
-    Not so where the tower looks over time: there the frames of clips go by themselves, clip by clip of equal length.
+    With temporal attention the frames of clips are encoded separately, one call per clip length.
     """
     pixels = {number: batch.float_pixels() for number, batch in enumerate(batches) if batch.kind != "text"}
     for number, values in pixels.items():
         if batches[number].kind == "video":
             model.require_frames(values.shape[1])
-    looks_over_time = model.config.vision.temporal == "attention"
+    has_temporal_attention = model.config.vision.temporal == "attention"
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for number, values in pixels.items():
-        num_frames = values.shape[1] if looks_over_time and batches[number].kind == "video" else 1
+        num_frames = values.shape[1] if has_temporal_attention and batches[number].kind == "video" else 1
         by_shape.setdefault((num_frames, *values.shape[-3:]), []).append(number)
     found: list[ImageTokens | None] = [None] * len(batches)
     for (num_frames, *_), numbers in by_shape.items():
@@ -70,7 +70,7 @@ def _images(model: X2VLM, batch: Batch, images: VisionTokens, pixels: Tensor) ->
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of a step in one table; `clean` and `masked` say where each stream's begin (None: not encoded)."""
+    """All texts of a step in one table; `clean` and `masked` are the first texts of each stream (None: not encoded)."""
 
     table: TextTable
     clean: list[int | None]
@@ -130,7 +130,7 @@ def _padded(model: X2VLM, ids: Sequence[Tensor], lengths: Sequence[Numbers], hol
 
 
 def padded_texts(table: TextTable, texts: Numbers, length: int) -> Tensor:
-    """States (B, length, D) of the given texts; what stands behind the end of a text is of another or repeated."""
+    """States (B, length, D) of the given texts; what follows the end of a text is arbitrary but finite."""
     offsets = np.minimum(np.arange(length), table.visible[texts][:, None] - 1)
     index_BL = HostToDeviceBatch.to_device(table.starts[texts][:, None] + offsets, table.states_XD.device)
     return take_rows(table.states_XD, index_BL.flatten()).reshape(-1, length, table.states_XD.shape[1])

@@ -1,7 +1,7 @@
-"""Checkpoints that are written while the training goes on: one at a time, from a copy in host memory.
+"""Checkpoints that are written in the background while training continues: one at a time, from a copy in host memory.
 
-The copy is taken before `save` returns, so later steps cannot leak into it. Committing is the store's business: a
-process that dies in the middle of a write leaves the last finished checkpoint as it was.
+The copy is taken before `save` returns, so later steps cannot change it. The store commits atomically: a process that
+dies in the middle of a write leaves the last finished checkpoint intact.
 """
 
 import logging
@@ -19,18 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class BackgroundSaves:
-    """A thread that writes checkpoints into a store; on leaving the `with` block the last one is whole."""
+    """A thread that writes checkpoints into a store; on leaving the `with` block the last one is complete."""
 
     def __init__(self, store: CheckpointStore) -> None:
         self._store = store
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._host: dict[str, Tensor] = {}  # page-locked copies, kept: to lock 3 GB anew takes longer than to copy it
+        self._host: dict[
+            str, Tensor
+        ] = {}  # page-locked copies, reused: locking 3 GB again takes longer than copying it
 
     def save(self, checkpoint: Checkpoint) -> float:
-        """Copy `checkpoint` and write it behind; the seconds for which the training was held up.
+        """Copy `checkpoint` and write it in the background; returns the seconds for which training was blocked.
 
-        Waits for the write before, if that is still under way, and raises what went wrong in it.
+        Waits for the previous write, if that is still running, and raises its error.
         """
         started = time.perf_counter()
         self.wait()
@@ -40,7 +42,7 @@ class BackgroundSaves:
         return time.perf_counter() - started
 
     def wait(self) -> None:
-        """Until nothing is being written; raises what went wrong in the last write."""
+        """Wait until nothing is being written; raises the error of the last write."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -55,7 +57,7 @@ class BackgroundSaves:
         if error is None:
             self.wait()
             return
-        try:  # the first error is the one to tell of
+        try:  # the first error is the one to report
             self.wait()
         except Exception:
             log.exception("checkpoint_failed")

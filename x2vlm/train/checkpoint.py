@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: safetensors files and a COMMITTED marker, written last, with their sha256.
+"""Atomic checkpoints: safetensors files and a COMMITTED marker, written last, with their sha256.
 
-A checkpoint is a folder `step-<8 digits>` (the number of finished steps) below a URI that fsspec understands. Resuming
-takes the newest one whose every byte is as recorded; others are skipped, with a logged reason.
+A checkpoint is a folder `step-<8 digits>` (the number of finished steps) below an fsspec URI. Resuming
+takes the newest one whose files all match their recorded sha256; others are skipped, with a logged reason.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on after `step` finished steps. `facts` is small JSON (loss names, shards seen)."""
+    """All that a run needs to continue after `step` finished steps. `facts`: small JSON (loss names, shards seen)."""
 
     step: int
     model: Mapping[str, Tensor]
@@ -55,7 +55,7 @@ class CheckpointStore:
     def save(self, checkpoint: Checkpoint) -> str:
         """The folder the checkpoint was committed to; older ones beyond `keep` are removed after that.
 
-        A valid checkpoint of the same step is left alone.
+        A valid checkpoint of the same step is kept.
         """
         for folder in self._folders():
             if _step_of(folder) == checkpoint.step and self._problem(folder) is None:
@@ -107,7 +107,7 @@ class CheckpointStore:
             os.rename(scratch, folder)
             _sync(Path(self.root))
             return folder
-        # Object stores have no rename: a folder name of its own for every attempt, and the marker last.
+        # Object stores have no rename: every attempt has its own folder name, and the marker is written last.
         folder = f"{self.root}/step-{step:08d}-{os.urandom(4).hex()}"
         for path in sorted(scratch.iterdir()):
             self.fs.put_file(str(path), f"{folder}/{path.name}")
@@ -115,7 +115,7 @@ class CheckpointStore:
         return folder
 
     def _problem(self, folder: str) -> str | None:
-        """What is wrong with a checkpoint; None if every file has the bytes that its marker recorded."""
+        """What is wrong with a checkpoint; None if every file has the sha256 in its marker."""
         try:
             marker = json.loads(self.fs.cat_file(f"{folder}/{COMMITTED}"))
             step, recorded = int(marker["step"]), dict(marker["files"])
@@ -161,9 +161,9 @@ class CheckpointStore:
             yield Path(scratch)
 
     def _prune(self) -> None:
-        """Remove what is older than the newest `keep` valid checkpoints.
+        """Remove checkpoints older than the newest `keep` valid ones.
 
-        They are hashed again, a few seconds for 3 GB: a damaged one must not count, or the last good one would go.
+        They are hashed again, a few seconds for 3 GB: if a damaged one counted, the last valid one could be removed.
         """
         folders, valid = self._folders(), []
         for folder in reversed(folders):

@@ -1,6 +1,6 @@
-"""What an experiment decides about training: how long, how weights are moved, which losses, how often it is saved.
+"""Configuration of training: duration, optimizer, losses, checkpoints.
 
-The loop and the optimizer import torch; planning a run must not wait for it.
+Without importing torch, so that planning a run need not wait for it.
 """
 
 from typing import Literal
@@ -13,11 +13,11 @@ from x2vlm.objectives.config import ObjectiveConfig
 
 
 class OptimizerConfig(FrozenConfig):
-    """Rates of one run; the defaults are the published base 4M recipe."""
+    """Learning rates and AdamW settings of one run; the defaults are the published base 4M recipe."""
 
     lr: float = Field(default=1e-4, gt=0)
     lr_multiplier: float = Field(default=2.0, gt=0)
-    # Rates by part; they win over the multiplier, so a new cross-attention inside the text stack gets text_lr.
+    # Learning rates by tower; they override the multiplier, so new cross-attention inside the text stack gets text_lr.
     vision_lr: float | None = None
     text_lr: float | None = None
     cross_lr: float | None = None
@@ -26,19 +26,19 @@ class OptimizerConfig(FrozenConfig):
     eps: float = 1e-8
     # "reference" is the AdamW of transformers the paper used, "torch" is torch.optim.AdamW.
     adamw: Literal["reference", "torch"] = "reference"
-    # One kernel per group for adamw="torch". Without it a step waits for the device to learn whether to skip itself.
+    # One kernel per group for adamw="torch". Without it every step synchronises to decide whether it is skipped.
     fused: bool = True
 
 
 class TrainConfig(FrozenConfig):
-    """How long and how weights are moved; the defaults are the released base 4M recipe.
+    """Duration and settings of training; the defaults are the released base 4M recipe.
 
     `stop_matching_at`: no matching loss from that step on. `matching_follows` names the stream whose batch decides for
     all streams whether a step has the matching loss (the reference's noisy phase: no aux image batch, no matching of
     regions either); None: each stream decides for itself. `execution` and `cpu_threads` change the order of sums, and
-    so the last bits of results. `on_nonfinite`: what becomes of a step whose losses or gradients are no numbers; "skip"
-    leaves weights and optimizer as they were, and gives up after `max_skipped_steps` in a row. `gradient_dtype` is what
-    travels between processes; bfloat16 halves the bytes and rounds every gradient to 8 bits. Every `validate_every`
+    so the last bits of results. `on_nonfinite`: handling of a step with non-finite losses or gradients; "skip" leaves
+    weights and optimizer unchanged, and gives up after `max_skipped_steps` in a row. `gradient_dtype` is the dtype of
+    the all-reduce; bfloat16 halves the bytes and rounds every gradient to 8 bits. Every `validate_every`
     steps the losses of `validation_batches` held-out batches (see `DataConfig.validation_share`) and zero-shot
     retrieval among their image rows are measured; None: never.
     """
@@ -70,16 +70,16 @@ class TrainConfig(FrozenConfig):
 
 
 class TrainRuntime(FrozenConfig):
-    """How a training is watched and placed. Nothing here changes a weight, so it is never part of a fingerprint.
+    """Logging, placement and loader processes of a run. Nothing here changes a weight, so it is not in any fingerprint.
 
     `log_every`: steps between two lines on the console; the metrics file has every step. `steps_ahead`: how many steps
-    the host may queue before it reads the numbers of the first; None: 1 on a GPU, 0 on a CPU. `stall_seconds` without
-    progress end the run with an error that names the slowest rank (the first step of a start may take five times as
-    long: it compiles); None: wait for ever. `profile_steps` = (first, last) writes a torch profile of these steps.
-    `readers` processes per trainer read ahead; None: its fraction of the cores on a GPU machine, none on a CPU.
+    the host may queue before it reads the metrics of the first; None: 1 on a GPU, 0 on a CPU. `stall_seconds` without
+    progress end the run with an error that names the slowest rank (the first step may take five times as long: it
+    compiles); None: no limit. `profile_steps` = (first, last) writes a torch profile of these steps.
+    `readers` processes per trainer prefetch; None: its part of the cores on a GPU machine, none on a CPU.
     Shards of an object store are copied below `shard_cache` (None: the machine's folder for temporary files), together
     at most `shard_cache_bytes` (None: no limit). `max_failures` lost workers are replaced before the run fails.
-    `cpus_per_worker` and `placement` go to Ray as they are.
+    `cpus_per_worker` and `placement` are passed to Ray unchanged.
     """
 
     log_every: int = Field(default=50, ge=1)

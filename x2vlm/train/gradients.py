@@ -1,10 +1,10 @@
 """Gradients in a few flat buffers that are summed over the processes while the backward pass still runs.
 
 Not torch's DistributedDataParallel: that regroups its buckets after the first step of every start, so with three or
-more processes a resumed run would add in another order than an undisturbed one. Measured with torch 2.13 over gloo on a
-net of 49,920 parameters, equal weights and inputs: the second backward of a start differed from the first in 7,827
-numbers with 3 processes and in 17,184 with 4. Here buckets follow from the list of parameters alone and are sent in one
-order for ever, so the sums of a run have the same bits however often it started.
+more processes a resumed run would sum in another order than an uninterrupted one. Measured with torch 2.13 over gloo on
+a net of 49,920 parameters, equal weights and inputs: the second backward pass after a start differed from the first in
+7,827 values with 3 processes and in 17,184 with 4. Here buckets depend only on the list of parameters and are sent in a
+fixed order, so the sums of a run are bit-identical however often it was resumed.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from x2vlm.errors import X2VLMError
 from x2vlm.train.ranks import Ranks
 
-# 32 MB of float32 a message: 31 messages for the base model, of which only the last cannot hide behind the backward.
+# 32 MB of float32 a message: 31 messages for the base model, only the last cannot overlap with the backward pass.
 BUCKET_NUMBERS = 1 << 23
 WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,8 +27,8 @@ class GradientBuckets:
     """The gradients of `parameters`, in reverse order, as views of flat buffers.
 
     A step is `begin`, a backward pass, `finish`; then `buffers` hold the sum over the processes and every parameter
-    that took part has its `grad`, the others have None. A bucket leaves when everything in it that took part before is
-    there; buckets leave in a fixed order, so processes cannot wait for each other's different messages.
+    that took part has its `grad`, the others have None. A bucket is sent when all its parameters that took part before
+    have gradients; buckets are sent in a fixed order, so processes cannot deadlock on different messages.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class GradientBuckets:
         self._graph: Hashable = None
         self._expected: frozenset[int] = frozenset()
         self._arrived: set[int] = set()
-        self._missing: list[int] | None = None  # by bucket; None: it is not known who takes part, all leave at the end
+        self._missing: list[int] | None = None  # by bucket; None: participation is unknown, all are sent at the end
         self._works: list[tuple[dist.Work, Tensor, Tensor]] = []
-        self._num_sent = len(self.buffers)  # no step has begun: a gradient now would be a bug
+        self._num_sent = len(self.buffers)  # no step has begun: a gradient now is a bug
         self._handles = [
             parameter.register_post_accumulate_grad_hook(functools.partial(self._on_gradient, index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self.parameters)
@@ -63,11 +63,11 @@ class GradientBuckets:
 
     @property
     def bytes_per_step(self) -> int:
-        """What one process hands to all-reduce in a step; a ring moves 2 (W - 1) / W of it."""
+        """Bytes that one process all-reduces in a step; a ring sends 2 (W - 1) / W of it."""
         return sum(buffer.numel() for buffer in self.buffers) * self._wire.itemsize
 
     def begin(self, graph: Hashable) -> None:
-        """Empty all gradients. `graph` names what the backward pass will run through, equal names mean equal graphs."""
+        """Zero all gradients. `graph` names the graph of the backward pass; equal names mean equal graphs."""
         for buffer in self.buffers:
             buffer.zero_()
         for parameter, view in zip(self.parameters, self._views, strict=True):
@@ -81,11 +81,11 @@ class GradientBuckets:
                 self._missing[self._bucket_of[index]] += 1
 
     def finish(self) -> int:
-        """Send what is left and wait for the sums; the number of parameters that took part on this process."""
+        """Send the remaining buckets and wait for the sums; returns the number of parameters with a gradient here."""
         while self._num_sent < len(self.buffers):
             self._send_next()
         for work, wire, buffer in self._works:
-            work.wait()  # on a GPU this orders streams, the host goes on
+            work.wait()  # on a GPU this orders streams without blocking the host
             if wire is not buffer:
                 buffer.copy_(wire)
         self._works = []
@@ -96,7 +96,7 @@ class GradientBuckets:
         return len(self._arrived)
 
     def close(self) -> None:
-        """Leave the parameters alone from now on."""
+        """Remove the hooks from the parameters."""
         for handle in self._handles:
             handle.remove()
 
@@ -126,7 +126,7 @@ class GradientBuckets:
 
 
 def _buckets(parameters: Sequence[nn.Parameter], bucket_numbers: int) -> list[int]:
-    """The bucket of every parameter: a new one as soon as the last holds `bucket_numbers` numbers."""
+    """The bucket of every parameter: a new one as soon as the last has `bucket_numbers` values."""
     numbers, bucket, filled = [], 0, 0
     for parameter in parameters:
         if filled >= bucket_numbers:

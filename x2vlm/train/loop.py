@@ -1,8 +1,8 @@
 """The training loop: the same function on one process, under torchrun and under Ray Train.
 
-The state of a run is its checkpoint and nothing else: batches are a function of the step (`x2vlm.data.loading.loader`),
+The state of a run is only its checkpoint: batches are a function of the step (`x2vlm.data.loading.loader`),
 and so is everything random in it (`x2vlm.train.step`). So a run that was killed and resumed has the weights, bit for
-bit, of one that was not, and its metrics hold every step once.
+bit, of an uninterrupted one, and its metrics contain every step once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from x2vlm.train.throughput import work_of
 from x2vlm.train.validation import validate
 from x2vlm.train.watchdog import Watchdog
 
-if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
     from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
@@ -59,16 +59,17 @@ def fit(
     held_out: StepLoader | None = None,
     asks_save: Callable[[int], bool] | None = None,
 ) -> int:
-    """The step it began at: 0, or that of the newest valid checkpoint. On return `model` has made all steps.
+    """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
     The first rank writes a checkpoint every `checkpoint_every` steps and at the end, and one line of metrics per step;
-    heartbeats and profiles go beside the metrics. `facts` (JSON) goes into every checkpoint, with the world size of
-    each interval of steps. `on_step(step)` is called after each step; where `asks_save(step)` is True on any rank, a
-    checkpoint is written then. `num_workers` processes read ahead. `new_parameters` (reference names; default: what no
-    backbone brings) move at the larger learning rate. `held_out` is what `validate_every` looks at.
+    heartbeats and profiles are written beside the metrics. `facts` (JSON) is stored in every checkpoint, with the world
+    size of each interval of steps. `on_step(step)` is called after each step; where `asks_save(step)` is True on any
+    rank, a checkpoint is written then. `num_workers` processes prefetch. `new_parameters` (reference names; default:
+    those without pretrained values) are trained with the larger learning rate. `held_out` are the shards of
+    `validate_every`.
 
-    TrainingStopped after SIGTERM, once the step under way is saved. X2VLMError if too many steps in a row have numbers
-    that are none.
+    TrainingStopped after SIGTERM, once the current step is saved. X2VLMError if too many steps in a row have non-finite
+    values.
     """
     runtime = runtime or TrainRuntime()
     torch.set_num_threads(config.cpu_threads)
@@ -117,7 +118,7 @@ def fit(
 
 
 class _Writer:
-    """What the first rank alone does: metrics and checkpoints. On leaving the `with` block both are whole."""
+    """Metrics and checkpoints, written by the first rank. On leaving the `with` block both are complete."""
 
     def __init__(self, metrics_uri: str, first_step: int, checkpoints: CheckpointStore) -> None:
         self._metrics = MetricsLog(metrics_uri, first_step)
@@ -139,7 +140,7 @@ class _Writer:
                 log.info("%s", console_line(line, num_steps))
 
     def save(self, trainer: Trainer, step: int, facts: Mapping[str, Any]) -> None:
-        """The checkpoint after `step` steps, behind; the metrics reach as far first."""
+        """Write the checkpoint after `step` steps in the background; the metrics up to it are synced first."""
         self._metrics.sync()
         checkpoint = Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
         self._metrics.note(save_wait_seconds=round(self._saves.save(checkpoint), 4))
@@ -162,7 +163,7 @@ def _build_trainer(
 
 
 def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> Iterator[tuple[StepData, float]]:
-    """Every step's data and the seconds that were spent waiting for them."""
+    """Every step's data and the seconds spent waiting for them."""
     number = first_step
     while True:
         watchdog.beat(number, "wait for data")
@@ -180,7 +181,7 @@ def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, flo
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:
-    """On a GPU one step: reading the numbers of a step then finds the next one queued, and the GPU never waits."""
+    """On a GPU one step: while the metrics of a step are read the next one is queued, and the GPU never waits."""
     if runtime.steps_ahead is not None:
         return runtime.steps_ahead
     return 1 if ranks.device.type == "cuda" else 0
@@ -191,7 +192,7 @@ def _is_due(step: int, every: int | None, num_steps: int) -> bool:
 
 
 def _intervals(found: Mapping[str, Any], first_step: int, world_size: int) -> list[list[int]]:
-    """(first step, number of processes) of every stretch of the run up to now."""
+    """(first step, number of processes) of every interval of the run so far."""
     intervals = [list(item) for item in found.get("world_sizes", []) if item[0] < first_step]
     if not intervals or intervals[-1][1] != world_size:
         intervals.append([first_step, world_size])
@@ -199,7 +200,7 @@ def _intervals(found: Mapping[str, Any], first_step: int, world_size: int) -> li
 
 
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> tuple[int, Mapping[str, Any]]:
-    """Put the newest valid checkpoint into model and optimizer; its finished steps and its facts, 0 and {} without."""
+    """Load the newest valid checkpoint into model and optimizer; its step and its facts, 0 and {} without one."""
     found = checkpoints.load_newest()
     step = 0 if found is None else found.step
     steps = gather_json([step], trainer.ranks)

@@ -1,4 +1,4 @@
-"""Numbers of a run, one JSON line per step, each step exactly once however often the run was resumed."""
+"""Metrics of a run, one JSON line per step, each step exactly once however often the run was resumed."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ class MetricsLog:
     """
 
     def __init__(self, uri: str, first_step: int = 0) -> None:
-        """Opens the file to go on at `first_step`: lines of that step and later ones, or torn ones, are taken out."""
+        """Opens the file to continue at `first_step`: later lines, that of the step and incomplete ones are removed."""
         self._fs, self._target = fsspec.core.url_to_fs(uri)
         self._is_local = isinstance(self._fs, LocalFileSystem)
         if self._is_local:
@@ -48,7 +48,7 @@ class MetricsLog:
         self.close()
 
     def note(self, **values: Any) -> None:
-        """Numbers that belong to no step of their own: they go into the next line."""
+        """Values that belong to no step: they are added to the next line."""
         self._notes |= values
 
     def write(self, values: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class MetricsLog:
         self._notes = {}
 
     def sync(self) -> None:
-        """Make what was written so far survive the machine."""
+        """Upload the lines written so far to the object store."""
         self._stream.flush()
         if not self._is_local:
             self._fs.put_file(str(self.path), self._target)
@@ -71,11 +71,11 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file in order; a torn last line does not count, a missing file has none."""
+    """The lines of a metrics file in order; an incomplete last line is ignored, a missing file has none."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is torn or nothing
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is incomplete or empty
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The optimizer of X2-VLM: which parameter gets which learning rate and decay, AdamW as published, the schedule.
 
-Groups are decided by substrings of the reference's parameter names, oddities included:
+Groups are chosen by substrings of the reference's parameter names, with their side effects:
 "bias" also matches the relative position tables, and the LayerNorms inside the heads (`itm_head.1`) do decay.
 """
 
@@ -17,7 +17,7 @@ from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.objectives.config import Parity
 from x2vlm.train.config import OptimizerConfig
 
-if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
     from x2vlm.models.x2vlm import X2VLM
 
 _NO_DECAY = (
@@ -31,8 +31,8 @@ _NO_DECAY = (
     "norm2.bias",
     "norm2.weight",
 )
-# What no backbone brings along: heads and temperature always; cross-attention, frame position and attention over time
-# where they exist.
+# Parameters without pretrained values: heads and temperature always; cross-attention, frame position and temporal
+# attention where they exist.
 NEW_HEADS = (
     "vision_proj.",
     "text_proj.",
@@ -46,7 +46,7 @@ _NEW_PARTS = (*NEW_HEADS, "crossattention.")
 
 
 def new_parameter_names(model: X2VLM) -> list[str]:
-    """Reference names of the parameters that neither BEiT-2 nor BERT brings: heads, temperature, cross-attention."""
+    """Reference names of the parameters that neither BEiT-2 nor BERT has: heads, temperature, cross-attention."""
     return [name for name in reference_names(model).values() if _is_new(name)]
 
 
@@ -55,10 +55,10 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, in the reference's order: decayed, not decayed, new decayed, new not decayed.
 
-    With rates by part follow decayed and not decayed of vision, text and cross. `params` holds (our name, parameter)
-    pairs, `name` says which group it is. `new_parameters` are reference names (default: `new_parameter_names`), for
-    example what a load report calls missing; ConfigError if the model has no such parameter. A tied parameter is in
-    one group only, frozen ones in none.
+    With learning rates by tower, decayed and not decayed of vision, text and cross follow. `params` holds (our name,
+    parameter) pairs, `name` is the name of the group. `new_parameters` are reference names (default:
+    `new_parameter_names`), for example the missing ones of a load report; ConfigError if the model has no such
+    parameter. A tied parameter is in one group only, frozen ones in none.
     """
     names = reference_names(model)
     new = set(new_parameter_names(model) if new_parameters is None else new_parameters)
@@ -83,7 +83,7 @@ def build_optimizer(
     model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
     """The configured AdamW over `parameter_groups`."""
-    # torch refuses a group of mixed named and no parameters, and an empty one holds nothing to name.
+    # torch refuses to mix named and unnamed groups, and an empty group has no names.
     groups = [group for group in parameter_groups(model, config, new_parameters) if group["params"]]
     settings: dict[str, Any] = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
     if config.adamw == "torch":
@@ -92,11 +92,11 @@ def build_optimizer(
 
 
 class ReferenceAdamW(torch.optim.Optimizer):
-    """AdamW as transformers had it: eps is added to the uncorrected root, decay follows on the already moved weight.
+    """AdamW as transformers had it: eps is added to the uncorrected root, decay is applied to the updated weight.
 
     m, v are the usual averages; w -= lr * sqrt(1 - b2^t) / (1 - b1^t) * m / (sqrt(v) + eps); then w -= lr * decay * w.
     State per parameter: `step` (float32 scalar), `exp_avg`, `exp_avg_sq`. Deterministic. Like torch's fused optimizers
-    it obeys an attribute `found_inf` (0 or 1 on the device): 1 changes nothing, provided the gradients are 0 then.
+    it reads an attribute `found_inf` (0 or 1 on the device): 1 skips the step, provided the gradients are 0 then.
     """
 
     found_inf: Tensor | None = None
@@ -114,7 +114,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Moves every parameter that has a gradient."""
+        """Updates every parameter that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -129,7 +129,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         return loss
 
     def _move(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """One step for parameters that have made equally many, and so share the tensor that says how many."""
+        """One step for parameters with equal step counts, which share one count tensor."""
         states = [self.state[parameter] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         averages, squares = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
@@ -138,7 +138,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         taken = torch.ones((), dtype=torch.float64, device=like.device)
         if self.found_inf is not None:
             taken -= self.found_inf.double()
-        # All that depends on whether the step is taken stays on the device: the host must not wait for it.
+        # Everything that depends on whether the step is taken stays on the device, without synchronisation.
         count = states[0]["step"] + taken.float()
         for state in states:
             state["step"] = count
@@ -151,7 +151,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
         roots = torch._foreach_sqrt(squares)
         torch._foreach_add_(roots, group["eps"])
-        torch._foreach_mul_(roots, (1 / step_size).to(like.dtype))  # rate 0: roots become infinite, and nothing moves
+        torch._foreach_mul_(roots, (1 / step_size).to(like.dtype))  # lr 0: roots become infinite, and nothing changes
         torch._foreach_addcdiv_(parameters, averages, roots)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, (1 - lr * group["weight_decay"] * taken).to(like.dtype))
@@ -165,17 +165,19 @@ class ReferenceAdamW(torch.optim.Optimizer):
         return state
 
     def _zero(self, device: torch.device) -> Tensor:
-        """The count that all parameters share before their first step."""
+        """The step count that all parameters share before their first step."""
         return self._zeros.setdefault(device, torch.zeros((), dtype=torch.float32, device=device))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's whole state as `<parameter name>/<entry>` tensors, ready for a safetensors file.
 
-    Rates and decays are not in it: they follow from the config and the schedule's step.
+    Learning rates and decays are not in it: they follow from the config and the schedule's step.
     """
     return {
-        f"{name}/{entry}": value.clone() if entry == "step" else value  # counts share memory, which no file may
+        f"{name}/{entry}": value.clone()
+        if entry == "step"
+        else value  # counts share memory, which safetensors does not allow
         for name, parameter in _named(optimizer).items()
         for entry, value in optimizer.state.get(parameter, {}).items()
     }
@@ -209,7 +211,7 @@ def _count(
     device: torch.device,
     counts: dict[tuple[float, torch.device], Tensor],
 ) -> Tensor:
-    """A parameter's count where its optimizer wants it: shared by equal ones for ours, else one for each."""
+    """A parameter's step count as its optimizer stores it: shared by equal ones for ours, else one for each."""
     if isinstance(optimizer, ReferenceAdamW):
         return counts.setdefault((step.item(), device), step.to(device, copy=True))
     return step.to(device if optimizer.defaults.get("fused") else "cpu", copy=True)
@@ -218,8 +220,8 @@ def _count(
 def lr_factor(step: int, warmup_steps: int, total_steps: int, min_rate: float = 0.0, parity: Parity = "fixed") -> float:
     """Factor on the base learning rates at `step` (from 0): rises linearly to 1 at `warmup_steps`, falls to `min_rate`.
 
-    Step 0 of a warm-up has rate 0. With a minimum the reference's own formula, `parity="reference"`, jumps above 1
-    after the warm-up (1.011 for a minimum of 0.1 and a tenth of warm-up) and ends above the minimum.
+    Step 0 of a warm-up has learning rate 0. With a minimum the reference's own formula, `parity="reference"`, jumps
+    above 1 after the warm-up (1.011 for a minimum of 0.1 and a tenth of warm-up) and ends above the minimum.
     """
     if step < warmup_steps:
         return step / warmup_steps

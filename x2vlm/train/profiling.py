@@ -1,4 +1,4 @@
-"""A torch profile of a few steps of a real run: a trace for a viewer and a table of the 20 dearest operators."""
+"""A torch profile of a few steps of a real run: a trace for a viewer and a table of the 20 most expensive operators."""
 
 import gzip
 import logging

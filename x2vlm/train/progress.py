@@ -1,7 +1,7 @@
-"""What a run says of itself: one line per step, put together when the step's numbers arrive from the device.
+"""Metrics of a run: one line per step, assembled when the step's values arrive from the device.
 
-Every process takes part, because what they all have to report (replaced samples, keys of a skipped step) is gathered;
-all see the same numbers, so all decide alike.
+Every process takes part, because replaced samples and the keys of skipped steps are gathered from all; all see the same
+values, so all make the same decision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from x2vlm.train.throughput import peak_flops, peak_memory_bytes, speeds
 
 log = logging.getLogger(__name__)
 
-# What differs from run to run though nothing that was computed does.
+# Metrics that differ between runs with identical results.
 _UNITS, _GRAPHS = ("texts", "images", "tokens"), ("executed", "reference")
 CLOCK_NAMES = frozenset(
     [
@@ -35,7 +35,7 @@ CLOCK_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class _Queued:
-    """A step whose numbers are on their way, and what may have to be said about its samples."""
+    """A step whose values are still in transfer, and its samples for messages."""
 
     step: int
     numbers: PendingNumbers
@@ -44,7 +44,7 @@ class _Queued:
 
 
 class Progress:
-    """Queues steps and turns their numbers into lines, in order."""
+    """Queues steps and turns their values into lines, in order."""
 
     def __init__(self, trainer: Trainer, skipped_in_a_row: int = 0) -> None:
         self._trainer = trainer
@@ -52,7 +52,7 @@ class Progress:
         self._peak = peak_flops(trainer.ranks.device)
         self._last_arrival = time.perf_counter()
         self.skipped_in_a_row = skipped_in_a_row
-        self.asks_stop = False  # some process was asked to
+        self.asks_stop = False  # some process was signalled
         self.asks_save = False
 
     def add(self, data: StepData, numbers: PendingNumbers) -> None:
@@ -63,7 +63,7 @@ class Progress:
     def read(self, keep: int = 0) -> list[dict[str, Any]]:
         """The lines of all queued steps but the last `keep`; waits for the device to finish these.
 
-        X2VLMError if a step had non-finite losses or gradients and the run is to stop then, or has skipped too many in
+        X2VLMError if a step had non-finite losses or gradients and the run stops at those, or has skipped too many in
         a row; also if processes ran different graphs.
         """
         lines = []
@@ -103,7 +103,7 @@ class Progress:
         }
 
     def _substitutes(self, item: _Queued, mean_replaced: float) -> dict[str, Any]:
-        """What all ranks had to replace in this step, each replacement once; nothing if nothing."""
+        """The replaced samples of all ranks in this step, each once; empty if there are none."""
         if mean_replaced == 0:
             return {}
         everything = gather_json(item.substitutes, self._trainer.ranks)
@@ -111,7 +111,7 @@ class Progress:
         return {"substitutes": list(unique.values())}
 
     def _skipped(self, item: _Queued, shown: Mapping[str, float], is_finite: bool) -> dict[str, Any]:
-        """That a step was skipped, over which numbers and which samples; nothing if it was not."""
+        """The entry of a skipped step with its non-finite values and its samples; empty if it was not skipped."""
         if is_finite:
             self.skipped_in_a_row = 0
             return {}
@@ -122,10 +122,10 @@ class Progress:
         for of_rank in gather_json([item.keys], self._trainer.ranks):
             for stream, some in of_rank.items():
                 keys[stream] = sorted({*keys.get(stream, []), *some})
-        told = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        problem = ", ".join(f"{name} is {value}" for name, value in bad.items())
         if config.on_nonfinite == "stop" or self.skipped_in_a_row > config.max_skipped_steps:
             raise X2VLMError(
-                f"step {item.step}: {told}; {self.skipped_in_a_row} such steps in a row, the run allows "
+                f"step {item.step}: {problem}; {self.skipped_in_a_row} such steps in a row, the run allows "
                 f"{0 if config.on_nonfinite == 'stop' else config.max_skipped_steps}. No weight was moved by them. "
                 "Lower optimizer.lr, lengthen warmup_steps or use precision float32; the run goes on from its last "
                 f"checkpoint. Samples of the step: {keys}"
@@ -136,7 +136,7 @@ class Progress:
 
 
 def console_line(line: Mapping[str, Any], num_steps: int) -> str:
-    """One line of the console: what a person who waits wants to see of a step."""
+    """One line of the console: the most important metrics of a step."""
     parts = [f"step={line['step'] + 1}/{num_steps}", f"loss={line.get('loss', math.nan):.4f}"]
     parts += [f"grad_norm={line.get('grad_norm', math.nan):.3f}", f"lr={line['lr']:.3g}"]
     parts += [f"ms={1000 * line['seconds']:.0f}", f"texts/s={line['texts_per_second']:,.0f}"]

@@ -1,4 +1,4 @@
-"""The processes that train together, and the few things they tell each other. One process needs no process group."""
+"""The processes that train together, and their communication. One process needs no process group."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Ranks:
         return self.rank == 0
 
     def gather(self) -> Gather | None:
-        """How the contrastive loss reaches the rows of the other processes; None if there are none."""
+        """Gathers the rows of the other processes for the contrastive loss; None for a single process."""
         return gather_over() if self.world_size > 1 else None
 
 
@@ -39,7 +39,7 @@ def current_ranks(device: torch.device | str = "cpu") -> Ranks:
 
 @torch.no_grad()
 def copy_from_first(model: nn.Module, ranks: Ranks) -> None:
-    """Give every process the first one's weights."""
+    """Broadcast the weights of the first process."""
     if ranks.world_size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -48,10 +48,10 @@ def copy_from_first(model: nn.Module, ranks: Ranks) -> None:
 def negative_groups(
     ranks: Ranks, group_sizes: Mapping[str, int | None], rows_per_rank: Mapping[str, int], max_tokens: int
 ) -> dict[str, NegativeGroup]:
-    """By stream the neighbouring ranks that fill a group of negatives together; none where one rank holds whole groups.
+    """By stream the consecutive ranks that form a negative group; none where one rank holds whole groups.
 
-    Every rank must call it with the same numbers. ConfigError if the rows of a group are neither a fraction of a rank's
-    rows nor those of some ranks of which whole groups can be made.
+    Every rank must call it with the same numbers. ConfigError if a group is neither a divisor of a rank's rows nor
+    a multiple of them that divides the rows of all ranks.
     """
     made: dict[int, Gather] = {}
     found = {}
@@ -66,7 +66,7 @@ def negative_groups(
                 f"{rows} rows each; change negative_group_size or the number of processes"
             )
         if span not in made:
-            for first in range(0, ranks.world_size, span):  # a group is made by all ranks, its members or not
+            for first in range(0, ranks.world_size, span):  # all ranks must create every process group, members or not
                 members = dist.new_group(list(range(first, first + span)))
                 if first <= ranks.rank < first + span:
                     made[span] = gather_over(members)
@@ -75,7 +75,7 @@ def negative_groups(
 
 
 def gather_json(value: list[Any], ranks: Ranks) -> list[Any]:
-    """The lists of all processes joined in rank order. Travels as JSON text: nothing is unpickled."""
+    """The lists of all processes joined in rank order. Sent as JSON text: nothing is unpickled."""
     if ranks.world_size == 1:
         return value
     data = json.dumps(value).encode()

@@ -1,7 +1,7 @@
-"""One optimizer step over all streams: everything is queued on the device, nothing waits for it.
+"""One optimizer step over all streams: everything is queued on the device without synchronisation.
 
-Everything random in step s on rank r is seeded by (seed, s, r), and gradients are added in a fixed order. So on CPU a
-run that was killed and resumed gives the same losses and weights, bit for bit.
+Everything random in step s on rank r is seeded by (seed, s, r), and gradients are summed in a fixed order. So on CPU a
+resumed run gives the same losses and weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.optim import lr_factor
 from x2vlm.train.ranks import Ranks
 
-if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
     from x2vlm.models.x2vlm import X2VLM
 
 
 @dataclass
 class Trainer:
-    """What a step changes (model, optimizer) and what it needs to know."""
+    """The state that a step changes (model, optimizer) and its settings."""
 
     model: X2VLM
     optimizer: torch.optim.Optimizer
@@ -51,22 +51,22 @@ class Trainer:
         self.skips_on_device = hasattr(self.optimizer, "found_inf") or bool(self.optimizer.defaults.get("fused"))
 
     def objective(self, stream: str, matching: bool = True) -> ObjectiveConfig:
-        """What a stream's batches are trained on, with or without the matching loss."""
+        """The losses of a stream's batches, with or without the matching loss."""
         common = self.config.objective
         size = self.negative_group_sizes.get(stream, common.negative_group_size)
         return common.model_copy(update={"matching": common.matching and matching, "negative_group_size": size})
 
     def lr_factor_at(self, step: int) -> float:
-        """Fraction of the base learning rate(s) in force at `step`."""
+        """Factor on the base learning rates at `step`."""
         config = self.config
         return lr_factor(step, config.warmup_steps, config.steps, config.min_rate)
 
 
 @dataclass(frozen=True)
 class PendingNumbers:
-    """The numbers of a step, on their way from the device; `names` says which.
+    """The metrics of a step, still in transfer from the device; `names` are their names.
 
-    `num_parameters` got a gradient on this process; on others it must have been as many.
+    `num_parameters` have a gradient on this process; the number must be equal on all.
     """
 
     num_parameters: int
@@ -75,18 +75,18 @@ class PendingNumbers:
     ready: torch.cuda.Event | None
 
     def read(self) -> dict[str, float]:
-        """The numbers; waits for the device to finish that step."""
+        """The metrics; waits for the device to finish that step."""
         if self.ready is not None:
             self.ready.synchronize()
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
 
 def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | None = None) -> PendingNumbers:
-    """One optimizer step; gives its numbers: means over the ranks, losses taken before the weights move.
+    """One optimizer step; returns its metrics: means over the ranks, losses before the update.
 
-    They are every loss as `<stream>/<loss>`, temperature, parameters (that got a gradient), all of `of_host`, which
-    must have the same names on all ranks, then grad_norm and finite. Where that is 0, some number of the step is none,
-    and neither weights nor optimizer have changed.
+    They are every loss as `<stream>/<loss>`, temperature, parameters (with a gradient), all of `of_host`, which must
+    have the same names on all ranks, then grad_norm and finite. If that is 0, the step had non-finite values, and
+    neither weights nor optimizer have changed.
     """
     config, ranks, model, optimizer = trainer.config, trainer.ranks, trainer.model, trainer.optimizer
     torch.manual_seed(derive_seed(trainer.seed, "step", data.step, ranks.rank))
@@ -118,10 +118,10 @@ def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | 
 def stream_losses(
     trainer: Trainer, batches: Mapping[str, Batch], objectives: Mapping[str, ObjectiveConfig], seed: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Unweighted losses of all streams of a step that the weights learn from.
+    """Unweighted losses of all streams of a step that are trained on.
 
-    Where negatives come from groups of rows, `seed` must be equal on all ranks: it makes the draw one of the whole
-    batch, which does not depend on how many ranks share it.
+    Where negatives come from groups of rows, `seed` must be equal on all ranks: the draw is then one of the whole
+    batch, independent of the number of ranks.
     """
     generator = None
     if any(objective.negative_group_size is not None for objective in objectives.values()):
@@ -139,12 +139,12 @@ def stream_losses(
 
 
 def sum_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """The plain sum of a batch's losses."""
+    """The unweighted sum of a batch's losses."""
     return torch.stack(list(parts.values())).sum()
 
 
 def objectives_of(trainer: Trainer, data: StepData) -> dict[str, ObjectiveConfig]:
-    """What is computed for every stream in a step: the matching loss may have stopped, or be left to aux batches."""
+    """The losses of every stream in a step: the matching loss may have stopped, or be limited to aux batches."""
     config = trainer.config
     stopped = config.stop_matching_at is not None and data.step >= config.stop_matching_at
 
@@ -156,7 +156,7 @@ def objectives_of(trainer: Trainer, data: StepData) -> dict[str, ObjectiveConfig
 
 
 def _means(of_device: list[Tensor], of_host: list[float], ranks: Ranks) -> Tensor:
-    """The mean of each number over the processes, in one message, on the device."""
+    """The mean of each value over the processes, in one all-reduce, on the device."""
     own = torch.tensor(of_host, dtype=torch.float64, pin_memory=ranks.device.type == "cuda")
     values = [torch.stack([value.detach().double() for value in of_device]), own.to(ranks.device, non_blocking=True)]
     means = torch.cat(values)
@@ -175,16 +175,16 @@ def _scale(trainer: Trainer, norm: Tensor, finite: Tensor) -> None:
 
 
 def _move(trainer: Trainer, finite: Tensor) -> None:
-    """Let the optimizer make its step, or not, without telling the host which."""
+    """Make or skip the optimizer step, without synchronising to know which."""
     if trainer.skips_on_device:
         trainer.optimizer.found_inf = 1.0 - finite.float()  # type: ignore[attr-defined]
         trainer.optimizer.step()
-    elif bool(finite):  # the one wait of an optimizer that is neither ours nor fused
+    elif bool(finite):  # the only synchronisation, for an optimizer that is neither ours nor fused
         trainer.optimizer.step()
 
 
 def _send(num_parameters: int, names: tuple[str, ...], values: Tensor) -> PendingNumbers:
-    """Start the copy to the host. On a GPU it lands in page-locked memory while the host goes on."""
+    """Start the copy to the host. On a GPU it goes to page-locked memory without blocking the host."""
     if not values.is_cuda:
         return PendingNumbers(num_parameters, names, values, None)
     host = values.to("cpu", non_blocking=True)

@@ -1,4 +1,4 @@
-"""How a training is asked to stop or to save early, and what it then ends with."""
+"""Stopping or saving a run early on a signal, and its exit code then."""
 
 import logging
 import signal
@@ -10,12 +10,12 @@ from x2vlm.errors import X2VLMError
 
 log = logging.getLogger(__name__)
 
-# What a process ends with after it was asked to stop and saved its state: EX_TEMPFAIL, "try again later".
+# Exit code of a process that was asked to stop and saved its state: EX_TEMPFAIL, "try again later".
 EXIT_STOPPED = 75
 
 
 class TrainingStopped(X2VLMError):
-    """The training was asked to stop: `step` steps are finished and saved, and the same command goes on from there."""
+    """The training was asked to stop: `step` steps are finished and saved; the same command continues from there."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped as asked after {step} steps, which are saved; the same command goes on from there")
@@ -26,9 +26,9 @@ class TrainingStopped(X2VLMError):
 
 
 class StopOnSignal:
-    """Inside the `with` block SIGTERM asks for a stop instead of killing.
+    """Inside the `with` block SIGTERM requests a stop instead of killing the process.
 
-    Only the main thread of a process can do that; elsewhere (a Ray Train worker's thread) signals stay as they are.
+    Only the main thread of a process can do that; in others (a Ray Train worker's thread) signals are unchanged.
     """
 
     def __init__(self) -> None:

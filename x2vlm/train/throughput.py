@@ -1,4 +1,4 @@
-"""How much work a step was, and how fast that is: counted from what the step holds, never from padded shapes."""
+"""Work and speed of a step: counted from its contents, never from padded shapes."""
 
 import dataclasses
 import resource
@@ -23,9 +23,9 @@ def work_of(
     objectives: Mapping[str, ObjectiveConfig],
     execution: ExecutionConfig,
 ) -> dict[str, float]:
-    """Texts, images (frames count), real tokens and training FLOPs of one process's fraction of a step.
+    """Texts, images (frames count), real tokens and training FLOPs of one process's part of a step.
 
-    FLOPs twice: as executed, and as the reference's graph would spend on the same rows.
+    FLOPs twice: as executed, and as the reference's graph would need for the same rows.
     """
     shapes = [shape_of(batch, objectives[name].matching) for name, batch in data.batches.items()]
     sizes = (examples.max_tokens, examples.masking.max_masks)
@@ -40,7 +40,7 @@ def work_of(
 
 
 def shape_of(batch: Batch, matching: bool) -> BatchShape:
-    """What decides the FLOPs of a batch, read from its tensors on the host."""
+    """The sizes that determine the FLOPs of a batch, read from its tensors on the host."""
     pixels = batch.pixels
     num_images = 0 if pixels is None else pixels.shape[0] * (pixels.shape[1] if batch.kind == "video" else 1)
     lengths, num_masked = batch.lengths, batch.num_masked
@@ -51,10 +51,10 @@ def shape_of(batch: Batch, matching: bool) -> BatchShape:
 
 
 def speeds(mean_work: Mapping[str, float], seconds: float, world_size: int, peak: float | None) -> dict[str, float]:
-    """Texts, images and tokens per second of the whole run, and the use made of one device.
+    """Texts, images and tokens per second of the whole run, and the utilisation of one device.
 
-    `mean_work` is that of one process (`work_of`). With a known peak in FLOP/s the use is a fraction of it (MFU),
-    executed and as the reference's graph; without, plain FLOP/s.
+    `mean_work` is that of one process (`work_of`). With a known peak in FLOP/s utilisation is a fraction of it (MFU),
+    as executed and as the reference's graph; without, FLOP/s.
     """
     speed = {f"{unit}_per_second": round(world_size * mean_work[unit] / seconds, 2) for unit in _UNITS}
     for graph in ("executed", "reference"):
@@ -67,7 +67,7 @@ _UNITS = ("texts", "images", "tokens")
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What the device can do in bf16, FLOP/s; None for a CPU and for a GPU nobody listed."""
+    """Peak of the device in bf16, FLOP/s; None for a CPU and for an unlisted GPU."""
     if device.type != "cuda":
         return None
     properties = torch.cuda.get_device_properties(device)
@@ -76,7 +76,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process ever held: on the GPU for one, else resident on the host."""
+    """Peak memory of this process: on the GPU for one, else resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

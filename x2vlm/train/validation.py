@@ -1,8 +1,8 @@
-"""What a model in training does with samples it never trains on: losses of held-out batches, and zero-shot retrieval.
+"""Validation during training: losses of held-out batches, and zero-shot retrieval.
 
-Held out are whole shards. Which shard a sample lies in is a hash of its key, so that is a fair draw, and taking a
-sample out moves none. The same image under two keys (COCO and Visual Genome share some) may lie on both sides.
-B rows, Q queries, C candidates, E width of the comparison space.
+Whole shards are held out. The shard of a sample is a hash of its key, so they are a random sample, and removing a
+sample moves no other. The same image under two keys (COCO and Visual Genome share some) may be in both parts. B rows, Q
+queries, C candidates, E width of the comparison space.
 """
 
 import logging
@@ -27,7 +27,7 @@ RECALL_AT = (1, 5, 10)
 
 
 def split_shards(shards: Sequence[ShardFiles], fraction: float) -> tuple[list[ShardFiles], list[ShardFiles]]:
-    """The shards to train on and those held out: the last `fraction` of them, at least one unless the share is 0.
+    """The shards to train on and those held out: the last `fraction` of them, at least one unless it is 0.
 
     ConfigError if nothing would be left to train on.
     """
@@ -47,8 +47,8 @@ def validate(
 ) -> dict[str, float]:
     """Means over the first `num_batches` steps of `held_out`, as `valid/<stream>/<loss>` and `valid/<stream>/...@k`.
 
-    The same rows, crops, masks and negatives every time, without dropout. Numbers that are none are left out. Call it
-    on all ranks; it leaves the model in training mode, and random numbers elsewhere: a step seeds its own.
+    The same rows, crops, masks and negatives every time, without dropout. Non-finite values are left out. Call it
+    on all ranks; it leaves the model in training mode and changes the random state, which every step seeds anew.
     """
     model, ranks = trainer.model, trainer.ranks
     values: dict[str, list[Tensor]] = {}
@@ -84,7 +84,7 @@ def validate(
 
 
 def recalls(similarity_QC: Tensor, is_right_QC: Tensor) -> dict[int, float]:
-    """By k the percentage of queries with a right candidate among the top k; a wrong one that ties comes first."""
+    """By k the percentage of queries with a right candidate among the top k; ties count against it."""
     best_Q = similarity_QC.masked_fill(~is_right_QC, -torch.inf).amax(dim=1)
     ranks_Q = ((similarity_QC >= best_Q[:, None]) & ~is_right_QC).sum(dim=1)
     return {k: 100 * (ranks_Q < k).double().mean().item() for k in RECALL_AT}
@@ -98,7 +98,7 @@ def _features(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _retrieval(trainer: Trainer, batches: list[tuple[Batch, Tensor, Tensor]]) -> dict[str, float]:
-    """Recall both ways over all pairs of all ranks, each sample once, by cosine of the contrastive features."""
+    """Recall, both directions, over the pairs of all ranks, each sample once, by cosine of the contrastive features."""
     keys = gather_json([key for batch, _, _ in batches for key in batch.keys], trainer.ranks)
     images, texts = torch.cat([item[1] for item in batches]), torch.cat([item[2] for item in batches])
     ids = torch.cat([batch.image_ids_B for batch, _, _ in batches if batch.image_ids_B is not None])

@@ -1,8 +1,8 @@
-"""Ends a training that hangs, and says who hangs where.
+"""Ends a run that hangs, and reports which rank hangs where.
 
-Every process writes how far it is to a small file in the run's folder, and watches itself from a second thread. In a
-training that hangs all processes come to rest, because each waits for the slowest; so each then writes where it stands
-and reads where the others do. The one that got least far is named, in the log of all of them.
+Every process writes its progress to a small file in the run's folder, and is watched by a second thread. When a run
+hangs all processes stop, because each waits for the slowest; so each then writes its position and reads those of the
+others. The slowest one is named in the log of all of them.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ EXIT_STALLED = 76
 STALLED = "stalled.json"
 # A start compiles, fills caches and opens shards before its first step is done.
 START_ALLOWANCE = 5.0
-# The phases of a step in their order: who is in an earlier one is behind.
+# The phases of a step in their order: a rank in an earlier one is behind.
 PHASES = ("start", "wait for data", "train", "read numbers", "validate", "save")
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """How far a process is. `where` is its innermost frame, known once it has noticed that it stands still."""
+    """The progress of a process. `where` is its innermost frame, known once it has detected the stall."""
 
     rank: int
     host: str
@@ -46,7 +46,7 @@ class Heartbeat:
     stack: str = ""
 
     def progress(self) -> tuple[int, int, bool]:
-        """Sorts processes by how far they got; where that is equal, who waits for others got further."""
+        """Sort key of processes by progress; if equal, one that waits for others is further."""
         return self.step, PHASES.index(self.phase), self.waits_for_others
 
 
@@ -65,7 +65,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def beat(self, step: int, phase: str) -> None:
-        """Say that this process is at `step`, in `phase` (one of PHASES)."""
+        """Record that this process is at `step`, in `phase` (one of PHASES)."""
         if self._first_step is None and step >= 0:
             self._first_step = step
         self._heartbeat = replace(self._heartbeat, step=step, phase=phase)
@@ -73,7 +73,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         if self._limit is not None:
-            self._write(self._heartbeat)  # over what an earlier start left
+            self._write(self._heartbeat)  # replaces that of an earlier start
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
@@ -97,12 +97,12 @@ class Watchdog:
                 self._give_up(heartbeat, limit)
 
     def _give_up(self, heartbeat: Heartbeat, limit: float) -> None:
-        """Write where this process stands, find out who is behind, say so, and end the process."""
+        """Write the position of this process, log which rank is behind, and end the process."""
         own = _located(heartbeat, self._main)
         self._write(own)
         faulthandler.dump_traceback(sys.stderr)
         if self._done.wait(min(10.0, limit / 2)):  # the others notice at about the same time
-            return  # it went on after all
+            return  # it continued after all
         found = [self._read(rank) or replace(own, rank=rank, step=-1, phase="start", where="no sign of life")
                  for rank in range(self._world_size)]  # fmt: skip
         message = describe_stall(found, limit)
@@ -111,7 +111,7 @@ class Watchdog:
             stalled = {"message": message, "processes": [asdict(item) for item in found]}
             self._fs.pipe_file(f"{self._folder}/{STALLED}", json.dumps(stalled, indent=1).encode())
         logging.shutdown()
-        os._exit(EXIT_STALLED)  # the main thread may hang in a call that nothing interrupts
+        os._exit(EXIT_STALLED)  # the main thread may hang in an uninterruptible call
 
     def _path(self, rank: int) -> str:
         return f"{self._folder}/rank-{rank}.json"
@@ -131,16 +131,16 @@ class Watchdog:
 
 
 def describe_stall(found: list[Heartbeat], limit: float) -> str:
-    """Who is behind all others, at which step, and where it hangs; several if nothing tells them apart."""
+    """The rank behind all others, its step, and where it hangs; several if they are equally far."""
     least = min(item.progress() for item in found)
     behind = [item for item in found if item.progress() == least]
-    told = [
+    places = [
         f"rank {item.rank} (host {item.host}, pid {item.pid}) at step {item.step}, phase '{item.phase}'"
         f"{f', in {item.where}' if item.where else ', which does not answer'}"
         for item in behind
     ]
     return (
-        f"no progress for {limit:.0f} s. Behind: {'; '.join(told)}. The stacks of all {len(found)} processes are in "
+        f"no progress for {limit:.0f} s. Behind: {'; '.join(places)}. The stacks of all {len(found)} processes are in "
         "their logs and beside the heartbeats; the same command goes on from the last checkpoint"
     )
 

@@ -1,1 +1,1 @@
-"""How the small CLIP models and vocabularies of the sample and the world were trained."""
+"""Training of the small CLIP models and vocabularies of the sample and the world."""

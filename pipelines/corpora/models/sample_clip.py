@@ -5,7 +5,7 @@
 Needs datasets/sample/vocab.txt (pipelines.corpora.models.sample_vocabulary). One CPU core, about a minute. On one
 machine the same corpus gives the same bytes; on another kind of CPU floating point may differ in the last bits.
 
-The model has learned its few images by heart. It exists so that the scorer runs on real weights without a download.
+The model has memorised its few images. It exists so that the scorer runs on real weights without a download.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
+from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # generated at run time
 
 from pipelines.corpora.models.sample_texts import caption_pairs
 from pipelines.corpora.models.tiny_text import text_config
@@ -57,7 +57,7 @@ def main() -> None:
     started = time.monotonic()
     model, loss = train(out, images, pairs)
     seconds = time.monotonic() - started
-    # Half precision halves what is shipped; open_clip loads it into float32.
+    # Half precision halves the shipped size; open_clip loads it into float32.
     weights = {name: value.detach().half().contiguous() for name, value in sorted(model.state_dict().items())}
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     (out / "open_clip_model.safetensors").chmod(0o644)  # safetensors writes 0600, which other users cannot serve
@@ -78,7 +78,7 @@ def model_config(folder: Path) -> dict[str, object]:
 def write_tokenizer(vocabulary: Path, out: Path) -> None:
     """tokenizer.json and tokenizer_config.json of the sample's vocabulary, as transformers reads them."""
     out.mkdir(parents=True, exist_ok=True)
-    # transformers 5 takes `vocab` as a mapping and ignores `vocab_file` without a word.
+    # transformers 5 takes `vocab` as a mapping and silently ignores `vocab_file`.
     tokens = vocabulary.read_text(encoding="utf-8").splitlines()
     tokenizer = BertTokenizerFast(
         vocab={token: number for number, token in enumerate(tokens)},
@@ -104,7 +104,7 @@ def load_pairs(sample: Path) -> tuple[list[Image.Image], list[tuple[int, str]]]:
 
 
 def train(folder: Path, images: list[Image.Image], pairs: list[tuple[int, str]]) -> tuple[torch.nn.Module, float]:
-    """The trained model and its mean loss over the last 50 steps. A batch never holds an image twice."""
+    """The trained model and its mean loss over the last 50 steps. A batch never contains an image twice."""
     source = f"local-dir:{folder}"
     model, _, preprocess = open_clip.create_model_and_transforms(source, load_weights=False)
     tokens_BL = open_clip.get_tokenizer(source)([caption for _, caption in pairs])
@@ -133,7 +133,7 @@ def train(folder: Path, images: list[Image.Image], pairs: list[tuple[int, str]])
 
 
 def augment(image_BCHW: torch.Tensor) -> torch.Tensor:
-    """The batch, half of the time mirrored, shifted by up to 4 of 64 pixels."""
+    """The batch, mirrored with probability 0.5, shifted by up to 4 of 64 pixels."""
     if torch.rand(()) < 0.5:
         image_BCHW = image_BCHW.flip(-1)
     down, right = (int(torch.randint(-4, 5, ())) for _ in range(2))
@@ -158,12 +158,12 @@ def measure(folder: Path, images: list[Image.Image], pairs: list[tuple[int, str]
 def write_readme(
     out: Path, num_pairs: int, num_images: int, seconds: float, loss: float, figures: dict[str, float]
 ) -> None:
-    """Says what the folder is and what it is not, with the figures of this run."""
+    """Writes the README of the folder with the figures of this run."""
     text = f"""# tiny_clip
 
 A CLIP model of a few hundred thousand weights, trained by open_clip on the training captions of this sample corpus
 alone ({num_pairs} pairs of {num_images} photos and frames; no held-out photo or caption).
-**It exercises the scorer; it is no judge of quality**: it has learned these pictures by heart and knows nothing else.
+**It exercises the scorer; it is no judge of quality**: it has memorised these images and knows nothing else.
 Never filter real data with it.
 
 Made by `OMP_NUM_THREADS=1 python -m pipelines.corpora.models.sample_clip --sample datasets/sample`
@@ -172,8 +172,8 @@ Mean loss of the last 50 steps: {loss:.2f} (chance is {math.log(BATCH_SIZE):.2f}
 
 | pairs | mean score | score of 0.25 or more |
 |---|---|---|
-| caption with its own picture | {figures["own"]:.2f} | {figures["own_at_least_0.25"]:.0%} |
-| caption with another picture | {figures["other"]:.2f} | {figures["other_at_least_0.25"]:.0%} |
+| caption with its own image | {figures["own"]:.2f} | {figures["own_at_least_0.25"]:.0%} |
+| caption with another image | {figures["other"]:.2f} | {figures["other_at_least_0.25"]:.0%} |
 
 Weights are stored in half precision and loaded in single.
 The tokenizer holds the entries of `../../vocab.txt`, which `pipelines.corpora.models.sample_vocabulary` makes.

@@ -1,6 +1,6 @@
-"""The sample corpus's own words: its training captions with their media, and the texts of its concepts.
+"""The texts of the sample corpus: its training captions with their media, and the texts of its concepts.
 
-Held-out captions (COCO val) are never read. Rows that are planted to be wrong are left out where they have no media.
+Held-out captions (COCO val) are never read. Planted bad rows are left out where they have no media.
 """
 
 import csv

@@ -3,7 +3,7 @@
     python -m pipelines.corpora.models.sample_vocabulary --sample datasets/sample
 
 The same corpus gives the same bytes. Line number = token id; the five special tokens come first, then characters, then
-pieces. Every printable ASCII character is in it, so text that the corpus does not hold becomes pieces, not [UNK].
+pieces. Every printable ASCII character is in it, so unseen text becomes pieces, not [UNK].
 """
 
 import argparse
@@ -34,7 +34,7 @@ def train_vocabulary(sample: Path) -> list[str]:
     seen = set("".join(tokenizer.normalize(text) for text in texts)) - set(string.whitespace)
     characters = sorted(seen | set(string.ascii_lowercase + string.digits + string.punctuation))
     # The trainer numbers continuing characters in the order of a hash map, and breaks ties by number: two runs in a row
-    # gave 1033 and 1034 entries. Named beforehand as special tokens they have fixed numbers.
+    # gave 1033 and 1034 entries. Declared as special tokens they have fixed numbers.
     # Punctuation never continues a word: BERT splits at it.
     fixed = [*SPECIAL_TOKENS, *(f"##{character}" for character in characters if character not in string.punctuation)]
     tokenizer.train_from_iterator(

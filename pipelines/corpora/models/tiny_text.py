@@ -1,4 +1,4 @@
-"""The text side that the project's own small CLIPs have in common, as open_clip describes it."""
+"""The text tower configuration of the project's small CLIP models, in open_clip's format."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -6,7 +6,7 @@ WIDTH, HEADS, LAYERS = 64, 2, 2
 
 
 def text_config(name: str, tokenizer: PreTrainedTokenizerBase, context_length: int) -> dict[str, object]:
-    """open_clip's `text_cfg` for the words of `tokenizer`, which open_clip takes from the model's own folder."""
+    """open_clip's `text_cfg` for the vocabulary of `tokenizer`, which open_clip loads from the model's folder."""
     return {
         "hf_tokenizer_name": name,
         "context_length": context_length,

@@ -1,15 +1,15 @@
-"""Makes datasets/world/models/clip: a small CLIP that knows the procedural world, trained from scratch by open_clip.
+"""Makes datasets/world/models/clip: a small CLIP for the procedural world, trained from scratch by open_clip.
 
     OMP_NUM_THREADS=1 python -m pipelines.corpora.models.world_clip --out datasets/world/models/clip
 
-One CPU core. The README that it writes beside the model says how long it took and what the model can tell apart. On one
-machine the same bytes come out; on another kind of CPU floating point may differ in the last bits.
+One CPU core. The README that it writes beside the model gives the time and the measured figures. On one machine the
+result has the same bytes; on another kind of CPU floating point may differ in the last bits.
 
-The training world has a seed of its own, which no test uses. Two phases, because shapes of a few pixels are learned
-slowly from whole images: first things cut out of the images against their names (a ninth of an image's cost each),
-then whole images against captions. Of a batch, every text that is true of an image counts as right and every text
-that is wrong about it as wrong (`pipelines.corpora.models.world_pairs`); the loss is that of SigLIP (Zhai et al. 2023),
-right and wrong pairs weighted alike.
+The training world has a seed that no test uses. There are two phases, because shapes of a few pixels are learned slowly
+from whole images: first objects cut out of the images against their names (a ninth of an image's cost each), then whole
+images against captions. In a batch, every text that is true of an image is a positive and every text that is false of
+it a negative (`pipelines.corpora.models.world_pairs`); the loss is that of SigLIP (Zhai et al. 2023), with positives
+and negatives weighted equally.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, softplus
-from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # made at run time
+from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # generated at run time
 
 from pipelines.corpora.models.tiny_text import text_config
 from pipelines.corpora.models.world_pairs import Truth, examples, named_looks
@@ -67,7 +67,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     began = time.process_time()
     corpus, model = prepare(arguments.out, WorldConfig(seed=SEED, scenes=arguments.scenes))
-    log.info("event=made pictures=%d cpu_seconds=%.0f", len(corpus.pixels_PCHW), time.process_time() - began)
+    log.info("event=corpus images=%d cpu_seconds=%.0f", len(corpus.pixels_PCHW), time.process_time() - began)
     train_things(model, corpus, arguments.thing_steps)
     loss, boundary = train_images(model, corpus, arguments.picture_steps)
     weights = {name: value.detach().half().contiguous() for name, value in sorted(model.state_dict().items())}
@@ -81,7 +81,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything that is trained on; pixels as bytes, as the model's own preprocessing makes them."""
+    """The training data; pixels as bytes after the model's own preprocessing."""
 
     pixels_PCHW: Tensor
     is_clip_P: Tensor
@@ -89,7 +89,7 @@ class Corpus:
     first_text_P: np.ndarray  # texts of image p are first_text[p] .. first_text[p + 1] - 1
     tokens_TL: Tensor
     thing_image_N: np.ndarray
-    thing_corner_N2: np.ndarray  # top and left of what is cut out, in the padded image
+    thing_corner_N2: np.ndarray  # top and left of the cut-out, in the padded image
     thing_look_N: np.ndarray
     name_tokens_NL: Tensor
 
@@ -133,7 +133,7 @@ def _to_floats(pixels_BCHW: Tensor) -> Tensor:
 def model_config(folder: Path) -> dict[str, object]:
     """The open_clip configuration of the model whose tokenizer lies in `folder`.
 
-    ImageTokens are squashed to a square: clips are 4 to 3, and a crop would cut off what stands at their edges.
+    Images are resized to a square: clips are 4 to 3, and a crop would cut off their edges.
     """
     tokenizer = BertTokenizerFast.from_pretrained(folder)
     text = text_config("world_clip", tokenizer, CONTEXT_LENGTH)
@@ -144,7 +144,7 @@ def model_config(folder: Path) -> dict[str, object]:
 
 
 def write_tokenizer(texts: Sequence[str], out: Path) -> None:
-    """The words of the texts, and every printable character, so that no English text has an unknown piece."""
+    """A tokenizer of the words of the texts and every printable character: no English text has unknown pieces."""
     out.mkdir(parents=True, exist_ok=True)
     spaced = ("".join(char if char.isalnum() else f" {char} " for char in text.lower()) for text in texts)
     words = sorted({word for text in spaced for word in text.split()})
@@ -162,7 +162,7 @@ def write_tokenizer(texts: Sequence[str], out: Path) -> None:
 def train_things(model: Any, corpus: Corpus, steps: int) -> None:
     """First phase: a thing cut out of its image, in one cell of the last feature map, against names of things.
 
-    Cross-entropy over the names, all that fit counted as one: what looks alike is pushed apart hardest.
+    Cross-entropy over the names, with all matching names as one class: similar ones get the largest gradient.
     """
     side = IMAGE_SIZE // CELLS
     padded_PCHW = torch.nn.functional.pad(corpus.pixels_PCHW, (side,) * 4, value=128)
@@ -187,9 +187,7 @@ def train_things(model: Any, corpus: Corpus, steps: int) -> None:
         fits_BT = torch.from_numpy(corpus.thing_look_N[chosen][:, None] == corpus.thing_look_N[names][None, :])
         found_B = fits_BT.any(dim=1)
         right_B = logit_BT.masked_fill(~fits_BT, -math.inf).logsumexp(dim=1)[found_B]
-        texts_T = torch.arange(
-            len(names)
-        )  # text t is the name of thing t: of its column only one thing is the right one
+        texts_T = torch.arange(len(names))  # text t is the name of thing t: in its column only one thing is correct
         column_TB = logit_BT.T.masked_fill(fits_BT.T & (texts_T[:, None] != torch.arange(len(chosen))), -math.inf)
         loss = (logit_BT.logsumexp(dim=1)[found_B] - right_B).mean() + cross_entropy(column_TB, texts_T)
         _step(loss, model, optimizer, schedule)
@@ -203,7 +201,7 @@ def train_things(model: Any, corpus: Corpus, steps: int) -> None:
 
 
 def embed_in_cell(visual: Any, pixels_BCHW: Tensor, cell_B: Tensor) -> Tensor:
-    """(B, D) embeddings of images of one cell's size, as if they lay in that cell of an image with nothing else."""
+    """(B, D) embeddings of images of one cell's size, placed in that cell of an otherwise empty image."""
     feature_BCHW = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(pixels_BCHW)))))
     feature_BC = feature_BCHW.mean(dim=(2, 3))
     one_BN = torch.nn.functional.one_hot(cell_B, CELLS * CELLS).to(feature_BC.dtype)
@@ -212,8 +210,8 @@ def embed_in_cell(visual: Any, pixels_BCHW: Tensor, cell_B: Tensor) -> Tensor:
 
 
 def train_images(model: Any, corpus: Corpus, steps: int) -> tuple[float, float]:
-    """Second phase: images against captions. Mean loss of the last 50 steps, and the cosine that the loss puts
-    between right and wrong."""
+    """Second phase: images against captions. Mean loss of the last 50 steps, and the cosine of the decision
+    boundary of the loss."""
     scale, bias = (torch.nn.Parameter(torch.tensor(value)) for value in (math.log(12.0), -3.0))
     optimizer, schedule = _optimizer(list(model.named_parameters()), [scale, bias], steps)
     draws = np.random.Generator(np.random.PCG64(SEED + 1))
@@ -237,7 +235,7 @@ def train_images(model: Any, corpus: Corpus, steps: int) -> tuple[float, float]:
             missed = (logit_BT[is_true] < 0).float().mean().item()
             accepted = (logit_BT[is_wrong] >= 0).float().mean().item()
             log.info(
-                "event=pictures step=%d loss=%.3f missed=%.3f accepted=%.3f boundary=%.3f cpu_seconds=%.0f",
+                "event=images step=%d loss=%.3f missed=%.3f accepted=%.3f boundary=%.3f cpu_seconds=%.0f",
                 *(step + 1, np.mean(losses[-25:]), missed, accepted, -bias.item() / math.exp(scale.item())),
                 time.process_time() - began,
             )
@@ -252,7 +250,7 @@ def _texts_of(corpus: Corpus, image: int, draws: np.random.Generator) -> np.ndar
 
 
 def augment(image_BCHW: Tensor, is_clip_B: Tensor) -> Tensor:
-    """The batch, shifted by up to 4 pixels. Texts of clips never say left or right, so half of these are mirrored."""
+    """The batch, shifted by up to 4 pixels. Texts of clips contain neither left nor right, so half are mirrored."""
     mirrored = is_clip_B & (torch.rand(len(is_clip_B)) < 0.5)
     image_BCHW = torch.where(mirrored[:, None, None, None], image_BCHW.flip(-1), image_BCHW)
     down, right = (int(torch.randint(-4, 5, ())) for _ in range(2))
@@ -282,13 +280,13 @@ def _step(loss: Tensor, model: Any, optimizer: Any, schedule: Any) -> None:
 
 
 def write_readme(out: Path, num_images: int, num_texts: int, seconds: float, loss: float, boundary: float) -> None:
-    """Says what the folder is and what it is not, with the figures of this run."""
+    """Writes the README of the folder with the figures of this run."""
     sha256 = hashlib.sha256((out / WEIGHTS_NAME).read_bytes()).hexdigest()
     text = f"""# A CLIP of the procedural world
 
 Made by `OMP_NUM_THREADS=1 python -m pipelines.corpora.models.world_clip --out datasets/world/models/clip`
-in {seconds:.0f} CPU seconds on one core, from {num_images} pictures (frames of clips and images, four to one) and
-{num_texts} texts of a world with seed {SEED}. Nothing in it comes from elsewhere; its licence is that of the project.
+in {seconds:.0f} CPU seconds on one core, from {num_images} images (frames of clips and still images, four to one) and
+{num_texts} texts of a world with seed {SEED}. It contains no other data; its licence is that of the project.
 
 **It knows coloured shapes and nothing else**: it makes the score stage and thresholds testable against a known truth.
 Never filter real data with it.

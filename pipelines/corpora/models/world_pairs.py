@@ -1,8 +1,8 @@
 """Images of a training world with their texts, and which text is true of which image.
 
 A text names things by colour and shape ("striped red star"). It is true of every image that shows all of them, and
-wrong about every image that shows none: so a batch has thousands of judged pairs, not one an image. Texts that fit
-in part are left out of the judgement, texts that name nothing ("and that is it") fit whatever they came with.
+false of every image that shows none: so a batch has thousands of labelled pairs, not one per image. Texts that are
+partly true are unlabelled, texts that name nothing ("and that is it") are true of any image.
 """
 
 import io
@@ -24,7 +24,7 @@ from x2vlm.data.randomness import Draws
 
 CAPTIONS_OF_A_SCENE = 4
 CLIPS_IN_FIVE = 4
-JPEG_QUALITIES = (60, 90)  # frames are stored with 90; below that stands in for what a video codec loses
+JPEG_QUALITIES = (60, 90)  # frames are stored with 90; lower ones simulate the losses of a video codec
 
 Look = tuple[str, str]  # colour, shape
 _COLOUR, _SHAPE = "|".join(COLOURS), "|".join(sorted(SHAPES, key=len, reverse=True))
@@ -45,7 +45,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing by itself: what it is called, and where its middle is, as fractions of the image's width and height."""
+    """A single thing: its name, and its centre in fractions of the image's width and height."""
 
     text: str
     x: float
@@ -60,7 +60,7 @@ def named_looks(text: str) -> frozenset[Look]:
 
 
 def examples(config: WorldConfig) -> Iterator[Example]:
-    """Every scene of a world, rendered, with JPEG's losses: of five, four as one frame of a clip and one an image."""
+    """Every scene of a world, rendered, with JPEG's losses: of five, four as a frame of a clip and one as an image."""
     for index in range(config.scenes):
         draws = Draws(config.seed, index, "world clip")
         yield _of_clip(config, index, draws) if index % 5 < CLIPS_IN_FIVE else _of_image(config, index, draws)
@@ -89,7 +89,7 @@ def _of_image(config: WorldConfig, index: int, draws: Draws) -> Example:
 
 
 def _frame(config: WorldConfig, clip: Clip, number: int) -> Pixels:
-    """One frame alone: a clip whose tracks are cut to that frame."""
+    """A single frame: a clip whose tracks are cut to that frame."""
     return next(render_clip(config, replace(clip, tracks=tuple((track[number],) for track in clip.tracks))))
 
 
@@ -102,7 +102,7 @@ def _looks(things: Sequence[Thing]) -> frozenset[Look]:
 
 
 class Truth:
-    """Which texts are true of which images, as small tables of bits over colours with shapes."""
+    """Which texts are true of which images, as bit tables over pairs of colour and shape."""
 
     def __init__(self, found: Sequence[Example]) -> None:
         self.texts = [text for example in found for text in example.texts]
@@ -111,7 +111,7 @@ class Truth:
         self._named = _bits([named_looks(text) for text in self.texts])
 
     def judge(self, images: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(true, wrong) of every pair, two boolean tables of images by texts; what is neither is not judged."""
+        """(true, wrong) of every pair, two boolean tables of images by texts; pairs that are neither are unlabelled."""
         shown, named = self._shown[images].astype(np.float32), self._named[texts].astype(np.float32)
         common, total = shown @ named.T, named.sum(axis=1)
         own = self.owner[texts][None, :] == images[:, None]

@@ -1,1 +1,1 @@
-"""How the shipped sample corpus in `datasets/sample` was made."""
+"""The builder of the shipped sample corpus in `datasets/sample`."""

@@ -1,4 +1,4 @@
-"""ATTRIBUTION.csv: whose every media file is, under which licence, and what was changed."""
+"""ATTRIBUTION.csv: author, licence and changes of every media file."""
 
 import csv
 import io
@@ -58,7 +58,7 @@ def _clip_owner(upstream: Upstream, clip: Clip) -> tuple[str, str, str, str, str
 
 
 def made_attribution(upstream: Upstream, made: MadeFile) -> Attribution:
-    """The line of a crop, a broken copy or a file made from nothing."""
+    """The line of a crop, a broken copy or a generated file."""
     return Attribution(made.name, *_owner_of(upstream, made.sample), sha256(made.data), made.changes)
 
 

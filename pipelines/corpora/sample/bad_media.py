@@ -1,4 +1,4 @@
-"""Broken media, made from good ones or byte by byte, and crops that sit on the edges of the size rules."""
+"""Broken media, made from good ones or byte by byte, and crops exactly on the limits of the size rules."""
 
 import struct
 import zlib
@@ -23,7 +23,7 @@ HTML_PAGE = b"""<!DOCTYPE html>
 
 @dataclass(frozen=True)
 class MadeFile:
-    """A file of the corpus that is not an unmodified copy: its bytes, what it came from and what was done."""
+    """A file of the corpus that is not an unmodified copy: its bytes, its source and its changes."""
 
     name: str
     data: bytes

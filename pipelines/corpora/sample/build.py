@@ -3,8 +3,8 @@
     python -m tests.support.corpora.inputs runs/samples
     python -m pipelines.corpora.sample.build --samples runs/samples --out datasets/sample
 
-Owns media/, annotations/, ATTRIBUTION.csv and planted.csv below --out and replaces them; leaves every other file
-(README.md) alone. Fails before it writes if a sample's bytes or licence are not as recorded, or the corpus is too big.
+Replaces media/, annotations/, ATTRIBUTION.csv and planted.csv below --out; does not touch other files (README.md).
+Fails before it writes if a sample's bytes or licence are not as recorded, or the corpus is too big.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OWNED = ["media", "annotations", "ATTRIBUTION.csv", "planted.csv"]
 
 
 def main() -> None:
-    """Builds beside --out first, then swaps, so that a failure leaves the old corpus whole."""
+    """Builds beside --out first, then swaps, so that a failure leaves the old corpus intact."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=Path, required=True, help="folder with PROVENANCE.csv, coco/, videos/, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus, usually datasets/sample")
@@ -88,7 +88,7 @@ def copy_media(upstream: Upstream, media: Path) -> list[Attribution]:
 
 
 def replace_owned(new: Path, out: Path) -> None:
-    """Puts the new files in the place of the old ones; touches nothing but OWNED."""
+    """Replaces the old files by the new ones; touches only OWNED."""
     for name in OWNED:
         old = out / name
         if old.is_dir():

@@ -53,7 +53,7 @@ def _content(upstream: Upstream, image_ids: list[int], annotations: list[Record]
 
 
 def _planted_boxes(upstream: Upstream, boxes: list[Record]) -> tuple[list[Record], list[Plant]]:
-    """Broken boxes to append, and the verdicts they and three upstream boxes must get."""
+    """Broken boxes to append, and the expected verdicts of them and three upstream boxes."""
     host = upstream.images[516008]
     width, height = host["width"], host["height"]
     book = next(c["id"] for c in upstream.categories if c["name"] == "book")

@@ -1,4 +1,4 @@
-"""OpenImages' files, re-expressed from COCO boxes: normalised corners, relations seen by eye, colours from pixels."""
+"""OpenImages' files, re-expressed from COCO boxes: normalised corners, hand-written relations, colours from pixels."""
 
 import base64
 import csv
@@ -55,7 +55,7 @@ NO_CLICKS = ["-1"] * 8
 
 
 def image_key(file_name: str) -> str:
-    """The 16 hex characters that stand for a photo: the start of the sha1 of its file name."""
+    """The 16 hex characters of a photo's id: the start of the sha1 of its file name."""
     return hashlib.sha1(file_name.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
@@ -88,7 +88,7 @@ def _image_rows(upstream: Upstream) -> list[list[str]]:
 
 
 def flickr_photo_id(static_url: str) -> str:
-    """The photo's number in the address of its static file."""
+    """The photo's number in the URL of its static file."""
     match = re.search(r"/(\d+)_[0-9a-f]+", static_url)
     if not match:
         raise SystemExit(f"{static_url}: no Flickr photo id in it")

@@ -1,4 +1,4 @@
-"""The decisions: which photo and clip goes into which source, and every text a person wrote for the corpus.
+"""The source of every photo and clip, and all hand-written texts of the corpus.
 
 Photos are named by COCO image id. No photo of Karpathy's val or test split is used for training, and no held-out
 photo appears in any training source. Relations, crops and clip captions were written while looking at the media.
@@ -26,18 +26,18 @@ VISUAL_GENOME = [790, 107438, 121647, 196393, 516008, 168974, 175364, 229358, 26
 
 OPENIMAGES = [5001, 303818, 423617, 456496, 458054, 500663, 520707, 565778]
 
-# Two photos of each web source are also elsewhere: real crawls meet the photos of curated sets.
+# Two photos of each web source are also in other sources: real crawls contain photos of curated sets.
 CC3M = [8762, 12667, 2473, 431848, 885, 226111, 9483, 405279, 500663, 196393]
 LAION = [785, 7281, 12120, 189775, 7574, 463690, 427034, 11149, 12667, 297343]
 
 CAPTION_WITH_QUOTES = 'a street sign on a pole that says "no bicycles, skates or skateboards"'
 CAPTION_WITH_OPEN_QUOTE = '"green light at a wide crossing after sunset'
-"""A reader that honours quotes would swallow the lines after this one."""
+"""A reader that interprets quotes would swallow the lines after this one."""
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A relation somebody saw in the photo: COCO annotation ids of both ends and an OpenImages label."""
+    """A hand-annotated relation in the photo: COCO annotation ids of both ends and an OpenImages label."""
 
     image_id: int
     subject: int
@@ -58,7 +58,7 @@ RELATIONS = [
 
 @dataclass(frozen=True)
 class Clip:
-    """A video taken over unmodified: name in the corpus, file in the samples and whose it is."""
+    """An unmodified video: name in the corpus, file in the samples and author."""
 
     name: str
     sample: str

@@ -1,4 +1,4 @@
-"""A planted row: something known to be wrong (or exactly on an edge) and the verdict the pipeline owes it."""
+"""A planted row: a known defect (or a row exactly on a limit) and the expected verdict of the pipeline."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ class Plant:
     """One line of planted.csv.
 
     `row_key` is the source row key as the readers form it, or `concept:<annotation id>` when the verdict concerns one
-    concept of a row that stays. `stage` is the stage that must give the verdict, `rule` its name, or `kept`.
+    concept of a row that is kept. `stage` is the stage that must decide, `rule` the name of its rule, or `kept`.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""What the samples folder holds: COCO records by image id, and the provenance of every file."""
+"""The contents of the samples folder: COCO records by image id, and the provenance of every file."""
 
 import csv
 import hashlib
@@ -55,7 +55,7 @@ def sha256(data: bytes) -> str:
 
 
 def read_upstream(root: Path) -> Upstream:
-    """Everything the corpus is made from. SystemExit if the samples folder is not there."""
+    """Everything the corpus is made from. SystemExit if the samples folder is missing."""
     if not (root / "PROVENANCE.csv").is_file():
         raise SystemExit(f"{root}: no PROVENANCE.csv there; point --samples at the samples folder")
     images: dict[int, Record] = {}

@@ -24,7 +24,7 @@ MAX_OVERLAP = 0.75
 
 @dataclass(frozen=True)
 class Thing:
-    """A COCO box in whole pixels with the words that hold for it."""
+    """A COCO box in whole pixels with the words that describe it."""
 
     name: str
     colour: str | None
@@ -96,13 +96,13 @@ def _region(region_id: int, image_id: int, thing: Thing) -> Record:
 def _object(object_id: int, thing: Thing) -> Record:
     x, y, w, h = thing.box_xywh
     record: Record = {"synsets": [], "h": h, "object_id": object_id, "names": [thing.name], "w": w}
-    if thing.colour:  # absent, not empty, when nothing is known: as upstream
+    if thing.colour:  # absent, not empty, if unknown: as upstream
         record["attributes"] = [thing.colour]
     return record | {"y": y, "x": x}
 
 
 def _plant_regions(regions: list[Record]) -> list[Plant]:
-    """Appends broken regions and returns their verdicts, with one pair that sits exactly on the overlap limit."""
+    """Appends broken regions and returns their verdicts, with one pair exactly on the overlap limit."""
     first, second = regions[0], regions[1]
     whole = max(second["regions"], key=lambda r: r["width"] * r["height"])
     model = whole | {"width": whole["width"] - 2, "height": whole["height"] - 2}

@@ -1,4 +1,4 @@
-"""The web sources: CC3M's TSV, a LAION Parquet part and WebVid's CSV, with the rows that must fail among the good."""
+"""The web sources: CC3M's TSV, a LAION Parquet part and WebVid's CSV, with planted bad rows among the good ones."""
 
 import csv
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def _laion_table(rows: list[WebRow]) -> pa.Table:
         "WIDTH": [row.size[0] for row in rows],
         "LICENSE": [CC_BY_2 if row.rule in ("", "kept") else "?" for row in rows],
         "NSFW": ["UNLIKELY"] * count,
-        "similarity": [None] * count,  # upstream has a CLIP score; we did not compute one, so we state none
+        "similarity": [None] * count,  # upstream has a CLIP score; none was computed here
     }
     return pa.table(columns, schema=LAION_SCHEMA)
 
@@ -165,7 +165,7 @@ def _crop_row(crop: Crop, what: str, rule: str) -> WebRow:
 
 
 def _interleave(good: list[WebRow], planted: list[WebRow]) -> list[WebRow]:
-    """Good and planted rows in turn, so that no byte range of the file holds only one kind."""
+    """Good and planted rows in turn, so that no byte range of the file has only one kind."""
     rows: list[WebRow] = []
     for i in range(max(len(good), len(planted))):
         rows += good[i : i + 1] + planted[i : i + 1]

@@ -1,4 +1,4 @@
-"""Truthful words for a box: the colour of its object, its size and its place. Computed, never guessed."""
+"""Words that describe a box, computed from pixels: the colour of its object, its size and its position."""
 
 import itertools
 from typing import Any
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 NO_COLOUR = {"person", "wine glass", "bottle", "vase", "fork", "knife", "spoon", "sink", "tv"}
-"""Before `person` a colour word would not mean clothes; the others show what is behind or around them."""
+"""For `person` a colour word would not mean clothes; the others are transparent or reflective."""
 
 MIN_COLOUR_FRACTION = 0.55
 """Of the object's pixels; below it no single word is true."""
@@ -22,7 +22,7 @@ HUES = [(14, "red"), (45, "orange"), (70, "yellow"), (165, "green"), (260, "blue
 
 
 def object_colour(photo: Image.Image, annotation: dict[str, Any], category: str) -> str | None:
-    """The one colour most pixels inside the COCO outline have, or None where no colour leads clearly."""
+    """The colour of most pixels inside the COCO segmentation, or None without a clear majority."""
     if category in NO_COLOUR or annotation["iscrowd"]:
         return None
     hsv = np.asarray(photo.convert("RGB").convert("HSV"))
@@ -54,7 +54,7 @@ def _colour_names(pixels_N3: npt.NDArray[np.uint8]) -> npt.NDArray[np.str_]:
 
 
 def place(box_xywh: list[float], width: int, height: int) -> str:
-    """Where the middle of the box lies in the photo, in thirds: `on the left`, `in the top right corner`, ..."""
+    """The position of the box centre in the photo, in thirds: `on the left`, `in the top right corner`, ..."""
     x, y, w, h = box_xywh
     column = ("left", "", "right")[min(2, int(3 * (x + w / 2) / width))]
     row = ("top", "", "bottom")[min(2, int(3 * (y + h / 2) / height))]

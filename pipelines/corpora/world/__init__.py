@@ -4,12 +4,12 @@
               (pixels,    (captions, (records of upstream    (parts on    (streamed
                boxes)      phrases)   tables, planted noise)  any worker)   in order)
 
-Everything about scene number i is a function of (seed, i), so any worker can make any scene, and again. It is the
-corpus for tests at scale and for benchmarks.
+Scene number i is a function of (seed, i), so any worker can reproduce any scene. It is the corpus for tests at scale
+and for benchmarks.
 
     annotations/<source>/...  upstream files under their upstream names
     evaluation/<task>/...     official files of downstream tasks, about scenes whose number ends in 9
-    media/images, media/clips what the addresses http://world.invalid/... point at
+    media/images, media/clips the files behind the URLs http://world.invalid/...
     truth.parquet             one row per row, concept, caption and odd media file: what was planted, and which rule of
                               which stage must drop it ("kept" if none; see records.Truth)
     truth_scenes.parquet      what every scene shows: things, exact boxes of what is visible, relations, tracks
@@ -17,16 +17,16 @@ corpus for tests at scale and for benchmarks.
                               (pipelines/experiments/world.yaml names all of them)
     world.json                config, counts, and the sha256 of every file; written last
 
-What files say is the same on every machine: geometry, colours and texts come from whole numbers and from sha256. The
-bytes of JPEG, MP4, Parquet and gzip files are the same wherever the locked Pillow, PyAV, PyArrow and zlib run; the
-checksum `content_sha256` leaves media and compression out. With media `none`, checksums of media in upstream files are
+The contents of files are the same on every machine: geometry, colours and texts are computed from integers and sha256.
+The bytes of JPEG, MP4, Parquet and gzip files are the same with the locked Pillow, PyAV, PyArrow and zlib; the
+checksum `content_sha256` excludes media and compression. With media `none`, checksums of media in upstream files are
 empty and CC12M's list of them has no line.
 
 A row of the truth is a row as the source's reader forms it: a clip of a narrated video, an image of RefCOCO. Two kinds
-of noise come by themselves: speech that begins in the last second of a video (`late_speech`), and phrases of RefCOCO
-and Flickr30k Entities that say again what another one says (`near_duplicate_region`).
+of noise are not planted but arise: speech that begins in the last second of a video (`late_speech`), and phrases of
+RefCOCO and Flickr30k Entities that repeat another one (`near_duplicate_region`).
 
 Rules that are not the paper's defaults are expected too, so that they can be tested: `language` needs a detector,
 `deduplicate` and `decontaminate` name the weakest method that can find a repeated image (sha256, phash, embedding),
-`min_clip_score` of clips needs a model that knows shapes.
+`min_clip_score` of clips needs a model trained on shapes.
 """

@@ -1,4 +1,4 @@
-"""Build a world: chunks on workers, then upstream files, truth and cards in one orderly pass."""
+"""Build a world: chunks on workers, then upstream files, truth and cards in one sequential pass."""
 
 import gzip
 import hashlib
@@ -60,21 +60,21 @@ CHUNK_SCENES = 250
 
 @dataclass(frozen=True)
 class Built:
-    """What a build did. `counts`: source -> unit -> number; `planted`: source -> kind -> number of truth rows."""
+    """The result of a build. `counts`: source -> unit -> number; `planted`: source -> kind -> number of truth rows."""
 
     counts: dict[str, dict[str, int]]
     planted: dict[str, dict[str, int]]
     content_sha256: str
-    scenes_made: int  # by this call; 0 where the world was there already
+    scenes_made: int  # by this call; 0 if the world was complete already
     seconds: float
 
 
 def build_world(
     config: WorldConfig, out: Path, workers: int = 1, chunk_scenes: int = CHUNK_SCENES, project_root: Path | None = None
 ) -> Built:
-    """Make the world in folder `out`, or finish it, or leave it as it is if it is complete.
+    """Generate the world in folder `out`, or finish it; nothing is done if it is complete.
 
-    ConfigError if the folder holds another world.
+    ConfigError if the folder contains another world.
     """
     began = time.monotonic()
     done = out / "world.json"
@@ -164,7 +164,7 @@ def _sorted(counters: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
 
 
 def content_sha256(out: Path, paths: list[str]) -> str:
-    """One checksum of annotations, evaluation files and truth: of what they say, not of how it is compressed."""
+    """One checksum of annotations, evaluation files and truth: of their contents before compression."""
     total = hashlib.sha256()
     for path in sorted(paths):
         digest = hashlib.sha256()

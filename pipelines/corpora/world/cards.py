@@ -45,7 +45,7 @@ def write_cards(config: WorldConfig, out: Path, files: list[Upstream], project_r
 
 
 def _below_project(out: Path, project_root: Path) -> str:
-    """The world's folder as cards name folders: below the project's root, or absolute where it lies elsewhere."""
+    """The world's folder as cards give folders: relative to the project's root, or absolute if outside."""
     resolved = out.resolve()
     inside = resolved.is_relative_to(project_root.resolve())
     return str(resolved.relative_to(project_root.resolve()) if inside else resolved)

@@ -41,7 +41,7 @@ SCENES, FILES = "world/scenes", "world/files"
 
 
 def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
-    """Everything that scene number `index` adds: records, and media files by path below media/."""
+    """All output of scene number `index`: records, and media files by path below media/."""
     source = source_of(config, index)
     if source == EVALUATION:
         return emit_evaluation(config, index)
@@ -53,7 +53,7 @@ def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str,
 
 
 def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
-    """What scene number `index` shows by itself at the size of its row, whatever image its row points at."""
+    """The contents of scene number `index` at the size of its row, whatever image its row points at."""
     source = source_of(config, index)
     kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
     facts: dict[str, Any] = {"scene": index, "source": source, "kind": kind}
@@ -76,9 +76,9 @@ def _thing(thing: Thing) -> dict[str, Any]:
 
 
 def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Path) -> int:
-    """Write scenes start..stop-1: media below `out`, records below `folder`. The number of scenes.
+    """Write scenes start..stop-1: media below `out`, records below `folder`; returns the number of scenes.
 
-    A chunk that is complete is left as it is; `folder` appears under its name only when everything is in it.
+    A complete chunk is not written again; `folder` gets its name only when it is complete.
     """
     if folder.is_dir():
         return 0
@@ -106,7 +106,7 @@ def _stored(out: Path, path: str, data: bytes) -> Record:
 
 
 class _Tables:
-    """Open files of a chunk, one a table."""
+    """Open files of a chunk, one per table."""
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self._folder, self._stack = folder, stack
@@ -131,7 +131,7 @@ class Chunks:
         self._folders = folders
 
     def tables(self) -> list[str]:
-        """All tables that have a record, by name."""
+        """All non-empty tables, by name."""
         names = {path.stem.replace("--", "/") for folder in self._folders for path in folder.glob("*.jsonl")}
         return sorted(names)
 

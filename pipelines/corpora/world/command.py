@@ -1,4 +1,4 @@
-"""What `jobs/make_world.py` does: read the command line, build a world, say what came of it."""
+"""The implementation of `jobs/make_world.py`: parse the command line, build a world, report the result."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 3
 
 
 def make_world(description: str | None, arguments: list[str] | None = None) -> tuple[str, int]:
-    """What to print, and the exit code: 0 done, 1 failed, 3 wrong usage."""
+    """The text to print, and the exit code: 0 done, 1 failed, 3 wrong usage."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the world; finished if it was begun")
     parser.add_argument("--scenes", type=int, default=1000, help="how many; a tenth is held out for evaluation")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=2, help="processes; they change nothing but the time it takes")
+    parser.add_argument("--workers", type=int, default=2, help="processes; they do not change the result")
     parser.add_argument("--sources", default=",".join(SOURCES), help="comma-separated; default: all")
     parser.add_argument("--image-size", type=int, default=256, help="short side of an ordinary image, pixels")
     parser.add_argument("--media", choices=("jpg", "none"), default="jpg", help="none: annotations only")

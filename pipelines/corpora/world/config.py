@@ -1,4 +1,4 @@
-"""What a world is made of, and which scene goes to which source: a function of the scene's number alone."""
+"""Configuration of a world, and the source of each scene: a function of the scene's number alone."""
 
 from functools import cache
 from typing import Literal, Self
@@ -39,7 +39,7 @@ EVALUATION_EVERY = 10
 
 
 class NoiseRates(FrozenConfig):
-    """The fraction of rows (or of images with boxes, where it says so) that get each kind of noise."""
+    """The fraction of rows (or of images with boxes, where noted) that get each kind of noise."""
 
     mismatched_caption: float = pydantic.Field(default=0.03, ge=0, le=1)
     foreign_text: float = pydantic.Field(default=0.04, ge=0, le=1)  # of LAION's English subset
@@ -90,7 +90,7 @@ class WorldConfig(FrozenConfig):
 
 
 def round_of(config: WorldConfig) -> tuple[str, ...]:
-    """The repeating order in which training scenes are handed to sources, each as often as its weight says."""
+    """The repeating order in which training scenes are assigned to sources, proportional to their weights."""
     return _round(config.sources)
 
 
@@ -98,7 +98,7 @@ def round_of(config: WorldConfig) -> tuple[str, ...]:
 def _round(sources: tuple[str, ...]) -> tuple[str, ...]:
     weights = {source: WEIGHTS[source] for source in sources if source in WEIGHTS}
     total = sum(weights.values())
-    # Largest claim first, so that a short world has a scene of every source early on.
+    # Largest deficit first, so that even a small world has scenes of every source.
     claims = dict.fromkeys(weights, 0)
     order = []
     for _ in range(total):

@@ -1,4 +1,4 @@
-"""Which upstream files a world has, by their official names, and from which tables they are made."""
+"""The upstream files of a world, by their official names, and the tables they are made from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from pipelines.corpora.world.sources.evaluation import ATTRIBUTES
 
 @dataclass(frozen=True)
 class Upstream:
-    """One upstream file. `role` is what a reader knows it as, "" for files that no reader takes."""
+    """One upstream file. `role` is its role for a reader, "" for files that no reader takes."""
 
     source: str
     name: str

@@ -1,4 +1,4 @@
-"""Writers of the containers that upstream files come in. All stream: memory does not grow with the world."""
+"""Writers of the upstream file formats. All stream: memory does not grow with the world."""
 
 import gzip
 import itertools
@@ -60,7 +60,7 @@ def json_dict(table: str) -> Writer:
 
 
 def json_columns(table: str, columns: Sequence[str]) -> Writer:
-    """A JSON object of lists of equal length, one a column."""
+    """A JSON object of lists of equal length, one per column."""
 
     def write(chunks: Chunks, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -105,7 +105,7 @@ def _lines(lines_of: Callable[[Chunks], Iterator[str]], header: str) -> Writer:
         encoded = (f"{line}\n".encode() for line in lines)
         with path.open("wb") as file:
             if path.suffix == ".gz":
-                # No name and no time, so that equal lines give equal bytes.
+                # Without name and time, so that equal lines give equal bytes.
                 with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed:
                     packed.writelines(encoded)
             else:
@@ -122,7 +122,7 @@ def zip_archive(table: str) -> Writer:
             for name, text in chunks.payloads(table):
                 member = zipfile.ZipInfo(
                     name, (1980, 1, 1, 0, 0, 0)
-                )  # no time of now, so that equal texts give equal bytes
+                )  # a fixed time, so that equal texts give equal bytes
                 member.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(member, text)
 

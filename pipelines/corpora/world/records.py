@@ -1,4 +1,4 @@
-"""What sources hand on: records of upstream tables, and the truth about each row, concept, caption and media file."""
+"""Output of the sources: records of upstream tables, and the truth about each row, concept, caption and media file."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ import pyarrow as pa
 
 KEPT = "kept"
 ROW_NUMBER = "{n}"
-"""Stands in a row key or item for the record's number in its table, which is known when files are put together."""
+"""Placeholder in a row key or item for the record's number in its table, which is known when files are assembled."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known about one thing, and what a pipeline with the paper's default rules must do with it.
+    """Ground truth of one row, concept, caption or media file, and the expected decision of the default rules.
 
-    `planted` is "" for what is clean. `expected_rule` is the rule that drops it in `expected_stage`, or "kept".
+    `planted` is "" if it is clean. `expected_rule` is the rule that drops it in `expected_stage`, or "kept".
     """
 
     source: str

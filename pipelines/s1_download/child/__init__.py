@@ -1,1 +1,1 @@
-"""The child processes that fetch and decode, and what they and their parent say to each other."""
+"""The child processes that fetch and decode, and their protocol with the parent."""

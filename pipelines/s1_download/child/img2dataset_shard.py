@@ -1,7 +1,7 @@
-"""img2dataset's way to fetch an image for one list of URLs, without the rest of its package.
+"""img2dataset's function that fetches an image, for a list of URLs, without the rest of its package.
 
-Its requests, its calls of `urlopen` and its reading of X-Robots-Tag are used; its pools, its re-encoding and its file
-formats are not.
+Its requests, its calls of `urlopen` and its check of X-Robots-Tag are used; its pools, re-encoding and file formats are
+not.
 """
 
 import functools
@@ -21,7 +21,7 @@ from x2vlm.errors import StageFailed
 Take = Callable[[str, bytes | None, str], None]
 Download = Callable[..., tuple[str, BytesIO | None, str | None]]  # (key, body, error)
 
-VERSION = "1.47.0"  # the only one whose function, and whose way to import, were checked; pinned in pyproject.toml too
+VERSION = "1.47.0"  # the only version whose function and import were checked; pinned in pyproject.toml too
 
 
 @functools.cache
@@ -29,10 +29,10 @@ def download_function() -> Download:
     """`img2dataset.downloader.download_image_with_retry`, at the cost of that file alone: 0.06 CPU seconds.
 
     The package imports its command line first, and that wandb, albumentations, OpenCV, pandas and, where they are
-    installed, torch and ray: 5 CPU seconds and 400 MB, of which a download runs nothing. A process that has imported
+    installed, torch and ray: 5 CPU seconds and 400 MB, none of which a download uses. A process that has imported
     the package gets the function from there. StageFailed if img2dataset is missing, broken or of another version.
     """
-    # Measured beside an ordinary import, also in a process that forks a child for every part:
+    # Compared with an ordinary import, also in a process that forks a child for every part:
     # `python -m tests.benchmarks.img2dataset_import`, docs/performance.md.
     remedy = (
         f"run `make setup`, or `pip install --force-reinstall img2dataset=={VERSION}`, on every machine that downloads"
@@ -55,9 +55,9 @@ def download_function() -> Download:
 def _without_package_imports() -> Iterator[None]:
     """Inside the block `img2dataset.downloader` can be imported without the package's `__init__` and without wandb.
 
-    Both are empty modules meanwhile, the package one that knows its folder. wandb is what the package's logger reports
-    to when asked. Afterwards `sys.modules` names neither them nor what was imported through them, so whoever imports
-    img2dataset or wandb later gets the real ones. What is imported already is left as it is.
+    Both are empty modules meanwhile, that of the package with its search path. The package's logger optionally reports
+    to wandb. Afterwards `sys.modules` contains neither them nor modules imported through them, so later imports of
+    img2dataset or wandb get the real ones. Modules that are imported already are not replaced.
     """
     spec = importlib.util.find_spec("img2dataset")
     if spec is None or spec.submodule_search_locations is None:

@@ -1,4 +1,4 @@
-"""How far the children of a part are, read from their journals while they write them."""
+"""Progress of the children of a part, read from their journals while they are written."""
 
 import json
 from collections import Counter
@@ -9,9 +9,9 @@ from pipelines.flow.live import Counters
 
 
 class JournalTail:
-    """Rows done so far, by what became of them. Each read goes on where the last one stopped.
+    """Rows done so far, by outcome. Each read continues where the last one stopped.
 
-    An item counts once, as the last journal line about it says, with all rows that wait for it (`rows_of_item`).
+    An item counts once, by its last journal line, with all rows that wait for it (`rows_of_item`).
     """
 
     def __init__(self, rows_of_item: Mapping[int, int], already_decided: Mapping[str, int]) -> None:
@@ -23,7 +23,7 @@ class JournalTail:
         self._offsets: Counter[Path] = Counter()
 
     def read(self, journal: Path) -> None:
-        """Take in the whole lines that a journal has gained. A journal that is not there yet has none."""
+        """Read the new complete lines of a journal. A journal that does not exist yet has none."""
         try:
             with journal.open("rb") as file:
                 file.seek(self._offsets[journal])
@@ -38,7 +38,7 @@ class JournalTail:
                 self._bytes[result["id"]] = result["bytes"]
 
     def counters(self) -> Counters:
-        """`rows`, `kept`, `bytes` and `dropped.<rule>`; what the parent drops later still counts as kept here."""
+        """`rows`, `kept`, `bytes` and `dropped.<rule>`; rows that the parent drops later still count as kept here."""
         by_status = Counter(self._decided)
         for item, status in self._status.items():
             by_status[status] += self._rows_of_item.get(item, 0)

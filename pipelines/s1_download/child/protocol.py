@@ -1,4 +1,4 @@
-"""What the parent and the child of a download say to each other: one job file, one journal of lines."""
+"""The protocol of parent and child of a download: one job file, one journal of lines."""
 
 import json
 import os
@@ -13,24 +13,24 @@ from pipelines.s1_download.http.guard import Policy
 from x2vlm.samples import Media
 
 JOB_NAME, JOURNAL_NAME, PAYLOADS_NAME = "job.json", "journal.jsonl", "payloads"
-OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose own Python ran out of memory: a death like one by signal
+OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose Python ran out of memory: treated like death by a signal
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to fetch: an image, or a clip of a video. `url` is what goes over the wire."""
+    """One thing to fetch: an image, or a clip of a video. `url` is the URL that is requested."""
 
     id: int
     kind: str
     url: str
     start_seconds: float | None = None
     end_seconds: float | None = None
-    hashes: tuple[str, ...] = ()  # algorithms in which its rows publish what the bytes should be
+    hashes: tuple[str, ...] = ()  # algorithms of the hashes published for its rows
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the bytes to keep of an item lie: so many from `offset` on in a file of payloads."""
+    """The place of an item's stored bytes: a length and an offset in a file of payloads."""
 
     path: str
     offset: int
@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an item. `status` is "kept", and then there are media and stored bytes, or a rule."""
+    """The result of an item. `status` is "kept", and then there are media and stored bytes, or a rule."""
 
     id: int
     status: str
@@ -58,8 +58,8 @@ class Result:
 
 
 def write_job(folder: Path, config: DownloadConfig, policy: Policy, items: Sequence[Item]) -> None:
-    """Lay down in `folder` what a child will do there."""
-    # A dump leaves out what is excluded from fingerprints, but the child needs it.
+    """Write the job of a child into `folder`."""
+    # A dump omits fields that are excluded from fingerprints, but the child needs them.
     values = {name: getattr(config, name) for name, field in DownloadConfig.model_fields.items() if field.exclude}
     values |= config.model_dump(mode="json")
     job = {"config": values, "policy": asdict(policy), "items": [vars(item) for item in items]}
@@ -67,7 +67,7 @@ def write_job(folder: Path, config: DownloadConfig, policy: Policy, items: Seque
 
 
 def read_job(folder: Path) -> tuple[DownloadConfig, Policy, list[Item]]:
-    """What `write_job` laid down."""
+    """The job that `write_job` wrote."""
     job = json.loads((folder / JOB_NAME).read_text(encoding="utf-8"))
     policy = Policy(
         tuple(job["policy"]["allowed_networks"]),
@@ -88,12 +88,12 @@ class Journal:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def started(self, item_ids: Collection[int]) -> None:
-        """Say that work on these items begins, so that a death can be traced to them."""
+        """Record that work on these items begins, so that a crash can be traced to them."""
         self._write(f'{{"started": {list(item_ids)}}}')  # Python writes numbers as JSON does
 
     def finished(self, result: Result) -> None:
-        """Say what became of an item."""
-        # asdict() would copy all that is in it: 30 us a line, and as much again for its media.
+        """Record the result of an item."""
+        # asdict() would copy everything: 30 us a line, and as much again for its media.
         parts = {name: value and vars(value) for name, value in (("media", result.media), ("stored", result.stored))}
         self._write(json.dumps({"finished": {**vars(result), **parts}}))
 
@@ -102,9 +102,9 @@ class Journal:
 
 
 class PayloadFile:
-    """Bytes to keep, one behind the other in one file and each once. Safe to share between threads.
+    """Stored bytes, concatenated in one file and each once. Thread-safe.
 
-    What a killed process had half written is named by no result.
+    No result refers to bytes that a killed process had written in part.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,7 +114,7 @@ class PayloadFile:
         self._lock = threading.Lock()
 
     def store(self, payload: bytes, sha256: str) -> Stored:
-        """Where `payload`, whose hash is `sha256`, lies from now on."""
+        """Append `payload`, whose hash is `sha256`; returns its place."""
         with self._lock:
             if sha256 not in self._by_sha256:
                 offset, left = self._stream.tell(), memoryview(payload)
@@ -125,7 +125,7 @@ class PayloadFile:
 
 
 def read_journal(path: Path) -> tuple[dict[int, Result], set[int]]:
-    """Results by item id, and the items that were begun and not finished. A torn last line is not a line."""
+    """Results by item id, and the items that were begun and not finished. An incomplete last line is ignored."""
     results: dict[int, Result] = {}
     started: set[int] = set()
     if not path.exists():

@@ -1,4 +1,4 @@
-"""Running download jobs in child processes, so that no URL can take more than itself down."""
+"""Running download jobs in child processes, so that a URL can crash only itself."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.guard import Policy
 from x2vlm.errors import StageFailed
 
-# A child handles hostile bytes: it sees no credentials, no proxies and no netrc of ours.
+# A child handles untrusted bytes: it gets no credentials, proxies or netrc.
 PASSED_ON = (
     *("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     # Imports are compiled once per machine, not by every child: for img2dataset 1.3 CPU seconds instead of 2.9.
@@ -33,16 +33,16 @@ QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "4",  # else up to 8 a core, of 64 MB of address space each: more than the headroom
+    "MALLOC_ARENA_MAX": "4",  # else up to 8 per core, of 64 MB of address space each: more than the headroom
 }
-LOOK_SECONDS = 1.0  # between looks at a running child's journal
-Watch = Callable[[Path], None]  # is told now and then where the journal of the running child is
+LOOK_SECONDS = 1.0  # between reads of a running child's journal
+Watch = Callable[[Path], None]  # called periodically with the journal of the running child
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """The children of one part: where they work, until when they may, and what has become known."""
+    """The children of one part: their folder, their deadline and their results so far."""
 
     folder: Path
     config: DownloadConfig
@@ -60,11 +60,11 @@ def no_watch(journal: Path) -> None:
 def fetch_items(
     items: Sequence[Item], folder: Path, config: DownloadConfig, policy: Policy, watch: Watch = no_watch
 ) -> dict[int, Result]:
-    """A result for every item, whatever happens to the children that fetch them; payloads are in files in `folder`.
+    """A result for every item, even if children crash; payloads are in files in `folder`.
 
-    If a child dies, what it had finished counts and the rest is tried once more. If that child dies too, the items it
-    was working on are divided until each runs alone; one that kills its child even then becomes `worker_died`. What is
-    left when the part's deadline passes becomes `part_deadline_exceeded`. StageFailed if a child fails by itself.
+    If a child crashes, its finished items count and the rest is retried once. If that child crashes too, the items in
+    progress are bisected until each runs alone; one that still crashes its child becomes `worker_died`. Items left at
+    the part's deadline become `part_deadline_exceeded`. StageFailed if a child fails by itself.
     """
     run = Run(folder, config, policy, time.monotonic() + config.part_deadline_seconds, watch)
     _fetch(run, list(items), retries=1)
@@ -83,7 +83,7 @@ def _fetch(run: Run, items: list[Item], retries: int) -> None:
         return
     logger.warning("download_child=%s items_left=%d in_flight=%d", how_it_ended or "late", len(left), len(in_flight))
     if how_it_ended is None:
-        _fetch(run, left, retries)  # only the deadline ends a child without a death: give up in there
+        _fetch(run, left, retries)  # only the deadline ends a child without a crash: handled in there
     elif retries or (len(left) < len(items) and not in_flight):
         _fetch(run, left, max(0, retries - 1))
     elif not in_flight:
@@ -103,7 +103,7 @@ def _give_up(run: Run, items: Sequence[Item], rule: str, reason: str) -> None:
 
 
 def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
-    """Run one child; the items it was working on when it ended, and how it died (None: it did not)."""
+    """Run one child; the items in progress when it ended, and how it crashed (None: it did not)."""
     folder = run.folder / f"child-{run.num_children}"
     run.num_children += 1
     folder.mkdir()
@@ -135,7 +135,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
 
 
 def _wait(child: subprocess.Popen[bytes], run: Run, journal: Path) -> int | None:
-    """The child's exit status, None if the part's deadline comes first; whoever watches looks once in a while."""
+    """The child's exit status, None if the part's deadline comes first; `watch` is called periodically."""
     while (left := run.deadline - time.monotonic()) > 0:
         try:
             return child.wait(timeout=min(LOOK_SECONDS, left))
@@ -145,6 +145,6 @@ def _wait(child: subprocess.Popen[bytes], run: Run, journal: Path) -> int | None
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child: what it needs to run, and what keeps the libraries in it from calling home."""
+    """The environment of a child: what it needs to run, and settings against telemetry of its libraries."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return {**passed_on, **QUIET, "PYTHONPATH": str(PROJECT_ROOT)}

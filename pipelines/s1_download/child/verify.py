@@ -1,9 +1,9 @@
-"""Whether the bytes that came are the bytes that were meant: published hashes, and images that stand for none.
+"""Checks of the fetched bytes against published hashes, and against known placeholder images.
 
-Whoever buys an expired domain decides what a list of URLs shows (arXiv 2302.10149: 0.01 % of LAION-400M for 60 US$).
-Where a source publishes hashes, the bytes as fetched are compared with them, before anything is stripped from them. A
+The buyer of an expired domain controls the images of a list of URLs (arXiv 2302.10149: 0.01 % of LAION-400M for 60
+US$). Where a source publishes hashes, the bytes as fetched are compared with them, before metadata are stripped. A
 mismatch alone proves nothing, because many servers have re-encoded their images since: about 15 % of LAION's differ.
-So it is written down, and dropped only if the experiment says so; `domains.py` looks at whole domains.
+So it is recorded, and dropped only if the experiment says so; `domains.py` examines whole domains.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pipelines.s1_download.config import HashMismatch
 from x2vlm.samples import Media, Sample
 
 MATCH, MISMATCH, UNPUBLISHED = "match", "mismatch", "unpublished"
-NOTHING_CAME = ""  # a hash is published, but no whole body came that could be compared
+NO_BODY = ""  # a hash is published, but no complete body was received
 
 
 def wanted_hashes(published: Iterable[str]) -> tuple[str, ...]:
@@ -24,9 +24,9 @@ def wanted_hashes(published: Iterable[str]) -> tuple[str, ...]:
 
 
 def body_hashes(item: Item, body: bytes, media: Media | None) -> dict[str, str]:
-    """Algorithm -> hex digest of `body`: what the item's rows publish, and always the sha256 of an image.
+    """Algorithm -> hex digest of `body`: the algorithms published for its rows, and always the sha256 of an image.
 
-    `media` saves hashing an image again. The sha256 of a video costs 0.5 s a GB and is made only where it is compared.
+    `media` saves hashing an image again. The sha256 of a video costs 0.5 s per GB and is computed only if compared.
     """
     hashes = {name: hashlib.new(name, body, usedforsecurity=False).hexdigest() for name in item.hashes if name == "md5"}
     if item.kind == "image" and media is not None:
@@ -37,17 +37,17 @@ def body_hashes(item: Item, body: bytes, media: Media | None) -> dict[str, str]:
 
 
 def hash_check(published: str, result: Result) -> str:
-    """match, mismatch, unpublished, or NOTHING_CAME."""
+    """match, mismatch, unpublished, or NO_BODY."""
     algorithm, _, digest = published.partition(":")
     if not digest:
         return UNPUBLISHED
     if algorithm not in result.hashes:
-        return NOTHING_CAME
+        return NO_BODY
     return MATCH if result.hashes[algorithm] == digest else MISMATCH
 
 
 def judge(sample: Sample, result: Result, hash_mismatch: HashMismatch, placeholders: Collection[str]) -> Result:
-    """`result`, or a refusal in its place: a known placeholder, or bytes that are not the published ones."""
+    """`result`, or a refusal instead: a known placeholder, or bytes that do not match the published hash."""
     if result.media is None:
         return result
     if result.hashes.get("sha256") in placeholders:

@@ -1,8 +1,8 @@
-"""The child process of a download: fetches and decodes what strangers send, and may die of it.
+"""The child process of a download: fetches and decodes untrusted input; it may crash.
 
-Run as `python -m pipelines.s1_download.child.worker FOLDER`. The folder holds `job.json`; results go to its journal as
-they come and payloads to a file beside it, so whatever was finished stays finished. Images go through img2dataset,
-under whose `urlopen` lies our transport; videos go through the same transport directly.
+Run as `python -m pipelines.s1_download.child.worker FOLDER`. The folder contains `job.json`; results are written to its
+journal as they arrive and payloads to a file beside it, so finished items survive a crash. Images are fetched through
+img2dataset, whose `urlopen` uses our transport; videos use the same transport directly.
 """
 
 import ctypes
@@ -54,8 +54,8 @@ def run_job(folder: Path) -> None:
     config, policy, items = read_job(folder)
     images = [item for item in items if item.kind == "image"]
     if images:
-        download_function()  # what its imports map must not count against the limit
-    gc.freeze()  # what the imports made stays: looking through it again and again was 3 % of a run's CPU samples
+        download_function()  # memory mapped by imports must not count against the limit
+    gc.freeze()  # objects of the imports are permanent: collecting through them was 3 % of a run's CPU samples
     limit_address_space(config.address_space_headroom_bytes)
     worker = Worker(folder, config, policy)
     if images:
@@ -67,14 +67,14 @@ def run_job(folder: Path) -> None:
 
 
 class Worker:
-    """One child's state: where it writes and how it fetches."""
+    """The state of a child: its output files and its transport."""
 
     def __init__(self, folder: Path, config: DownloadConfig, policy: Policy) -> None:
         self._config = config
         self._decoding = threading.Lock()  # one image at a time: a large one takes 200 MB
         self._journal = Journal(folder / JOURNAL_NAME)
         self._payloads = PayloadFile(folder / PAYLOADS_NAME)
-        # A later round must ask again for names that the machine remembers not to exist.
+        # A later round must query names again that the cache records as non-existent.
         resolver = open_resolver(config.name_servers, folder.parent if config.retry else None)
         crawler_policy = config.crawler_policy()
         self._fetchers = {kind: Fetcher(policy, config.limits(kind), crawler_policy, resolver) for kind in MEDIA_KINDS}
@@ -91,13 +91,13 @@ class Worker:
         def fetch(url: str) -> Outcome:
             self._journal.started([item.id for item in items_of_url.get(url, [])])
             outcome = self._fetchers["image"].fetch(url)
-            outcomes[url] = outcome  # without its body, once img2dataset has that
+            outcomes[url] = outcome  # without its body once img2dataset has it
             return outcome
 
         def take(url: str, body: bytes | None, message: str) -> None:
             outcome = outcomes.pop(url, None) or Outcome(url, status="bad_response", reason=message)
             if body is None and outcome.status == "ok":
-                # img2dataset refused what our transport took; the one reason it has is the site's opt-out.
+                # img2dataset refused what our transport accepted; its only reason is the site's opt-out.
                 outcome.status, outcome.reason = "opted_out", message
             for item in items_of_url[url]:
                 self._finish(item, outcome, body)
@@ -122,13 +122,13 @@ class Worker:
                 pass
 
     def _fetch_video(self, url: str) -> Outcome:
-        """Directly, or through yt-dlp where the page holds the video."""
+        """Directly, or through yt-dlp if the URL is a page with the video."""
         if self._yt_dlp is not None and registered_domain(url) in self._config.yt_dlp_domains:
             return self._yt_dlp.fetch(url)
         return self._fetchers["video"].fetch(url)
 
     def _finish(self, item: Item, outcome: Outcome, body: bytes | None) -> None:
-        """Inspect what came for `item`, store its payload and journal what became of it."""
+        """Inspect the body of `item`, store its payload and journal its result."""
         status, reason, media, stored = outcome.status, outcome.reason, None, None
         if body is not None and status == "ok":
             try:
@@ -156,7 +156,7 @@ class Worker:
         )
 
     def _inspect(self, item: Item, body: bytes) -> tuple[Media, bytes, str]:
-        """What `body` is, what to store of it and the sha256 of that; InvalidSample if it is of no use."""
+        """The media in `body`, the bytes to store and their sha256; InvalidSample if it is unusable."""
         config = self._config
         if item.kind == "image":
             with self._decoding if decodes(config.store) else nullcontext():
@@ -191,7 +191,7 @@ def limit_address_space(headroom_bytes: int) -> None:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent goes, so that a killed driver leaves nobody fetching."""
+    """Have the kernel kill this process when its parent ends, so that no child outlives a killed driver."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -208,7 +208,7 @@ def main() -> None:
         os._exit(OUT_OF_MEMORY_STATUS)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # a resolver thread that still waits must not hold us up
+    os._exit(0)  # a waiting resolver thread must not delay the exit
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Our HTTP client for a hostile web: names, guarded connections, strict parsing, limits, crawler policy."""
+"""An HTTP client for untrusted servers: name resolution, guarded connections, strict parsing, limits, policy."""

@@ -1,7 +1,7 @@
-"""The body of a response: framed strictly, unpacked step by step, and never more of it in memory than there is room.
+"""The body of a response: strictly framed, decompressed in pieces, within the memory budget.
 
-`head.py` reads what comes before it. http.client takes a chunk of size -1 for "all there is" and a negative
-Content-Length for none; here what is not framed as RFC 9112 says is refused by name.
+`head.py` reads the head. http.client takes a chunk of size -1 as "everything" and a negative Content-Length as none;
+here a body that is not framed as in RFC 9112 is refused by name.
 """
 
 import mmap
@@ -16,24 +16,24 @@ from pipelines.s1_download.http.guard import Refusal
 from pipelines.s1_download.http.head import Response
 
 CHUNK_BYTES = 64 << 10
-UNPACK_BYTES = 256 << 10  # at most so much comes out of a packed body before it is judged again
-RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is no danger
-UNBUDGETED_BYTES = 256 << 10  # a body below this needs no room, as most images of the web
+UNPACK_BYTES = 256 << 10  # decompressed at most between two checks of the limits
+RATIO_FREE_BYTES = 1 << 20  # below this a high compression ratio is harmless
+UNBUDGETED_BYTES = 256 << 10  # a body below this needs no budget, as most images of the web
 CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r?\n")
 MAX_CHUNK_LINE_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """Caps of one body, on the wire and unpacked alike."""
+    """Limits of one body, compressed and decompressed."""
 
     max_bytes: int
     max_ratio: float
-    cuts_long_bodies: bool = False  # what lies behind max_bytes is left unread, instead of refusing the whole
+    cuts_long_bodies: bool = False  # a body is truncated at max_bytes instead of refused
 
 
 class MemoryBudget:
-    """Memory for the bodies of one process that grow large: `num_bytes` together, or a single one that needs more."""
+    """Memory budget for large response bodies of one process: `num_bytes` together, or one larger body alone."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes, self._used = num_bytes, 0
@@ -41,7 +41,7 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     def take(self, num_bytes: int, remaining: Callable[[], float]) -> None:
-        """Return when `num_bytes` may be used, first come first served; raises what `remaining` does once it is 0."""
+        """Wait until `num_bytes` are available, first come first served; raises what `remaining` raises at its end."""
         waiter = object()
         with self._changed:
             self._queue.append(waiter)
@@ -54,24 +54,24 @@ class MemoryBudget:
                 self._changed.notify_all()
 
     def give_back(self, num_bytes: int) -> None:
-        """The end of what `take` began."""
+        """Release what `take` reserved."""
         with self._changed:
             self._used -= num_bytes
             self._changed.notify_all()
 
 
 def read_body(response: Response, limits: BodyLimits, reserve_memory: Callable[[int], None]) -> bytes:
-    """The whole body, unpacked; `reserve_memory` is called, once at most, before it becomes large.
+    """The complete decompressed body; `reserve_memory` is called, at most once, before it becomes large.
 
-    Refusal with rule body_too_large, compression_ratio, truncated_body, encoding_unsupported, bad_response (framed or
-    packed wrongly) or empty_body.
+    Refusal with rule body_too_large, compression_ratio, truncated_body, encoding_unsupported, bad_response (invalid
+    framing or compression) or empty_body.
     """
     announced = announced_length(response)
     if announced is not None and announced > limits.max_bytes and not limits.cuts_long_bodies:
         raise Refusal("body_too_large", f"announces {announced} bytes, at most {limits.max_bytes}")
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding in ("", "identity") and announced and announced <= min(limits.max_bytes, UNBUDGETED_BYTES):
-        body = response.fp.read(announced)  # what follows does the same in pieces, for 8 us more
+        body = response.fp.read(announced)  # the code below does the same in pieces, 8 us slower
         if len(body) < announced:
             raise _broken_off(len(body), announced, "bytes")
         response.is_spent = True
@@ -108,10 +108,10 @@ def read_body(response: Response, limits: BodyLimits, reserve_memory: Callable[[
 
 
 def _moved(small: list[bytes], num_bytes: int) -> mmap.mmap:
-    """Memory for `num_bytes` that begins with what is in `small`, which is emptied.
+    """Mapped memory for `num_bytes` that begins with the contents of `small`, which is emptied.
 
-    It takes what is written to it and goes back to the system at once. Neither is true of a bytearray that grows, nor
-    of a list of pieces: what a thread's arena has had to hold it keeps, 32 MiB in each of four.
+    It does not reallocate and is returned to the system at once. A growing bytearray or a list of pieces is not: a
+    thread's arena keeps memory it has used, 32 MiB in each of four.
     """
     large = mmap.mmap(-1, num_bytes)
     large.write(b"".join(small))
@@ -120,10 +120,10 @@ def _moved(small: list[bytes], num_bytes: int) -> mmap.mmap:
 
 
 def announced_length(response: Response) -> int | None:
-    """How long the head says the body is; None if it comes in chunks or ends with the connection (RFC 9112 6.3).
+    """The length of the body in the head; None if it is chunked or ends with the connection (RFC 9112 6.3).
 
-    Refusal encoding_unsupported for another transfer coding than chunked, bad_response for lengths that are none or
-    differ. Chunks overrule a length, as the RFC has it.
+    Refusal encoding_unsupported for another transfer coding than chunked, bad_response for invalid or contradictory
+    lengths. Chunks override a length, as in the RFC.
     """
     if response.status in (204, 304):
         return 0
@@ -138,11 +138,11 @@ def announced_length(response: Response) -> int | None:
     length = lengths.pop()
     if lengths or not length.isascii() or not length.isdigit():
         raise Refusal("bad_response", f"Content-Length {', '.join([length, *lengths])}"[:100])
-    return int(length[:30])  # more digits than any body has bytes, and int() would refuse 4,301
+    return int(length[:30])  # int() refuses more than 4,300 digits
 
 
 def _wire(response: Response, announced: int | None) -> Iterator[bytes]:
-    """The body as it comes over the wire, in pieces; Refusal truncated_body if it breaks off."""
+    """The body as received, in pieces; Refusal truncated_body if it is incomplete."""
     if response.headers.get("Transfer-Encoding"):
         yield from _chunks(response)
     elif announced is None:
@@ -162,7 +162,7 @@ def _chunks(response: Response) -> Iterator[bytes]:
         if match is None:
             raise Refusal("bad_response", f"chunk size {line[:40]!r}")
         if (size := int(match[1], 16)) == 0:
-            return  # trailers say nothing that counts, and the connection ends here
+            return  # trailers are ignored, and the connection ends here
         yield from _exactly(response, size, "bytes of a chunk")
         if (end := response.fp.readline(3)) not in (b"\r\n", b"\n"):
             raise Refusal("truncated_body" if b"\r\n".startswith(end) else "bad_response", f"a chunk ends with {end!r}")
@@ -193,7 +193,7 @@ def _capped(pieces: Iterator[bytes], limits: BodyLimits) -> Iterator[bytes]:
 
 
 def _unpacked(pieces: Iterator[bytes], encoding: str, limits: BodyLimits) -> Iterator[bytes]:
-    """What gzip or deflate hold; the end of the packed stream ends the body, whatever follows it."""
+    """The decompressed gzip or deflate data; the end of the compressed stream ends the body, whatever follows."""
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise Refusal("encoding_unsupported", encoding[:100])
     inflate = zlib.decompressobj(zlib.MAX_WBITS | 16 if "gzip" in encoding else zlib.MAX_WBITS)

@@ -1,4 +1,4 @@
-"""Connections: opened to judged addresses only, watched while a response is read, and kept for the next request."""
+"""Connections: opened to checked addresses only, timed and counted while a response is read, and kept alive."""
 
 import functools
 import select
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pipelines.s1_download.http.guard import Refusal, Target
 from pipelines.s1_download.http.limits import Clock, Limits
 
-HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for marks of chunks
-READ_BYTES = 128 << 10  # asked for at once: most images of the web come whole, with their head
-# A read waits so long at a time and then looks at its limits again. As long as no limit is nearer the socket's timeout
-# stays as it is, which saves a system call a read.
+HEADER_ALLOWANCE_BYTES = 256 << 10  # of all heads before the body; and again for chunk headers
+READ_BYTES = 128 << 10  # per read: most images of the web arrive in one, with their head
+# A read waits at most this long before it checks its limits again. While no limit is nearer the socket's timeout is
+# not changed, which saves a system call per read.
 WAIT_SECONDS = 1.0
-# Servers hang up on clients that are silent for so long and more: Apache after 5 s, nginx after 75.
+# Servers close connections that are idle for longer: Apache after 5 s, nginx after 75.
 IDLE_SECONDS = 4.0
 MAX_IDLE = 64  # of all hosts together
 
 
 @dataclass(frozen=True)
 class Connection:
-    """An open socket, and the judged address at its other end."""
+    """An open socket, and the checked address at its other end."""
 
     socket: socket.socket
     address: str
@@ -38,7 +38,7 @@ def tls_context() -> ssl.SSLContext:
 
 
 def connect(target: Target, addresses: Sequence[str], clock: Clock) -> Connection:
-    """A connection to the first of `addresses` that answers; Refusal with rule connect_failed or tls_failed."""
+    """A connection to the first of `addresses` that accepts one; Refusal with rule connect_failed or tls_failed."""
     reasons = []
     give_up = time.monotonic() + clock.connect_seconds
     for address in addresses[:4]:
@@ -56,7 +56,7 @@ def connect(target: Target, addresses: Sequence[str], clock: Clock) -> Connectio
 
 
 def _open_socket(address: str, port: int, timeout_seconds: float) -> socket.socket:
-    if ":" in address:  # with its scope, which getaddrinfo knows to read
+    if ":" in address:  # with its scope, which getaddrinfo parses
         return socket.create_connection((address, port), timeout=timeout_seconds)
     raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
@@ -86,12 +86,12 @@ class WatchedSocket:
         self._max_bytes = HEADER_ALLOWANCE_BYTES + READ_BYTES
         self._expects_body = False
         self._first_byte_at: float | None = None
-        self._timeout = 0.0  # of the socket, as far as it was set here
-        self._data, self._position = b"", 0  # what came with the last read, and how much of it was taken
+        self._timeout = 0.0  # of the socket, as last set here
+        self._data, self._position = b"", 0  # the last read, and how much of it was consumed
 
     @property
     def has_more(self) -> bool:
-        """Whether bytes have come that nobody has taken."""
+        """Whether received bytes are unread."""
         return self._position < len(self._data)
 
     def sendall(self, data: bytes) -> None:
@@ -100,17 +100,17 @@ class WatchedSocket:
         self._raw.sendall(data)
 
     def expect_body(self) -> None:
-        """From now on as many bytes may come as a body may have."""
+        """Switch the limit from the head to the body."""
         self._max_bytes = self._limits.max_bytes + 2 * HEADER_ALLOWANCE_BYTES
         self._expects_body = True
 
     def pause(self, seconds: float) -> None:
-        """Not count `seconds` in which we did not listen against the host's rate."""
+        """Exclude `seconds` in which we did not read from the host's rate."""
         if self._first_byte_at is not None:
             self._first_byte_at += seconds
 
     def readline(self, limit: int, /) -> bytes:
-        """The next line with its end, or the first `limit` bytes of it, or what is left where the stream ends."""
+        """The next line with its end, or the first `limit` bytes of it, or the rest of the stream."""
         pieces: list[bytes] = []
         left = limit
         while True:
@@ -127,13 +127,13 @@ class WatchedSocket:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def read(self, num_bytes: int, /) -> bytes:
-        """So many bytes, fewer only where the stream ends."""
+        """`num_bytes` bytes, fewer only at the end of the stream."""
         start = self._position
         piece = self._data[start : start + num_bytes]
         self._position += len(piece)
         if len(piece) == num_bytes:
             return piece
-        whole, size = bytearray(num_bytes), len(piece)  # a list of single bytes that drip would take 40 times as much
+        whole, size = bytearray(num_bytes), len(piece)  # a list of single bytes would take 40 times as much
         whole[:size] = piece
         while size < num_bytes and (piece := self._receive(min(num_bytes - size, READ_BYTES))):
             whole[size : size + len(piece)] = piece
@@ -141,7 +141,7 @@ class WatchedSocket:
         return bytes(memoryview(whole)[:size])
 
     def _receive(self, num_bytes: int) -> bytes:
-        """What comes next, at most so many bytes; none at the end of the stream."""
+        """The next bytes, at most `num_bytes`; none at the end of the stream."""
         while True:
             timeout = min(self._clock.remaining(), self._seconds_until_too_slow(), WAIT_SECONDS)
             if timeout != self._timeout:
@@ -174,24 +174,24 @@ class WatchedSocket:
 
 
 class Connections:
-    """What is open, by host: in use, or idle after a response that was read to its end. Safe between threads.
+    """The open connections by host: in use, or idle after a response that was read to its end. Thread-safe.
 
-    An idle one serves the next request to the same site, which is a scheme, a host and a port: hosts share nothing,
-    whatever address they have. A host has at most `most_per_host` as long as no more requests are under way.
+    An idle one serves the next request to the same site, which is a scheme, a host and a port: hosts never share one,
+    even with equal addresses. A host has at most `most_per_host` unless more requests are in progress.
     """
 
     def __init__(self, most_per_host: int) -> None:
         self._most_per_host = most_per_host
-        self._idle: OrderedDict[str, deque[_Idle]] = OrderedDict()  # the host of which one was kept last comes last
+        self._idle: OrderedDict[str, deque[_Idle]] = OrderedDict()  # ordered by the last kept connection
         self._num_idle = 0
         self._in_use: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def take(self, target: Target, addresses: Sequence[str]) -> Connection | None:
-        """An idle one that leads to one of `addresses`, which were judged for this request; None: open one.
+        """An idle one that leads to one of `addresses`, which were checked for this request; None: open one.
 
-        One on which anything has come since, be it the end or bytes that nobody asked for, is closed: who knows what
-        they would be taken for. Each call must be followed by `done`.
+        One on which anything was received since, its end or unsolicited bytes, is closed: these could be taken for the
+        next response. Each call must be followed by `done`.
         """
         site = target.scheme, target.port
         with self._lock:
@@ -205,7 +205,7 @@ class Connections:
         return None
 
     def keep(self, target: Target, connection: Connection) -> None:
-        """Have one that was in use, and from which exactly one whole response was read, for later."""
+        """Keep one from which exactly one complete response was read as idle."""
         now = time.monotonic()
         with self._lock:
             self._idle.setdefault(target.host, deque()).append(_Idle(connection, (target.scheme, target.port), now))
@@ -218,14 +218,14 @@ class Connections:
             idle.connection.socket.close()
 
     def done(self, target: Target) -> None:
-        """The end of what `take` began."""
+        """End the use that `take` began."""
         with self._lock:
             self._in_use[target.host] -= 1
             if not self._in_use[target.host]:
                 del self._in_use[target.host]
 
     def _pop(self, host: str, site: tuple[str, int]) -> "_Idle | None":
-        """The idle one of `site` that was kept last; without one, room for a new one is made."""
+        """The idle one of `site` that was kept last; without one, an idle one is closed if a limit requires it."""
         with self._lock:
             of_host = self._idle.get(host)
             if not of_host:
@@ -258,12 +258,12 @@ class Connections:
 @dataclass(frozen=True, eq=False)
 class _Idle:
     connection: Connection
-    site: tuple[str, int]  # scheme and port, of the host that it is filed under
+    site: tuple[str, int]  # scheme and port of its host
     since: float
 
 
 def _is_quiet(raw: socket.socket) -> bool:
-    """Whether nothing waits to be read, not even the end."""
+    """Whether nothing is pending, not even the end of the stream."""
     if isinstance(raw, ssl.SSLSocket) and raw.pending():
         return False
     poll = select.poll()

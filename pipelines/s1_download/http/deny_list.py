@@ -1,4 +1,4 @@
-"""A list of sites and addresses that are never fetched, whatever a source names."""
+"""A list of sites and addresses that are never fetched, for any source."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from x2vlm.errors import ConfigError
 
 @dataclass(frozen=True)
 class DenyList:
-    """Domains, each with all below it, and address prefixes by host (both schemes alike)."""
+    """Domains with their subdomains, and URL prefixes by host (for both schemes)."""
 
     domains: frozenset[str] = frozenset()
     prefixes: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,8 +1,7 @@
-"""What the download stage may contact: web addresses and resolved network addresses, judged before any connection.
+"""What the download stage may contact: URLs and resolved addresses, checked before any connection.
 
-A URL is untrusted input. Names are resolved once, every address they give is judged, and the connection goes
-to the judged address, so a name that changes its answer (rebinding) changes nothing, nor does a host in decimal, octal
-or hex.
+URLs are untrusted input. Names are resolved once, every address is checked, and the connection goes to the checked
+address, so DNS rebinding has no effect, nor has a host in decimal, octal or hex.
 """
 
 import functools
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# `is_global` alone follows the registry of the Python release; what must never be reached is spelt out.
+# `is_global` alone depends on the registry of the Python release; forbidden networks are listed explicitly.
 FORBIDDEN_NETWORKS = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -38,14 +37,13 @@ FORBIDDEN_NETWORKS = tuple(
         "3fff::/20",
     )
 )
-# Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses all lie outside.
+# Loopback, link-local, unique local, multicast, v4-compatible, v4-mapped and NAT64 addresses are all outside.
 GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
-# A name or v4 address, or a v6 address without scope; IDNA lets spaces and slashes through, so it is checked after it.
+# A name or v4 address, or a v6 address without scope; IDNA accepts spaces and slashes, so this is checked after it.
 USABLE_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f.]*:[0-9a-f:.]+")
 
-# An address that is spelt already as it goes over the wire, which is how most are: it needs no taking apart and putting
-# together again (20 us, in two processes). Anything else does.
+# A URL that is already in wire form, as most are, needs no parsing and joining (20 us, in two processes).
 PLAIN_URL = re.compile(
     r"(https?)://([a-z0-9._-]+)(?::([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?"
     r"(/[A-Za-z0-9/%:@!$&'()*+,;=~._-]*(?:\?[A-Za-z0-9/?%:@!$&'()*+,;=~._\[\]|-]+)?)"
@@ -54,7 +52,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Refusal(OSError):
-    """A URL that will not be fetched, or was not fetched whole. `rule` is the reason that is counted."""
+    """A URL that will not be fetched, or was not fetched completely. `rule` is the reason that is counted."""
 
     def __init__(self, rule: str, reason: str = "", http_status: int = 0) -> None:
         super().__init__(f"{rule}: {reason}" if reason else rule)
@@ -67,14 +65,14 @@ class Refusal(OSError):
 class Policy:
     """What may be contacted beyond public addresses on ports 80 and 443."""
 
-    allowed_networks: tuple[str, ...] = ()  # for example ("10.1.0.0/16",): a mirror inside
+    allowed_networks: tuple[str, ...] = ()  # for example ("10.1.0.0/16",): an internal mirror
     allowed_ports: tuple[int, ...] = (80, 443)
     allowed_endpoints: tuple[tuple[str, int], ...] = ()  # (address, port): our own loopback server
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL taken apart, in the form that goes over the wire."""
+    """A parsed URL in wire form."""
 
     url: str
     scheme: str
@@ -83,16 +81,16 @@ class Target:
     path: str  # with query
 
 
-@functools.lru_cache(maxsize=256)  # an address is taken apart at three places, one after the other
+@functools.lru_cache(maxsize=256)  # a URL is parsed at three places in turn
 def parse_target(url: str) -> Target:
-    """`url` taken apart; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
+    """`url` parsed; Refusal with rule scheme_forbidden, userinfo_forbidden or url_malformed."""
     if plain := PLAIN_URL.fullmatch(url):
         return _plain_target(*plain.groups())
     return take_apart(url)
 
 
 def take_apart(url: str) -> Target:
-    """`parse_target` of any URL, however it is spelt."""
+    """`parse_target` of a URL in any spelling."""
     text = url.strip()
     if CONTROL_CHARACTER.search(text):
         raise Refusal("url_malformed", "control characters")
@@ -127,7 +125,7 @@ def _plain_target(scheme: str, host: str, digits: str | None, path: str) -> Targ
     return Target(f"{scheme}://{netloc}{path}", scheme, host, port, path)
 
 
-@functools.lru_cache(maxsize=4096)  # hosts have many images; only what is allowed is remembered
+@functools.lru_cache(maxsize=4096)  # hosts have many images; only allowed addresses are cached
 def check_address(address: str, port: int, policy: Policy) -> None:
     """Refusal with rule address_forbidden or port_forbidden unless `address` may be contacted on `port`."""
     ip = ipaddress.ip_address(address.split("%", 1)[0])  # a scope id never makes an address public
@@ -141,7 +139,7 @@ def check_address(address: str, port: int, policy: Policy) -> None:
 
 
 def is_public(ip: IpAddress) -> bool:
-    """Whether `ip` is an ordinary address of the public internet that no translation leads elsewhere."""
+    """Whether `ip` is an ordinary address of the public internet, not translated to another network."""
     if isinstance(ip, ipaddress.IPv6Address) and ip not in GLOBAL_UNICAST_V6:
         return False
     return ip.is_global and not any(ip in network for network in FORBIDDEN_NETWORKS if network.version == ip.version)

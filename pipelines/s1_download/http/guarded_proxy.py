@@ -1,8 +1,8 @@
-"""A proxy on this machine through which a program that does its own networking is held to our rules.
+"""A local proxy that enforces our rules on a program that does its own networking.
 
-yt-dlp resolves names, follows redirects and asks for pages by itself. Given this proxy it can reach only what `Policy`
-allows: each host is resolved and judged here, the connection goes to the judged address, and all bytes of one video
-count against one cap. When the process that holds the proxy dies, the program is cut off with it.
+yt-dlp resolves names, follows redirects and requests pages by itself. Through this proxy it can reach only what
+`Policy` allows: each host is resolved and checked here, the connection goes to the checked address, and all bytes of
+one video count against one limit. When the process of the proxy dies, the program loses its connections.
 """
 
 import select
@@ -20,11 +20,11 @@ from pipelines.s1_download.http.resolver import Resolver, resolve
 MAX_HEAD_BYTES = 64 << 10
 CHUNK_BYTES = 64 << 10
 IDLE_SECONDS = 60.0
-HOP_HEADERS = ("proxy-", "connection:", "keep-alive:")  # are between the program and us
+HOP_HEADERS = ("proxy-", "connection:", "keep-alive:")  # between the program and this proxy
 
 
 class GuardedProxy(socketserver.ThreadingTCPServer):
-    """The proxy of one video. `refusals` are what it has not let through, in order."""
+    """The proxy of one video. `refusals` are the refused requests, in order."""
 
     daemon_threads = True
 
@@ -41,7 +41,7 @@ class GuardedProxy(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def reach(self, target: Target) -> socket.socket:
-        """A connection to the judged address of `target`; Refusal if there may be none, or there is none."""
+        """A connection to the checked address of `target`; Refusal if it is forbidden or fails."""
         self.denied.check(target)
         for address in resolve(target, self.policy, self.resolver, self.connect_seconds):
             try:
@@ -51,7 +51,7 @@ class GuardedProxy(socketserver.ThreadingTCPServer):
         raise Refusal("connect_failed", reason)
 
     def count(self, num_bytes: int) -> None:
-        """Count bytes that came; Refusal with rule body_too_large once there are too many."""
+        """Count received bytes; Refusal with rule body_too_large once there are too many."""
         with self._lock:
             self.num_bytes += num_bytes
             if self.num_bytes > self.max_bytes:
@@ -85,10 +85,10 @@ class _Handler(socketserver.BaseRequestHandler):
         try:
             self.request.sendall(text.encode())
         except OSError:
-            pass  # who asked is gone, and nobody else would read it
+            pass  # the client is gone
 
     def _relay(self, remote: socket.socket) -> None:
-        """Carry bytes both ways until either end closes or neither speaks for IDLE_SECONDS."""
+        """Relay bytes in both directions until either end closes or both are silent for IDLE_SECONDS."""
         pairs = {self.request: remote, remote: self.request}
         while True:
             readable, _, _ = select.select(list(pairs), [], [], IDLE_SECONDS)
@@ -104,7 +104,7 @@ class _Handler(socketserver.BaseRequestHandler):
 
 
 def _read_head(connection: socket.socket) -> tuple[list[str], bytes]:
-    """The request line and headers, and what came behind them; ValueError if that is no HTTP."""
+    """The request line and headers, and the bytes received after them; ValueError if it is not HTTP."""
     data = b""
     while b"\r\n\r\n" not in data:
         chunk = connection.recv(CHUNK_BYTES)
@@ -116,7 +116,7 @@ def _read_head(connection: socket.socket) -> tuple[list[str], bytes]:
 
 
 def _forwarded(head: list[str], target: Target, method: str) -> bytes:
-    """The request as its server gets it: a path instead of the URL, one request a connection."""
+    """The request as sent to the server: a path instead of the URL, one request per connection."""
     kept = [line for line in head[1:] if not line.lower().startswith((*HOP_HEADERS, "host:"))]
     host = urlsplit(target.url).netloc
     lines = [f"{method} {target.path} HTTP/1.1", f"Host: {host}", *kept, "Connection: close"]

@@ -1,8 +1,8 @@
-"""The head of a response: status line and header lines, with no more work than they are worth.
+"""The head of a response: status line and header lines, parsed at little cost.
 
-http.client hands header lines to the mail parser, which costs a third of the CPU of fetching a photo and takes the
-first line that is no header for the end of them: what follows, an opt-out for example, it never sees. Here only that
-line is passed over.
+http.client passes header lines to the mail parser, which costs a third of the CPU of fetching a photo and takes the
+first malformed line for the end of the headers: it misses all that follow, an opt-out for example. Here only that line
+is skipped.
 """
 
 import re
@@ -15,13 +15,13 @@ MAX_HEADERS = 100
 COLON = 0x3A
 MAX_INTERIM_HEADS = 10  # 100 Continue
 STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]+)[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
-# Any byte may stand in a value: who reads it decides, and an opt-out that cannot be read counts as one.
+# Any byte is allowed in a value: its reader decides, and an unreadable opt-out counts as one.
 HEADER_LINE = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[ \t]*(.*?)[ \t]*\r?\n", re.DOTALL)
-FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # goes on with the line before it (RFC 9112 5.2)
+FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # continues the previous line (RFC 9112 5.2)
 
 
 class Headers:
-    """Header values by name, whose case does not count; what `email.message.Message` is asked for, and no more."""
+    """Header values by case-insensitive name; the part of `email.message.Message` that is used."""
 
     def __init__(self, lines: list[tuple[str, str]] | None = None) -> None:
         self._values: dict[str, list[str]] = {}
@@ -41,7 +41,7 @@ class Headers:
         return self._values.get(name.lower(), default or [])
 
     def content_type(self) -> str:
-        """Content-Type without parameters, in lower case; text/plain for one that is none, "" where there is none."""
+        """Content-Type without parameters, in lower case; text/plain for an invalid one, "" if absent."""
         if "content-type" not in self._values:
             return ""
         kind = self.get("content-type").partition(";")[0].strip().lower()
@@ -49,7 +49,7 @@ class Headers:
 
 
 class Stream(Protocol):
-    """What a response is read from."""
+    """The stream that a response is read from."""
 
     def read(self, num_bytes: int, /) -> bytes: ...
 
@@ -59,8 +59,8 @@ class Stream(Protocol):
 class Response:
     """A head, and the stream from which the body is still to be read.
 
-    `is_plain` says that it is of HTTP/1.1, came without interim heads and has no line that others might read otherwise.
-    `is_spent` becomes true when exactly as many bytes were read as Content-Length says.
+    `is_plain`: it is HTTP/1.1, without interim heads and without any ambiguous line.
+    `is_spent` becomes true when exactly Content-Length bytes were read.
     """
 
     def __init__(self, fp: Stream, status: int, reason: str, headers: Headers, is_plain: bool = False) -> None:
@@ -71,8 +71,8 @@ class Response:
 def read_head(stream: Stream) -> Response:
     """The head of the final response; 100 Continue is skipped.
 
-    Refusal with rule connection_reset if nothing comes or the head breaks off, bad_response for another protocol, more
-    than 100 headers or a line of more than 64 KiB.
+    Refusal with rule connection_reset if there is no response or the head is incomplete, bad_response for another
+    protocol, more than 100 headers or a line of more than 64 KiB.
     """
     for num_interim in range(MAX_INTERIM_HEADS + 1):
         line = _line(stream)
@@ -88,10 +88,10 @@ def read_head(stream: Stream) -> Response:
 
 
 def may_stay_open(response: Response) -> bool:
-    """Whether its connection can take another request, once the body was read (RFC 9112 9.3), and its end is certain.
+    """Whether its connection can be reused once the body was read (RFC 9112 9.3), with a certain end of the body.
 
-    Stricter than the RFC: whatever two readers could disagree about ends the connection. What an answer left behind
-    would be taken for the next one.
+    Stricter than the RFC: any ambiguity ends the connection, since bytes left over from a response would be taken for
+    the next one.
     """
     headers = response.headers
     lengths = headers.get_all("Content-Length", [])
@@ -102,12 +102,12 @@ def may_stay_open(response: Response) -> bool:
 
 
 def _headers(stream: Stream) -> tuple[Headers, bool]:
-    """The header lines, and whether none of them is odd."""
+    """The header lines, and whether all of them are unambiguous."""
     is_plain = True
     lines: list[tuple[str, str]] = []
     can_go_on = False  # whether a folded line has a header before it
     while (line := _line(stream)) not in (b"\r\n", b"\n"):
-        is_plain = is_plain and line.find(b"\r") == len(line) - 2  # elsewhere some take it for the end of a line
+        is_plain = is_plain and line.find(b"\r") == len(line) - 2  # some parsers take a bare CR for the end of a line
         if not line.endswith(b"\n"):
             raise _breaks_off()
         if match := HEADER_LINE.fullmatch(line):
@@ -127,7 +127,7 @@ def _headers(stream: Stream) -> tuple[Headers, bool]:
 
 
 def _line(stream: Stream) -> bytes:
-    """The next line; without its end only where the stream has ended."""
+    """The next line; without a line end only at the end of the stream."""
     line = stream.readline(MAX_LINE_BYTES + 1)
     if len(line) > MAX_LINE_BYTES:
         raise Refusal("bad_response", f"a line of more than {MAX_LINE_BYTES} bytes in the head")

@@ -1,4 +1,4 @@
-"""How one host is treated by all URLs that lead to it: how often it is asked, how long it is waited for, when not."""
+"""Limits per host for all its URLs: request rate, connections, back-off, and giving up."""
 
 import email.utils
 import threading
@@ -10,8 +10,8 @@ from email.message import Message
 from pipelines.s1_download.http.guard import Refusal
 from pipelines.s1_download.http.head import Headers
 
-# Seconds before the first retry, by what went wrong; each further retry waits twice as long. A server that says it has
-# too much to do gets more time than a line that broke.
+# Seconds before the first retry, by error; each further retry waits twice as long. An overloaded server gets more time
+# than a broken connection.
 BACK_OFF_SECONDS = {
     "connection_reset": 0.5,
     "truncated_body": 0.5,
@@ -26,18 +26,18 @@ BACK_OFF_SECONDS = {
 
 
 def wait_before_retry(rule: str, headers: Message | Headers, attempt: int, now: datetime | None = None) -> float | None:
-    """Seconds to wait before trying again after `rule` ended attempt number `attempt` (from 0); None: do not.
+    """Seconds to wait before a retry after `rule` ended attempt number `attempt` (from 0); None: no retry.
 
-    What the server says in Retry-After, in seconds or as a date, counts instead of our own patience.
+    Retry-After of the server, in seconds or as a date, overrides our own back-off.
     """
     if rule not in BACK_OFF_SECONDS:
         return None
-    asked = retry_after(headers, now or datetime.now(UTC)) if rule.startswith("http_") else None
-    return BACK_OFF_SECONDS[rule] * 2**attempt if asked is None else asked
+    requested = retry_after(headers, now or datetime.now(UTC)) if rule.startswith("http_") else None
+    return BACK_OFF_SECONDS[rule] * 2**attempt if requested is None else requested
 
 
 def retry_after(headers: Message | Headers, now: datetime) -> float | None:
-    """Seconds from `now` that Retry-After asks to wait, 0 for a date that has passed; None if it says nothing."""
+    """Seconds from `now` given by Retry-After, 0 for a past date; None if it is absent or invalid."""
     value = str(headers.get("Retry-After", "")).strip()
     if value.isascii() and value.isdigit():
         return float(value[:9])
@@ -50,7 +50,7 @@ def retry_after(headers: Message | Headers, now: datetime) -> float | None:
 
 
 class HostGate:
-    """Lets a bounded number of requests to one host run at a time, and so many start per second."""
+    """Limits concurrent requests to one host, and their starts per second."""
 
     def __init__(self, connections: int, requests_per_second: float) -> None:
         self._slots = threading.BoundedSemaphore(connections)
@@ -72,10 +72,10 @@ class HostGate:
 
 
 class Breaker:
-    """Stops asking a host that does not answer.
+    """A circuit breaker for a host that does not respond.
 
-    After `max_failures` in a row one request goes out as a probe while others wait for its end. If it fails too, the
-    host is given up: everything after it is refused as `host_unavailable`. 0 failures never give up.
+    After `max_failures` in a row one request is sent as a probe while others wait for its end. If it fails too, the
+    host is given up: all later requests are refused as `host_unavailable`. 0: never give up.
     """
 
     def __init__(self, max_failures: int) -> None:
@@ -86,7 +86,7 @@ class Breaker:
         self._changed = threading.Condition()
 
     def admit(self, remaining: Callable[[], float]) -> None:
-        """Return when a request may go out; Refusal host_unavailable, or whatever `remaining` raises when it is 0.
+        """Wait until a request may be sent; Refusal host_unavailable, or whatever `remaining` raises when it is 0.
 
         Each admission must be followed by `answered` or `failed`.
         """
@@ -113,7 +113,7 @@ class Breaker:
             self._changed.notify_all()
 
     def undecided(self) -> None:
-        """The request ended without saying anything about the host."""
+        """The request ended without evidence about the host."""
         with self._changed:
             self._is_probing = False
             self._changed.notify_all()

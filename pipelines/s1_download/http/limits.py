@@ -1,4 +1,4 @@
-"""What one URL may cost: caps, deadlines, and the clock that holds them."""
+"""Limits of one URL: sizes, deadlines, and the clock that enforces them."""
 
 import time
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pipelines.s1_download.http.guard import Refusal
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps and deadlines of one URL. Sizes are of the body, on the wire and unpacked alike."""
+    """Size limits and deadlines of one URL. Sizes are of the body, compressed and decompressed."""
 
     max_bytes: int = 32 << 20
     max_ratio: float = 200.0
@@ -18,19 +18,19 @@ class Limits:
     min_bytes_per_second: float = 8192.0
     rate_grace_seconds: float = 5.0  # the rate counts from the first byte on, after this
     max_redirects: int = 5
-    retries: int = 1  # of what may pass: see hosts.BACK_OFF_SECONDS
+    retries: int = 1  # of transient errors: see hosts.BACK_OFF_SECONDS
     host_connections: int = 8
     host_requests_per_second: float = 20.0
-    host_max_failures: int = 10  # in a row without an answer, then the host is given up; 0: never
+    host_max_failures: int = 10  # in a row without a response, then the host is given up; 0: never
 
     @property
     def body(self) -> BodyLimits:
-        """What holds for the body."""
+        """The limits of the body."""
         return BodyLimits(self.max_bytes, self.max_ratio)
 
 
 class Clock:
-    """The time one URL has left, and how fast its bytes come."""
+    """The remaining time of one URL, and its transfer rate."""
 
     def __init__(self, limits: Limits) -> None:
         self.connect_seconds = limits.connect_seconds

@@ -1,9 +1,9 @@
-"""What all download processes of one machine know of host names: one small database in the user's temporary folder.
+"""A cache of resolved names for all download processes of one machine: a small database in the user's temporary folder.
 
-A part's child may be killed and started again, and several parts run side by side: none of them should ask again what
-another has learnt. Only answers are kept (addresses, "no such name"), never failures that may pass. What is read here
-is judged like any answer, so whoever could write to it could mislead us to public addresses at most; still nobody else
-can, or it is not used. A store that fails is a store less: names are asked for as if there were none.
+A part's child may be killed and restarted, and several parts run side by side: none of them should repeat a query of
+another. Only answers are cached (addresses, "no such name"), never transient failures. Cached addresses are checked
+like any answer, so a manipulated cache could redirect to public addresses at most; still it is only used if nobody else
+can write to it. If the cache fails, names are queried without it.
 """
 
 import contextlib
@@ -25,14 +25,14 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 BUSY_SECONDS = 2.0
 POLL_SECONDS = 0.02
-LOCK_BYTES = 1 << 40  # a host's lock is one byte of a file that stays empty; two hosts share one once in 10^12 pairs
+LOCK_BYTES = 1 << 40  # a host's lock is one byte of a file that stays empty; a collision once in 10^12 pairs
 CREATE = "CREATE TABLE IF NOT EXISTS names (host TEXT PRIMARY KEY, answer TEXT, holds_until REAL) WITHOUT ROWID"
 
 Answer = list[str] | OSError
 
 
 class NameStore:
-    """Answers by host, shared by every process that opens the same file. Safe to share between threads."""
+    """Answers by host, shared by every process that opens the same file. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
@@ -40,12 +40,12 @@ class NameStore:
         self._connection = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         with self._locked(LOCK_BYTES, BUSY_SECONDS):  # two processes that create it at once would fail as "locked"
             self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = OFF")  # after a crash of the machine, one asks again
+            self._connection.execute("PRAGMA synchronous = OFF")  # after a crash of the machine names are queried again
             self._connection.execute(CREATE)
             self._connection.execute("DELETE FROM names WHERE holds_until < ?", (time.time(),))
 
     def get(self, host: str) -> tuple[Answer, float] | None:
-        """The answer for `host` and for how many seconds it still holds; None if no process has one that does."""
+        """The valid answer for `host` and its remaining seconds; None if there is none."""
         try:
             with self._lock:
                 query = "SELECT answer, holds_until FROM names WHERE host = ?"
@@ -59,7 +59,7 @@ class NameStore:
         return (found if isinstance(found, list) else socket.gaierror(found["errno"], found["text"])), seconds
 
     def put(self, host: str, answer: Answer, seconds: float) -> None:
-        """Let every process know that `answer` holds for `seconds`."""
+        """Store an `answer` that is valid for `seconds`."""
         value = {"errno": answer.errno, "text": answer.strerror} if isinstance(answer, OSError) else answer
         row = (host, json.dumps(value), time.time() + seconds)
         try:
@@ -69,9 +69,9 @@ class NameStore:
             logger.warning("name_store=unwritable error=%s", error)
 
     def asking(self, host: str, seconds: float) -> contextlib.AbstractContextManager[None]:
-        """While the block runs, other processes wait for what it learns of `host`, but at most `seconds` of theirs.
+        """A lock on `host`: other processes wait for the result of the block, at most `seconds` each.
 
-        The kernel lifts the lock of a process that dies. Threads of one process must keep apart by themselves.
+        The kernel releases the lock of a process that dies. Threads of one process need a lock of their own.
         """
         return self._locked(int.from_bytes(hashlib.sha256(host.encode()).digest()[:8]) % LOCK_BYTES, seconds)
 
@@ -97,9 +97,9 @@ class NameStore:
 
 
 def open_name_store(name_servers: Sequence[str], folder: Path | None = None) -> NameStore | None:
-    """The store of this machine and user for what these name servers say, or one of its own in `folder`.
+    """The cache of this machine and user for these name servers, or a separate one in `folder`.
 
-    None, and a warning, where it cannot be opened or where others could write to it.
+    None, and a warning, if it cannot be opened or others could write to it.
     """
     try:
         folder = folder or _private_folder()

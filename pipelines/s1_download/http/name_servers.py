@@ -1,8 +1,8 @@
-"""Asking given name servers, without root: what `/etc/resolv.conf` says is the machine's affair, this is the job's.
+"""Queries to given name servers instead of those in `/etc/resolv.conf`, without root.
 
-dnspython builds, parses and matches messages; here is only what a crawler asks and what it makes of the answers. A and
-AAAA of a name go out together, over one socket of its own (so its port is random too) that is connected, so that the
-kernel drops what anybody else sends. What does not answer the question is not an answer: we go on listening.
+dnspython builds, parses and matches messages; here are the queries of a crawler and the interpretation of the answers.
+A and AAAA of a name are sent together, over a new socket (with a random port) that is connected, so that the kernel
+drops packets of other senders. Messages that do not answer the query are ignored.
 """
 
 import socket
@@ -17,7 +17,7 @@ import dns.query
 import dns.rcode
 import dns.rdatatype
 
-ANSWER_SECONDS = 2.0  # that one server may take before the next one is asked
+ANSWER_SECONDS = 2.0  # for one server before the next one is queried
 QUESTION_TYPES = (dns.rdatatype.A, dns.rdatatype.AAAA)
 MAX_DATAGRAM_BYTES = 65_535
 
@@ -25,10 +25,10 @@ MAX_DATAGRAM_BYTES = 65_535
 def ask_name_servers(
     servers: Sequence[tuple[str, int]], host: str, timeout_seconds: float
 ) -> tuple[list[str], float | None]:
-    """Every address of `host`, A before AAAA, and for how many seconds they hold, from the first server that knows.
+    """Every address of `host`, A before AAAA, and how many seconds they are valid, from the first server that answers.
 
-    Raises socket.gaierror EAI_NONAME (no such name, or a chain of aliases without an end) or EAI_NODATA (a name without
-    addresses), else an OSError that says what the last server did: that may pass.
+    Raises socket.gaierror EAI_NONAME (no such name, or an endless chain of aliases) or EAI_NODATA (a name without
+    addresses), else an OSError with the transient failure of the last server.
     """
     try:
         name = dns.name.from_text(host)
@@ -52,7 +52,7 @@ def ask_name_servers(
 
 
 def _exchange(server: tuple[str, int], name: dns.name.Name, deadline: float) -> list[dns.message.Message]:
-    """What `server` answers to both questions, or to one of them if the other stays without an answer."""
+    """The answers of `server` to both queries, or to one of them if the other is not answered."""
     waiting = [dns.message.make_query(name, question_type) for question_type in QUESTION_TYPES]
     answers: list[dns.message.Message] = []
     family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
@@ -68,11 +68,11 @@ def _exchange(server: tuple[str, int], name: dns.name.Name, deadline: float) -> 
                 if answers:
                     break
                 raise
-            asked = next((query for query in waiting if answer and query.is_response(answer)), None)
-            if asked is not None and answer is not None:
-                waiting.remove(asked)
-                answers.append(_whole(asked, answer, server, deadline))
-            elif time.monotonic() >= deadline:  # a flood of what is no answer must not keep us
+            answered_query = next((query for query in waiting if answer and query.is_response(answer)), None)
+            if answered_query is not None and answer is not None:
+                waiting.remove(answered_query)
+                answers.append(_whole(answered_query, answer, server, deadline))
+            elif time.monotonic() >= deadline:  # a flood of other messages must not delay us
                 break
     if not answers:
         raise TimeoutError("the name server sent nothing that answers the question")
@@ -80,7 +80,7 @@ def _exchange(server: tuple[str, int], name: dns.name.Name, deadline: float) -> 
 
 
 def _parse(wire: bytes) -> dns.message.Message | None:
-    """The message in a datagram, None if there is none."""
+    """The message in a datagram, None if it is malformed."""
     try:
         return dns.message.from_wire(wire, raise_on_truncation=True)
     except dns.message.Truncated as error:
@@ -93,7 +93,7 @@ def _parse(wire: bytes) -> dns.message.Message | None:
 def _whole(
     query: dns.message.Message, answer: dns.message.Message, server: tuple[str, int], deadline: float
 ) -> dns.message.Message:
-    """`answer`, asked for again over TCP if it did not fit in a datagram."""
+    """`answer`, queried again over TCP if it did not fit in a datagram."""
     if not answer.flags & dns.flags.TC:
         return answer
     try:
@@ -103,7 +103,7 @@ def _whole(
 
 
 def _addresses(answers: Sequence[dns.message.Message]) -> tuple[list[str], float | None]:
-    """The addresses in all answers and how long they hold; else the error that says most."""
+    """The addresses in all answers and how long they are valid; else the most specific error."""
     found: dict[dns.rdatatype.RdataType, list[str]] = {}
     seconds: list[int] = []
     failures: list[str] = []

@@ -1,8 +1,7 @@
-"""Opt-out signals in response headers: what a site says about use of its files by machines.
+"""Opt-out signals in response headers: reservations of a site about machine use of its files.
 
-Read more strictly than img2dataset does, which takes the text before the first colon for the name of a crawler and so
-misses `X-Robots-Tag: noai, unavailable_after: 1 Jan 2027`. Who writes such a header means something by it: where we
-cannot read it, it counts as an opt-out.
+Interpreted more strictly than by img2dataset, which takes the text before the first colon for the name of a crawler and
+so misses `X-Robots-Tag: noai, unavailable_after: 1 Jan 2027`. A header that cannot be parsed counts as an opt-out.
 """
 
 import re
@@ -20,9 +19,9 @@ MAX_VALUE_CHARACTERS = 4096
 def opt_out_signal(headers: Message | Headers, user_agent_token: str, directives: Collection[str]) -> str:
     """The header that opts out, as "name: directive", or "" if none does.
 
-    `X-Robots-Tag` counts if a directive of ours is meant for everyone, for "*" or for `user_agent_token`, or if it
-    cannot be read. `tdm-reservation` counts unless it is 0, `Content-Usage` (IETF AI preferences) if it reserves
-    training. Nothing counts where no directives are honoured at all.
+    `X-Robots-Tag` counts if one of `directives` applies to all crawlers, to "*" or to `user_agent_token`, or if it
+    cannot be parsed. `tdm-reservation` counts unless it is 0, `Content-Usage` (IETF AI preferences) if it reserves
+    training. Without `directives` nothing counts.
     """
     if not directives:
         return ""
@@ -42,8 +41,8 @@ def opt_out_signal(headers: Message | Headers, user_agent_token: str, directives
 def usage_signal(value: str) -> str:
     """The preference in a Content-Usage or Content-Signal value that reserves training, or "".
 
-    `train-ai`, `train-genai` and `ai-train` speak of it; `bots` speaks for them where they are silent. A value that is
-    neither y or yes nor n or no cannot be read and counts.
+    `train-ai`, `train-genai` and `ai-train` are about training; `bots` applies where they are absent. A value other
+    than y, yes, n or no is invalid and counts.
     """
     stated: dict[str, str] = {}
     for item in value.lower().split(","):
@@ -57,7 +56,7 @@ def usage_signal(value: str) -> str:
 
 
 def _scoped_directives(value: str) -> list[tuple[str, str]]:
-    """(crawler or "", directive) of every directive; a crawler's name holds for what follows it."""
+    """(crawler or "", directive) of every directive; a crawler's name applies to the directives after it."""
     if len(value) > MAX_VALUE_CHARACTERS:
         return [("", UNREADABLE)]
     token, found, valued = "", [], ""
@@ -67,7 +66,7 @@ def _scoped_directives(value: str) -> list[tuple[str, str]]:
             continue  # the rest of a date like "Wed, 25 Jun 2030 15:00:00 GMT"
         valued = ""
         if not name and not colon:
-            continue  # an empty element of a list says nothing
+            continue  # an empty list element
         if colon and name not in VALUED_DIRECTIVES:
             token, (name, _, rest) = name, (text.strip() for text in rest.partition(":"))
             if not NAME.fullmatch(token):

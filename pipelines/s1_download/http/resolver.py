@@ -1,9 +1,8 @@
-"""A caching resolver without root: one question per host and machine, and no host lost to a name server's bad moment.
+"""A caching resolver without root: one query per host and machine, and no host lost to a transient failure.
 
-By default the system's own resolver is asked (so /etc/hosts, search domains and a local cache keep their meaning), or
-the name servers that the job names (`name_servers.py`). What both lack is a memory, here and shared by all processes of
-the machine (`name_store.py`): a source names a host many times, and name servers answer SERVFAIL under load, which must
-not be taken for "no such name".
+By default the system's resolver is used (with /etc/hosts, search domains and a local cache), or the name servers that
+the job gives (`name_servers.py`). Both lack a cache shared by all processes of the machine (`name_cache.py`): a host
+occurs many times in a source, and name servers answer SERVFAIL under load, which must not be taken for "no such name".
 """
 
 import contextlib
@@ -19,39 +18,39 @@ from pipelines.s1_download.http.guard import Policy, Refusal, Target, check_addr
 from pipelines.s1_download.http.name_cache import Answer, NameStore, open_name_store
 
 PERMANENT_ERRORS = {getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA") if hasattr(socket, name)}
-# (host, timeout in seconds) -> addresses and how long they hold in seconds, if that is known; OSError if none.
+# (host, timeout in seconds) -> addresses and their validity in seconds, if known; OSError if none.
 Ask = Callable[[str, float], tuple[list[str], float | None]]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """How long answers are remembered, and how hard a question is asked again.
+    """How long answers are cached, and the retry policy of queries.
 
-    A failure that may pass is remembered for `failure_seconds`: whoever wants the host meanwhile waits, then asks
-    again. So no URL is lost unless its host failed after the URL came. A host that has failed `patience` times so is
-    refused at once for `broken_seconds`, unless it failed in an outage of all hosts that is now over.
+    A transient failure is cached for `failure_seconds`: requests for the host wait that long, then query again. So no
+    URL is lost unless its host failed after the URL was requested. A host that has failed `patience` times is refused
+    at once for `broken_seconds`, unless it failed in an outage of all hosts that is over.
     """
 
-    min_seconds: float = 3600.0  # an address holds at least this long, whatever its time to live
+    min_seconds: float = 3600.0  # minimum validity of an address, whatever its TTL
     max_seconds: float = 86_400.0
     no_such_name_seconds: float = 3600.0
     failure_seconds: float = 5.0
     patience: int = 3
     broken_seconds: float = 60.0
-    outage_failures: int = 10  # in a row, of whatever hosts: then it is not the hosts
-    # Of a failure that may pass, at once. Where each question fails with a probability of 5 %, two retries lose one
-    # host in 8,000 and four one in three million.
+    outage_failures: int = 10  # in a row, over all hosts: then it is an outage
+    # Immediate retries of a transient failure. If each query fails with a probability of 5 %, two retries lose one host
+    # in 8,000 and four one in three million.
     retries: int = 4
     retry_wait_seconds: float = 0.25  # doubles
-    # A name server in trouble must not get the whole load again: all retries together are at most this fraction of all
-    # questions, with some to begin with.
+    # An overloaded name server must not get the whole load again: all retries are at most this fraction of all queries,
+    # plus an initial allowance.
     max_retry_fraction: float = 0.1
     free_retries: int = 50
 
 
 @dataclass
 class _Entry:
-    """What is known of one host. `num_failures` in a row may pass; `failed_at` is when the last one came."""
+    """The cache entry of one host. `num_failures` transient ones in a row; `failed_at` is the time of the last one."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     answer: Answer | None = None
@@ -61,7 +60,7 @@ class _Entry:
 
 
 class Resolver:
-    """Addresses of host names. Safe to share between threads: those that want the same host wait for one answer."""
+    """Addresses of host names. Thread-safe: threads that need the same host wait for one answer."""
 
     def __init__(
         self,
@@ -79,9 +78,9 @@ class Resolver:
         self._outage_ended_at = float("-inf")
 
     def addresses(self, host: str, timeout_seconds: float) -> list[str]:
-        """Every address of `host`, at least one; Refusal with rule dns_failed, at the latest when time is up.
+        """Every address of `host`, at least one; Refusal with rule dns_failed, at the latest at the timeout.
 
-        A host that is an address, however it is spelt, is not asked for.
+        A host that is an address, in any spelling, is not queried.
         """
         if address := numeric_address(host):
             return [address]
@@ -102,7 +101,7 @@ class Resolver:
         return answer
 
     def _known(self, entry: _Entry, deadline: float) -> Answer | None:
-        """The answer that still holds, or None if it is time to ask; what may have passed is waited out first."""
+        """The valid answer, or None if a query is due; the wait after a transient failure comes first."""
         if entry.answer is None or self._now() >= entry.holds_until:
             return None
         if entry.num_failures > 0:
@@ -126,11 +125,11 @@ class Resolver:
         entry.holds_until = now + seconds
 
     def _look_up(self, host: str, deadline: float) -> tuple[Answer, float]:
-        """What this machine knows of `host`, asked for by one of its processes, and for how many seconds it holds."""
+        """The answer for `host`, queried by one process of this machine, and its validity in seconds."""
         store = self._store
         if store is None:
             return self._answer(host, deadline)
-        # Half of the time is kept for asking, should the other process fail to learn anything.
+        # Half of the time is reserved for a query of our own, should that of the other process fail.
         with contextlib.nullcontext() if store.get(host) else store.asking(host, (deadline - self._now()) / 2):
             if known := store.get(host):
                 return known
@@ -140,7 +139,7 @@ class Resolver:
             return answer, seconds
 
     def _answer(self, host: str, deadline: float) -> tuple[Answer, float]:
-        """What asking for `host` says, and for how many seconds it holds."""
+        """The answer to a query for `host`, and its validity in seconds."""
         memory, attempt = self._memory, 0
         while True:
             with self._lock:
@@ -177,12 +176,12 @@ class Resolver:
 
 
 def _may_pass(answer: Answer) -> bool:
-    """Whether it is a failure that says nothing about the name."""
+    """Whether it is a transient failure, not a statement about the name."""
     return isinstance(answer, OSError) and answer.errno not in PERMANENT_ERRORS
 
 
 def numeric_address(host: str) -> str:
-    """The address that `host` spells, also in decimal, octal, hex or with parts left out; "" if it is a name."""
+    """The address that `host` denotes, also in decimal, octal, hex or abbreviated form; "" if it is a name."""
     host = host.rstrip(".")
     try:
         return str(ipaddress.ip_address(host))
@@ -208,14 +207,14 @@ def parse_name_server(text: str) -> tuple[str, int]:
 
 
 def open_resolver(name_servers: Sequence[str], folder: Path | None = None) -> Resolver:
-    """A resolver that asks `name_servers`, or the system if there are none, and shares what it learns.
+    """A resolver that queries `name_servers`, or the system if there are none, with a shared cache.
 
-    With all processes of this user on this machine, or only with those that give the same `folder`.
+    It is shared with all processes of this user on this machine, or only with those that give the same `folder`.
     """
     store = open_name_store(name_servers, folder)
     if not name_servers:
         return Resolver(store=store)
-    # Only now: dnspython takes 0.1 s to import.
+    # Imported here: dnspython takes 0.1 s.
     from pipelines.s1_download.http.name_servers import ask_name_servers
 
     servers = [parse_name_server(text) for text in name_servers]
@@ -231,7 +230,7 @@ def resolve(target: Target, policy: Policy, resolver: Resolver, timeout_seconds:
 
 
 def ask_system(host: str, timeout_seconds: float) -> tuple[list[str], None]:
-    """What getaddrinfo says, which tells no time to live; OSError, also if it takes longer than `timeout_seconds`."""
+    """The answer of getaddrinfo, without a TTL; OSError, also if it takes longer than `timeout_seconds`."""
     outcome: list[list[str] | OSError] = []
 
     def look_up() -> None:
@@ -240,10 +239,10 @@ def ask_system(host: str, timeout_seconds: float) -> tuple[list[str], None]:
             outcome.append([str(item[4][0]) for item in found])
         except OSError as error:
             outcome.append(error)
-        except UnicodeError as error:  # a label that no name server could be asked for
+        except UnicodeError as error:  # a label that cannot be queried
             outcome.append(socket.gaierror(socket.EAI_NONAME, str(error)))
 
-    # getaddrinfo has no timeout of its own; a daemon thread is left behind rather than waited for.
+    # getaddrinfo has no timeout; a daemon thread is abandoned rather than waited for.
     thread = threading.Thread(target=look_up, daemon=True)
     thread.start()
     thread.join(max(0.0, timeout_seconds))

@@ -1,7 +1,7 @@
-"""robots.txt as RFC 9309 reads it: which paths of a site a crawler of our name may ask for, and for what use.
+"""robots.txt by RFC 9309: the paths of a site that our crawler may request, and for what use.
 
-Python's own robotparser knows neither wildcards nor the longest match and takes the first rule that fits, so a site's
-`Allow: /photos/` behind `Disallow: /` would be read the wrong way round.
+Python's robotparser supports neither wildcards nor the longest match and takes the first matching rule, so a site's
+`Allow: /photos/` after `Disallow: /` would be ignored.
 """
 
 import re
@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from pipelines.s1_download.http.guard import Refusal, Target
 from pipelines.s1_download.http.opt_out import usage_signal
 
-MAX_ROBOTS_BYTES = 500 << 10  # RFC 9309 2.5: at least this much must be read; what follows is ignored
-ASK_AGAIN_SECONDS = 60.0  # after a site has failed to answer
+MAX_ROBOTS_BYTES = 500 << 10  # RFC 9309 2.5: at least this much must be read; the rest is ignored
+ASK_AGAIN_SECONDS = 60.0  # after a site failed to respond
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line that holds for us: `pattern` is normalised, `text` is what the ledger quotes."""
+    """One line that applies to us: `pattern` is normalised, `text` is quoted in the ledger."""
 
     pattern: str
     allows: bool
     text: str
 
     def matches(self, path: str) -> bool:
-        """Whether `path` begins as the pattern says; in linear time, because patterns are untrusted."""
+        """Whether `path` matches the pattern; in linear time, because patterns are untrusted."""
         ends = self.pattern.endswith("$")
         first, *others = (self.pattern[:-1] if ends else self.pattern).split("*")
         if not others:
@@ -45,7 +45,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Robots:
-    """What a site asks of a crawler of our name. Without rules everything is allowed."""
+    """The rules of a site for our crawler. Without rules everything is allowed."""
 
     rules: tuple[Rule, ...] = ()
 
@@ -65,10 +65,10 @@ class Robots:
 
 
 def parse_robots(body: bytes, token: str, honours_usage: bool = True) -> Robots:
-    """What `body` asks of the crawler called `token`: all groups that name it, else all groups for `*`.
+    """The rules in `body` for the crawler `token`: all groups that name it, else all groups for `*`.
 
-    Lines that are no rules are skipped, as the RFC asks. `Content-Usage` (IETF AI preferences) and `Content-Signal`
-    lines that reserve training count as `Disallow` of the path they name, or of everything.
+    Lines that are not rules are skipped, as the RFC requires. `Content-Usage` (IETF AI preferences) and
+    `Content-Signal` lines that reserve training count as `Disallow` of the path they name, or of everything.
     """
     ours: list[Rule] = []
     wildcard_groups: list[Rule] = []
@@ -108,9 +108,9 @@ def _product(value: str) -> str:
 
 
 def normalised(path: str) -> str:
-    """A path with one spelling of each octet: escaped where it must be, not escaped where it need not be.
+    """A path with a canonical spelling of each octet: escaped only where necessary.
 
-    An escaped delimiter stays apart from the plain one, as does an escaped `*` or `$`.
+    An escaped delimiter stays distinct from the plain one, as does an escaped `*` or `$`.
     """
     pieces = re.split(r"(%[0-9A-Fa-f]{2})", path)
     return "".join(_octet(piece) if index % 2 else _escaped(piece) for index, piece in enumerate(pieces))
@@ -128,7 +128,7 @@ def _escaped(piece: str) -> str:
 
 @dataclass
 class _Entry:
-    """What is known of one site. `failures` counts answers that were none, until `ask_again_at`."""
+    """The cache entry of one site. `failures` counts unusable responses, until `ask_again_at`."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     robots: Robots | None = None
@@ -138,7 +138,7 @@ class _Entry:
 
 
 class RobotsCache:
-    """Every site's robots.txt, asked for once per process. Safe to share between threads."""
+    """Every site's robots.txt, fetched once per process. Thread-safe."""
 
     def __init__(
         self, token: str, honours_usage: bool = True, tries: int = 2, now: Callable[[], float] = time.monotonic
@@ -150,9 +150,9 @@ class RobotsCache:
     def check(self, target: Target, fetch: Callable[[str], tuple[int, bytes]]) -> str:
         """ "allowed" or "no_file"; Refusal with rule robots_disallowed or robots_unreachable.
 
-        `fetch` gives status and body of a URL, following redirects. A status of 4xx says that there is no file
-        (RFC 9309 2.3.1.3), any other but 2xx that all is forbidden (2.3.1.4). What `fetch` raises goes on to the
-        caller and is not remembered.
+        `fetch` returns status and body of a URL, following redirects. A status of 4xx means that there is no file
+        (RFC 9309 2.3.1.3), any other but 2xx that everything is forbidden (2.3.1.4). Exceptions of `fetch` are
+        propagated and not cached.
         """
         site = target.url[: target.url.index("/", len(target.scheme) + 3)]
         with self._lock:

@@ -1,7 +1,7 @@
-"""How bytes come in: one guarded exchange, counted and timed, and the urllib opener that puts it under all of urllib.
+"""The HTTP transport: one guarded exchange, counted and timed, and the urllib opener that uses it.
 
 Every limit holds for the URL as a whole: redirects, retries, name resolution, headers sent byte by byte and bodies that
-grow when unpacked all count against the same deadline and the same caps.
+expand all count against the same deadline and the same limits.
 """
 
 import threading
@@ -26,7 +26,7 @@ from pipelines.s1_download.http.resolver import Resolver, resolve
 from pipelines.s1_download.http.robots import MAX_ROBOTS_BYTES, RobotsCache
 from x2vlm.errors import ConfigError
 
-# A host that ends so has cost seconds and given nothing. An error status costs little and counts as an answer.
+# Failures that cost seconds without a response. An error status costs little and counts as a response.
 SILENT_RULES = ("connect_failed", "deadline_exceeded", "too_slow")
 
 NO_TALK_RULES = (
@@ -42,7 +42,7 @@ NO_TALK_RULES = (
 
 @dataclass(frozen=True)
 class CrawlerPolicy:
-    """Who we say we are and what we let a site forbid."""
+    """Crawler policy: user agent, the robots.txt and opt-out rules that are obeyed, and the deny list."""
 
     user_agent: str
     user_agent_token: str
@@ -53,7 +53,7 @@ class CrawlerPolicy:
 
 @dataclass
 class Outcome:
-    """What became of one URL: body is None unless status is "ok", else status is the rule that refused it."""
+    """The result of one URL: body is None unless status is "ok", else status is the rule that refused it."""
 
     url: str
     status: str = "ok"
@@ -62,13 +62,13 @@ class Outcome:
     http_status: int = 0
     content_type: str = ""
     opt_out: str = ""
-    robots: str = ""  # "allowed", "no_file", or "" where robots.txt was not asked for
+    robots: str = ""  # "allowed", "no_file", or "" if robots.txt was not requested
     headers: Headers = field(default_factory=Headers)
     body: bytes | None = None
 
 
 class Fetcher:
-    """Fetches URLs under one policy. Safe to share between threads; holds resolved names and each host's queue."""
+    """Fetches URLs under one policy. Thread-safe; it has resolved names and each host's queue."""
 
     def __init__(
         self, policy: Policy, limits: Limits, crawler_policy: CrawlerPolicy, resolver: Resolver | None = None
@@ -87,7 +87,7 @@ class Fetcher:
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> Outcome:
-        """What became of `url`. Never raises Refusal: that is in the outcome."""
+        """The outcome of `url`. Never raises Refusal: that is in the outcome."""
         outcome = Outcome(url)
         try:
             host = parse_target(url).host
@@ -112,15 +112,15 @@ class Fetcher:
                 wait = wait_before_retry(refusal.rule, outcome.headers, attempt)
                 if wait is None or attempt == self._limits.retries or wait >= clock.remaining():
                     raise
-                # Within 5 s the kernel has knocked three times, at 0, 1 and 3 s.
+                # Within 5 s the kernel has sent three SYNs, at 0, 1 and 3 s.
                 if refusal.rule == "connect_failed" and time.monotonic() - began >= clock.connect_seconds:
                     raise
                 time.sleep(wait)
 
     def _fetch_robots(self, url: str, clock: Clock) -> tuple[int, bytes]:
-        """Status and first bytes of a robots.txt, within the time of the URL that asks; 0 where no answer can be read.
+        """Status and first bytes of a robots.txt, within the time of the requesting URL; 0 if unreadable.
 
-        Refusal if not even its host can be talked to: then the URL itself fails for that reason, not for its manners.
+        Refusal if its host cannot be contacted: then the URL fails for that reason, not because of the crawler policy.
         """
         outcome = Outcome(url)
         limits = BodyLimits(MAX_ROBOTS_BYTES, self._limits.max_ratio, cuts_long_bodies=True)
@@ -128,7 +128,7 @@ class Fetcher:
             self._follow(outcome, clock, limits, asks_robots=False)
         except Refusal as refusal:
             if refusal.rule == "too_many_redirects":
-                return 404, b""  # RFC 9309 2.3.1.2: may be taken for a file that is not there
+                return 404, b""  # RFC 9309 2.3.1.2: may be treated as a missing file
             if refusal.rule in NO_TALK_RULES and outcome.final_url == url:
                 raise
             return refusal.http_status, b""
@@ -151,7 +151,7 @@ class Fetcher:
         raise Refusal("too_many_redirects", f"more than {self._limits.max_redirects}", outcome.http_status)
 
     def _exchange(self, target: Target, outcome: Outcome, clock: Clock, limits: BodyLimits) -> str | None:
-        """Fill `outcome` from one request, or learn that its host is silent; the address of a redirect."""
+        """Fill `outcome` from one request, with the state of its host; the URL of a redirect."""
         with self._lock:
             breaker = self._breakers[target.host, target.port]
         breaker.admit(clock.remaining)
@@ -171,7 +171,7 @@ class Fetcher:
         return location
 
     def _request(self, target: Target, outcome: Outcome, clock: Clock, limits: BodyLimits) -> str | None:
-        # Judged for every request, also where a connection is open already.
+        # Checked for every request, also if a connection is open already.
         addresses = resolve(target, self._policy, self._resolver, min(clock.remaining(), 2 * clock.connect_seconds))
         idle = self._connections.take(target, addresses)
         try:
@@ -179,7 +179,7 @@ class Fetcher:
                 try:
                     return self._ask(idle, target, outcome, clock, limits, is_first=False)
                 except ConnectionClosed:
-                    pass  # it was about to close, and RFC 9112 9.3.1 lets us ask again: once, on a new one
+                    pass  # it was about to close, and RFC 9112 9.3.1 allows one retry on a new one
             return self._ask(connect(target, addresses, clock), target, outcome, clock, limits)
         finally:
             self._connections.done(target)
@@ -193,7 +193,7 @@ class Fetcher:
         limits: BodyLimits,
         is_first: bool = True,
     ) -> str | None:
-        """Send the request over `connection` and fill `outcome` from the answer; the address of a redirect."""
+        """Send the request over `connection` and fill `outcome` from the response; the URL of a redirect."""
         of_this = self._limits
         if limits.max_bytes != of_this.max_bytes:
             of_this = replace(of_this, max_bytes=limits.max_bytes)
@@ -202,7 +202,7 @@ class Fetcher:
         try:
             watched.sendall(request_head(target, self._crawler_policy.user_agent))
             response = read_head(watched)
-            if response.status == 408 and not is_first:  # said to a silence, and crossed by our request
+            if response.status == 408 and not is_first:  # a timeout of the idle connection that crossed our request
                 raise ConnectionClosed
             location = self._read(response, watched, outcome, clock, limits)
             stays_open = location is None and may_stay_open(response) and not watched.has_more
@@ -221,17 +221,17 @@ class Fetcher:
     def _read(
         self, response: Response, watched: WatchedSocket, outcome: Outcome, clock: Clock, limits: BodyLimits
     ) -> str | None:
-        """Fill `outcome` from `response`; the address of a redirect. Refusal for what is not wanted of it."""
+        """Fill `outcome` from `response`; the URL of a redirect. Refusal if it is not acceptable."""
         outcome.http_status, outcome.headers = response.status, response.headers
         outcome.content_type = response.headers.content_type()
         location = response.headers.get("Location")
         if response.status in (301, 302, 303, 307, 308) and location:
             return location
-        if not 200 <= response.status < 300 or response.status == 206:  # a part that nobody asked for
+        if not 200 <= response.status < 300 or response.status == 206:  # an unrequested range
             raise Refusal(f"http_{response.status}", response.reason[:200], response.status)
         watched.expect_body()
         crawler_policy, taken = self._crawler_policy, 0
-        if not limits.cuts_long_bodies:  # of robots.txt: what its own headers say of indexing it is no matter
+        if not limits.cuts_long_bodies:  # not robots.txt, whose own indexing headers are irrelevant
             outcome.opt_out = opt_out_signal(
                 response.headers, crawler_policy.user_agent_token, crawler_policy.directives
             )
@@ -243,7 +243,7 @@ class Fetcher:
             began = time.monotonic()
             try:
                 self._body_memory.take(num_bytes, clock.remaining)
-            except Refusal:  # the host did nothing wrong
+            except Refusal:  # not the fault of the host
                 raise Refusal("out_of_memory", "no room for a large body before the deadline") from None
             taken += num_bytes
             watched.pause(time.monotonic() - began)
@@ -257,11 +257,11 @@ class Fetcher:
 
 
 class ConnectionClosed(Exception):
-    """A connection that was open already came to its end without an answer to what was asked."""
+    """A reused connection was closed without a response to the request."""
 
 
 def request_head(target: Target, user_agent: str) -> bytes:
-    """A GET request. Nothing in it can end its line: a target is quoted, a user agent checked."""
+    """A GET request. No line can be injected: a target is quoted, a user agent checked."""
     host = target.url[len(target.scheme) + 3 :].partition("/")[0]
     return (
         f"GET {target.path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {user_agent}\r\n"
@@ -270,7 +270,7 @@ def request_head(target: Target, user_agent: str) -> bytes:
 
 
 def _joined(target: Target, location: str) -> str:
-    """The address a redirect leads to; Refusal url_malformed for what cannot even be joined."""
+    """The URL of a redirect; Refusal url_malformed if it cannot be joined."""
     try:
         return urllib.parse.urljoin(target.url, location)
     except ValueError as error:
@@ -287,18 +287,18 @@ class GuardedHandler(urllib.request.BaseHandler):
         outcome = self._fetch(request.full_url)
         if outcome.body is None:
             raise Refusal(outcome.status, outcome.reason, outcome.http_status)
-        body, outcome.body = outcome.body, None  # whoever reads the answer holds the only copy
+        body, outcome.body = outcome.body, None  # the answer has the only copy
         return Answer(outcome.final_url, outcome.http_status, outcome.headers, body)
 
 
 class Answer:
-    """What `urlopen` gives of a response, whose body is here already. urllib's own costs 8 us more to make."""
+    """The response object of `urlopen`, with a complete body. urllib's own costs 8 us more to create."""
 
     def __init__(self, url: str, status: int, headers: Headers, body: bytes) -> None:
         self.url, self.status, self.headers, self._body = url, status, headers, body
 
     def read(self) -> bytes:
-        """What is left of the body: all of it, then nothing."""
+        """The body at the first call, then nothing."""
         body, self._body = self._body, b""
         return body
 
@@ -310,9 +310,9 @@ class Answer:
 
 
 def guarded_opener(fetch: Callable[[str], Outcome]) -> urllib.request.OpenerDirector:
-    """An opener that knows nothing but `fetch`: no proxies, no netrc, no files, no ftp, no redirects of its own.
+    """An opener that only uses `fetch`: no proxies, no netrc, no files, no ftp, no redirects of its own.
 
-    Give it to `urllib.request.install_opener` and everything that calls `urlopen` in this process goes through it.
+    Give it to `urllib.request.install_opener` and all calls of `urlopen` in this process use it.
     """
     opener = urllib.request.OpenerDirector()
     opener.add_handler(GuardedHandler(fetch))
@@ -326,6 +326,6 @@ def crawler_policy(
     reads_robots: bool = False,
     denied: DenyList | None = None,
 ) -> CrawlerPolicy:
-    """CrawlerPolicy with names and directives in the one spelling in which they are compared."""
+    """A CrawlerPolicy with names and directives in the canonical spelling for comparisons."""
     spelled = frozenset(text.strip().lower() for text in directives)
     return CrawlerPolicy(user_agent, user_agent_token.strip().lower(), spelled, reads_robots, denied or DenyList())

@@ -1,1 +1,1 @@
-"""What is done to the bytes of a fetched image before they are stored."""
+"""Processing of a fetched image before it is stored."""

@@ -1,7 +1,7 @@
-"""What is stored of an image that was fetched: its bytes as they came, or a smaller image of it.
+"""The stored form of a fetched image: its original bytes, or a smaller copy.
 
-Either way a sample's media are of the original: its hash, its size in bytes, its width and height in upright pixels, in
-which boxes are counted. Only the format is that of what is stored.
+Either way a sample's media record is of the original: its hash, its size in bytes, its width and height in upright
+pixels, to which boxes refer. Only the format is that of the stored file.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from x2vlm.samples import Media
 
 
 class OriginalBytes(FrozenConfig):
-    """The bytes as they came, but for their metadata.
+    """The bytes as fetched, without their metadata.
 
-    `check` header decodes nothing, which is the default because decoding costs 3.5 CPU ms for 1200 x 800 pixels where
-    all the rest of a download costs about 1.2: an image that is broken behind its header is stored, and counted where
-    it is first decoded, by `score` as `decode_failed` and by the loader as a substitute. With decode it is a drop here.
+    `check: header` decodes nothing, which is the default because decoding costs 3.5 CPU ms for 1200 x 800 pixels and
+    the rest of a download about 1.2: an image that is broken after its header is stored, and counted where it is first
+    decoded, by `score` as `decode_failed` and by the loader as a substitute. With `check: decode` it is a drop here.
     """
 
     kind: Literal["original"] = "original"
@@ -32,7 +32,7 @@ class OriginalBytes(FrozenConfig):
 class Reencoded(FrozenConfig):
     """JPEGs of at most `short_edge` pixels, upright, without metadata; see `x2vlm.data.media.images.reencode_image`.
 
-    What does not decode is a drop. `scaled_decode` is faster and not the same image: its docstring has the figures.
+    An image that does not decode is a drop. `scaled_decode` is faster but not exact: its docstring has the figures.
     """
 
     kind: Literal["reencoded"]
@@ -45,12 +45,12 @@ Store = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind"
 
 
 def decodes(store: OriginalBytes | Reencoded) -> bool:
-    """Whether images are decoded on their way into `store`."""
+    """Whether images are decoded before they are stored."""
     return isinstance(store, Reencoded) or store.check == "decode"
 
 
 def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadata: bool) -> tuple[Media, bytes, str]:
-    """What the image `body` is, what to store of it, and the sha256 of that.
+    """The media record of the image `body`, the bytes to store, and their sha256.
 
     Raises InvalidSample with a rule of `open_image`, or metadata_unreadable.
     """
@@ -72,7 +72,7 @@ def without_metadata(body: bytes, header: Header) -> bytes:
     if stripped == body:
         return body
     size = size_of_stripped_jpeg(stripped) if header.format == "jpeg" else None
-    if size is not None:  # what Pillow would find: looking there ourselves saves 30 us a photo
+    if size is not None:  # the size that Pillow would find, 30 us faster
         found = ("jpeg", *(size[::-1] if header.orientation >= 5 else size))
     else:
         again = probe(stripped)

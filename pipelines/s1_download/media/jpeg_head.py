@@ -1,9 +1,8 @@
-"""What the head of an ordinary JPEG says, without Pillow: in a fifth of the time.
+"""The header of an ordinary JPEG without Pillow, in a fifth of the time.
 
-This is `x2vlm.data.media.images.probe` for files in which nothing is unusual: segment follows segment up to the first
-scan, one frame header of 8 bits and one or three components, at most one EXIF block, whose directory lies within it.
-Whatever is otherwise is left to Pillow, so that there is one judge of what is broken, what is a bomb and what lies on
-its side.
+This is `x2vlm.data.media.images.probe` for regular files: contiguous segments up to the first scan, one frame header of
+8 bits and one or three components, at most one EXIF block that contains its directory. All other files are left to
+Pillow, so that it alone decides what is broken, a decompression bomb or rotated.
 """
 
 import struct
@@ -13,7 +12,7 @@ from x2vlm.data.media.images import MAX_DECODED_PIXELS, Header
 SOF_OF_PLAIN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 DHT, SOS, DQT, DRI, COM = 0xC4, 0xDA, 0xDB, 0xDD, 0xFE
 EXIF, XMP, ORIENTATION_IN_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"tiff:Orientation"
-# In these Pillow reads more than a length, and may stumble: multi-picture files, FlashPix, Photoshop's resources.
+# Pillow parses the contents of these, and may fail: multi-picture files, FlashPix, Photoshop's resources.
 LEFT_TO_PILLOW = (b"MPF\0", b"FPXR\0", b"Photoshop 3.0\0")
 TAG_ORIENTATION, TAG_RESOLUTION, TAG_RESOLUTION_UNIT = 0x0112, 0x011A, 0x0128
 SHORT, RATIONAL = 3, 5
@@ -21,7 +20,7 @@ UNIT_BYTES = {1: 1, 2: 1, SHORT: 2, 4: 4, RATIONAL: 8, 6: 1, 7: 1, 8: 2, 9: 4, 1
 
 
 def plain_jpeg_header(data: bytes) -> Header | None:
-    """What `probe` says of `data`, or None where it must be asked."""
+    """The result of `probe` for `data`, or None where it must be called."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     position, size = 2, len(data)
@@ -63,14 +62,14 @@ def _valid(orientation: int) -> int:
 
 
 def _holds_whole_tables(data: bytes, position: int, end: int) -> bool:
-    """Whether a segment of quantisation tables holds them and nothing else: 64 values of one byte or of two."""
+    """Whether a segment has only complete quantisation tables: 64 values of one byte or of two."""
     while position < end:
         position += 65 if data[position] < 16 else 129
     return position == end
 
 
 def _frame_size(data: bytes, body: int, end: int) -> tuple[int, int] | None:
-    """Width and height of a frame that Pillow takes, and that may be decoded."""
+    """Width and height of a frame that Pillow supports, within the decoding limits."""
     if end - body < 9 or data[body] != 8:
         return None
     height, width, num_components = struct.unpack_from(">HHB", data, body + 1)
@@ -79,7 +78,7 @@ def _frame_size(data: bytes, body: int, end: int) -> tuple[int, int] | None:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """The number in the orientation tag of an EXIF block, 1 where there is none; 0 if Pillow should read it."""
+    """The orientation tag of an EXIF block, 1 without one; 0 if Pillow should read it."""
     order = {b"MM\0*": ">", b"II*\0": "<"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 0

@@ -1,8 +1,8 @@
-"""Images without what their makers did not mean to publish: GPS, names, serial numbers, thumbnails, edit histories.
+"""Stripping metadata from images: GPS, names, serial numbers, thumbnails, edit histories.
 
-Nothing is decoded and no pixel changes: the file's segments are copied but for those that carry metadata. What pixels
-look like (colour profile, gamma, transparency, animation) stays, and so does the orientation, in an EXIF block that
-says nothing else. What lies behind the end of the image, such as the clip of a "motion photo", goes too.
+Nothing is decoded and no pixel changes: the file's segments are copied except those with metadata. Segments that affect
+rendering (colour profile, gamma, transparency, animation) are kept, and so is the orientation, in an EXIF block of its
+own. Data after the end of the image, such as the clip of a "motion photo", are removed too.
 """
 
 import re
@@ -17,10 +17,10 @@ from x2vlm.errors import InvalidSample
 
 EXIF_HEADER = b"Exif\0\0"
 # In entropy-coded data 0xFF 0x00 is a byte of data and D0 to D7 are restart marks.
-# A pattern that begins with a plain byte is looked for with memchr: 0.1 ms for a photo, not the 0.8 ms of `\xff+`.
+# A pattern that begins with a literal byte is searched with memchr: 0.1 ms for a photo, not the 0.8 ms of `\xff+`.
 MARKER = re.compile(rb"\xff\xff*([^\x00\xff])", re.DOTALL)
 SOI, EOI, SOS, COM = 0xD8, 0xD9, 0xDA, 0xFE
-FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # which begin tables and extensions
+FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # which are tables and extensions
 STANDALONE = {0x01, *range(0xD0, 0xD8)}
 KEPT_APPLICATION_DATA = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 KEPT_PNG_CHUNKS = frozenset(b"tRNS gAMA cHRM sRGB iCCP cICP mDCV cLLI sBIT bKGD hIST sPLT pHYs acTL fcTL fdAT".split())
@@ -29,10 +29,10 @@ WEBP_EXIF_FLAG, WEBP_XMP_FLAG = 0x08, 0x04
 
 
 def strip_metadata(data: bytes, image_format: str, orientation: int) -> bytes:
-    """`data` (a "jpeg", "png", "webp" or "gif" that decodes) without metadata but for `orientation` (1 to 8).
+    """`data` (a "jpeg", "png", "webp" or "gif" that decodes) without metadata except `orientation` (1 to 8).
 
-    Files without metadata come back as they are. Raises InvalidSample with rule metadata_unreadable where the file's
-    segments cannot be told apart, since then nobody knows what would be published.
+    Files without metadata are returned unchanged. Raises InvalidSample with rule metadata_unreadable if the file's
+    segments cannot be parsed, because metadata could remain.
     """
     strip: dict[str, Callable[[bytes, int], bytes]] = {
         "jpeg": _strip_jpeg,
@@ -54,8 +54,8 @@ def _orientation_exif(orientation: int) -> bytes:
 def size_of_stripped_jpeg(data: bytes) -> tuple[int, int] | None:
     """Width and height, not yet upright, in the one frame header before the pixels of a JPEG that was stripped here.
 
-    There every segment follows the last without a gap, so any parser sees these. None where it is not so simple: no
-    frame header or several, or segments that are cut short.
+    Its segments are contiguous, so any parser finds the same. None otherwise: no frame header or several, or truncated
+    segments.
     """
     size, position = None, 2
     while position + 9 <= len(data) and data[position] == 0xFF:
@@ -75,7 +75,7 @@ def size_of_stripped_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _strip_jpeg(data: bytes, orientation: int) -> bytes:
-    view = memoryview(data)  # what is kept is copied once, by the join
+    view = memoryview(data)  # kept segments are copied once, by the join
     kept: list[bytes | memoryview] = [view[:2]]
     num_leading = 1  # SOI and JFIF, which must come first
     position, has_pixels = 2, False
@@ -91,11 +91,11 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
         if length < 2 or end + length > len(data):
             if not has_pixels:
                 raise InvalidSample("metadata_unreadable", f"jpeg: segment {code:#x} runs over the end")
-            break  # rubbish behind the last scan
+            break  # garbage after the last scan
         position = end + length
         if _is_kept_in_jpeg(code, data[end + 2 : min(end + 14, position)]):
             num_leading += code == 0xE0 and len(kept) == num_leading
-            kept.append(view[end - 2 : position])  # of fill bytes before a marker the last is its own
+            kept.append(view[end - 2 : position])  # the last fill byte belongs to the marker
         if code == SOS:
             has_pixels = True
             stop = end_of_scan(data, position)
@@ -108,18 +108,18 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
 
 
 def end_of_scan(data: bytes, start: int, window_bytes: int = 64 << 10) -> int:
-    """Where the marker begins, fill bytes included, that ends the entropy-coded data from `start` on, or where `data`
-    ends: what `\\xff\\xff*[^\\x00\\xff\\xd0-\\xd7]` finds, in 20 us a photo instead of 40.
+    """The start of the marker, with fill bytes, that ends the entropy-coded data from `start` on, or the end of `data`:
+    as `\\xff\\xff*[^\\x00\\xff\\xd0-\\xd7]` finds it, in 20 us a photo instead of 40.
     """
     octets = np.frombuffer(data, np.uint8)
     for first in range(start, len(data) - 1, window_bytes):
         window = octets[first : first + window_bytes + 1]
         follows = window[1:]
-        suspects = (window[:-1] == 0xFF) & (follows != 0)  # of 300 times 0xFF in a photo's data mostly the last alone
+        suspects = (window[:-1] == 0xFF) & (follows != 0)  # of 300 bytes 0xFF in a photo's data usually only the last
         where = int(suspects.argmax())
         if not suspects[where]:
             continue
-        if not _ends_scan(data[first + where + 1]):  # a restart mark or a fill byte: there will be more of them
+        if not _ends_scan(data[first + where + 1]):  # a restart marker or a fill byte: more will follow
             found = np.flatnonzero(suspects)
             ends = found[_ends_scan(follows[found])]
             if not len(ends):
@@ -191,7 +191,7 @@ def _strip_webp(data: bytes, orientation: int) -> bytes:
 
 
 def _strip_gif(data: bytes, orientation: int) -> bytes:
-    """GIFs know no EXIF; comments and XMP go, whatever `orientation` says."""
+    """GIFs have no EXIF; comments and XMP are removed, whatever the `orientation`."""
     position = 13 + _gif_table_bytes(data[10])
     kept = [data[:position]]
     while position < len(data):
@@ -208,7 +208,7 @@ def _strip_gif(data: bytes, orientation: int) -> bytes:
             if label == 0xF9 or (label == 0xFF and name in (b"NETSCAPE2.0", b"ANIMEXTS1.0")):
                 kept.append(data[start:position])
         else:
-            position += 1  # decoders skip what is no block
+            position += 1  # decoders skip bytes that start no block
     return b"".join(kept)
 
 

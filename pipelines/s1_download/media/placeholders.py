@@ -1,4 +1,4 @@
-"""A list of images that stand for an image that is gone, as "photo unavailable" does, and come with HTTP 200."""
+"""A list of placeholder images that sites return with HTTP 200 for removed ones ("photo unavailable")."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from x2vlm.errors import ConfigError
 def read_placeholders(path: Path) -> tuple[frozenset[str], str]:
     """The sha256 digests in a file and the sha256 of its bytes: a digest a line, `#` begins a comment.
 
-    ConfigError names the file and the line that is none.
+    ConfigError names the file and the invalid line.
     """
     try:
         data = path.read_bytes()

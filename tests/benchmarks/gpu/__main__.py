@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "2": (run_part_2, 450),
     "3": (run_part_3, 450),
 }
-ENVIRONMENT = 4  # exit code: what the machine must have is missing
+ENVIRONMENT = 4  # exit code: a requirement of the machine is missing
 COLUMNS = {
     "ms": "ms",
     "speedup": "x R0",
@@ -37,7 +37,7 @@ OTHER_FACTS = ("noise", "largest_loss_difference", "gradient_cosine", "terabytes
 
 
 def table(path: Path) -> list[str]:
-    """The rows of a part's JSON file, with two lines on top; "-" for what was not measured."""
+    """The rows of a part's JSON file, with two header lines; "-" for values that were not measured."""
     found = json.loads(path.read_text())
     facts = found["facts"]
     note = f"; {found['note']}" if "note" in found else ""
@@ -46,14 +46,14 @@ def table(path: Path) -> list[str]:
         f"{'':60}" + "".join(f"{title:>11}" for title in COLUMNS.values()),
     ]
     for row in found["rows"]:
-        said = row.get("refused") or row.get("left_out") or ("" if note else _facts(row))
+        remark = row.get("refused") or row.get("left_out") or ("" if note else _facts(row))
         cells = "".join(f"{_cell(row, key):>11}" for key in COLUMNS)
-        lines.append(f"{row['name'][:59]:60}" + (f" {said[:87]}" if said else cells))
+        lines.append(f"{row['name'][:59]:60}" + (f" {remark[:87]}" if remark else cells))
     return lines
 
 
 def _facts(row: dict[str, Any]) -> str:
-    """What a row says that has no column."""
+    """The values of a row without a column."""
     return ", ".join(f"{key.replace('_', ' ')} {row[key]}" for key in OTHER_FACTS if row.get(key) is not None)
 
 
@@ -74,11 +74,11 @@ def main() -> int:
         print(f"{NO_GPU}. `--tiny --device cpu` runs the same code on toy sizes.", file=sys.stderr)
         return ENVIRONMENT
     if options.device == "cpu" and not options.tiny:
-        print("--device cpu goes with --tiny: real sizes take hours on a CPU and tell nothing", file=sys.stderr)
+        print("--device cpu goes with --tiny: real sizes take hours on a CPU and are meaningless", file=sys.stderr)
         return ENVIRONMENT
     if options.device == "cpu":
         torch.set_num_threads(1)
-        torch.compiler.set_stance("force_eager")  # compiling toy blocks for a CPU takes minutes and proves nothing
+        torch.compiler.set_stance("force_eager")  # compiling toy blocks for a CPU takes minutes for no benefit
     for part, (run, seconds) in PARTS.items():
         if options.part in (part, "all"):
             bench = Bench(part, options.out, options.device, options.tiny, seconds)

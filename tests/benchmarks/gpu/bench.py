@@ -1,4 +1,4 @@
-"""Where a part of the benchmark runs, how it is timed, and the JSON file that it fills."""
+"""Device, timing and JSON output of a part of the benchmark."""
 
 import gc
 import itertools
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a step on the device: median, least and most of the timed ones; null without a GPU."""
+    """Milliseconds of a step on the device: median, minimum and maximum; null without a GPU."""
 
     median: float | None = None
     least: float | None = None
@@ -37,7 +37,7 @@ class Timing:
 
 @dataclass
 class Bench:
-    """One part: its device, how often things are repeated, when to stop, and the rows measured so far."""
+    """One part: its device, numbers of repetitions, time limit, and the rows measured so far."""
 
     part: str
     out: Path
@@ -65,10 +65,10 @@ class Bench:
         return self.out / f"part{self.part}.json"
 
     def measure(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """One row: what `work` gives, or why it could not; written at once. Left out when the part's time is up.
+        """One row: the result of `work`, or its error; written at once. Skipped after the part's time limit.
 
-        A kernel that refuses a shape or a memory that is too small is a finding, so RuntimeError becomes part of the
-        row (torch's errors of both kinds are RuntimeErrors); anything else is a fault of this script and ends it.
+        A kernel that refuses a shape, or too little memory, is a finding, so RuntimeError becomes part of the row
+        (torch's errors of both kinds are RuntimeErrors); any other exception is a bug of this script and ends it.
         """
         row: dict[str, Any] = {"name": name}
         if time.monotonic() - self.started > self.seconds:
@@ -87,7 +87,7 @@ class Bench:
         return row
 
     def compare(self, row: dict[str, Any], baseline: dict[str, Any]) -> None:
-        """Adds to the row how many times faster it was than `baseline`; null if either was not timed."""
+        """Adds to the row its speed-up over `baseline`; null if either was not timed."""
         ours, theirs = row.get("ms"), baseline.get("ms")
         row["speedup"] = None if ours is None or theirs is None else round(theirs / ours, 2)
         self.write()
@@ -99,7 +99,7 @@ class Bench:
         self.path.write_text(json.dumps(content, indent=1))
 
     def time_steps(self, step: Callable[[], object], warmup: int | None = None, rounds: int | None = None) -> Timing:
-        """The step after its warm-up, each round between two CUDA events, one wait at the end."""
+        """The step after its warm-up, each round between two CUDA events, one synchronisation at the end."""
         warmup, rounds = (self.warmup if warmup is None else warmup), (self.rounds if rounds is None else rounds)
         for _ in range(min(warmup, 1) if self.is_tiny else warmup):
             step()
@@ -117,7 +117,7 @@ class Bench:
         return Timing(statistics.median(taken), min(taken), max(taken))
 
     def count_waits(self, step: Callable[[], object]) -> int | None:
-        """How often the host waits for the device in one step, by torch's own warning; null without a GPU."""
+        """The number of synchronisations in one step, by torch's own warning; null without a GPU."""
         if not self.is_gpu:
             step()
             return None
@@ -133,7 +133,7 @@ class Bench:
 
     @contextmanager
     def peak_memory(self, row: dict[str, Any]) -> Iterator[None]:
-        """Puts the most memory that was allocated inside the block into the row, in GB; null without a GPU."""
+        """Puts the peak memory allocated inside the block into the row, in GB; null without a GPU."""
         if self.is_gpu:
             torch.cuda.reset_peak_memory_stats()
         yield
@@ -165,7 +165,7 @@ def rounded(value: float | None, digits: int = 2) -> float | None:
 
 
 def device_facts(device: str) -> dict[str, Any]:
-    """What the numbers depend on: device, driver, versions."""
+    """The device, driver and versions."""
     facts: dict[str, Any] = {"python": platform.python_version(), "cpu": platform.machine()}
     facts |= {package: version(package) for package in PACKAGES}
     if device != "cuda":

@@ -1,4 +1,4 @@
-"""Part 1: what the device gives at best, which attention kernel takes the position bias, and what half precision costs.
+"""Part 1: peak rates of the device, attention kernels with the position bias, and errors of half precision.
 
 B images, H heads, N tokens, E width of a head.
 """
@@ -31,7 +31,7 @@ from x2vlm.models.checkpoints.reference import reference_names
 from x2vlm.models.x2vlm import build_model
 
 COPY_BYTES = 2 << 30
-ALIGNMENT = 8  # numbers between rows of a bias that fused kernels take without a copy
+ALIGNMENT = 8  # row stride of a bias that fused kernels accept without a copy
 TOKENS_BASE, TOKENS_LARGE = 178 * 197, 89 * 197  # of the images of one 4M step
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ def copy(bench: Bench, num_bytes: int) -> dict[str, Any]:
 
 
 def attention(bench: Bench, name: str, images: int, heads: int, grid: int, width: int) -> dict[str, Any]:
-    """One block's attention core with its table of position biases, whose gradient is part of the work."""
+    """One block's attention core with its table of position biases, including its gradient."""
     shape = (images, heads, grid * grid + 1, width)
     make = {"device": bench.device, "dtype": torch.bfloat16}
     query, key, value = (torch.randn(shape, **make).requires_grad_() for _ in range(3))
@@ -106,7 +106,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor, bias_HNN: Tensor) -> Tensor
 
 
 def fused(backend: SDPBackend, pad_keys: bool = False) -> Attend:
-    """Attention by that kernel alone, rows of the bias aligned: in memory only, as our blocks do, or with more keys."""
+    """Attention by that kernel only, with an aligned bias: in memory only, as in our blocks, or with padded keys."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor, bias_HNN: Tensor) -> Tensor:
         num_tokens, missing = key.shape[2], -key.shape[2] % ALIGNMENT
@@ -143,7 +143,7 @@ ATTENTION: dict[str, Attend] = {
 
 
 def parity(bench: Bench, half_precision: bool) -> dict[str, Any]:
-    """How far our losses and gradients on this device are from the reference's graph, or from our own in float32."""
+    """Differences of our losses and gradients on this device from the reference's graph, or from our own in float32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     config, streams = (TINY_MODEL, TINY) if bench.is_tiny else (SMALL_MODEL, SMALL)
@@ -179,7 +179,7 @@ def parity(bench: Bench, half_precision: bool) -> dict[str, Any]:
 
 
 def cosine(first: dict[str, Tensor | None], second: dict[str, Tensor | None]) -> float:
-    """Of two whole gradients, in float64; both must have the same parameters."""
+    """Cosine of two complete gradients, in float64; both must have the same parameters."""
     if {name for name, value in first.items() if value is None} != {n for n, value in second.items() if value is None}:
         raise ValueError("one side has gradients that the other lacks")
     pairs = [(value.double(), other.double()) for name, value in first.items() if (other := second[name]) is not None]

@@ -1,4 +1,4 @@
-"""Shards of photo-like JPEGs with captions and boxes, made on the machine that reads them: no network, no downloads."""
+"""Shards of photo-like JPEGs with captions and boxes, generated locally: no network, no downloads."""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
 
 WIDTH, HEIGHT, QUALITY = 341, 256, 90  # short edge as staged; about 25 KB
-NUM_IMAGES = 64  # different ones; every sample has bytes of its own, as a comment in the JPEG numbers them
+NUM_IMAGES = 64  # distinct ones; every sample has unique bytes, by a number in a JPEG comment
 WORDS = tuple(f"word{number}" for number in range(900))
 BOXES_PER_IMAGE = 4
 
 
 def tokenizer() -> WordPieceTokenizer:
-    """One token a word of `WORDS`."""
+    """One token per word of `WORDS`."""
     return WordPieceTokenizer((*SPECIAL_TOKENS, *WORDS))
 
 
 def photo_like(number: int) -> bytes:
-    """A JPEG whose spectrum falls with frequency as that of photographs does."""
+    """A JPEG with the falling spectrum of photographs."""
     random = np.random.default_rng(number)
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
     frequency[0, 0] = 1

@@ -1,7 +1,7 @@
-"""Part 2: one step of the base 4M recipe on one GPU, from the reference's graph to ours, one change a rung.
+"""Part 2: one step of the base 4M recipe on one GPU, from the reference's graph to ours, one change per variant.
 
-Every rung is a fresh model with the same start weights, dropout on. R0 and R1 are the reference's graph in float16
-under autocast with a loss scale (in the place of Apex O1); R2 to R5 are our step in bfloat16. Texts are the same; the
+Every variant is a new model with the same initial weights, dropout on. R0 and R1 are the reference's graph in float16
+under autocast with a loss scale (instead of Apex O1); R2 to R5 are our step in bfloat16. Texts are the same; the
 reference pads them to 40 tokens, R2 to the longest of the batch (its FLOPs are given for 40).
 """
 
@@ -39,7 +39,7 @@ TOY_MODEL = ModelConfig(
     embed_dim=16,
 )
 
-MOST_NOISE = 0.05  # of R0 against itself: beyond it the run says nothing
+MOST_NOISE = 0.05  # of R0 against itself: above it the run is inconclusive
 PADDED = ExecutionConfig(
     pack_texts=False, one_fusion_call=False, prune_last_layer=False, only_masked_words=False, share_image_keys=True
 )
@@ -49,7 +49,7 @@ COMPILED = ExecutionConfig(compile_blocks=True)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to make the step: the reference's graph with that attention, or ours with those switches."""
+    """A variant of the step: the reference's graph with an attention, or ours with switches."""
 
     name: str
     attention: str | None = None
@@ -81,7 +81,7 @@ def flops_of(config: ModelConfig, streams: Sequence[StreamShape], execution: Exe
 def make_step(
     variant: Variant, config: ModelConfig, streams: Sequence[StreamShape], device: str
 ) -> Callable[[], object]:
-    """A whole optimizer step of that rung on fixed batches."""
+    """A complete optimizer step of the variant on fixed batches."""
     torch.manual_seed(0)
     model = build_model(config).to(device).train()
     batches = make_batches(streams, config, device)
@@ -106,7 +106,7 @@ def run_variant(
     warmup: int | None = None,
     rounds: int | None = None,
 ) -> dict[str, Any]:
-    """Milliseconds, rates, both utilisations, memory and waits of one rung."""
+    """Milliseconds, rates, both utilisations, memory and synchronisations of one variant."""
     row: dict[str, Any] = {"lengths": histogram(streams)}
     step = make_step(variant, config, streams, bench.device)
     with bench.peak_memory(row):
@@ -126,7 +126,7 @@ def run_variant(
 
 
 def utilisation(bench: Bench, timing: Any, flops: int, kind: str) -> dict[str, Any]:
-    """FLOPs of a step, and the fraction of the device's dense bfloat16 peak that they are; null for a GPU not listed.
+    """FLOPs of a step, and their fraction of the device's dense bfloat16 peak; null for a GPU not listed.
 
     With the FLOPs of the reference's graph it is a proxy for speed, not a utilisation, and may exceed 100 %.
     """
@@ -150,7 +150,7 @@ def run_part_2(bench: Bench) -> None:
 
 
 def noise_of(speedup: float | None) -> str | None:
-    """How far the two runs of R0 are apart and what follows; null if they were not timed."""
+    """The difference of the two runs of R0 and its consequence; null if they were not timed."""
     if speedup is None:
         return None
     return f"{abs(speedup - 1):.1%}" + (": INCONCLUSIVE" if abs(speedup - 1) > MOST_NOISE else "")

@@ -67,7 +67,7 @@ def run_part_3(bench: Bench) -> None:
 
 
 def compile_time(bench: Bench) -> dict[str, Any]:
-    """Seconds of the first step of the compiled model in this process, of which one is an ordinary step's."""
+    """Seconds of the first step of the compiled model in this process, and those of an ordinary step among them."""
     config, streams = (TOY_MODEL, TINY[:2]) if bench.is_tiny else (BASE_MODEL, BASE_4M)
     step = make_step(OURS, config, streams, bench.device)
     if not bench.is_gpu:
@@ -75,17 +75,17 @@ def compile_time(bench: Bench) -> dict[str, Any]:
         return {"first_step_seconds": None}
     torch.compiler.reset()
     before = time.perf_counter()
-    with torch._inductor.config.patch(force_disable_caches=True):  # compiled code of the rungs before lies on disk
+    with torch._inductor.config.patch(force_disable_caches=True):  # compiled code of earlier variants is on disk
         step()
     torch.cuda.synchronize()
     return {"first_step_seconds": round(time.perf_counter() - before, 1)}
 
 
 def end_to_end(bench: Bench) -> dict[str, Any]:
-    """Steps fed by the real loader from JPEG shards, against the same steps on one batch that is already there.
+    """Steps fed by the real loader from JPEG shards, against the same steps on one batch on the device.
 
-    `wait_percent` is the fraction of time spent asking for the next batch while the device has caught up: the host
-    waits for every step here, so that waiting for data cannot hide behind work that is still queued.
+    `wait_percent` is the fraction of time spent waiting for the next batch while the device is idle: every step
+    synchronises here, so that data wait cannot overlap with queued work.
     """
     config = TOY_MODEL if bench.is_tiny else BASE_MODEL
     rows, num_images, samples = (4, 2, 24) if bench.is_tiny else (128, 50, 8192)

@@ -47,4 +47,4 @@ def test_the_page_stays_safe_and_runs_without_scores_have_no_section() -> None:
     assert "score/&lt;web&gt;" in text
     assert "<web>" not in text
     assert not re.search(r"(?:src|href)=|url\(", text)
-    assert "Scores of pictures" not in render_report("x", {"read/a": manifest("read/a", {}, {})}, [], [])
+    assert "Scores of images" not in render_report("x", {"read/a": manifest("read/a", {}, {})}, [], [])

@@ -93,7 +93,9 @@ def test_columns_of_a_wider_type_in_another_order_and_further_ones_are_fine(tmp_
 def test_a_row_without_key_and_text_that_is_no_text_are_named(tmp_path: Path) -> None:
     table = sample_table([image("1"), image("2")])
     rows_file(tmp_path, with_column(table, "key", pa.array(["a", None])))
-    with pytest.raises(CorruptArtifact, match=r"rows\.parquet: row 1 has no key, so its fate cannot be recorded"):
+    with pytest.raises(
+        CorruptArtifact, match=r"rows\.parquet: row 1 has no key, so it cannot be recorded as kept or dropped"
+    ):
         filter_file(tmp_path)
     (tmp_path / "text").mkdir()
     broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"], pa.binary()).buffers())

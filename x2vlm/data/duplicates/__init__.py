@@ -1,1 +1,1 @@
-"""Finding rows that show the same image: among each other, and among evaluation sets."""
+"""Finding rows that show the same image: within the training data, and in evaluation sets."""

@@ -1,4 +1,4 @@
-"""Which training rows show images and videos of downstream tests, and which of them go.
+"""Which training rows show images and videos of downstream tests, and which of them are dropped.
 
 | method | a row leaks if | score |
 |---|---|---|
@@ -10,18 +10,18 @@
 | phash_mirrored, phash_cropped | as phash, with the test image mirrored or cropped by 5 % (`variants`) | equal bits |
 | embedding | cosine of at least `min_cosine` with a test image's | cosine |
 
-A test image is compared in all ways, and a row is reported once per test image and method. Nothing here looks at
-texts.
+Every test image is compared by all methods, and a row is reported once per test image and method. Texts are not
+compared.
 
-| policy | rows that go |
+| policy | dropped rows |
 |---|---|
-| strict | every row that leaks, and whatever shows the same: the image leaves all grains of all sources (`spread`) |
+| strict | every row that leaks and all rows with the same image, in all grains of all sources (`spread`) |
 | paper | rows of `paper_sources` that leak by id |
 | report | none |
 
 `paper` follows what is known of the released recipe: the COCO and Visual Genome files of its configs are called
 `*_testset_filtered` and `*_rmtest`, those of RefCOCO, GQA, Flickr30k and the web are not. The script was never
-released, so which test sets it knew is our reading: all that are given.
+released, so which test sets it covered is an assumption: all that are given.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ from x2vlm.data.duplicates.leaks import (
 
 
 class DecontaminationConfig(FrozenConfig):
-    """How leaks are searched for, and what is done about them."""
+    """How leaks are searched for, and what happens to leaking rows."""
 
     policy: Literal["strict", "paper", "report"] = "strict"
     radius: int | None = Field(default=6, ge=0, le=16)  # bits; None: no search by hash
@@ -58,7 +58,7 @@ class DecontaminationConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class Training:
-    """What is known of the training rows: TRAIN_SCHEMA (with `embedding` where that is searched) and ID_SCHEMA."""
+    """Metadata of the training rows: TRAIN_SCHEMA (with `embedding` where that is searched) and ID_SCHEMA."""
 
     rows: pa.Table
     ids: pa.Table
@@ -67,9 +67,9 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of the test images: EVALUATION_SCHEMA (with `embedding`, see above) and EVALUATION_ID_SCHEMA.
+    """Metadata of the test images: EVALUATION_SCHEMA (with `embedding`, see above) and EVALUATION_ID_SCHEMA.
 
-    Either may be empty: images that one does not have, and ids where a set has none.
+    Either may be empty: where the images are not at hand, or the set has no public ids.
     """
 
     images: pa.Table
@@ -79,10 +79,10 @@ class Evaluation:
 def find_leaks(
     training: Training, evaluation: Evaluation, identities: Identities, config: DecontaminationConfig
 ) -> pa.Table:
-    """Every leak as LEAK_SCHEMA, with what the policy does about it; sorted, whatever the order of the inputs.
+    """Every leak as LEAK_SCHEMA, with the action of the policy; sorted, whatever the order of the inputs.
 
     Where training rows are too many for one table, `search` their parts one by one and `decide` about all finds at
-    once: both need few columns, and an image leaves all parts only if they are seen together.
+    once: both need few columns, and an image is dropped from all parts only if these are decided together.
     """
     return decide(search(training, evaluation, identities, config), training, identities, config)
 
@@ -92,8 +92,8 @@ def search(
 ) -> pa.Table:
     """Every leak as LEAK_SCHEMA, undecided (action "").
 
-    Time is that of joins and of looking up hashes (`x2vlm.data.duplicates.hamming`: training rows stream past the test
-    images), and of training rows times test images for embeddings; memory is that of the tables and of the finds.
+    Time: joins, hash look-ups (`x2vlm.data.duplicates.hamming`: training rows are streamed against the test images),
+    and training rows times test images for embeddings. Memory: the tables and the finds.
     """
     rows, images = training.rows, _wanted(evaluation.images, config)
     found = [leaks_by_id(training.ids, _wanted(evaluation.ids, config), identities)]
@@ -107,21 +107,21 @@ def search(
 
 
 def decide(leaks: pa.Table, training: Training, identities: Identities, config: DecontaminationConfig) -> pa.Table:
-    """Leaks with the action of the policy; for `strict` with the rows that go for their sake (`spread`) too.
+    """Leaks with the action of the policy; for `strict` with the rows of the same image (`spread`) too.
 
-    `action` is what happens to the row: a row that goes for one leak has gone for all its leaks. Of the columns of
+    `action` is what happens to the row: a row dropped for one leak is dropped in all its leaks. Of the columns of
     `training.rows` key, source, kind and the two hashes are read.
     """
     if config.policy == "strict":
         leaks = pa.concat_tables([leaks, spread(leaks, training, identities)])
-        going = leaks
+        to_drop = leaks
     elif config.policy == "paper":
         listed = pc.is_in(leaks["source"], value_set=pa.array(config.paper_sources, pa.string()))
-        going = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
+        to_drop = leaks.filter(pc.and_(listed, pc.equal(leaks["method"], "id")))
     else:
-        going = leaks.slice(0, 0)
-    goes = pc.is_in(leaks["key"], value_set=going["key"].combine_chunks())
-    action = pc.if_else(goes, "drop", "report")
+        to_drop = leaks.slice(0, 0)
+    is_dropped = pc.is_in(leaks["key"], value_set=to_drop["key"].combine_chunks())
+    action = pc.if_else(is_dropped, "drop", "report")
     return _sorted(leaks.set_column(leaks.column_names.index("action"), "action", action))
 
 
@@ -130,11 +130,11 @@ def _wanted(table: pa.Table, config: DecontaminationConfig) -> pa.Table:
 
 
 def spread(leaks: pa.Table, training: Training, identities: Identities) -> pa.Table:
-    """The rows that go for the sake of a leaking one: same media, same image by id, or same cluster of duplicates.
+    """The rows that show the image of a leaking one: same media, same image by id, or same cluster of duplicates.
 
-    Theirs go too, until nothing follows. `via` is the row for whose sake one goes, of several that with the smallest
-    key; the test image is the first of that row's. Clips share a video's id without sharing its time, so for them
-    ids spread nothing.
+    Applied transitively. `via` is the key of the row that a row was reached from (the smallest of several); the test
+    image is the first of that row's. Clips share a video's id without sharing its time, so ids do not spread leaks
+    among clips.
     """
     names = {
         leak["key"]: (leak["eval_set"], leak["split"], leak["eval_id"]) for leak in _sorted(leaks).to_pylist()[::-1]
@@ -174,7 +174,7 @@ def _groups(training: Training, identities: Identities) -> list[tuple[str, pa.Ta
 
 
 def _same_group(members: pa.Table, newest: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(key, via) of those that share a group with one of `newest`."""
+    """(key, via) of the rows in a group with one of `newest`."""
     hot = members.filter(pc.is_in(members["key"], value_set=pa.array(newest, pa.string())))
     via = hot.group_by("group").aggregate([("key", "min")])
     for mate in members.join(via, "group", join_type="inner", use_threads=False).to_pylist():
@@ -194,9 +194,9 @@ def _sorted(leaks: pa.Table) -> pa.Table:
 
 
 def summarize(leaks: pa.Table, evaluation: Evaluation, config: DecontaminationConfig) -> dict[str, Any]:
-    """What travels with a result: per test set and split, how many images there are and how many leak, by method.
+    """The counts reported with a result: per test set and split the images, and those that leak, by method.
 
-    `still_in_training` are the images that a row shows which stays: none after `strict`.
+    `still_in_training` counts the images shown by a row that is kept: none after `strict`.
     """
     images = _distinct_images(evaluation, config)
     direct = leaks.filter(pc.equal(leaks["via"], "")).to_pylist()

@@ -1,4 +1,4 @@
-"""Which rows show the same image or clip, and which of them stays.
+"""Which rows show the same image or clip, and which of them is kept.
 
 | method | two rows match if | distance |
 |---|---|---|
@@ -7,9 +7,9 @@
 | phash | hashes within `radius` bits and thumbnails alike; of a clip its frames one by one, on average | bits |
 | embedding | cosine of at least `min_cosine` | 1 - cosine |
 
-Clusters are stars, never chains: rows are visited from the best to the worst, and a row is either taken by a better one
-that it matches itself, or becomes a keeper. So every row that goes was compared with the row that stays for it, no two
-keepers match, and the order of the table says nothing. Images and clips never match each other.
+Clusters are stars, never chains: rows are visited from the best to the worst, and a row is either a duplicate of a
+better one that it matches directly, or becomes a keeper. So every dropped row was compared with its keeper, no two
+keepers match, and the result does not depend on the order of the table. Images and clips never match each other.
 """
 
 from collections.abc import Iterator
@@ -37,15 +37,15 @@ ROW_FIELDS: list[pa.Field] = [
     pa.field("height", pa.int32()),
     pa.field("num_captions", pa.int32()),
 ]
-ROW_SCHEMA = pa.schema(ROW_FIELDS + FINGERPRINT_FIELDS)  # a null pixel_sha256: nothing is known but the bytes
+ROW_SCHEMA = pa.schema(ROW_FIELDS + FINGERPRINT_FIELDS)  # a null pixel_sha256: only the bytes are known
 CLUSTER_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("source", pa.string()),
-        ("keeper", pa.string()),  # key of the row that stays for it; it names the cluster
+        ("keeper", pa.string()),  # key of the row kept for the cluster; it names the cluster
         ("method", pa.string()),  # how it matches the keeper; "keeper" for the keeper itself
         ("distance", pa.float64()),  # from the keeper
-        ("action", pa.string()),  # keep, drop, or share: it stays although it is a duplicate
+        ("action", pa.string()),  # keep, drop, or share: kept although it is a duplicate
     ]
 )
 ANNOTATED = ("coco", "refcoco", "visual_genome", "gqa", "flickr_entities", "openimages", "objects365")
@@ -55,8 +55,8 @@ class DuplicateConfig(FrozenConfig):
     """What counts as a duplicate, and which row of a cluster is the best.
 
     The best is of the source named first in `priority` (others follow by name), then has the larger image, then more
-    captions, then the smaller key. Sources in `fraction` describe images that other sources show on purpose (RefCOCO
-    those of COCO, half of Visual Genome too): the best row of each of them stays, whatever the keeper's source.
+    captions, then the smaller key. Sources in `share` annotate images that other sources contain on purpose (RefCOCO
+    those of COCO, half of Visual Genome too): the best row of each of them is kept, whatever the keeper's source.
     """
 
     radius: int | None = Field(default=6, ge=0, le=16)  # bits; None: no search by hash
@@ -69,10 +69,10 @@ class DuplicateConfig(FrozenConfig):
 
 
 def image_rows(samples: pa.Table, fingerprints: pa.Table) -> pa.Table:
-    """The rows of a table of SAMPLE_SCHEMA as ROW_SCHEMA, and `embedding` behind it if `fingerprints` has that.
+    """The rows of a table of SAMPLE_SCHEMA as ROW_SCHEMA, and `embedding` as last column if `fingerprints` has it.
 
     `fingerprints` has `key` and FINGERPRINT_FIELDS, a row for each sample in the same order, nulls where there is none;
-    CorruptArtifact if its keys are others. All columns of `leaks.TRAIN_SCHEMA` are among those of ROW_SCHEMA.
+    CorruptArtifact if its keys differ. All columns of `leaks.TRAIN_SCHEMA` are among those of ROW_SCHEMA.
     """
     if not samples["key"].equals(fingerprints["key"]):
         raise CorruptArtifact("the fingerprints are not those of the samples: their keys differ; rerun score")
@@ -91,8 +91,8 @@ def find_duplicates(rows: pa.Table, config: DuplicateConfig) -> pa.Table:
 
     `rows` has the columns of ROW_SCHEMA, and `embedding` (list<float16 or float32>, null where there is none) if
     `min_cosine` is set. Rows without media (null sha256) match nothing. Time is that of sorting N rows and hashes
-    (`x2vlm.data.duplicates.hamming`), and N^2 only for embeddings; memory is about three times that of `rows`, which
-    have 400 bytes each. CorruptArtifact where one media has two fingerprints, ValueError where two rows have one key.
+    (`x2vlm.data.duplicates.hamming`), and N^2 only for embeddings; memory is about three times that of `rows` at 400
+    bytes each. CorruptArtifact where one media has two fingerprints, ValueError where two rows have one key.
     """
     rows = rows.filter(pc.is_valid(rows["sha256"])).combine_chunks()
     rows = rows.take(_preference(rows, config))
@@ -119,7 +119,7 @@ def _preference(rows: pa.Table, config: DuplicateConfig) -> pa.Array:
     return pc.sort_indices(pa.table(columns), sort_keys=order)
 
 
-# P images: what rows with equal pixels have in common, numbered from the best to the worst
+# P distinct images (sets of rows with equal pixels), numbered from the best to the worst
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _check_one_fingerprint_a_media(rows: pa.Table) -> None:
 def _assign_keepers(
     images: _DistinctImages, config: DuplicateConfig
 ) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.float64]]:
-    """Per image the image that stays for it (its own number if it stays), how they match, and their distance."""
+    """Per image its keeper (its own number if it is kept), how they match, and their distance."""
     num_images = images.table.num_rows
     keeper_P, distance_P = np.full(num_images, -1, np.int64), np.zeros(num_images)
     method_P = np.full(num_images, "", object)
@@ -196,7 +196,7 @@ def _cluster_table(
     listed = np.flatnonzero(size[cluster_of_row] > 1)
     columns = rows.select(["key", "source", "sha256"]).take(pa.array(listed)).to_pylist()
     keepers = rows.select(["key", "sha256"]).take(pa.array(images.best_row[cluster_of_row[listed]])).to_pylist()
-    seen: set[tuple[str, str]] = set()  # (cluster, source) of which a better row came before
+    seen: set[tuple[str, str]] = set()  # (cluster, source) with a better row before
     made = []
     for number, row, keeper in zip(listed, columns, keepers, strict=True):
         image = images.of_row[number]
@@ -214,7 +214,7 @@ def _cluster_table(
 
 
 def count_duplicates(clusters: pa.Table) -> dict[str, Any]:
-    """Clusters, rows by action, and dropped rows by method: what a stage puts into its manifest."""
+    """Clusters, rows by action, and dropped rows by method, for the manifest of a stage."""
     dropped = clusters.filter(pc.equal(clusters["action"], "drop"))
     return {
         "clusters": pc.count_distinct(clusters["keeper"]).as_py(),

@@ -1,7 +1,7 @@
-"""Which images and videos the downstream tasks are about: ids from their official annotation files.
+"""Ids of the images and videos of downstream tasks, from their official annotation files.
 
-Each function takes parsed records of one upstream file and gives a table of EVALUATION_ID_SCHEMA, one row per id of an
-evaluation image; equal rows once. An evaluation image without any public id (Winoground, MaRVL) has one row with
+Each function takes parsed records of one upstream file and returns a table of EVALUATION_ID_SCHEMA, one row per id of
+an evaluation image; equal rows once. An evaluation image without any public id (Winoground, MaRVL) has one row with
 null kind and value, so that it is counted: it can be found by its pixels only.
 """
 
@@ -28,7 +28,7 @@ NLVR2_NAME = re.compile(r"(?P<pair>.+)-\d+")
 def karpathy_ids(eval_set: str, images: Iterable[Record]) -> pa.Table:
     """From the `images` of dataset_coco.json or dataset_flickr30k.json: by `cocoid`, else by file name.
 
-    The split is the record's; `restval` and `train` are there too and are for training.
+    The split is the record's; `restval` and `train` are included and are for training.
     """
 
     def found() -> Found:
@@ -67,7 +67,7 @@ def refcoco_ids(eval_set: str, refs: Iterable[Record]) -> pa.Table:
 
 
 def nlvr2_ids(eval_set: str, split: str, pairs: Iterable[Record]) -> pa.Table:
-    """From lines of dev.json, test1.json or test2.json: the addresses of both images, which are named as upstream."""
+    """From lines of dev.json, test1.json or test2.json: the URLs of both images, named as upstream."""
 
     def found() -> Found:
         for pair in pairs:
@@ -109,7 +109,7 @@ def flickr30k_ids(eval_set: str, split: str, names: Iterable[str]) -> pa.Table:
 def address_ids(
     eval_set: str, split: str, records: Iterable[Record], id_field: str, url_fields: tuple[str, ...]
 ) -> pa.Table:
-    """From records that name their image's address: `wit_ix` and `image_url` of WIT."""
+    """From records with their image's URL: `wit_ix` and `image_url` of WIT."""
 
     def found() -> Found:
         for record in records:
@@ -135,8 +135,8 @@ def openimages_ids(eval_set: str, split: str, images: Iterable[Record]) -> pa.Ta
 def msrvtt_ids(eval_set: str, videos: Iterable[Record], only: Iterable[str] | None = None, split: str = "") -> pa.Table:
     """From the `videos` of MSRVTT_data.json: a stretch of a YouTube video each.
 
-    `only` are the video ids of a split list (MSRVTT_JSFUSION_test.csv), and `split` its name; without, the record's
-    own split counts.
+    `only` are the video ids of a split list (MSRVTT_JSFUSION_test.csv), and `split` its name; by default the
+    record's own split.
     """
     wanted = None if only is None else set(only)
 

@@ -1,13 +1,14 @@
-"""All pairs of 64-bit hashes within a small Hamming distance: exact, by pigeonholes, on sorted arrays.
+"""All pairs of 64-bit hashes within a small Hamming distance: exact, by the pigeonhole principle, on sorted arrays.
 
 Cut 64 bits into B blocks. Two hashes that differ in at most R bits agree in at least B - R blocks, so in some choice of
 A = B - R of them. One table a choice: hashes are sorted with the chosen blocks in front, and only those with equal
 fronts are compared (Manku et al., Detecting near-duplicates for web crawling, WWW 2007). A pair belongs to the first
-table that finds it, so tables share no pair and can be searched by different workers.
+table that finds it, so no pair is in two tables and tables can be searched by different workers.
 
-A table costs a sort and N^2 / 2^(64 A / B) comparisons of random hashes; B grows with N, so that a row meets few
-others. Memory is a small multiple of the hashes, whatever the number of tables. One million random hashes took 6 s of
-CPU, ten million 126 s (tests/benchmarks/leaks.py); faiss 1.15.1 (IndexBinaryMultiHash, exact settings) 168 s for one.
+A table costs a sort and N^2 / 2^(64 A / B) comparisons of random hashes; B grows with N, so that a row is
+compared with few others. Memory is a small multiple of the hashes, whatever the number of tables. One million random
+hashes took 6 s of CPU, ten million 126 s (tests/benchmarks/leaks.py); faiss 1.15.1 (IndexBinaryMultiHash, exact
+settings) 168 s for one.
 """
 
 import math
@@ -20,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 BITS = 64
-MAX_TABLES = 210  # more of them cost more in sorting than they spare in comparing, up to a billion hashes
-CHUNK = 1 << 20  # hashes that are looked up at a time
+MAX_TABLES = 210  # more cost more in sorting than they save in comparisons, up to a billion hashes
+CHUNK = 1 << 20  # hashes looked up at a time
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -53,14 +54,14 @@ class Table:
 
 
 def tables(radius: int, num_hashes: int) -> list[Table]:
-    """The tables that together find every pair within `radius` bits, as many as suit `num_hashes`.
+    """The tables that together find every pair within `radius` bits; their number is chosen for `num_hashes`.
 
     ValueError unless 0 <= radius <= 16.
     """
     if not 0 <= radius <= 16:
         raise ValueError(f"radius {radius}: this search is for 0 to 16 bits; compare directly beyond")
-    # Bits in front: a hash then meets at most sixteen others by chance. 4 million: 28 tables 64 s, 84 tables 42 s,
-    # 210 tables 62 s of CPU.
+    # Bits in front: a hash is then compared with at most sixteen others by chance. 4 million: 28 tables 64 s, 84 tables
+    # 42 s, 210 tables 62 s of CPU.
     wanted = math.log2(max(num_hashes, 2)) - 4
     agree = 1
     while agree * BITS // (agree + radius) < wanted and math.comb(agree + 1 + radius, radius) <= MAX_TABLES:
@@ -80,7 +81,7 @@ def _table(blocks: list[tuple[int, int]], choice: tuple[int, ...]) -> Table:
 
 
 def _runs(blocks: list[tuple[int, int]], numbers: list[int]) -> tuple[tuple[int, int], ...]:
-    """The blocks, neighbours joined: a shift and a mask less for each."""
+    """The blocks, adjacent ones joined: each saves a shift and a mask."""
     runs: list[tuple[int, int]] = []
     for low, width in (blocks[number] for number in numbers):
         if runs and sum(runs[-1]) == low:
@@ -93,7 +94,7 @@ def _runs(blocks: list[tuple[int, int]], numbers: list[int]) -> tuple[tuple[int,
 def near_pairs(hashes: Hashes, radius: int) -> Pairs:
     """Every pair of different hashes within `radius` bits, left index < right index, sorted.
 
-    `hashes` must be sorted and distinct (ValueError): group rows of equal hashes first, they are near by definition.
+    `hashes` must be sorted and distinct (ValueError): group rows with equal hashes first.
     """
     _check_distinct(hashes)
     found = [_self_join(hashes, table, radius) for table in tables(radius, len(hashes))]
@@ -137,7 +138,7 @@ def _self_join(hashes: Hashes, table: Table, radius: int) -> Pairs:
     moved = np.sort(_move(hashes, table))
     front = moved >> np.uint64(BITS - table.num_bits)
     found: list[tuple[Hashes, Hashes, NDArray[np.uint8]]] = []
-    # Those that agree with their neighbour at distance d; whoever does at d + 1 does at d, as `moved` is sorted.
+    # Those that agree with the entry d places further on; `moved` is sorted, so agreement at d + 1 implies it at d.
     at, step = np.flatnonzero(front[1:] == front[:-1]), 1
     while len(at):
         left, right = moved[at], moved[at + step]
@@ -187,7 +188,7 @@ def _is_first(difference: Hashes, table: Table) -> NDArray[np.bool_]:
 
 
 def _move(hashes: Hashes, table: Table) -> Hashes:
-    """The hashes with the chosen blocks in front, nothing lost."""
+    """The hashes with the chosen blocks in front; invertible."""
     moved, high = np.zeros_like(hashes), BITS
     for low, width in (*table.chosen, *table.others):
         high -= width

@@ -1,6 +1,6 @@
-"""Upstream files that say which images a test is about, and which ids of several collections mean one image.
+"""Upstream files that list the images of a test set, or link the ids of one image in several collections.
 
-A file is named by its format; see `evaluation_ids` and `identities` for what is taken from its records.
+A file is declared by its format; see `evaluation_ids` and `identities` for what is read from its records.
 """
 
 import csv
@@ -26,7 +26,7 @@ LinkFormat = Literal["coco", "visual_genome", "openimages"]
 class IdFile(FrozenConfig):
     """A file of a downstream test set whose images must not be trained on.
 
-    `split` is needed where the file does not say it itself (all but karpathy, refcoco and msrvtt).
+    `split` is needed where the file does not contain it (all but karpathy, refcoco and msrvtt).
     """
 
     name: str  # of the test set, in reports
@@ -42,7 +42,7 @@ class IdFile(FrozenConfig):
 
 
 class LinkFile(FrozenConfig):
-    """A table that says which ids of several collections mean one image: Visual Genome's image_data.json, a COCO
+    """A table that links the ids of one image in several collections: Visual Genome's image_data.json, a COCO
     file with `images`, an image table of OpenImages."""
 
     format: LinkFormat
@@ -50,7 +50,7 @@ class LinkFile(FrozenConfig):
 
 
 def read_test_ids(file: IdFile, path: Path) -> pa.Table:
-    """The ids in one file as EVALUATION_ID_SCHEMA; SourceUnavailable if it is not of the format that was named."""
+    """The ids in one file as EVALUATION_ID_SCHEMA; SourceUnavailable if it is not of the declared format."""
     name, split = file.name, file.split
     readers: dict[str, Callable[[], pa.Table]] = {
         "karpathy": lambda: evaluation_ids.karpathy_ids(name, _json(path)["images"]),
@@ -71,7 +71,7 @@ def read_test_ids(file: IdFile, path: Path) -> pa.Table:
 
 
 def read_links(file: LinkFile, path: Path) -> pa.Table:
-    """The links in one file as LINK_SCHEMA; SourceUnavailable if it is not of the format that was named."""
+    """The links in one file as LINK_SCHEMA; SourceUnavailable if it is not of the declared format."""
     readers: dict[str, Callable[[], pa.Table]] = {
         "coco": lambda: identities.coco_links(_json(path)["images"]),
         "visual_genome": lambda: identities.visual_genome_links(_json(path)),

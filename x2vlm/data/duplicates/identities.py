@@ -1,16 +1,16 @@
-"""Which image or video of which public collection a row shows, as ids that other data sets know it by.
+"""Ids of the image or video that a row shows, in the public collections that contain it.
 
 | kind | value | where it comes from |
 |---|---|---|
 | coco | COCO image id | row keys of COCO and RefCOCO; file names COCO_val2014_*.jpg; cocodataset.org |
-| visual_genome | image id | row keys of Visual Genome and of GQA (its numeric ids); addresses below VG_100K |
-| flickr | photo id | Flickr30k file names; addresses of Flickr, in any source |
+| visual_genome | image id | row keys of Visual Genome and of GQA (its numeric ids); URLs below VG_100K |
+| flickr | photo id | Flickr30k file names; URLs of Flickr, in any source |
 | openimages, objects365, gqa, webvid | own id | row keys |
-| youtube | video id | row keys of HowTo100M and YT-Temporal; addresses of YouTube, in any source |
-| url | address without scheme and fragment | every row |
+| youtube | video id | row keys of HowTo100M and YT-Temporal; URLs of YouTube, in any source |
+| url | URL without scheme and fragment | every row |
 
-One image has several ids. Upstream tables say which belong together (`visual_genome_links` and its like), and
-`identify` makes them one identity: a COCO test image is so found in Visual Genome, and in OpenImages by its Flickr id.
+One image has several ids. Upstream tables link them (`visual_genome_links` etc.), and `identify` merges them into one
+identity: so a COCO test image is found in Visual Genome, and in OpenImages by its Flickr id.
 """
 
 import re
@@ -56,8 +56,8 @@ YOUTUBE_ID = re.compile(r"[0-9A-Za-z_-]{11}")
 def media_ids(rows: pa.Table, readers: Mapping[str, str]) -> pa.Table:
     """The ids of every row as ID_SCHEMA; rows are SAMPLE_SCHEMA or at least its columns that are read here.
 
-    `readers` says which reader (a key of `readers.READERS`) made a source's rows; one that is missing has no row keys
-    that mean anything outside, so its ids are those of its addresses.
+    `readers` maps a source to the reader (a key of `readers.READERS`) of its rows. The row keys of a source without
+    entry mean nothing outside it, so its ids are those of its URLs.
     """
     columns = ("key", "source", "source_row", "url", "start_seconds", "end_seconds")
     made: dict[str, list[Any]] = {name: [] for name in ID_SCHEMA.names}
@@ -72,7 +72,7 @@ def media_ids(rows: pa.Table, readers: Mapping[str, str]) -> pa.Table:
 
 
 def ids_of_row(reader: str, row: str) -> list[Id]:
-    """What a source's row key says, [] where it means nothing outside that source."""
+    """The ids in a source's row key, [] where it means nothing outside that source."""
     if reader in VIDEO_READERS:
         return [("youtube", row.rpartition("#")[0] or row)]
     if reader == "gqa":
@@ -82,7 +82,7 @@ def ids_of_row(reader: str, row: str) -> list[Id]:
 
 
 def ids_of_url(url: str) -> list[Id]:
-    """What an address says; [] for an empty one. A broken address is compared as it is written."""
+    """The ids in a URL; [] for an empty one. A malformed URL is compared as it is written."""
     if not url:
         return []
     try:
@@ -92,7 +92,7 @@ def ids_of_url(url: str) -> list[Id]:
     except ValueError:
         return [("url", url.strip())]
     found = list(_ids_of_place(host, parts.path, urllib.parse.parse_qs(parts.query)))
-    # The address of a video of YouTube says no more than its id.
+    # The URL of a YouTube video adds nothing to its id.
     if not any(kind == "youtube" for kind, _ in found):
         query = f"?{parts.query}" if parts.query else ""
         found.append(("url", f"{host}{port}{parts.path}{query}"))
@@ -100,7 +100,7 @@ def ids_of_url(url: str) -> list[Id]:
 
 
 def ids_of_name(name: str) -> list[Id]:
-    """What an image's file name says in the files of COCO and Flickr30k ("1018148011.jpg"); [] for any other."""
+    """The ids in a file name of COCO or Flickr30k ("1018148011.jpg"); [] for any other."""
     name = name.rpartition("/")[2]
     if match := COCO_FILE.fullmatch(name):
         return [("coco", _number(match[1]))]
@@ -140,7 +140,7 @@ def _is_below(host: str, *domains: str) -> bool:
 
 
 def _number(text: str) -> str:
-    """A number without leading zeros, which some files write and others do not."""
+    """A number without leading zeros, which only some files write."""
     return text.lstrip("0") or "0"
 
 
@@ -157,14 +157,14 @@ def visual_genome_links(images: Iterable[Record]) -> pa.Table:
 
 
 def coco_links(images: Iterable[Record]) -> pa.Table:
-    """Links from the `images` of a COCO file: COCO ids with Flickr photo ids, which stand in `flickr_url`."""
+    """Links from the `images` of a COCO file: COCO ids with the Flickr photo ids in `flickr_url`."""
     return _links([("coco", record.get("id")), *ids_of_url(str(record.get("flickr_url") or ""))] for record in images)
 
 
 def openimages_links(images: Iterable[Record]) -> pa.Table:
     """Links from rows of an OpenImages image table: image ids with the Flickr photo of OriginalLandingURL.
 
-    OriginalURL is what the reader takes as a row's address, so it is linked too.
+    The reader takes OriginalURL as a row's URL, so it is linked too.
     """
     return _links(
         [("openimages", record.get("ImageID"))]
@@ -177,7 +177,7 @@ def _links(rows: Iterable[list[tuple[str, Any]]]) -> pa.Table:
     made = []
     for first, *others in rows:
         known = [(kind, str(value)) for kind, value in (first, *others) if value not in (None, "", 0, "0")]
-        # An address links nothing: it may be shared by images that replaced one another.
+        # A URL links nothing: the image behind it may have been replaced.
         known = [one for one in known if one[0] != "url"]
         if first[0] == (known[0][0] if known else ""):
             made += [dict(zip(LINK_SCHEMA.names, (*known[0], *other), strict=True)) for other in known[1:]]
@@ -186,7 +186,7 @@ def _links(rows: Iterable[list[tuple[str, Any]]]) -> pa.Table:
 
 @dataclass(frozen=True)
 class Identities:
-    """Which ids mean the same image: "kind:value" -> the first of them, for ids that links name."""
+    """Which ids mean the same image: "kind:value" -> the first of them, for ids that occur in links."""
 
     of: Mapping[str, str]
 
@@ -199,7 +199,7 @@ class Identities:
 
 
 def identify(links: Iterable[pa.Table]) -> Identities:
-    """The connected ids of all link tables; memory is that of the links (some 300 bytes an id)."""
+    """The connected ids of all link tables; memory is that of the links (about 300 bytes per id)."""
     parent: dict[str, str] = {}
 
     def root(one: str) -> str:

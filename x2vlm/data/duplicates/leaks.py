@@ -1,6 +1,6 @@
-"""Where test images and videos show up among training rows: one search a method, each a table of LEAK_SCHEMA.
+"""Searches for test images and videos among training rows: one per method, each returning a table of LEAK_SCHEMA.
 
-What the methods are and what is done about their finds: `x2vlm.data.duplicates.decontamination`.
+The methods and the policies for their finds: `x2vlm.data.duplicates.decontamination`.
 """
 
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ LEAK_SCHEMA = pa.schema(
         ("eval_id", pa.string()),
         ("key", pa.string()),
         ("source", pa.string()),
-        ("method", pa.string()),  # one of the table above; same_media, same_id or same_cluster behind `via`
+        ("method", pa.string()),  # one of the table above; same_media, same_id or same_cluster if `via` is set
         ("score", pa.float64()),  # in [0, 1], 1 for certain
-        ("via", pa.string()),  # key of the leaking row for whose sake this one goes; "" if it leaks itself
+        ("via", pa.string()),  # key of the leaking row that shows the same image; "" if the row leaks itself
         ("action", pa.string()),  # drop or report
     ]
 )
-MIN_FRAME_FRACTION = 0.5  # of the test clip's telling frames that must be near a frame of the training clip
-PIECE = 1 << 16  # pairs of near hashes whose rows are compared at a time
+MIN_FRAME_FRACTION = 0.5  # of the test clip's informative frames that must be near a frame of the training clip
+PIECE = 1 << 16  # pairs of near hashes compared at a time
 
 
 def leaks_by_id(ids: pa.Table, test_ids: pa.Table, identities: Identities) -> pa.Table:
@@ -77,8 +77,8 @@ def _join(ours: pa.Table, theirs: pa.Table, column: str) -> pa.Table:
 
 
 def leaks_by_phash(rows: pa.Table, images: pa.Table, radius: int, min_correlation: float) -> pa.Table:
-    """Images with a hash near that of a test image or its variant, and an alike thumbnail."""
-    rows, images = (_with_telling_hash(table) for table in (rows, images))
+    """Images with a hash near that of a test image or its variant, and a similar thumbnail."""
+    rows, images = (_with_informative_hash(table) for table in (rows, images))
     pairs = _near(rows["phash"].to_numpy(), images["phash"].to_numpy(), radius)
     left, right = (thumbnail_matrix(table["thumbnail"]) for table in (rows, images))
     made = []
@@ -92,7 +92,7 @@ def leaks_by_phash(rows: pa.Table, images: pa.Table, radius: int, min_correlatio
     return pa.concat_tables([LEAK_SCHEMA.empty_table(), *made])
 
 
-def _with_telling_hash(table: pa.Table) -> pa.Table:
+def _with_informative_hash(table: pa.Table) -> pa.Table:
     usable = pc.and_kleene(pc.is_valid(table["phash"]), pc.invert(table["phash_flat"]))
     return table.filter(pc.and_kleene(pc.equal(table["kind"], "image"), usable)).combine_chunks()
 
@@ -140,7 +140,7 @@ def leaks_by_frames(rows: pa.Table, images: pa.Table, radius: int) -> pa.Table:
 
 
 def _frames(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Of every telling frame the row number of its clip, and its hash."""
+    """Of every informative frame the row number of its clip, and its hash."""
     column = table["frame_phashes"].combine_chunks()
     clip, values = pc.list_parent_indices(column), pc.list_flatten(column)
     known = pc.is_valid(values)

@@ -1,7 +1,7 @@
 """Which images match one image: by perceptual hash and thumbnail, or by embedding.
 
-Both searches find all candidate pairs beforehand and answer for one image at a time, so that copies of a popular
-image, which share a hash, cost a comparison each and not one for every two of them.
+Both searches find all candidate pairs in advance and are queried for one image at a time, so that N copies of a popular
+image, which share a hash, cost N comparisons and not N^2.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ class HashMatches:
         self._images, self._starts = own[order], np.searchsorted(value_of_N[order], np.arange(len(self._values) + 1))
         pairs = near_pairs(self._values, radius)
         self._near = _Adjacency(pairs.left, pairs.right, pairs.distance.astype(np.float64), len(self._values))
-        # Only images that share their hash or have a near one are looked at again.
+        # Only images with an equal or near hash are compared further.
         is_busy = ((np.diff(self._starts) > 1) | self._near.has_any())[value_of_N]
         busy = own[is_busy]
         self._value_of = dict(zip(busy.tolist(), value_of_N[is_busy].tolist(), strict=True))
@@ -69,7 +69,7 @@ class HashMatches:
 
 
 def _frame_distance(left: int | None, right: int | None) -> int:
-    """Bits between two frames; half of all where only one of them is flat, as between strangers."""
+    """Bits between two frames; half of all where only one of them is flat, the expectation for unrelated frames."""
     return 32 if left is None or right is None else (left ^ right).bit_count()
 
 
@@ -108,7 +108,7 @@ def embedding_matrix(column: pa.Array | pa.ChunkedArray) -> NDArray[np.floating]
 
 
 class _Adjacency:
-    """Neighbours of each of `size` numbers, from pairs."""
+    """Neighbours of each of `size` nodes, from pairs."""
 
     def __init__(self, left: NDArray[Any], right: NDArray[Any], distance: NDArray[np.float64], size: int) -> None:
         ends = np.concatenate([left, right]).astype(np.int64)

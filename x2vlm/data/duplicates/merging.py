@@ -1,4 +1,4 @@
-"""What an image's keeper takes over from its duplicates: their texts, and their boxes where these fit."""
+"""Merging duplicates into their keeper: their texts, and their boxes where these fit."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,11 +12,11 @@ SAME_PIXELS = ("sha256", "pixels")
 
 
 def merge_captions(keeper: Sample, duplicates: Sequence[Sample]) -> Sample:
-    """`keeper` with the captions of its duplicates behind its own, texts it has already left out.
+    """`keeper` with the captions of its duplicates appended, without texts it already has.
 
-    Duplicates come in the order of their keys, so the result does not depend on theirs. Texts are compared ignoring
-    case and white space; the first wins, with its language and origin. InvalidSample `another_kind` where an image
-    meets a clip.
+    Duplicates are merged in the order of their keys, whatever their order in the input. Texts are compared ignoring
+    case and white space; the first wins, with its language and origin. InvalidSample `another_kind` for an image
+    and a clip.
     """
     _check(keeper, duplicates)
     captions, seen = [], set()
@@ -34,8 +34,8 @@ def merge_concepts(keeper: Sample, duplicates: Sequence[tuple[Sample, str]]) -> 
     """`keeper` with the concepts of those duplicates (sample, method) whose pixels are the same as its own.
 
     Boxes are in pixels of the oriented original, so those of a scaled or cropped copy would be wrong and are left
-    behind; so are concepts with grain, text, box and attributes that the keeper has. An annotation id that the keeper
-    uses gets the duplicate's source and row in front.
+    out; so are concepts whose grain, text, box and attributes the keeper already has. An annotation id that the keeper
+    uses is prefixed with the duplicate's source and row.
     """
     _check(keeper, [sample for sample, _ in duplicates])
     concepts, seen = list(keeper.concepts), {_content(concept) for concept in keeper.concepts}

@@ -2,7 +2,7 @@
 
 No approximate index: blocks of matrix products miss nothing, need no training and run on any device. N rows against M
 cost 2 N M D operations for width D: 100,000 test images against 100 million rows of width 512 are 10^16, a minute at
-200 TFLOP/s. Every block is a piece of work of its own, so rows can be dealt out to workers.
+200 TFLOP/s. Blocks are independent, so rows can be split among workers.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Neighbours(NamedTuple):
 def near_neighbours(embedding_ND: NDArray[np.floating], tau: float, device: str = "cpu") -> Neighbours:
     """Every pair of rows (left < right) with a cosine of at least `tau`, sorted. Rows need no unit length.
 
-    Products are made in float32. Rows of zeros or with a value that is not finite are near nothing. ValueError unless
+    Products are made in float32. Rows of zeros or with a non-finite value match nothing. ValueError unless
     0 < tau <= 1.
     """
     return _join(embedding_ND, embedding_ND, tau, device, upper=True)

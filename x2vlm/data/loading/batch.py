@@ -1,4 +1,4 @@
-"""What one forward pass of pre-training reads: the contract between the loader and the losses.
+"""The input of one forward pass of pre-training: the contract between the loader and the losses.
 
 B text rows, M images of a region batch, F frames, C channels, H W pixels, P patches, L tokens, K masked positions.
 In an image or video batch row b of the text belongs to row b of the pixels. In a region batch the rows are regions
@@ -30,19 +30,19 @@ class Batch:
     keys: list[str]  # sample key of every text row, for logs and lineage
     text_ids_BL: Tensor  # int64
     text_mask_BL: Tensor  # true or 1 on real tokens
-    masked_ids_BL: Tensor  # int64, the same captions with some words replaced
+    masked_ids_BL: Tensor  # int64, the same captions with some tokens replaced
     masked_positions_BK: Tensor  # int64, 0 where unused
     masked_labels_BK: Tensor  # int64, UNUSED_LABEL where unused
-    # What the host must know to lay out a step. Where None, the losses ask the device, which makes the host wait:
-    lengths: tuple[int, ...] | None = None  # tokens of every text row, which stand first
+    # Host copies for the layout of a step. Where None, the losses read them from the device, which synchronises:
+    lengths: tuple[int, ...] | None = None  # real tokens of every text row, which come first
     num_masked: tuple[int, ...] | None = None  # masked tokens of every row, whose slots come first
     image_of: tuple[int, ...] | None = None  # region batches: `image_of_R` again
     # uint8 as loaded, or float32 and normalised. image: B C H W; region: M C H W; video: B F C H W; text: None
     pixels: Tensor | None = None
-    # What is still to be done to each image (or frame: B x F of them) of uint8 pixels; None: nothing.
+    # Pending operations on each image (or frame: B x F of them) of uint8 pixels; None: none.
     operations: tuple[tuple[Operation, ...], ...] | None = None
-    # Rows with equal ids show the same image: never each other's negatives in the matching loss, and both right in
-    # the contrastive loss of image and video batches. Without them every other row is a negative.
+    # Rows with equal ids show the same image: never each other's negatives in the matching loss, and both positives
+    # in the contrastive loss of image and video batches. Without them every other row is a negative.
     image_ids_B: Tensor | None = None  # int64
     # Region batches only:
     image_of_R: Tensor | None = None  # int64, row of `pixels`
@@ -76,9 +76,9 @@ class Batch:
         return self.text_ids_BL.shape[0]
 
     def float_pixels(self) -> Tensor:
-        """The pixels as the image tower takes them: changed by `operations`, float32, normalised.
+        """The pixels as the image tower takes them: augmented by `operations`, float32, normalised.
 
-        On a CPU this costs 0.3 ms an image, on a GPU next to nothing: the batch came as bytes, and is augmented there.
+        On a CPU this costs 0.3 ms an image, on a GPU next to nothing: batches are transferred as bytes.
         ValueError for a batch without images.
         """
         if self.pixels is None:
@@ -95,7 +95,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; the loader of torch calls this by name."""
+        """The same batch in page-locked memory; torch's DataLoader calls this by name."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change) -> "Batch":  # type: ignore[no-untyped-def]
@@ -107,8 +107,8 @@ _REGION_FIELDS = ("pixels", "image_of_R", "patch_mask_RP", "box_cxcywh_R4", "is_
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Bytes (..., 3, H, W) as float32 on the same device, with CLIP's mean taken off and divided by its deviation."""
-    # Tensors, because a GPU multiplies by the reciprocal of a plain number: other last bits than on the CPU.
+    """Bytes (..., 3, H, W) as float32 on the same device, normalised by CLIP's mean and standard deviation."""
+    # Tensors, because a GPU multiplies by the reciprocal of a Python number: the last bits would differ from the CPU's.
     largest, mean, deviation = _statistics(pixels.device)
     numbers = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     whole = pixels.device.type != "cpu" or pixels.dim() < 4
@@ -120,7 +120,7 @@ def normalised(pixels: Tensor) -> Tensor:
 
 @functools.lru_cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """255, mean and deviation there, sent once: a copy from the host would make every step wait for the GPU."""
+    """255, mean and deviation on `device`, copied once: a copy in every step would synchronise with the GPU."""
     with torch.inference_mode(False):  # or they could not be used in training later
         mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
         return torch.tensor(255.0, device=device), mean, deviation

@@ -14,7 +14,7 @@ from x2vlm.data.kinds import BatchKind
 from x2vlm.data.loading.batch import UNUSED_LABEL, Batch
 from x2vlm.data.loading.examples import TextRow, VisualInput
 
-# Token rows are padded to a multiple of this: few different shapes, and short texts stay cheap.
+# Token rows are padded to a multiple of this: few distinct shapes, little padding for short texts.
 LENGTH_MULTIPLE = 8
 
 
@@ -26,7 +26,7 @@ def visual_batch(kind: BatchKind, rows: Sequence[TextRow], images: Sequence[Visu
 def region_batch(
     rows: Sequence[TextRow], image_of: Sequence[int], images: Sequence[VisualInput], max_masks: int
 ) -> Batch:
-    """A region batch: `image_of` says for every row which of the M images it lies in."""
+    """A region batch: `image_of` is the index of each row's image among the M images."""
     regions = [row.region for row in rows if row.region is not None]
     if len(regions) != len(rows):
         raise ValueError("a region batch holds rows without a region")

@@ -1,7 +1,6 @@
-"""What an experiment decides about training data: streams, examples, regions and augmentation.
+"""Configuration of training data: streams, examples, regions and augmentation.
 
-Beside this file the code that obeys these decisions imports torch; planning a run only needs the decisions, and must
-not wait 3 CPU seconds for it.
+Apart from the code that uses it, which imports torch: planning a run must not wait 3 CPU seconds for that import.
 """
 
 from typing import Literal
@@ -14,14 +13,14 @@ from x2vlm.data.loading.streams import StreamConfig
 
 
 class AugmentConfig(FrozenConfig):
-    """How images are varied in training; the defaults are the released pre-training recipe, with its mistakes mended.
+    """How images are augmented in training; the defaults are the released pre-training recipe without its mistakes.
 
-    `careful_flip`: an image whose text says left or right is never mirrored. `same_for_all_frames`: the frames of a
+    `careful_flip`: an image whose text contains left or right is never mirrored. `same_for_all_frames`: the frames of a
     clip are cropped, mirrored and changed alike. The reference does neither in pre-training; `parity="reference"` also
     repeats its left/right test (substrings), resizes by Pillow and lets sharpened bytes wrap around at 255.
     `scaled_decode`: JPEGs of which a crop is more than twice as large as the model's images are decoded at a half, a
-    quarter or an eighth. Of 142 crops of photos of 1200 pixels 129 were: 44 dB from the full way in the median, 30 at
-    worst, a tenth below 35, for a fifth less CPU time. Not exact, so nobody gets it unasked.
+    quarter or an eighth. Of 142 crops of photos of 1200 pixels 129 were: a median PSNR of 44 dB against full
+    decoding, 30 at worst, a tenth below 35, for a fifth less CPU time. Not exact, so off by default.
     """
 
     min_area: float = Field(default=0.2, gt=0, le=1)
@@ -38,7 +37,7 @@ class AugmentConfig(FrozenConfig):
 class RegionConfig(FrozenConfig):
     """How rows are taken from an image with boxes (released recipe).
 
-    `whole_pixels` cuts box numbers to whole pixels first, as the reference does.
+    `whole_pixels` truncates box coordinates to whole pixels first, as the reference does.
     """
 
     max_regions: int = Field(default=5, ge=1)
@@ -57,9 +56,9 @@ class ExampleConfig(FrozenConfig):
 
 
 class DataConfig(FrozenConfig):
-    """What is read, in which order and batches; the defaults are the released base 4M recipe.
+    """Which data are read, in which order and batches; the defaults are the released base 4M recipe.
 
-    `validation_share` of the shards is never trained on; `TrainConfig.validate_every` looks at it.
+    `validation_share` of the shards is held out for `TrainConfig.validate_every`.
     """
 
     seed: int = 42

@@ -1,6 +1,6 @@
-"""From a stored row to what one row of a batch needs: chosen texts, their masks, boxes, and pixels.
+"""From a stored row to one row of a batch: chosen texts, their masks, boxes, and pixels.
 
-`plan_*` decides everything that does not need pixels, `*_pixels` does the rest. All choices come from
+`plan_*` decides everything that does not need pixels, `*_pixels` does the rest. All random choices come from
 `Draws(seed, epoch, sample key, purpose)`. C channels, H W pixels, F frames.
 """
 
@@ -45,7 +45,7 @@ from x2vlm.samples import Box
 
 @dataclass(frozen=True)
 class Recipe:
-    """What turns samples into rows: the configuration, the words, the size of images and the run's seed."""
+    """Everything that determines rows of samples: configuration, tokenizer, image resolution and the run's seed."""
 
     config: ExampleConfig
     tokenizer: WordPieceTokenizer
@@ -75,7 +75,7 @@ class TextRow:
 
 @dataclass(frozen=True)
 class VisualInput:
-    """Bytes (C, H, W) of an image, or (F, C, H, W) of a clip, and what is still to be done to each image or frame."""
+    """Bytes (C, H, W) of an image, or (F, C, H, W) of a clip, and the pending operations on each image or frame."""
 
     pixels: Tensor
     operations: tuple[tuple[Operation, ...], ...]
@@ -83,7 +83,7 @@ class VisualInput:
 
 @dataclass(frozen=True)
 class RegionPlan:
-    """What will be done to an image with boxes, and the texts and boxes of its rows."""
+    """The planned cut of an image with boxes, and the texts and boxes of its rows."""
 
     image: ImagePlan
     rows: tuple[RegionRow, ...]
@@ -91,12 +91,12 @@ class RegionPlan:
 
 
 def image_id(row: Row) -> int:
-    """A number that rows share exactly if they show the same stored media: 60 bits of its sha256."""
+    """An id that is equal for rows with the same stored media: 60 bits of its sha256."""
     return int(row.media_sha256[:15], 16)
 
 
 def choose_caption(row: Row, epoch: int, recipe: Recipe) -> str:
-    """One of the row's captions, cleaned; InvalidSample("empty_caption") if none says anything."""
+    """One of the row's captions, cleaned; InvalidSample("empty_caption") if none is left after cleaning."""
     cleaned = recipe.texts.clean(row.captions)
     if not cleaned:
         raise InvalidSample("empty_caption", f"{row.key}: no caption is left after cleaning")
@@ -114,7 +114,7 @@ def text_row(
 
 
 def visual_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Recipe) -> VisualInput:
-    """An image or a clip, cut, for a row with this caption."""
+    """The cropped and resized image or clip of a row with this caption."""
     augment = recipe.config.augment
     parity = augment.parity
     may_flip = not (augment.careful_flip and mentions_a_side([caption], parity == "reference"))
@@ -135,7 +135,7 @@ def visual_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Re
 
 
 def _cut(payload: bytes, plan_for: Callable[[tuple[int, int]], ImagePlan], recipe: Recipe) -> VisualInput:
-    """One image cut by the plan for its size; decoded at a fraction of it where that is allowed and enough."""
+    """One image cut by the plan for its size; decoded at reduced size where that is allowed and suffices."""
     augment, image_res = recipe.config.augment, recipe.image_res
     if augment.scaled_decode:
         header = probe(payload)
@@ -183,7 +183,7 @@ def plan_regions(row: Row, epoch: int, recipe: Recipe) -> RegionPlan:
 def region_pixels(row: Row, payload: bytes, plan: RegionPlan, recipe: Recipe) -> VisualInput:
     """The image cut by `plan`, out of the original or of a smaller copy of it that was stored instead.
 
-    InvalidSample("size_changed") if it is neither as large as its record says nor that size shrunk.
+    InvalidSample("size_changed") if it has neither the recorded size nor a smaller one of the same shape.
     """
     pixels_HWC = decode_image(payload)
     recorded, (width, height) = (row.width, row.height), size_of(pixels_HWC)
@@ -194,7 +194,7 @@ def region_pixels(row: Row, payload: bytes, plan: RegionPlan, recipe: Recipe) ->
 
 
 def _draw_flip(row: Row, row_texts: list[str], draws: Draws, recipe: Recipe) -> bool:
-    """Whether to mirror: never if a text that is used says left or right (reference: if any label or caption does)."""
+    """Whether to mirror: never if a text that is used contains left or right (reference: any label or caption)."""
     augment = recipe.config.augment
     parity: Literal["reference"] | None = augment.parity
     if parity == "reference":

@@ -1,13 +1,13 @@
-"""Which frames of a clip are taken, and which neighbouring clips of a video make one."""
+"""Choosing the frames of a clip."""
 
 from x2vlm.data.randomness import Draws
 
 
 def choose_frames(num_frames: int, num_wanted: int, draws: Draws | None = None) -> list[int]:
-    """`num_wanted` ascending frame numbers of a clip: one from each of as many stretches of nearly equal length.
+    """`num_wanted` ascending frame numbers of a clip: one from each of as many segments of nearly equal length.
 
-    With `draws` (training) a random frame of each stretch, and the longer stretches lie anywhere; without, the first
-    frame of each and the longer stretches come first. Clips with too few frames repeat some.
+    With `draws` (training) a random frame of each segment, the longer segments in random places; without, the first
+    frame of each, the longer segments first. Clips with too few frames repeat some.
     """
     if num_frames <= num_wanted:
         missing = num_wanted - num_frames

@@ -1,13 +1,13 @@
-"""The batches of any step, for any rank of any world size: a function of the step, so resuming is just asking for it.
+"""The batches of any step, for any rank of any world size: a pure function of the step, so resuming needs no state.
 
-What a step holds is decided for all ranks together (`plan`), from metadata; then a rank loads its share. A row whose
-media cannot be used is replaced by another one that the slot alone determines, and both are recorded.
+The content of a step is decided for all ranks together (`plan`), from metadata; then a rank loads its slice of the
+batch. A row with unusable media is replaced by another one that depends on the slot alone, and both are recorded.
 
 So there is no state of reader processes to save, to gather or to restore. torchdata's StatefulDataLoader has to do all
-of that: it counts batches and skips as many, or asks data set and sampler in every worker for their state. It gathers
-over the workers of a rank and not over ranks, so its checkpoint is tied to the number of both, and is as large as what
-the data sets keep (a shuffle buffer, say). Here the step is the checkpoint, and another world size or another number of
-readers goes on with the same samples and pixels.
+of that: it counts batches and skips as many, or collects the state of data set and sampler from every worker. It
+gathers over the workers of a rank and not over ranks, so its checkpoint is tied to the number of both, and is as large
+as the state of the data sets (a shuffle buffer, say). Here the step is the checkpoint, and a run with another world
+size or number of readers continues with the same samples and pixels.
 """
 
 from collections import Counter
@@ -39,13 +39,13 @@ from x2vlm.data.shards.rows import Row
 from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 
-# Rows in a row that may be unusable before the shards are called broken.
+# Consecutive unusable rows after which the shards are considered broken.
 MAX_ATTEMPTS = 50
 
 
 @dataclass(frozen=True)
 class Substitute:
-    """A row that could not be used, why, and the key that took its place."""
+    """A row that could not be used, the reason, and the key of its replacement."""
 
     stream: str
     key: str
@@ -55,7 +55,7 @@ class Substitute:
 
 @dataclass(frozen=True)
 class Item:
-    """One sample of a step's plan; `rows` are a region image's chosen rows, each with how often it came before."""
+    """One sample of a step's plan; `rows`: chosen rows of a region image, each with its repeat number."""
 
     slot: Slot
     place: Place
@@ -67,7 +67,7 @@ class Item:
 
 @dataclass(frozen=True)
 class StepData:
-    """The batches of one rank for one step, by stream name, and what had to be replaced on the way."""
+    """The batches of one rank for one step, by stream name, and the rows that were replaced."""
 
     step: int
     batches: dict[str, Batch]
@@ -80,7 +80,7 @@ class StepData:
 
 
 class StepLoader(Dataset[StepData]):
-    """`loader[step]` is what rank `rank` of `world_size` sees in that step; nothing is remembered between calls.
+    """`loader[step]` is the data of rank `rank` of `world_size` in that step; calls are independent.
 
     ConfigError unless `world_size` divides every global batch, and if a stream has no rows at all.
     """
@@ -118,7 +118,7 @@ class StepLoader(Dataset[StepData]):
         return StepData(step, batches, is_aux, substitutes)
 
     def plan(self, stream: Stream, step: int, substitutes: list[Substitute], metadata_only: bool = True) -> list[Item]:
-        """The samples of a stream's step, as far as metadata can tell whether they are usable.
+        """The samples of a stream's step, those that are usable by their metadata.
 
         `metadata_only` plans for all ranks, otherwise for this one. Region streams choose rows over all images of a
         group (`StreamConfig.row_groups`), so they plan every group of which this rank has a row.
@@ -134,20 +134,20 @@ class StepLoader(Dataset[StepData]):
         items: list[Item] = []
         for group in range(rank_rows.start // rows_each, -(-rank_rows.stop // rows_each)):
             first_row = group * rows_each
-            # Every rank with rows of a group finds the same unusable ones; the first of them tells.
-            told = substitutes if metadata_only or first_row >= rank_rows.start else []
+            # Every rank with rows of a group finds the same unusable ones; the first of them records them.
+            recorded = substitutes if metadata_only or first_row >= rank_rows.start else []
             images = slots[group * images_each : (group + 1) * images_each]
             draws = Draws(self.config.seed, stream.config.label, "rows", step, group)
             wanted = range(
                 max(first_row, rank_rows.start) - first_row, min(first_row + rows_each, rank_rows.stop) - first_row
             )
             items += self._with_chosen_rows(
-                [self._item(stream, slot, told) for slot in images], rows_each, wanted, draws
+                [self._item(stream, slot, recorded) for slot in images], rows_each, wanted, draws
             )
         return items
 
     def _with_chosen_rows(self, items: Sequence[Item], num_rows: int, wanted: range, draws: Draws) -> list[Item]:
-        """The images of a group that have a row among numbers `wanted` of the `num_rows` chosen ones."""
+        """The images of a group that have a row among the rows `wanted` of the `num_rows` chosen ones."""
         owners = [(number, row) for number, item in enumerate(items) for row in range(_num_rows(item))]
         seen: Counter[int] = Counter()
         rows: dict[int, list[tuple[int, int]]] = {}
@@ -167,7 +167,7 @@ class StepLoader(Dataset[StepData]):
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def _item(self, stream: Stream, slot: Slot, substitutes: list[Substitute], first_attempt: int = 0) -> Item:
-        """The sample of a slot, or the first one to take instead whose metadata are usable."""
+        """The sample of a slot, or the first substitute with usable metadata."""
         failed: list[tuple[str, str]] = []
         for attempt in range(first_attempt, first_attempt + MAX_ATTEMPTS):
             place = stream.place(slot, attempt)
@@ -187,7 +187,7 @@ class StepLoader(Dataset[StepData]):
         return Item(slot, place, row, caption=choose_caption(row, place.epoch, self.recipe))
 
     def _with_pixels(self, stream: Stream, item: Item, substitutes: list[Substitute]) -> tuple[Item, VisualInput]:
-        """The item and its pixels, or those of the first one to take instead whose media can be used."""
+        """The item and its pixels, or the first substitute with usable media."""
         for attempt in range(1, MAX_ATTEMPTS):
             try:
                 return item, self._pixels(stream, item)
@@ -227,7 +227,7 @@ class StepLoader(Dataset[StepData]):
 def iterate_steps(
     loader: StepLoader, first_step: int, end_step: int, num_workers: int = 0, pin_memory: bool = False
 ) -> Iterator[StepData]:
-    """StepData of first_step..end_step-1 in order; `num_workers` processes read ahead, without changing anything."""
+    """StepData of first_step..end_step-1 in order; prefetched by `num_workers` processes, with equal results."""
     return iter(
         DataLoader(
             loader,
@@ -242,7 +242,7 @@ def iterate_steps(
 
 
 def substitutes_to_json(substitutes: Sequence[Substitute]) -> list[dict[str, Any]]:
-    """Substitutes as they stand in a metrics line."""
+    """Substitutes as JSON values of a metrics line."""
     return [asdict(substitute) for substitute in substitutes]
 
 
@@ -255,5 +255,5 @@ def _with_rows(item: Item, rows: tuple[tuple[int, int], ...]) -> Item:
 
 
 def _refilled(rows: tuple[tuple[int, int], ...], num_rows: int) -> tuple[tuple[int, int], ...]:
-    """As many rows as `rows`, out of an image with `num_rows` rows: each depends on the one it replaces alone."""
+    """As many rows as `rows`, out of an image with `num_rows` rows: each depends only on the one it replaces."""
     return tuple((row % num_rows, repeat) for row, repeat in rows)

@@ -12,10 +12,10 @@ from x2vlm.data.text.tokenizer import WordPieceTokenizer
 
 
 class MaskingConfig(FrozenConfig):
-    """How many words are hidden, and in what groups.
+    """How many tokens are masked, and in what groups (whole words, n-grams).
 
-    `parity="reference"` also hides [SEP], counts both special tokens towards the share, cuts a surplus at random (which
-    splits words) and replaces by any entry of the vocabulary, special ones too. By default none of that happens.
+    `parity="reference"` also masks [SEP], includes both special tokens in the masked fraction, cuts a surplus at random
+    (which splits words) and replaces by any entry of the vocabulary, special ones too. By default none of that happens.
     """
 
     prob: float = Field(default=0.5, gt=0, le=1)
@@ -59,9 +59,9 @@ def _replacement(original: int, tokenizer: WordPieceTokenizer, draws: Draws, con
 def choose_positions(
     continues_word: Sequence[bool], draws: Draws, config: MaskingConfig, num_source_tokens: int = 0
 ) -> set[int]:
-    """Positions to hide in [CLS] ... [SEP], where `continues_word` marks the pieces that continue a word.
+    """Positions to mask in [CLS] ... [SEP], where `continues_word` marks the pieces that continue a word.
 
-    The first `num_source_tokens` after [CLS] are never hidden. Empty only if there is nothing to hide.
+    The first `num_source_tokens` after [CLS] are never masked. Empty only if there is nothing to mask.
     """
     if config.parity == "reference":
         return _choose_like_reference(continues_word, draws, config, num_source_tokens)
@@ -73,7 +73,7 @@ def choose_positions(
             fresh = set(words[number]) - chosen
             if len(chosen) + len(fresh) <= wanted:
                 chosen |= fresh
-    if not chosen and words:  # every word is longer than the share: hide the shortest, as far as there are slots
+    if not chosen and words:  # every word is longer than the budget: mask the shortest, up to `max_masks`
         chosen = set(min(words, key=len)[: config.max_masks])
     return chosen
 

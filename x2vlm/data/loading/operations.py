@@ -1,10 +1,10 @@
-"""The ten changes of an image that training draws from, on bytes (N, C, H, W), wherever these are.
+"""The ten augmentation operations of training, on bytes (N, C, H, W) on any device.
 
-They come last before the numbers a model takes, so they are done where the model is (`Batch.float_pixels`): the loader
-then costs a fifth less, and a GPU hardly notices. On a CPU they are four to ten times faster than Pillow's (a rotation
-of 224 x 224 pixels takes 0.4 CPU ms instead of 1.0) and give the reference's bytes to within one grey level. OpenCV's
-warps take 0.3 ms, but only know 32nds of a pixel: up to 4 levels from the same bytes.
-N images, C channels, H W pixels.
+They are the last step before normalisation, so they run on the device of the model (`Batch.float_pixels`): the loader
+then costs a fifth less, and the cost on a GPU is negligible. On a CPU they are four to ten times faster than Pillow's
+(a rotation of 224 x 224 pixels takes 0.4 CPU ms instead of 1.0) and give the reference's bytes to within one grey
+level. OpenCV's warps take 0.3 ms, but only know 32nds of a pixel: up to 4 levels from the same bytes. N images, C
+channels, H W pixels.
 """
 
 import functools
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-GREY = 128  # what comes into view from outside
+GREY = 128  # fill value outside the image
 
 # At strength 7 of 10 (the reference's only setting): enhancement, shear, shift in pixels, degrees.
 ENHANCE_SPAN, ENHANCE_FLOOR, MAX_SHEAR, MAX_SHIFT_PIXELS, MAX_DEGREES = 1.8, 0.1, 0.3, 10.0, 30.0
@@ -31,7 +31,7 @@ Affine = tuple[float, float, float, float, float, float]
 class Operation:
     """One change of an image: its name, and how much (pixels, degrees, factor), signed.
 
-    `wraps`: bytes that sharpening takes out of 0..255 come back at the other end, as in the reference.
+    `wraps`: sharpened values outside 0..255 wrap around, as in the reference.
     """
 
     name: str
@@ -49,7 +49,7 @@ def operation_at(name: str, strength: float, negative: bool = False, wraps: bool
 
 
 def apply_operations(pixels_NCHW: Tensor, operations: Sequence[Sequence[Operation]]) -> Tensor:
-    """New bytes, each image after its own operations, one after the other."""
+    """New bytes, each image after its own operations in order."""
     changed = pixels_NCHW.clone(memory_format=torch.contiguous_format)
     for round_number in range(max(map(len, operations), default=0)):
         groups: dict[Operation, list[int]] = {}
@@ -76,7 +76,7 @@ def _apply_round(pixels_NCHW: Tensor, groups: dict[Operation, list[int]]) -> Non
 
 
 def apply_operation(pixels_NCHW: Tensor, operation: Operation) -> Tensor:
-    """All images after one operation; those given are not changed, but may be what comes back."""
+    """All images after one operation; the input is not changed, but may be returned."""
     name, amount = operation.name, operation.amount
     if name == "sharpness":
         return _sharpened(pixels_NCHW, amount, operation.wraps)
@@ -89,14 +89,15 @@ def _autocontrast(pixels_NCHW: Tensor, amount: float) -> Tensor:
     """Each channel stretched to 0..255, as Pillow does."""
     channels = pixels_NCHW.flatten(2)
     low, high = (edge.double()[:, :, None] for edge in (channels.amin(2), channels.amax(2)))  # aminmax: 9 times slower
-    # Not 255.0 / tensor: torch would multiply by the reciprocal, and 2 % of some image's bytes be one too small.
+    # Not 255.0 / tensor: torch would multiply by the reciprocal, and up to 2 % of an image's bytes would be one too
+    # small.
     scale = torch.where(high > low, torch.full_like(high, 255.0) / (high - low), 1.0)
     offset = torch.where(high > low, -low * scale, 0.0)
     return _looked_up(pixels_NCHW, _levels(pixels_NCHW) * scale + offset)
 
 
 def _equalize(pixels_NCHW: Tensor, amount: float) -> Tensor:
-    """Each channel's histogram made even, as Pillow does."""
+    """Each channel's histogram equalised, as Pillow does."""
     counts = _histograms(pixels_NCHW)
     last = counts.gather(2, ((counts > 0) * torch.arange(256, device=counts.device)).amax(2, keepdim=True))
     step = (counts.sum(2, keepdim=True) - last) // 255
@@ -130,7 +131,7 @@ def _histograms(pixels_NCHW: Tensor) -> Tensor:
 
 
 def _looked_up(pixels_NCHW: Tensor, tables_NC256: Tensor) -> Tensor:
-    """Every byte replaced by the entry of its channel's table, which is cut to whole bytes first."""
+    """Every byte replaced by the entry of its channel's table, which is truncated to whole bytes first."""
     tables = tables_NC256.clamp(0, 255).to(torch.uint8)
     if not _is_host(pixels_NCHW):
         return tables.gather(2, pixels_NCHW.flatten(2).long()).view_as(pixels_NCHW)
@@ -143,12 +144,12 @@ def _looked_up(pixels_NCHW: Tensor, tables_NC256: Tensor) -> Tensor:
 
 
 def _sharpened(pixels_NCHW: Tensor, factor: float, wraps: bool) -> Tensor:
-    """Away from the smoothed image (weight 5 in the middle of a 3 x 3 square of ones); the edge stays as it is."""
+    """Away from the smoothed image (a 3 x 3 kernel of ones with 5 in the middle); the edge is unchanged."""
     original = pixels_NCHW.to(torch.float32)
     inner = original[..., 1:-1, 1:-1]
     rows = original[..., :-2, :] + original[..., 1:-1, :] + original[..., 2:, :]
     squares = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    smooth = squares.add_(inner, alpha=4.0).div_(13.0).add_(0.5).floor_()  # sums of 13ths: never just between two
+    smooth = squares.add_(inner, alpha=4.0).div_(13.0).add_(0.5).floor_()  # 13ths: never halfway between two
     sharp = smooth.lerp_(inner, factor)
     sharp = sharp.trunc_().remainder_(256.0) if wraps else sharp.clamp_(0.0, 255.0)
     result = pixels_NCHW.clone()
@@ -157,14 +158,14 @@ def _sharpened(pixels_NCHW: Tensor, factor: float, wraps: bool) -> Tensor:
 
 
 def _cut_to_bytes(values: Tensor) -> Tensor:
-    """Numbers in [0, 256) without what follows the point."""
+    """Numbers in [0, 256) truncated to bytes."""
     if _is_host(values):
         return torch.from_numpy(values.numpy().astype(np.uint8))  # 0.04 ms an image, torch's own takes 0.09
     return values.to(torch.uint8)
 
 
 def _moved(pixels_NCHW: Tensor, name: str, amount: float) -> Tensor:
-    """Bilinear; fades into grey over the pixel at the edge."""
+    """Bilinear; blends into grey over the pixel at the edge."""
     num, _, height, width = pixels_NCHW.shape
     if name.startswith("translate") and amount == round(amount):
         return _shifted(pixels_NCHW, round(amount), 3 if name == "translate_x" else 2)
@@ -204,7 +205,7 @@ _COLOUR: dict[str, Callable[[Tensor, float], Tensor]] = {
     "brightness": _brightness,
 }
 
-# Amount, width and height to the six numbers that send a pixel of the result to its place in the original.
+# (amount, width, height) -> the six coefficients of the affine map from result to original pixels.
 _GEOMETRY: dict[str, Callable[[float, int, int], Affine]] = {
     "shear_x": lambda amount, width, height: (1.0, -amount, 0.0, 0.0, 1.0, 0.0),
     "shear_y": lambda amount, width, height: (1.0, 0.0, 0.0, -amount, 1.0, 0.0),

@@ -1,7 +1,7 @@
-"""In which order rows are visited: a function of (seed, epoch, position), with no list that is shuffled and no state.
+"""In which order rows are visited: a function of (seed, epoch, position), without a shuffled list and without state.
 
-Shards are shuffled as wholes; then the rows of each window of neighbouring shards are shuffled among themselves. So a
-reader has only one window of shards open, and yet any position can be looked up at once.
+Whole shards are shuffled; then the rows within each window of consecutive shards. So a reader has only one window of
+shards open, and any position can be looked up directly.
 """
 
 import bisect
@@ -17,10 +17,10 @@ NUM_ROUNDS = 6
 
 
 def permuted(index: int, size: int, *labels: str | int) -> int:
-    """Where a permutation of 0..size-1 that belongs to `labels` sends `index`.
+    """The image of `index` under the permutation of 0..size-1 that belongs to `labels`.
 
-    A Feistel network over the next even number of bits; results outside are sent round again (cycle walking), at most
-    four times on average because the domain is less than four times too large.
+    A Feistel network over the next even number of bits; results outside the range are permuted again (cycle walking),
+    at most four times on average because the domain is less than four times too large.
     """
     if not 0 <= index < size:
         raise IndexError(f"{index} is not in 0..{size - 1}")
@@ -80,13 +80,13 @@ class WindowedOrder:
         raise AssertionError("windows and counts disagree")
 
     def substitute(self, position: int, attempt: int) -> Place:
-        """A row of the same epoch to take instead of the one at `position`, which turned out to be unusable."""
+        """A row of the same epoch that replaces the unusable one at `position`."""
         epoch = position // self.size
         draws = Draws(self._seed, self._name, "substitute", position, attempt)
         return self.place(epoch * self.size + draws.integer(0, self.size - 1))
 
     def _arrange(self, epoch: int) -> None:
-        """Lay out the windows of `epoch`; kept until another epoch is asked for."""
+        """Lay out the windows of `epoch`; cached until another epoch is requested."""
         if epoch == self._epoch:
             return
         self._shards = Draws(self._seed, self._name, "shards", epoch).shuffled(range(len(self._counts)))

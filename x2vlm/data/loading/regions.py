@@ -1,6 +1,6 @@
 """Which boxes of an image become training rows, where they lie after crop and mirror, and which patches they cover.
 
-Everything here needs sizes and boxes only, never pixels: so every process can work out the rows of the whole step.
+Everything here needs only sizes and boxes, never pixels, so every process can compute the rows of the whole step.
 Boxes are `xywh` in pixels of the oriented original unless the name says otherwise; P patches, row by row.
 """
 
@@ -32,7 +32,7 @@ class RegionRow:
 
 
 def draw_crop_around(box: Box, width: int, height: int, draws: Draws) -> Crop:
-    """A random crop of a `width` x `height` image that holds all of `box`."""
+    """A random crop of a `width` x `height` image that contains all of `box`."""
     left, top = draws.integer(0, int(box.x)), draws.integer(0, int(box.y))
     right = draws.integer(min(math.ceil(box.x + box.w), width), width)
     bottom = draws.integer(min(math.ceil(box.y + box.h), height), height)
@@ -40,7 +40,7 @@ def draw_crop_around(box: Box, width: int, height: int, draws: Draws) -> Crop:
 
 
 def whole_image_row(image_res: int, patch_size: int) -> RegionRow:
-    """The row of a caption of the whole image: all patches, and the box that is everything."""
+    """The row of a caption of the whole image: all patches, and the box of the whole image."""
     return RegionRow(WHOLE_IMAGE, (0.5, 0.5, 1.0, 1.0), np.ones((image_res // patch_size) ** 2, dtype=bool))
 
 
@@ -72,7 +72,7 @@ def place_boxes(
 
 
 def whole_pixel_box(box: Box) -> Box:
-    """`box` with its numbers cut to whole pixels, as the reference reads them."""
+    """`box` with its coordinates truncated to whole pixels, as the reference reads them."""
     return Box(int(box.x), int(box.y), int(box.w), int(box.h))
 
 

@@ -1,4 +1,4 @@
-"""Streams: which rows of the shards one kind of batch is made of, and which of them come in which step.
+"""Streams: the rows of the shards that one kind of batch is made of, and which of them belong to which step.
 
 The only state is the step. A stream of `batch_size` items reads positions step * batch_size onwards of its order; with
 aux sources, exactly floor(steps * aux_share) of all batches so far come from those instead.
@@ -28,9 +28,9 @@ class StreamConfig(FrozenConfig):
     """One kind of batch in every step.
 
     `batch_size` counts text rows over all processes; a region stream draws them from `num_images` images. `sources`
-    restricts the stream (none named: all). A fraction of `aux_share` of the batches comes from `aux_sources` (the clean
+    restricts the stream (none named: all). A fraction `aux_share` of the batches comes from `aux_sources` (the clean
     sets beside a noisy one); `match_main=False` leaves the matching loss to those (released 1B recipe).
-    `negative_group_size` wins over that of the objective.
+    `negative_group_size` overrides that of the objective.
     """
 
     kind: StreamKind
@@ -56,10 +56,10 @@ class StreamConfig(FrozenConfig):
 
     @property
     def row_groups(self) -> int:
-        """How many groups the images of a region step form, each of which chooses its rows by itself.
+        """Number of groups of the images of a region step; rows are chosen within each group.
 
-        As many as divide images and rows evenly and leave at least 50 images to each, which is what a process of
-        the released recipe chose 128 rows from. It does not depend on how many processes there are now, and spares
+        The largest number that divides images and rows evenly and leaves at least 50 images in each group, from which
+        a process of the released recipe chose 128 rows. It does not depend on the number of processes, and saves
         them planning images of which they get no row.
         """
         if self.num_images is None:
@@ -70,7 +70,7 @@ class StreamConfig(FrozenConfig):
 
     @property
     def label(self) -> str:
-        """What the stream is called in metrics and in the record of consumed samples."""
+        """Name of the stream in metrics and in the record of consumed samples."""
         return self.name or self.kind
 
     @property
@@ -122,14 +122,14 @@ def _shard_set(files: tuple[ShardFiles, ...], max_open: int, counts: tuple[Index
 
 @dataclass(frozen=True)
 class Slot:
-    """One item of a step: where it stands in its order, and whether that is the aux order."""
+    """One item of a step: its position in its order, and whether that is the aux order."""
 
     position: int
     is_aux: bool
 
 
 class Stream:
-    """A stream over a set of shards. ConfigError if no row fits it."""
+    """A stream over a set of shards. ConfigError if it can use no row."""
 
     def __init__(self, config: StreamConfig, shards: ShardSet, seed: int, window: int) -> None:
         self.config = config
@@ -162,7 +162,7 @@ class Stream:
         return [Slot(position, is_aux) for position in range(batch * size, (batch + 1) * size)]
 
     def place(self, slot: Slot, attempt: int = 0) -> Place:
-        """Which row a slot stands for; from attempt 1 on, a row to take instead of an unusable one."""
+        """The row of a slot; from attempt 1 on, a substitute for an unusable one."""
         order = self._orders[slot.is_aux]
         return order.substitute(slot.position, attempt) if attempt else order.place(slot.position)
 
@@ -179,5 +179,5 @@ class Stream:
         return int(self.shards.usable(place.shard, self.config.kind, self._sources[slot.is_aux])[place.row])
 
     def _num_aux(self, steps: int) -> int:
-        """How many of the first `steps` batches are aux; the tiny addition keeps 0.15 * 20 from being 2.99..."""
+        """How many of the first `steps` batches are aux; the small addition corrects rounding (0.15 * 20 = 2.99...)."""
         return math.floor(steps * self.config.aux_share + 1e-9)

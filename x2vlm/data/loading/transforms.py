@@ -1,8 +1,8 @@
-"""How an image becomes bytes of a fixed size: crop, mirror, resize, then changes of colour and geometry.
+"""How an image becomes bytes of a fixed size: crop, mirror, resize, then colour and geometry operations.
 
-What will be done is decided first (`plan_image`, a value made of draws); here it is cut (`cut_plan`), and the
-operations follow where the model is (`x2vlm.data.loading.operations`). So all frames of a clip can share one plan,
-boxes can go through the same crop and mirror, and a batch of bytes is a quarter as large on its way as one of numbers.
+The plan is drawn first (`plan_image`); crop, mirror and resize are done here (`cut_plan`), and the operations follow on
+the device of the model (`x2vlm.data.loading.operations`). So all frames of a clip can share one plan, boxes can go
+through the same crop and mirror, and a batch is transferred as bytes, a quarter of its size as floats.
 C channels, H W pixels.
 """
 
@@ -27,7 +27,7 @@ Crop = tuple[int, int, int, int]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What will be done to an image, in this order: crop, mirror, resize to a square, operations."""
+    """What is done to an image, in this order: crop, mirror, resize to a square, operations."""
 
     crop: Crop
     flipped: bool
@@ -60,13 +60,13 @@ def draw_crop(width: int, height: int, draws: Draws, min_area: float) -> Crop:
 
 
 def least_size_of(size: tuple[int, int], crop: Crop, image_res: int) -> tuple[int, int]:
-    """How large a smaller copy of an image must be for its crop to have `image_res` pixels on each side."""
+    """The least size of a smaller copy of an image whose crop has `image_res` pixels on each side."""
     left, top, right, bottom = crop
     return -(-size[0] * image_res // (right - left)), -(-size[1] * image_res // (bottom - top))
 
 
 def draw_operations(draws: Draws, config: AugmentConfig, names: Sequence[str]) -> tuple[Operation, ...]:
-    """`num_ops` names with replacement, each kept with `op_prob`; geometric ones go either way."""
+    """`num_ops` names with replacement, each kept with `op_prob`; geometric ones with a random sign."""
     operations = []
     for _ in range(config.num_ops):
         name, kept, negative = draws.choice(names), draws.chance(config.op_prob), draws.chance(0.5)
@@ -82,7 +82,7 @@ def cut_plan(
     parity: Literal["reference"] | None = None,
     planned_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """A decoded image as bytes (C, H, W) with H = W = `image_res`, cut as `plan` says; its operations come later.
+    """A decoded image as bytes (C, H, W) with H = W = `image_res`, cut as planned; its operations come later.
 
     `planned_size` (width, height) is what the plan's crop was made for, if this is a smaller copy of that image.
     """
@@ -112,7 +112,7 @@ def cut_bytes(pixels_HWC: Tensor, crop: Crop, flipped: bool, image_res: int) -> 
 
 
 def cut_and_resize(image: Image.Image, crop: Crop, flipped: bool, image_res: int) -> Image.Image:
-    """The crop, mirrored if `flipped`, as a square of `image_res` (bicubic; the shape is not kept)."""
+    """The crop, mirrored if `flipped`, as a square of `image_res` (bicubic; the aspect ratio is not kept)."""
     resized = image.crop(crop)
     if flipped:
         resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -124,7 +124,7 @@ def cut_smaller_copy(
 ) -> Image.Image:
     """`cut_and_resize` with a crop that was made for an image of `planned_size`, out of a smaller copy of it.
 
-    The crop begins and ends between pixels of the copy, so what it shows is the same and boxes in it hold.
+    The crop begins and ends between pixels of the copy, so it shows the same content and boxes in it stay valid.
     """
     scales = (image.width / planned_size[0], image.height / planned_size[1]) * 2
     left, top, right, bottom = (edge * scale for edge, scale in zip(crop, scales, strict=True))
@@ -134,7 +134,7 @@ def cut_smaller_copy(
 
 
 def evaluation_pixels(image: Image.Image, image_res: int) -> Tensor:
-    """The whole of `image` (RGB) squashed to a square, normalised: (C, H, W)."""
+    """All of `image` (RGB) resized to a square, normalised: (C, H, W)."""
     return normalised(image_bytes(image.resize((image_res, image_res), Image.Resampling.BICUBIC)))
 
 

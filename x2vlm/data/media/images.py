@@ -1,7 +1,8 @@
-"""Decoding and measuring images that nobody vouches for.
+"""Decoding and measuring untrusted images.
 
-Whatever the bytes are, the answer is an image or an InvalidSample with a rule name; no other exception leaves this
-file. Sizes are read from the header and checked before anything is decoded, so a bomb costs its header.
+Whatever the bytes are, the result is an image or an InvalidSample with a rule name; no other exception leaves this
+file. Sizes are read from the header and checked before anything is decoded, so a decompression bomb costs only its
+header.
 """
 
 import struct
@@ -17,7 +18,8 @@ from x2vlm.errors import InvalidSample
 MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB
 
 # What Pillow's parsers and decoders were seen to raise on broken files (85 of them in the tests), beside OSError.
-# DecompressionBombError derives from none of the others; MemoryError is how a lying header meets an address limit.
+# DecompressionBombError derives from none of the others; MemoryError is raised when a false header exceeds the address
+# space limit.
 BROKEN_FILE_ERRORS = (
     OSError,
     ValueError,
@@ -51,7 +53,7 @@ TRANSPOSE_OF_ORIENTATION = {
 
 @dataclass(frozen=True)
 class Header:
-    """What an image says of itself before anything is decoded. Width and height are of the upright image."""
+    """The header of an image, read before anything is decoded. Width and height are of the upright image."""
 
     format: str  # "jpeg", "png", "webp" or "gif"
     width: int
@@ -70,7 +72,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def draft_image(data: bytes, least_size: tuple[int, int]) -> Image.Image:
-    """`open_image`, but a JPEG comes at a half, a quarter or an eighth where that leaves `least_size` (upright)."""
+    """`open_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves `least_size` (upright)."""
     image, image_format = _open_header(data)
     _check_pixels(image)
     if image_format == "jpeg":
@@ -95,16 +97,16 @@ def reencode_image(
     scaled_decode: bool = False,
     original: tuple[int, int] | None = None,
 ) -> bytes:
-    """The upright image in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, as it was.
+    """The upright image in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, unchanged.
 
-    The shape is kept to the pixel that rounding allows (see `shrunk_size`): of `original`, the upright size of what the
-    image is a smaller copy of, or of its own. Nothing but pixels is kept. Equal bytes give
-    equal bytes under one release of Pillow and libjpeg. Raises InvalidSample as `open_image` does.
+    The aspect ratio is kept up to rounding (see `shrunk_size`): that of `original`, the upright size of the image that
+    this is a smaller copy of, or its own. Metadata are dropped. Equal bytes give equal bytes under one release of
+    Pillow and libjpeg. Raises InvalidSample as `open_image` does.
 
-    Hamming with a gap of 1.5 costs 3.5 CPU ms for 1200 x 800 pixels, bicubic 8, and lies as near to bicubic (39 dB at
+    Hamming with a gap of 1.5 costs 3.5 CPU ms for 1200 x 800 pixels, bicubic 8, and is as close to bicubic (39 dB at
     worst of 71 photos) as OpenCV's area filter does (38.5 dB). `scaled_decode` has libjpeg decode at a half, a quarter
     or an eighth where that is still large enough: the whole then costs 4.2 instead of 6.3 CPU ms, but of 19 real photos
-    that it touched half were less than 35 dB from the full way, the worst 28.5 dB, so nobody gets it unasked.
+    that it applied to half were below 35 dB against full decoding, the worst 28.5 dB, so it is off by default.
     """
     image, image_format = _open_header(data)
     _check_pixels(image)
@@ -147,7 +149,7 @@ def shrunk_size(width: int, height: int, short_edge: int) -> tuple[int, int]:
 
 
 def probe(data: bytes) -> Header:
-    """What the header of an image says; a file that is broken behind its header passes.
+    """The header of an image; a file that is broken after its header passes.
 
     Raises InvalidSample as `open_image` does.
     """
@@ -158,7 +160,7 @@ def probe(data: bytes) -> Header:
 
 
 def sniff_format(data: bytes) -> str:
-    """The image format that the first bytes announce, "" if none of those allowed."""
+    """The image format by its first bytes, "" if it is none of those allowed."""
     if data.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -177,7 +179,7 @@ def _open_header(data: bytes) -> tuple[Image.Image, str]:
     if not image_format:
         raise InvalidSample("not_an_image", f"starts with {data[:12]!r}; JPEG, PNG, WebP and GIF are read")
     try:
-        # The format is pinned so that no other parser of Pillow ever sees foreign bytes.
+        # The format is pinned so that no other parser of Pillow ever sees untrusted bytes.
         image = Image.open(BytesIO(data), formats=(image_format.upper(),))
         if image_format == "png" and "exif" not in image.info and (exif := _late_png_exif(data)):
             image.info["exif"] = exif
@@ -199,9 +201,9 @@ def _decoded(image: Image.Image) -> Image.Image:
 
 
 def _skip_pixels(image: Image.Image, size: tuple[int, int]) -> None:
-    """Have the JPEG decoder leave out what an image of `size` does not need."""
+    """Have the JPEG decoder decode at the smallest scale that is enough for `size`."""
     try:
-        image.draft(None, size)  # whatever mode it has
+        image.draft(None, size)  # in its own mode
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
 

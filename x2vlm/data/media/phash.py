@@ -1,13 +1,13 @@
-"""Fingerprints of images and clips: what two copies of one image share, whatever was done to their bytes.
+"""Fingerprints of images and clips, equal or near for copies of one image whose bytes differ.
 
 | field | equal or near for | not for |
 |---|---|---|
 | pixel_sha256 | the same pixels in another container | anything that changes a pixel |
 | phash | re-encoding, resizing, most crops of 5 % | mirror images, larger crops |
-| thumbnail | as phash; tells apart what shares a phash by chance | |
+| thumbnail | as phash; separates images with equal phash by chance | |
 
 The hash is that of the `imagehash` library, bit for bit: the 8 x 8 lowest frequencies of a 32 x 32 greyscale image
-(DCT-II), a bit each, 1 above their median. A near-flat image has noise for a hash, so it is flagged and never found
+(DCT-II), a bit each, 1 above their median. The hash of a near-flat image is noise, so it is flagged and never matched
 by hash.
 """
 
@@ -33,7 +33,7 @@ FLAT_CONTRAST = 4.0
 
 CROP_FRACTION = 0.05  # of width and height that a `cropped` variant leaves out
 
-# The cosine transform without its scale, which no comparison with the median sees.
+# The cosine transform without its scale, which does not affect the comparison with the median.
 _COSINES = np.cos(np.pi * np.outer(np.arange(HASH_SIDE), 2 * np.arange(GREY_SIDE) + 1) / (2 * GREY_SIDE))
 _BIT_VALUES = (np.uint64(1) << np.arange(63, -1, -1, dtype=np.uint64)).reshape(HASH_SIDE, HASH_SIDE)
 
@@ -48,11 +48,11 @@ FINGERPRINT_FIELDS: list[pa.Field] = [
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """An image's or clip's fingerprint: a row of FINGERPRINT_FIELDS."""
+    """The fingerprint of an image or clip: a row of FINGERPRINT_FIELDS."""
 
     pixel_sha256: str  # over size and RGB bytes; of a clip over those of its frames
     phash: int  # 64 bits; of a clip that of its representative frame
-    phash_flat: bool  # the hash means nothing
+    phash_flat: bool  # the hash is noise
     thumbnail: bytes  # 8 x 8 RGB, row by row; of a clip that of its representative frame
     frame_phashes: tuple[int | None, ...]  # of all frames, None for flat ones; one for an image
 
@@ -73,16 +73,16 @@ def fingerprint(frames: Sequence[Image.Image]) -> Fingerprint:
     middle = (len(frames) - 1) / 2
     chosen = min(range(len(frames)), key=lambda number: (flat[number], abs(number - middle)))
     hashes = [_bits(_low_frequencies(grey)) for grey in greys]
-    # A flat frame's hash is noise, and black frames, which most clips have, all share theirs.
-    telling = tuple(None if is_flat else value for value, is_flat in zip(hashes, flat, strict=True))
-    return Fingerprint(_pixel_sha256(frames), hashes[chosen], flat[chosen], _thumbnail(frames[chosen]), telling)
+    # The hash of a flat frame is noise, and that of all black frames, which most clips have, is equal.
+    informative = tuple(None if is_flat else value for value, is_flat in zip(hashes, flat, strict=True))
+    return Fingerprint(_pixel_sha256(frames), hashes[chosen], flat[chosen], _thumbnail(frames[chosen]), informative)
 
 
 def variants(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
-    """`image` as one would find it changed: `mirrored` once, and `cropped` by CROP_FRACTION in five places.
+    """Typical altered copies of `image`: `mirrored` once, and `cropped` by CROP_FRACTION in five places.
 
-    Test images are searched for in these too. No hash survives mirroring, and a crop of 5 % at a corner moves more
-    than six bits in 6 of 7 photos, one at the centre in 1 of 6; against the five windows, in none of 154.
+    Test images are searched for in these variants too. No hash survives mirroring, and a crop of 5 % at a corner moves
+    more than six bits in 6 of 7 photos, one at the centre in 1 of 6; against the five windows, in none of 154.
     """
     yield "mirrored", image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     right, down = (math.floor(side * CROP_FRACTION) for side in image.size)
@@ -91,9 +91,9 @@ def variants(image: Image.Image) -> Iterator[tuple[str, Image.Image]]:
 
 
 def thumbnail_correlation(left_NP: NDArray[Any], right_NP: NDArray[Any]) -> NDArray[np.float64]:
-    """Pearson's correlation of each pair of thumbnails, in [-1, 1]; 0 where one of them is a single value throughout.
+    """Pearson's correlation of each pair of thumbnails, in [-1, 1]; 0 where one of them is constant.
 
-    N pairs of P = THUMBNAIL_BYTES bytes. Blind to brightness and contrast, which re-encoding may change.
+    N pairs of P = THUMBNAIL_BYTES bytes. Invariant to brightness and contrast, which re-encoding may change.
     """
     left_NP, right_NP = (one.astype(np.float64) for one in (left_NP, right_NP))
     left_NP = left_NP - left_NP.mean(axis=1, keepdims=True)

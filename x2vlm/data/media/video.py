@@ -1,6 +1,6 @@
-"""Frames of a clip: sampling them from a video nobody vouches for, and the blob in which they are stored.
+"""Frames of a clip: sampling them from an untrusted video, and the blob in which they are stored.
 
-A blob is a magic, the number of frames, then (time, size) of each frame, then the JPEG payloads, little-endian.
+A blob is a magic number, the number of frames, then (time, size) of each frame, then the JPEG payloads, little-endian.
 """
 
 import math
@@ -29,9 +29,9 @@ TRANSPOSE_OF_ROTATION = {  # counterclockwise degrees, as FFmpeg reports the dis
 
 @dataclass(frozen=True)
 class ClipLimits:
-    """What a clip may cost before it is refused."""
+    """Limits above which a clip is refused."""
 
-    max_seconds: float = 600.0  # of the clip, not of the video it is cut from
+    max_seconds: float = 600.0  # of the clip, not of the whole video
     max_decoded_frames: int = 200_000
     max_pixels: int = MAX_DECODED_PIXELS
 
@@ -93,7 +93,7 @@ def sample_clip(
 ) -> SampledClip:
     """The frames nearest to start, start + 1/rate, ... before `end_seconds`; at least one, the display matrix applied.
 
-    The whole clip is decoded, so that a file that breaks off is found. Raises InvalidSample with rule empty_body,
+    The whole clip is decoded, so that a truncated file is detected. Raises InvalidSample with rule empty_body,
     not_a_video, too_many_pixels, too_long, clip_out_of_range or decode_failed.
     """
     import av  # FFmpeg: training reads stored frames, on machines that need not have it
@@ -128,9 +128,9 @@ def frames_blob(clip: SampledClip) -> bytes:
 
 
 def sniff_container(data: bytes) -> str:
-    """FFmpeg's name of the container that the first bytes announce, "" if none of those allowed.
+    """FFmpeg's name of the container by its first bytes, "" if it is none of those allowed.
 
-    FFmpeg's own probing also takes playlists, which make it open further files and addresses; these never reach it.
+    FFmpeg's own probing also accepts playlists, which make it open further files and URLs; these never reach it.
     """
     if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "mov"
@@ -174,7 +174,7 @@ def _sample(
         chosen.append((time, _shrink(image, max_short_edge)))
     if not chosen:
         raise InvalidSample("clip_out_of_range" if start > 0 else "decode_failed", f"no frame from {start} seconds on")
-    # A container whose index came first can break off without any error.
+    # A container with its index at the beginning can be truncated without any error.
     missing = min(end, declared) - (last or 0.0)
     if missing > max(2.0, 0.1 * declared):
         raise InvalidSample("decode_failed", f"the video ends {missing:.1f} seconds before its declared end")
@@ -192,7 +192,7 @@ def _check_stream(stream: Any, seconds: float, limits: ClipLimits) -> None:
 def _nearest_frames(
     container: Any, stream: Any, origin: float, rate: float, start: float, end: float, limits: ClipLimits
 ) -> Iterator[tuple[float, Any]]:
-    """(time, frame) nearest to every target, the earlier one on a tie; at the end (time of the last frame, None)."""
+    """(time, frame) nearest to every target, the earlier one on a tie; finally (time of the last frame, None)."""
     previous: tuple[float, Any] | None = None
     step = 0
     for index, frame in enumerate(container.decode(stream)):

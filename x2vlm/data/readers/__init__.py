@@ -2,8 +2,8 @@
 
 A reader is a function `(source, seen) -> iterator of samples and drops`. It yields samples in a stable upstream order,
 turns every bad row, concept or caption into a `Drop` of its own, and raises SourceUnavailable where a whole file is not
-what its card promises. `seen` counts what the files hold before anything is judged, under "rows", "concepts" and
-"captions", so that the read stage can prove that nothing got lost.
+as its card describes it. `seen` counts the contents of the files before any filtering, under "rows", "concepts" and
+"captions", so that the read stage can check that nothing got lost.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
-"""What a source says the bytes behind its URLs should be: published hashes, in one spelling.
+"""Published hashes of the files behind a source's URLs, in one spelling.
 
 A hash is written "md5:<32 hex digits>" or "sha256:<64 hex digits>", in lower case; "" where none is published. It is of
-the bytes as fetched when the list was made: a server that has re-encoded its images since sends others.
+the bytes as fetched when the list was made: a server that has re-encoded its images since returns other bytes.
 """
 
 import gzip
@@ -13,29 +13,29 @@ from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.source import Source
 
 HEX_DIGITS = {"md5": 32, "sha256": 64}
-LOOK = 100  # one of that many first lines must hold a hash, or the file is another one
+LOOK = 100  # one of the first LOOK lines must hold a hash, or it is the wrong file
 logger = logging.getLogger(__name__)
 
 
 def published_hash(algorithm: str, value: object) -> str:
-    """`value` as "<algorithm>:<hex>", or "" if it is no text of that many hex digits."""
+    """`value` as "<algorithm>:<hex>", or "" if it is not a text of the right number of hex digits."""
     text = value.strip().lower() if isinstance(value, str) else ""
     is_hash = len(text) == HEX_DIGITS[algorithm] and all(digit in "0123456789abcdef" for digit in text)
     return f"{algorithm}:{text}" if is_hash else ""
 
 
 class HashList(AbstractContextManager["HashList"]):
-    """Hashes by URL, held on disk. Knows none if the source has no role `hashes`.
+    """Hashes by URL, held on disk. Empty if the source has no role `hashes`.
 
     Role `hashes`, plain or gzip: URL, tab, SHA256, tab, MD5 (CC12M's `cc_hashes/cc12m.tsv.gz`). The SHA256 is taken, or
-    the MD5 where it is no SHA256. A URL's first line counts. Memory is that of `x2vlm.data.readers.join`: 150 MiB at a
-    million lines, with 260 bytes of disk and 24 us of CPU a line to fill and look up (measured): CC12M's 12.4 million
-    take about 5 minutes and 3.3 GB of disk.
+    the MD5 where that is missing. The first line of a URL counts. Memory is that of `x2vlm.data.readers.join`: 150 MiB
+    at a million lines, with 260 bytes of disk and 24 us of CPU a line to fill and look up (measured): CC12M's 12.4
+    million take about 5 minutes and 3.3 GB of disk.
     """
 
     def __init__(self, source: Source) -> None:
-        """SourceUnavailable if no line of the first 100 holds a hash, or the file breaks off. Later lines without one
-        publish nothing; their number is logged."""
+        """SourceUnavailable if no line of the first 100 holds a hash, or the file is truncated. Later lines without one
+        are skipped; their number is logged."""
         self._hashes = Join()
         self._any = "hashes" in source.files
         if self._any:
@@ -70,7 +70,7 @@ class HashList(AbstractContextManager["HashList"]):
                         break
         except (EOFError, OSError, zlib.error) as error:
             source.fail("hashes", f"not readable after line {number}: {error}", "It is probably cut off; get it again")
-        if number and not good:  # a list without a line says nothing, and that is allowed
+        if number and not good:  # an empty list is allowed
             problem = f"none of its first {min(number, LOOK)} lines is a URL, a SHA256 and an MD5, with tabs between"
             source.fail("hashes", problem, "Check the card, or take the role out: it is optional")
         logger.info("card=%s role=hashes lines=%d lines_without_hash=%d", source.card, number, bad)

@@ -1,8 +1,8 @@
-"""Rows and the annotations that point at them, brought together on disk.
+"""Rows joined on disk with the annotations that refer to them.
 
 Upstream files list images in one place and annotations in another, in any order and by the ten millions. Both are
-spooled into a temporary SQLite file: memory stays under `CACHE_MIB` plus the annotations of one row, the disk holds
-about what the files hold. The file is gone when the join is closed.
+spooled into a temporary SQLite file: memory stays under `CACHE_MIB` plus the annotations of one row, the temporary file
+is about as large as the input. It is deleted when the join is closed.
 """
 
 import json
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 Record = Mapping[str, Any]
-Item = tuple[str, Record]  # what it is (a role or a unit), and the record
+Item = tuple[str, Record]  # its type (a role or a unit), and the record
 
 CACHE_MIB = 64
 BATCH_ITEMS = 1000  # inserted at once
 
 
 class Join(AbstractContextManager["Join"]):
-    """Rows by id and items by row id; everything comes back in the order in which it was added."""
+    """Rows by id and items by row id; both are returned in the order in which they were added."""
 
     def __init__(self) -> None:
-        # SQLite opens the file by name, so it cannot be an unnamed temporary file; the folder goes with `close`.
+        # SQLite opens the file by name, so it cannot be an unnamed temporary file; `close` deletes the folder.
         self._folder = tempfile.TemporaryDirectory(prefix="x2vlm-join-", ignore_cleanup_errors=True)
         self._db = sqlite3.connect(Path(self._folder.name) / "join.sqlite", isolation_level=None)
         self._db.execute(f"PRAGMA cache_size = -{CACHE_MIB * 1024}")
@@ -42,7 +42,7 @@ class Join(AbstractContextManager["Join"]):
         self._folder.cleanup()
 
     def add_row(self, row_id: str, record: Record) -> bool:
-        """Add a row; False, and nothing happens, if its id is there already."""
+        """Add a row; False, without effect, if its id is there already."""
         cursor = self._db.execute("INSERT OR IGNORE INTO rows (id, record) VALUES (?, ?)", (row_id, json.dumps(record)))
         return cursor.rowcount == 1
 
@@ -52,12 +52,12 @@ class Join(AbstractContextManager["Join"]):
         return None if found is None else json.loads(found[0])
 
     def first_listing(self, list_name: str, row_id: str) -> bool:
-        """True the first time that this id is asked about for this list: a set that needs no memory."""
+        """True for the first call with this id and list: a set on disk."""
         cursor = self._db.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (list_name, row_id))
         return cursor.rowcount == 1
 
     def add_item(self, row_id: str, what: str, record: Record) -> None:
-        """Add something that points at a row, whether or not the row is there yet."""
+        """Add an item of a row, whether or not the row is there yet."""
         self._new_items.append((row_id, what, json.dumps(record)))
         if len(self._new_items) == BATCH_ITEMS:
             self._insert_items()
@@ -67,7 +67,7 @@ class Join(AbstractContextManager["Join"]):
         self._new_items = []
 
     def unmatched(self) -> Iterator[tuple[str, str, Record]]:
-        """(row id, what, record) of the items whose row never came."""
+        """(row id, what, record) of the items whose row was never added."""
         self._insert_items()
         query = "SELECT id, what, record FROM items WHERE NOT EXISTS (SELECT 1 FROM rows WHERE rows.id = items.id)"
         for row_id, what, record in self._db.execute(f"{query} ORDER BY position"):

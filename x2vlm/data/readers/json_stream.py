@@ -1,11 +1,10 @@
 """JSON files of any size, one record at a time.
 
 `json.JSONDecoder.raw_decode` works on a buffer that slides over the file, so memory is bounded by a few times the
-largest single record and never by the file. Nothing is kept of what was handed on. A broken file ends in
-SourceUnavailable that names the byte. Most of a COCO file is outlines that nobody reads: their numbers are passed over
-by a regular expression, which makes this twice as fast as `ijson` (`python -m tests.benchmarks.readers` measures both,
-and `ijson` names no byte). Lone surrogates ("\\ud83d" without its second half), which no UTF-8 file can
-hold, become U+FFFD.
+largest single record and never by the file. Yielded records are not kept. A broken file raises SourceUnavailable that
+names the byte. Most of a COCO file is segmentations that are not read: their numbers are skipped by a regular
+expression, which makes this twice as fast as `ijson` (`python -m tests.benchmarks.readers` measures both, and `ijson`
+names no byte). Lone surrogates ("\\ud83d" without its second half), which UTF-8 cannot encode, become U+FFFD.
 """
 
 import codecs
@@ -17,8 +16,8 @@ from typing import Any, BinaryIO, NoReturn
 from x2vlm.data.readers.source import Source
 
 CHUNK_BYTES = 1 << 20
-MAX_RECORD_CHARS = 256 << 20  # far above any record of a known source; a file that never closes a bracket ends here
-LONGEST_TOKEN = 16  # an error closer to the end of the buffer than this may be a token cut in half
+MAX_RECORD_CHARS = 256 << 20  # far above any record of a known source; limit for a file that never closes a bracket
+LONGEST_TOKEN = 16  # an error closer to the end of the buffer than this may be due to a truncated token
 AROUND_NUMBERS = 1024  # so many characters before and after a list of numbers may belong to its record
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -27,7 +26,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Cursor:
-    """A place in a JSON file: a buffer of decoded text, and how much of the file lies before it."""
+    """A position in a JSON file: a buffer of decoded text, and the number of bytes before it."""
 
     def __init__(self, source: Source, role: str, file: BinaryIO) -> None:
         self._source, self._role = source, role
@@ -36,7 +35,7 @@ class _Cursor:
         self._raw_decode = json.JSONDecoder().raw_decode
         self._buffer = ""
         self._at = 0
-        self._numbers_at = -1  # where the next list of numbers to pass over begins; before `_at` if that is not known
+        self._numbers_at = -1  # start of the next list of numbers to skip; before `_at` if that is not known
         self._bytes_before = 0  # of the file, before the buffer
         self._at_end = False
         if self._file.read(3) != codecs.BOM_UTF8:
@@ -63,9 +62,9 @@ class _Cursor:
         return char
 
     def value(self, unread: re.Pattern[str] | None = None) -> Any:
-        """Take the next value, whole; a list of numbers after what `unread` matches may come back empty.
+        """Take the next complete value; a list of numbers after what `unread` matches may come back empty.
 
-        Of such a list only the brackets and the characters are checked, not that each number is one.
+        Of such a list only the brackets and the characters are checked, not the syntax of each number.
         """
         if not self.next_char():
             self.fail("expected a value, found the end of the file")
@@ -90,9 +89,9 @@ class _Cursor:
             return _without_lone_surrogates(value) if text_has_escapes else value
 
     def _decode_around_numbers(self, unread: re.Pattern[str]) -> tuple[Any, int] | None:
-        """(value, its end) with `[]` in place of the next list of numbers; None where only the full decoder can tell.
+        """(value, its end) with `[]` in place of the next list of numbers; None if that fails.
 
-        What cannot be read so, for whatever reason, is read in full: then values and errors are the decoder's own.
+        The value is then decoded in full, so that values and errors are those of the decoder.
         """
         if self._numbers_at < self._at:
             found = unread.search(self._buffer, self._at)
@@ -151,7 +150,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def stream_list(source: Source, role: str, expected: str) -> Iterator[Any]:
-    """The elements of a file that is one JSON array. SourceUnavailable says `expected` if it is anything else."""
+    """The elements of a file that is one JSON array. SourceUnavailable, with remedy `expected`, for anything else."""
     with source.file(role).open("rb") as file:
         cursor = _Cursor(source, role, file)
         if cursor.next_char() not in ("[", ""):
@@ -176,9 +175,9 @@ def stream_sections(
 ) -> Iterator[tuple[str, Iterator[Any] | None]]:
     """(key, its elements) for each key of `lists` in a file that is one JSON object, in file order.
 
-    The elements are None where the value is not an array. What the caller leaves of them is skipped, as is every other
-    key: skipped arrays are read element by element, so that they need no memory either. Lists of numbers that elements
-    hold under the key `unread` may come back empty.
+    The elements are None where the value is not an array. Elements that the caller does not consume are skipped, as is
+    every other key: skipped arrays are read element by element, without keeping them. Lists of numbers under the key
+    `unread` of elements may come back empty.
     """
     pattern = re.compile(rf'"{re.escape(unread)}"\s*:\s*(?=\[)') if unread else None
     with source.file(role).open("rb") as file:
@@ -200,7 +199,7 @@ def stream_sections(
 
 
 def _keys(cursor: _Cursor) -> Iterator[str]:
-    """The keys of an object; the caller takes the value before it asks for the next."""
+    """The keys of an object; the caller takes the value before the next key."""
     cursor.take("{")
     if cursor.next_char() == "}":
         cursor.take("}")

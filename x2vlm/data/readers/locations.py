@@ -1,7 +1,7 @@
-"""Where the media of a source lie whose annotations name none: an optional list that the user writes.
+"""URLs of media for sources whose annotations contain none: an optional list that the user writes.
 
 Role: `urls`, one line an image or video: its id (or file name), a tab, its URL. A URL may be anything that the
-download stage takes, for example a file below the `from` of the card's `url_base`.
+download stage accepts, for example a file below the `from` of the card's `url_base`.
 """
 
 from contextlib import AbstractContextManager
@@ -11,10 +11,10 @@ from x2vlm.data.readers.source import Source
 
 
 class Locations(AbstractContextManager["Locations"]):
-    """URLs by id, held on disk. Knows none if the source has no role `urls`."""
+    """URLs by id, held on disk. Empty if the source has no role `urls`."""
 
     def __init__(self, source: Source) -> None:
-        """SourceUnavailable names the first line that is no id, tab and URL."""
+        """SourceUnavailable names the first line that is not an id, a tab and a URL."""
         self._urls = Join()
         self._any = "urls" in source.files
         if self._any:

@@ -1,4 +1,4 @@
-"""What every reader is given, and the ways in which it says that a row, a concept or a whole file is no good."""
+"""The input of every reader, and the ways in which it rejects a row, a concept or a whole file."""
 
 import csv
 import math
@@ -11,13 +11,13 @@ from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Drop, MediaKind, Sample, sample_key
 
-Fault = tuple[str, str]  # why an annotation is no good: rule, reason
+Fault = tuple[str, str]  # why an annotation is invalid: rule, reason
 STAGE = "read"  # the stage that drops made by readers are counted under
 
 
 @dataclass(frozen=True)
 class Source:
-    """Upstream files of one source, by role, and what a card says about all its rows."""
+    """Upstream files of one source, by role, and the card's values that hold for all its rows."""
 
     card: str  # id of the card, for messages
     name: str  # goes into every sample's key
@@ -27,7 +27,7 @@ class Source:
     language: str = "en"  # of texts that do not name their own
 
     def file(self, role: str) -> Path:
-        """The file that plays `role`; SourceUnavailable if the card names none or it is not there."""
+        """The file of `role`; SourceUnavailable if the card names none or it is missing."""
         if role not in self.files:
             roles = ", ".join(sorted(self.files)) or "none"
             raise SourceUnavailable(
@@ -42,7 +42,7 @@ class Source:
         return path
 
     def key(self, source_row: str) -> str:
-        """The key of the sample that this source's row becomes."""
+        """The sample key of a row of this source."""
         return sample_key(self.name, source_row)
 
     def sample(self, source_row: str, url: str, kind: MediaKind = "image", licence: str = "", **values: Any) -> Sample:
@@ -59,19 +59,19 @@ class Source:
         )
 
     def drop(self, source_row: str, rule: str, reason: str = "", value: float | None = None) -> Drop:
-        """A whole row taken out."""
+        """The drop of a whole row."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, value=value, reason=reason)
 
     def drop_item(self, source_row: str, unit: str, item: str, rule: str, reason: str = "") -> Drop:
-        """A concept or caption of a row taken out; `item` is its annotation id."""
+        """The drop of a concept or caption of a row; `item` is its annotation id."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, unit=unit, item=item, reason=reason)
 
     def keep_concepts(
         self, source_row: str, made: Iterable[tuple[str, Concept | Fault]], kept: list[Concept]
     ) -> Iterator[Drop]:
-        """Drops for the annotations of a row that came to nothing; what became a concept is appended to `kept`.
+        """Drops for the invalid annotations of a row; concepts are appended to `kept`.
 
-        `made`: annotation id and what was made of it.
+        `made`: pairs of annotation id and concept or fault.
         """
         for item, one in made:
             if isinstance(one, Concept):
@@ -85,14 +85,14 @@ class Source:
             yield self.drop_item(source_row, "concept", item, "row_dropped")
 
     def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
-        """Raise SourceUnavailable: the file as a whole is not what the card promises."""
+        """Raise SourceUnavailable: the file as a whole is not as the card describes it."""
         raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
 
 
 def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | list[str]]]:
     """(line number, row) of a CSV with a header: a dict by column name, or the bare list where the count is wrong.
 
-    Line numbers count from 1 and point at the row's last line. SourceUnavailable if a required column is missing or
+    Line numbers count from 1 and are those of the row's last line. SourceUnavailable if a required column is missing or
     the file is not CSV.
     """
     path = source.file(role)
@@ -115,7 +115,7 @@ def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[t
 
 
 def distinct_texts(values: Any) -> tuple[str, ...]:
-    """A list of attributes as clean texts, each once and none empty; () for anything that is no list."""
+    """A list of attributes as clean texts, each once and none empty; () for anything but a list."""
     texts = (clean_text(str(value)) for value in (values if isinstance(values, list) else ()))
     return tuple(dict.fromkeys(filter(None, texts)))
 
@@ -139,7 +139,7 @@ def finite_number(value: Any) -> float | None:
 
 
 def box_of(values: Any) -> Box | None:
-    """Four numbers as a box, None unless they are four finite numbers. Says nothing about where the box lies."""
+    """Four numbers as a box, None unless they are four finite numbers. The position is not checked."""
     try:
         x, y, w, h = (float(value) for value in values)
     except (TypeError, ValueError):

@@ -1,1 +1,1 @@
-"""CLIP scores of images with texts, and the thresholds they suggest."""
+"""CLIP scores of images with texts, and suggested thresholds."""

@@ -2,7 +2,7 @@
 
 The only file that imports open_clip, and only when a model is loaded: planning a run must not wait seconds for it.
 
-Numbers of different models cannot be compared, so a model is known by the sha256 of its weights, never by its name.
+Scores of different models are not comparable, so a model is identified by the sha256 of its weights, never by its name.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Clip:
 
 
 def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
-    """The model in an open_clip folder given file by file (name -> where it lies now).
+    """The model of an open_clip folder given file by file (name -> path).
 
     Needs open_clip_config.json and one *.safetensors file; tokenizer files where the config names a tokenizer of
     transformers. ConfigError for anything else. Offline, unless the config builds a tower from the hub (hf_model_name).
@@ -50,12 +50,12 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
     if CONFIG_NAME not in files or len(weights) != 1:
         found = ", ".join(sorted(files)) or "none"
         raise ConfigError(f"a CLIP folder needs {CONFIG_NAME} and exactly one .safetensors file; its files: {found}")
-    # open_clip and transformers find files by their names in one folder; cached inputs lie anywhere.
+    # open_clip and transformers find files by their names in one folder; cached inputs may be anywhere.
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
         for name, path in files.items():
             if Path(name).name != name:
                 raise ConfigError(f"CLIP file {name!r}: expected a plain file name")
-            # open_clip has an order of preference among weights: leave it no choice but those that were hashed.
+            # open_clip chooses among several weight files: give it only the one that was hashed.
             if path == weights[0]:
                 (Path(folder) / WEIGHTS_NAME).symlink_to(path.resolve())
             elif not name.endswith((".bin", ".pth", ".pt")):
@@ -72,7 +72,7 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
 
 
 def load_clip_folder(folder: Path, device: str = "auto") -> Clip:
-    """`load_clip_files` for the files that lie in a local folder."""
+    """`load_clip_files` for the files of a local folder."""
     files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
     return load_clip_files(files, device)
 
@@ -80,7 +80,8 @@ def load_clip_folder(folder: Path, device: str = "auto") -> Clip:
 def load_clip_name(name: str, weights_sha256: str, device: str = "auto") -> Clip:
     """The published model `<architecture>/<tag>` (as in `open_clip.list_pretrained()`) or `hf-hub:<owner>/<model>`.
 
-    Downloads it where it is not cached. SourceUnavailable if it cannot be had or its weights are not those expected.
+    Downloads it where it is not cached. SourceUnavailable if it cannot be downloaded or its weights are not those
+    expected.
     """
     import open_clip
 
@@ -116,7 +117,7 @@ def frame_scores(clip: Clip, images: Sequence[Image.Image], text: str, batch_siz
 def score_pairs(
     clip: Clip, pairs: Sequence[tuple[Sequence[Image.Image], str]], batch_size: int = 64
 ) -> list[list[float]]:
-    """For each (frames, text) the cosine of every frame with the text; images and texts go through in batches.
+    """For each (frames, text) the cosine of every frame with the text; images and texts are embedded in batches.
 
     float32 on a CPU. On a GPU the towers run in bfloat16 and the cosine in float32.
     """

@@ -1,9 +1,9 @@
-"""Histograms of CLIP scores, and the threshold that they suggest when nobody has labelled a pair.
+"""Histograms of CLIP scores, and the threshold that they suggest without labelled pairs.
 
-A threshold means something only for the model and the corpus it was chosen with. What a corpus always has is pairs that
-are wrong: the image of one row with the text of another. Their scores are a sample of what mismatched rows score.
+A threshold is valid only for the model and the corpus it was chosen with. Any corpus yields mismatched pairs: the image
+of one row with the text of another. Their scores are a sample of the scores of mismatched rows.
 
-Histograms are plain counts over fixed bins, so those of parts add up, fit into a manifest and are exact at their edges:
+Histograms are counts over fixed bins, so those of parts can be added, fit into a manifest and are exact at their edges:
 a threshold on an edge splits the counts just as `score >= threshold` (in float32) splits the rows.
 """
 
@@ -20,17 +20,17 @@ _FLOAT32_EDGES = EDGES.astype(np.float32)
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A threshold for pairs nobody has labelled, what it does, and the two that the usual wishes would give."""
+    """A threshold for unlabelled pairs, its effect, and two common alternatives."""
 
     threshold: float
     kept: float  # fraction of the real pairs at or above it
     shuffled_dropped: float  # fraction of the shuffled pairs below it
     keeps_95: float  # highest threshold that keeps 95 % of the real pairs
-    drops_95: float  # lowest threshold that drops 95 % of the shuffled pairs; above `keeps_95`, no threshold does both
+    drops_95: float  # lowest threshold that drops 95 % of the shuffled pairs; above `keeps_95`: no threshold does both
 
 
 def score_histogram(scores: Sequence[float] | np.ndarray) -> list[int]:
-    """How many scores lie in each of the NUM_BINS bins; the last includes 1. ValueError for what is no cosine.
+    """The number of scores in each of the NUM_BINS bins; the last includes 1. ValueError for values outside [-1, 1].
 
     A cosine of float32 vectors may leave [-1, 1] by rounding: up to 0.001 is counted in the outermost bin.
     """
@@ -44,7 +44,7 @@ def score_histogram(scores: Sequence[float] | np.ndarray) -> list[int]:
 
 
 def add_histograms(histograms: Sequence[Sequence[int]]) -> list[int]:
-    """The sum of histograms, of none at all that of no score."""
+    """The sum of histograms; zeros for none."""
     total = np.zeros(NUM_BINS, dtype=np.int64)
     for counts in histograms:
         total += np.asarray(counts, dtype=np.int64)
@@ -54,9 +54,9 @@ def add_histograms(histograms: Sequence[Sequence[int]]) -> list[int]:
 def suggest_threshold(real: Sequence[int], shuffled: Sequence[int]) -> Suggestion | None:
     """The edge with the greatest sum of real pairs kept and shuffled pairs dropped (fractions); None without both.
 
-    Where several edges are equally good it is the middle one. That some of the real pairs are mismatched does not move
-    it: of a share m of them, the sum at every edge is (1 - m) times that of the right pairs alone, plus m, as far as
-    mismatched pairs score like shuffled ones (Youden's index under one-sided label noise).
+    Where several edges are equally good it is the middle one. That some of the real pairs are mismatched does not shift
+    it: for a fraction m of them, the sum at every edge is (1 - m) times that of the right pairs alone, plus m, as far
+    as mismatched pairs score like shuffled ones (Youden's index under one-sided label noise).
     """
     if not sum(real) or not sum(shuffled):
         return None
@@ -81,7 +81,7 @@ def _fraction_below(counts: Sequence[int]) -> np.ndarray:
 def shuffled_pairs(groups: Sequence[str], seed: int, rounds: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """(row of the image, row of the text) of `rounds` random pairings of all rows, less those within a group.
 
-    Rows of a group show the same thing (clips of one video, captions of one image): the text of one may be true of
+    Rows of a group have the same content (clips of one video, captions of one image): the text of one may match
     another, so they are never paired. Empty where all rows are of one group.
     """
     numbers: dict[str, int] = {}
@@ -96,11 +96,11 @@ def shuffled_pairs(groups: Sequence[str], seed: int, rounds: int = 4) -> tuple[n
 def shuffled_scores(
     scores: np.ndarray, images_ND: np.ndarray, texts_ND: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """What each of `pairs` scores, from embeddings of unit length and the scores of the rows themselves.
+    """The score of each of `pairs`, from embeddings of unit length and the scores of the rows themselves.
 
-    A clip's score is the mean over its frames, its embedding the mean frame *of unit length*: what was lost is the
-    length of the mean, which is score / cosine of the row itself. Where that cosine is below 0.1 the quotient is noise,
-    and the median of the others stands in (1 for images and for parts without any).
+    A clip's score is the mean over its frames, its embedding the mean frame *normalised to unit length*: the lost
+    length of the mean is score / cosine of the row itself. Where that cosine is below 0.1 the quotient is noise, and
+    the median of the others is used (1 for images and for parts without any).
     """
     cosine_N = np.einsum("nd,nd->n", images_ND, texts_ND)
     is_usable = np.abs(cosine_N) >= 0.1

@@ -1,1 +1,1 @@
-"""What the towers and the fusion encoder are built of: attention blocks, packed rows, plans."""
+"""Building blocks of the towers and the fusion encoder: attention blocks, packed sequences, layouts."""

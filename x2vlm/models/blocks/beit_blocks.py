@@ -1,8 +1,8 @@
-"""The blocks of a BEiT tower, run as their timm modules describe, with an attention that stays on a fused kernel.
+"""The blocks of a BEiT tower: timm modules run with an attention that uses fused kernels.
 
 B images, C clips, N tokens, H heads, E width of a head, D width.
-timm owns the parameters and their names; only the order of operations is ours. The learned position bias of every
-layer and head keeps plain FlashAttention out of reach: it has no gradient for a bias.
+timm owns the parameters and their names; only the order of operations is ours. FlashAttention cannot be used with the
+learned position bias of every layer and head: it has no gradient for a bias.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.blocks.temporal import Clips, TimeAttention, by_clip, temporal_attention
 from x2vlm.models.execution import ExecutionConfig
 
-# Both take a bias and give its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
+# Both support a bias and its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
 # "No available kernel" instead of silently using 6 times the memory.
 FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 
@@ -32,9 +32,9 @@ Run = Callable[..., Tensor]
 def run_blocks(
     blocks: Sequence[nn.Module], hidden_BND: Tensor, execution: ExecutionConfig, clips: Clips | None = None
 ) -> Tensor:
-    """States after all blocks; every `checkpoint_vision_blocks`-th is computed again in the backward pass.
+    """States after all blocks; every `checkpoint_vision_blocks`-th is recomputed in the backward pass.
 
-    With `clips` the rows are frames, and each block lets them look over time first.
+    With `clips` the rows are frames, and each block applies temporal attention first.
     """
     plain: Run = run_block if clips is None else run_clip_block
     run = _compiled(plain) if execution.compile_blocks else plain
@@ -73,7 +73,7 @@ def run_clip_block(
     num_frames: int,
     keep_time: Tensor | None,
 ) -> Tensor:
-    """The block on frames of clips: attention over time, then all that `run_block` does frame by frame."""
+    """The block on frames of clips: temporal attention, then `run_block` frame by frame."""
     hidden_BND = temporal_attention(over_time, hidden_BND, num_frames, keep_time)
     return run_block(block, hidden_BND, keep_attention, keep_mlp)
 
@@ -94,7 +94,7 @@ def attend_with_bias(attention: Attention, hidden_BND: Tensor) -> Tensor:
 def position_bias(attention: Attention, dtype: torch.dtype) -> Tensor:
     """(1, H, N, N), gathered once for all images.
 
-    Its rows lie a multiple of 8 apart: fused kernels need that, and copy a bias without it in every layer.
+    Its row stride is a multiple of 8: fused kernels need that, and copy an unaligned bias in every layer.
     """
     index_NX, table = (
         attention.get_buffer("relative_position_index"),
@@ -102,13 +102,13 @@ def position_bias(attention: Attention, dtype: torch.dtype) -> Tensor:
     )
     num_tokens = len(index_NX)
     index_NX = pad(index_NX, (0, -num_tokens % LENGTH_MULTIPLE))
-    # Gathered in float32 and cast afterwards: in the backward pass a table entry adds up hundreds of gradients.
+    # Gathered in float32 and cast afterwards: in the backward pass a table entry sums hundreds of gradients.
     bias_NXH = take_rows(table, index_NX.flatten()).view(*index_NX.shape, -1)
     return bias_NXH.permute(2, 0, 1).to(dtype).contiguous()[None, :, :, :num_tokens]
 
 
 def _kept_rows(drop_path: nn.Module, hidden_BND: Tensor) -> Tensor | None:
-    """What stochastic depth multiplies every image (or clip) with, drawn outside of the block: no part of its graph."""
+    """Stochastic depth factors of every image (or clip), drawn outside the block to keep its graph deterministic."""
     if not drop_path.training or isinstance(drop_path, nn.Identity):
         return None
     kept_B11: Tensor = drop_path(hidden_BND.new_ones(len(hidden_BND), *[1] * (hidden_BND.dim() - 1)))
@@ -121,6 +121,6 @@ def _fused_kernels(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def _compiled(run: Run) -> Run:
-    """The block compiled for fixed shapes; all blocks share one graph, their weights being inputs."""
+    """The block compiled for fixed shapes; all blocks share one graph with the weights as inputs."""
     compiled: Run = torch.compile(run, dynamic=False)
     return compiled

@@ -1,11 +1,12 @@
-"""Who goes through the fusion layers together, and which image each text looks at: worked out on the host, once.
+"""Layout of one fusion call: which texts run together and which image each attends to; computed once on the host.
 
 T tokens, S slots, X states of a table, R rows of images, P patches, U problems of a group, Q queries, K keys,
 D width.
-A *pass* is a set of texts, each beside an image (or none), some of whose states a head reads: own pairs, wrong pairs,
-masked tokens, boxes. A *problem* is an image with everything that looks at it: cross-attention needs no boundaries
-between texts, so the tokens of all texts of an image ask it together and its keys exist once. Rows of one image
-(its regions) share the patches; each adds its own summary key and hides the patches it does not cover.
+A *pass* is a set of texts, each with an image (or none), some of whose states a head reads: positive pairs, negative
+pairs, masked tokens, boxes. A *problem* is an image with all texts that attend to it: cross-attention needs no
+boundaries between texts, so the tokens of all texts of an image are queries of one attention problem, and its keys are
+computed once. Rows of one image (its regions) share the patches; each adds its own summary key and masks out the
+patches it does not cover.
 """
 
 from collections.abc import Sequence
@@ -36,9 +37,9 @@ NOTHING = -1
 
 @dataclass(frozen=True)
 class TextTable:
-    """States of all texts behind each other; text i brings `held[i]` of them from `starts[i]` on.
+    """Concatenated states of all texts; text i has `held[i]` of them from `starts[i]` on.
 
-    The first `visible[i]` are real tokens, the others padding that attention must not see.
+    The first `visible[i]` are real tokens, the others padding that attention must mask.
     """
 
     states_XD: Tensor
@@ -49,9 +50,9 @@ class TextTable:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The patches of all images behind each other, then summary tokens. A row is a summary and an image's patches.
+    """The concatenated patches of all images, then summary tokens. A row is a summary and an image's patches.
 
-    Row r looks through `patch_mask_RP[mask_of_row[r]]`, or at everything where that is NOTHING. The last line of
+    Row r sees the patches in `patch_mask_RP[mask_of_row[r]]`, all of them where that is NOTHING. The last line of
     `patch_mask_RP` is all true.
     """
 
@@ -65,7 +66,7 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Pass:
-    """Texts beside images. `read_positions` holds, text after text, where to find each position that is read."""
+    """Texts with their images. `read_positions` indexes, text after text, the positions that are read."""
 
     texts: Numbers
     rows: Numbers  # row of the ImageTable, or NOTHING
@@ -79,7 +80,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class CrossLayout:
-    """Problems grouped for cross-attention: where queries stand, the shape of the keys, and who may look where."""
+    """Problems grouped for cross-attention: slots of the queries, shape of the keys, and masks."""
 
     queries: Groups
     key_shapes: tuple[tuple[int, int], ...]
@@ -88,7 +89,7 @@ class CrossLayout:
 
 @dataclass(frozen=True)
 class FusionPlan:
-    """What `FusionEncoder.run` follows. Tokens with an image stand first; the others skip cross-attention."""
+    """The layout run by `FusionEncoder.run`. Tokens with an image come first; the others skip cross-attention."""
 
     tokens_T: Tensor  # line of the text table
     num_crossing: int  # tokens with an image
@@ -97,7 +98,7 @@ class FusionPlan:
     memory: "MemoryLayout | None"
     reads_K: Tensor  # token numbers that heads read
     num_crossing_reads: int
-    within_reads: SelfLayout  # the same layouts with nothing but the read tokens asking
+    within_reads: SelfLayout  # the same layouts with only the read tokens as queries
     across_reads: CrossLayout | None
     order: Groups  # read states back in the order of the passes
     reads_per_pass: tuple[int, ...]
@@ -105,10 +106,10 @@ class FusionPlan:
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Which states of the image table stand in which slot of the keys."""
+    """Which state of the image table is in which slot of the keys."""
 
     token_of_slot: Tensor
-    real_slots: Tensor | None  # None: states may stand in several slots
+    real_slots: Tensor | None  # None: a state may be in several slots
     real_tokens: Tensor | None
 
     def spread(self, states_XD: Tensor) -> Tensor:
@@ -134,7 +135,7 @@ def plan_fusion(
     num_reads = np.concatenate([each.num_reads for each in passes])
     first_read = np.cumsum(num_reads) - num_reads
     problem = _problems(row, images, share_image_keys)
-    # Texts of one problem stand behind each other, texts without an image last.
+    # Texts of one problem are consecutive, texts without an image last.
     sequence = np.argsort(np.where(problem == NOTHING, problem.max() + 1, problem), kind="stable")
     text, row, problem, num_reads = text[sequence], row[sequence], problem[sequence], num_reads[sequence]
     held, visible = texts.held[text], texts.visible[text]
@@ -179,7 +180,7 @@ def ranges(starts: Numbers, counts: Numbers) -> Numbers:
 
 
 def _problems(row: Numbers, images: ImageTable | None, share_keys: bool) -> Numbers:
-    """A number for every text, equal where one set of keys serves both; NOTHING without an image."""
+    """A number for every text, equal where they use one set of keys; NOTHING without an image."""
     if images is None:
         return np.full(len(row), NOTHING)
     own = images.image_of_row[np.maximum(row, 0)] if share_keys else np.arange(len(row))
@@ -187,7 +188,7 @@ def _problems(row: Numbers, images: ImageTable | None, share_keys: bool) -> Numb
 
 
 class _PendingCrossLayout:
-    """Cross-attention of texts sorted by problem: what goes to the device, and what becomes of it there."""
+    """Cross-attention of texts sorted by problem: index arrays in transfer, and the layouts built from them."""
 
     def __init__(
         self, transfer: HostToDeviceBatch, images: ImageTable, row: Numbers, problem: Numbers, share_keys: bool
@@ -196,7 +197,7 @@ class _PendingCrossLayout:
         _, self._unit = np.unique(problem, return_inverse=True)
         self._row = row
         num_units = int(self._unit[-1]) + 1
-        # Distinct rows of every problem: their summaries are keys behind the patches, in this order.
+        # Distinct rows of every problem: their summaries are keys after the patches, in this order.
         pairs, of_text = np.unique(np.stack([self._unit, row]), axis=1, return_inverse=True)
         self._num_summaries = np.bincount(pairs[0], minlength=num_units)
         first = np.cumsum(self._num_summaries) - self._num_summaries
@@ -209,25 +210,25 @@ class _PendingCrossLayout:
         )
 
     def add_queries(self, counts: Numbers) -> None:
-        """`counts` tokens of every text ask."""
+        """Make `counts` tokens of every text the queries."""
         per_unit = np.bincount(self._unit, weights=counts).astype(np.int64)
         self._groups: list[Numbers] = []
         for chosen in (np.flatnonzero(~self._needs_mask), np.flatnonzero(self._needs_mask)):
             if len(chosen):
                 found = choose_groups(per_unit[chosen], power=1)
                 self._groups += [chosen[units] for units in found]
-        self._asking = self._add(counts, per_unit)
+        self._all_queries = self._add(counts, per_unit)
         self._add_memory()
 
     def add_reads(self, counts: Numbers) -> None:
-        """The same problems in the same groups with fewer tokens asking."""
-        self._reading = self._add(counts, np.bincount(self._unit, weights=counts).astype(np.int64))
+        """The same problems in the same groups with fewer queries."""
+        self._read_queries = self._add(counts, np.bincount(self._unit, weights=counts).astype(np.int64))
 
     def layout(self) -> CrossLayout:
-        return self._layout(self._asking)
+        return self._layout(self._all_queries)
 
     def reads_layout(self) -> CrossLayout:
-        return self._layout(self._reading)
+        return self._layout(self._read_queries)
 
     def memory_layout(self) -> MemoryLayout:
         get = self._transfer.get

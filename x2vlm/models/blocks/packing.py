@@ -1,9 +1,9 @@
-"""Sequences of different lengths side by side in one tensor, padded inside the attention cores and nowhere else.
+"""Sequences of different lengths concatenated in one tensor, padded only inside the attention cores.
 
-T tokens of all sequences behind each other, S slots of all groups behind each other, D width, H heads, E width of a
-head, G rows of a group, Q its queries and K its keys per row.
-Units (sequences, or all that looks at one image) are sorted into a few groups of about equal length. Each group is a
-padded rectangle; where every token stands in it is worked out on the host, where the lengths are known.
+T concatenated tokens of all sequences, S concatenated slots of all groups, D width, H heads, E width of a head, G rows
+of a group, Q its queries and K its keys per row.
+Units (sequences, or all queries of one image) are sorted into a few groups of about equal length. Each group is a
+padded rectangle; the slot of every token is computed on the host, where the lengths are known.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ MAX_GROUPS = 5
 
 @dataclass(frozen=True)
 class Placement:
-    """Which slot a token stands in: the host's side of `Groups`. Padding slots repeat token 0."""
+    """The slot of every token: the host side of `Groups`. Padding slots repeat token 0."""
 
     shapes: tuple[tuple[int, int], ...]  # rows and slots per row of every group
     token_of_slot: Numbers
@@ -35,7 +35,7 @@ class Placement:
 
     @property
     def is_identity(self) -> bool:
-        """True when every slot is its own token: nothing has to move."""
+        """True if slots and tokens are the same."""
         num_slots = len(self.token_of_slot)
         return num_slots == len(self.slot_of_token) and bool((self.slot_of_token == np.arange(num_slots)).all())
 
@@ -49,7 +49,7 @@ class Groups:
     slot_of_token: Tensor | None
 
     def spread(self, tokens_TD: Tensor) -> Tensor:
-        """(S, D): every token in its slot; what padding holds is finite and must be masked."""
+        """(S, D): every token in its slot; padding is finite and must be masked."""
         if self.token_of_slot is None or self.slot_of_token is None:
             return tokens_TD
         return spread_rows(tokens_TD, self.token_of_slot, self.slot_of_token)
@@ -89,7 +89,7 @@ def choose_groups(lengths: Numbers, power: int, max_groups: int = MAX_GROUPS) ->
 
 
 def place(counts: Numbers, groups: Sequence[Numbers], widths: Sequence[int]) -> Placement:
-    """Where tokens stand when units of `counts` tokens, behind each other, form `groups` of `widths` slots a row."""
+    """The slots of concatenated units of `counts` tokens in `groups` with `widths` slots per row."""
     starts = np.cumsum(counts) - counts
     token_of_slot, slot_of_token, base = [np.zeros(0, np.int64)], np.zeros(int(counts.sum()), dtype=np.int64), 0
     for units, width in zip(groups, widths, strict=True):
@@ -114,7 +114,7 @@ def widest(lengths: Numbers, groups: Sequence[Numbers]) -> list[int]:
 
 
 class HostToDeviceBatch:
-    """Collects arrays on the host and brings them to the device in one transfer that nobody waits for."""
+    """Batches int64 host arrays and copies them to the device in one non-blocking transfer."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -122,7 +122,7 @@ class HostToDeviceBatch:
         self._tensors: list[Tensor] = []
 
     def add(self, array: Numbers) -> int:
-        """A ticket for `HostToDeviceBatch.get`, valid once everything was sent."""
+        """The index for `get`, valid after `send`."""
         self._arrays.append(np.asarray(array, dtype=np.int64))
         return len(self._arrays) - 1
 
@@ -135,7 +135,7 @@ class HostToDeviceBatch:
 
     @staticmethod
     def to_device(array: Numbers, device: torch.device) -> Tensor:
-        """One array at once: whole numbers on the device, which nobody waits for."""
+        """A single integer array, copied to the device without blocking."""
         values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
         return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
@@ -162,7 +162,7 @@ class PendingPlacement:
 
 @dataclass(frozen=True)
 class SelfLayout:
-    """Sequences grouped for self-attention: where queries and keys stand, and which keys of a row are real."""
+    """Sequences grouped for self-attention: slots of queries and keys, and the real keys of each row."""
 
     queries: Groups
     keys: Groups
@@ -183,10 +183,10 @@ def attend(
     num_heads: int,
     dropout: float,
 ) -> Tensor:
-    """(T, D): attention of query tokens to the keys and values that stand in the same row of the same group.
+    """(T, D): attention of query tokens to the keys and values in the same row of the same group.
 
     `slots_SD` are keys and values already in their slots, `masks` broadcast to (G, H, Q, K), true where a query may
-    look, None: everywhere.
+    attend, None: everywhere.
     """
 
     def by_group(slots: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -199,7 +199,7 @@ def attend(
     grouped = [by_group(queries.spread(query_TD), queries.shapes), *(by_group(s, key_shapes) for s in slots_SD)]
     attended = [
         query
-        if query.ndim == 2  # a group in which nobody asks
+        if query.ndim == 2  # a group without queries
         else scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         .transpose(1, 2)
         .flatten(2)
@@ -211,7 +211,7 @@ def attend(
 
 @dataclass(frozen=True)
 class PendingSelfLayout:
-    """A SelfLayout on its way to the device."""
+    """A SelfLayout whose index arrays are still being transferred."""
 
     groups: list[Numbers]
     placement: PendingPlacement
@@ -227,10 +227,10 @@ class PendingSelfLayout:
 
 
 def add_sequences(transfer: HostToDeviceBatch, held: Numbers, visible: Numbers) -> PendingSelfLayout:
-    """Tickets for the layout of sequences of `held` tokens behind each other, of which the first `visible` are keys."""
+    """Pending layout of concatenated sequences of `held` tokens, of which the first `visible` are keys."""
     groups = choose_groups(held, power=2)
     widths = widest(held, groups)
-    if (held == visible).all():  # otherwise they carry their padding with them
+    if (held == visible).all():  # otherwise they include their padding
         widths = [int(width) for width in round_up(np.array(widths))]
     seen = [
         transfer.add(visible[units]) if (visible[units] < width).any() else None
@@ -245,9 +245,9 @@ def _first_keys(counts_G: Tensor, width: int) -> Tensor:
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[Numbers]:
-    """The values of whole-number tensors on the host. The one place of a training step where the host waits.
+    """The values of integer tensors on the host: the only device-to-host synchronisation of a training step.
 
-    All tensors of a device come in one transfer; those of the host itself wait for nothing.
+    All tensors of a device are copied in one transfer; tensors on the host need none.
     """
     found: list[Numbers | None] = [tensor.numpy().astype(np.int64) if tensor.is_cpu else None for tensor in tensors]
     away = [number for number, values in enumerate(found) if values is None]

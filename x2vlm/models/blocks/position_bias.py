@@ -2,7 +2,7 @@
 
 A table has (2 g - 1) squared rows, one per (row offset, column offset) on a g x g grid, then three rows for the class
 token. Near offsets matter more than far ones, so the source offsets are spread at geometrically growing distances
-and the table is read off an interpolating bicubic spline at the whole numbers. On a full grid
+and the table is read from an interpolating bicubic spline at the integers. On a full grid
 the spline is a product of two one-dimensional ones, each a small matrix: the not-a-knot cubic spline.
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from x2vlm.errors import ConfigError
 
 NUM_CLASS_ROWS = 3
-# Bounds of the growth ratio. The lower one means that going to a smaller grid cuts the table instead of squeezing it.
+# Bounds of the growth ratio. With the lower one, a smaller grid crops the table instead of compressing it.
 _RATIO_RANGE = (1.01, 1.5)
 
 
 def resize_position_bias(table_TH: Tensor, num_rows: int) -> Tensor:
     """`table_TH` with `num_rows` rows for another grid; computed in float64, returned in the table's type.
 
-    ConfigError if either row count belongs to no square grid, or the source has fewer than 4 offsets a side.
+    ConfigError if either row count is not that of a square grid, or the source has fewer than 4 offsets a side.
     """
     source, target = _side(table_TH.shape[0]), _side(num_rows)
     if source == target:
@@ -45,7 +45,7 @@ def resize_window_bias(table_TH: Tensor, num_rows: int) -> Tensor:
 
 
 def source_offsets(source: int, target: int) -> np.ndarray:
-    """Where the `source` offsets of a side lie, in target patches: 0, 1, 1 + q, 1 + q + q^2, ... and negatives."""
+    """Positions of the `source` offsets of a side, in target patches: 0, 1, 1 + q, 1 + q + q^2, ... and negatives."""
     left, right = _RATIO_RANGE
     ratio = left
     half = source // 2
@@ -60,9 +60,9 @@ def source_offsets(source: int, target: int) -> np.ndarray:
 
 
 def spline_matrix(knots_S: np.ndarray, points_T: np.ndarray) -> np.ndarray:
-    """(T, S) matrix that reads the not-a-knot cubic spline through (knots, values) at `points_T`.
+    """(T, S) matrix that evaluates the not-a-knot cubic spline through (knots, values) at `points_T`.
 
-    Points outside the knots are read at the nearest end, as FITPACK does.
+    Points outside the knots are evaluated at the nearest end, as FITPACK does.
     """
     curvature_SS = _curvature_matrix(knots_S)
     points = np.clip(points_T, knots_S[0], knots_S[-1]).astype(np.float64)

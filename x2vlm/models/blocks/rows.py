@@ -1,4 +1,4 @@
-"""Moving rows of a tensor, with gradients equal on every run: nothing is added up in an order left to chance.
+"""Moving rows of a tensor with deterministic gradients: no sums in an arbitrary order.
 
 T tokens, S slots, X states, D width.
 """
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 def spread_rows(tokens_TD: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
-    """(S, D): every token in the one slot that is its own, padding slots repeating any token."""
+    """(S, D): every token in its one slot, padding slots repeating any token."""
     slots: Tensor = _Spread.apply(tokens_TD, token_of_slot, slot_of_token)  # type: ignore[no-untyped-call]
     return slots
 
@@ -23,7 +23,7 @@ def collect_rows(slots_SD: Tensor, slot_of_token: Tensor) -> Tensor:
 
 
 def place_rows(states_XD: Tensor, token_of_slot: Tensor, real_slots: Tensor, real_tokens: Tensor) -> Tensor:
-    """(S, D): states that each stand in one slot or in none; `real_slots` hold `real_tokens`, the others padding."""
+    """(S, D): states that are each in one slot or in none; `real_slots` hold `real_tokens`, the others padding."""
     slots: Tensor = _PlaceOnce.apply(states_XD, token_of_slot, real_slots, real_tokens)  # type: ignore[no-untyped-call]
     return slots
 
@@ -35,7 +35,7 @@ def take_rows(states_XD: Tensor, index_T: Tensor) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """A gather whose backward pass is a gather too: every token has exactly one slot, so nothing is added up."""
+    """A gather whose backward pass is a gather too: every token has exactly one slot, so nothing is summed."""
 
     @staticmethod
     def forward(ctx: Any, tokens_TD: Tensor, token_of_slot: Tensor, slot_of_token: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Collect(torch.autograd.Function):
-    """The way back; padding slots, which nobody reads, get a zero gradient."""
+    """The inverse of `_Spread`; padding slots, which are never read, get a zero gradient."""
 
     @staticmethod
     def forward(ctx: Any, slots_SD: Tensor, slot_of_token: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class _Collect(torch.autograd.Function):
 
 
 class _PlaceOnce(torch.autograd.Function):
-    """Rows that each stand in one slot or none; the backward pass adds nothing up."""
+    """Rows that are each in one slot or none; the backward pass sums nothing."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, token_of_slot: Tensor, real_slots: Tensor, real_tokens: Tensor) -> Tensor:
@@ -93,6 +93,6 @@ class _TakeRows(torch.autograd.Function):
     def backward(ctx: Any, taken: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         zeros = taken.new_zeros(ctx.num_states, *taken.shape[1:])
-        if zeros.is_cuda:  # sorts equal rows together instead of adding them up by atomics in any order
+        if zeros.is_cuda:  # sorts equal rows instead of summing them by atomics in any order
             return zeros.index_put_((index,), taken, accumulate=True), None
         return zeros.index_add_(0, index, taken), None

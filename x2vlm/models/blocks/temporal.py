@@ -1,12 +1,13 @@
 """Attention over the frames of a clip inside the image tower: the divided attention of TimeSformer (arXiv 2102.05095).
 
 C clips, F frames, P patches, N = P + 1, H heads, E width of a head, D width; rows are frames, those of a clip adjacent.
-Before the spatial attention of a block, each patch looks at the patch of its position in all frames of the clip, with a
-norm and weights of its own. As in TimeSformer, frames are told apart by a learned embedding that is added once before
-the first block, and class tokens take part in neither. Unlike there, each frame keeps a class token of its own:
-TimeSformer has one per clip and averages what the frames say to it, which is no longer the model that averages frames.
-Its second linear map behind the attention is left out too: two maps in a row are one. The last map and the embedding
-start at zero, so that training starts at exactly the model that averages frames (X2-VLM Table 10 compares the two).
+Before the spatial attention of a block, each patch attends to the patches of its position in all frames of the clip,
+with a norm and weights of its own. As in TimeSformer, frames are distinguished by a learned embedding that is added
+once before the first block, and class tokens take part in neither. Unlike there, each frame keeps a class token of its
+own: TimeSformer has one per clip and averages its attention output over frames, which does not contain the model that
+averages frames. Its second linear map after the attention is left out too: two maps in a row are one. The last map and
+the embedding are initialised to zero, so that training starts at exactly the model that averages frames (X2-VLM Table
+10 compares the two).
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ INIT_STD = 0.02
 
 
 class TimeAttention(nn.Module):
-    """What one block adds: attention over frames, position by position."""
+    """The addition to one block: attention over frames, position by position."""
 
     def __init__(self, cfg: VisionConfig) -> None:
         super().__init__()
@@ -33,10 +34,10 @@ class TimeAttention(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, patches_CFPD: Tensor) -> Tensor:
-        """What each patch (C, F, P, D) is to be moved by.
+        """The residual of each patch (C, F, P, D).
 
-        Plain products: a fused kernel saves the scores, which with 3 frames are 5 % of the queries, and works on tiles
-        of 64 or more of them.
+        Plain matrix products: a fused kernel saves the scores, which with 3 frames are 5 % of the queries, and works on
+        tiles of 64 or more of them.
         """
         qkv = self.qkv(self.norm(patches_CFPD)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(3, 0, 2, 4, 1, 5).unbind(0)  # each (C, P, H, F, E)
@@ -47,7 +48,7 @@ class TimeAttention(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """All that a tower has beyond the one that averages frames."""
+    """The additions to a tower that averages frames."""
 
     def __init__(self, cfg: VisionConfig, num_frames: int) -> None:
         super().__init__()
@@ -75,7 +76,7 @@ class Clips:
 def temporal_attention(
     attention: TimeAttention, hidden_MND: Tensor, num_frames: int, keep_C111: Tensor | None = None
 ) -> Tensor:
-    """`hidden_MND` with its patches moved and its class tokens as they were; `keep_C111` is stochastic depth."""
+    """`hidden_MND` with updated patches and unchanged class tokens; `keep_C111` is stochastic depth."""
     patches_MPD = hidden_MND[:, 1:]
     moved_CFPD = attention(by_clip(patches_MPD, num_frames))
     if keep_C111 is not None:

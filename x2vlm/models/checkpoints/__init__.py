@@ -1,1 +1,1 @@
-"""Weights from elsewhere: the reference's checkpoints, backbones, safetensors files."""
+"""Loading weights: the reference's checkpoints, backbones, safetensors files."""

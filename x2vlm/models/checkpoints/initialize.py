@@ -1,9 +1,8 @@
-"""Start values from published backbones: BEiT-2 (or CLIP's ViT, or Swin) for the image tower, BERT or XLM-R for text.
+"""Initialisation from published backbones: BEiT-2 (or CLIP's ViT, or Swin) for the image tower, BERT or XLM-R for text.
 
-BERT fills more layers than it has: text layer i takes layer i, and the fusion layers take the last layers again, so
-that base (12 text + 6 fusion) reads BERT layers 0-11 and 6-11. Cross-attention, projections,
-heads and temperature come from nowhere: the report lists them as missing, which is what trains at the larger learning
-rate.
+BERT layers are used twice: text layer i takes layer i, and the fusion layers take the last layers again, so that base
+(12 text + 6 fusion) reads BERT layers 0-11 and 6-11. Cross-attention, projections, heads and temperature are not
+pretrained: the report lists them as missing, and they are trained with the larger learning rate.
 """
 
 import logging
@@ -22,7 +21,7 @@ from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
 
-# What backbones carry that this model has no use for. BEiT's `norm` is for its class token, that of others for all.
+# Entries of backbones that this model does not use. BEiT's `norm` is for its class token, that of others for all.
 _VISION_LEFTOVERS = {
     "beit2": re.compile(r"^(head|lm_head|norm)\.|^mask_token$|relative_position_index$"),
     "clip_vit": re.compile(r"^(head|fc_norm)\."),
@@ -33,11 +32,11 @@ _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
 def initialize(model: X2VLM, vision: str | Path | None = None, text: str | Path | None = None) -> LoadReport:
-    """Fills `model` from an image and a text backbone and reports, in reference names, what came and what did not.
+    """Fills `model` from an image and a text backbone; the report lists loaded and missing entries by reference name.
 
     `vision` is a timm model name or a weight file (.safetensors, .pth), `text` a hub name or a local folder of a
-    transformers model. None leaves that side at its random start. Position tables of another resolution are resized.
-    SourceUnavailable if a backbone cannot be read, ConfigError if it does not fit the model.
+    transformers model. None leaves that side at its random initialisation. Position tables of another resolution are
+    resized. SourceUnavailable if a backbone cannot be read, ConfigError if its shapes do not match the model.
     """
     state: dict[str, Tensor] = {}
     unused: list[str] = []
@@ -49,7 +48,7 @@ def initialize(model: X2VLM, vision: str | Path | None = None, text: str | Path 
         origins |= _origins(found, raw, str(vision))
     if text is not None:
         cfg = model.config
-        # A multilingual start takes its fusion layers from an X2-VLM checkpoint, not from its text encoder.
+        # A multilingual model takes its fusion layers from an X2-VLM checkpoint, not from its text encoder.
         num_fusion = cfg.fusion.num_layers if cfg.text.architecture == "bert" else 0
         raw = read_text_backbone(text)
         found, left = text_state(raw, cfg.text.num_layers, num_fusion)
@@ -68,7 +67,7 @@ def initialize(model: X2VLM, vision: str | Path | None = None, text: str | Path 
 
 
 def _origins(state: Mapping[str, Tensor], raw: Mapping[str, Tensor], source: str) -> dict[str, str]:
-    """Which entry of `source` each entry of `state` is: they are the same tensors."""
+    """The entry of `source` behind each entry of `state`; they are the same tensors."""
     names = {id(value): name for name, value in raw.items()}
     return {name: f"{source}: {names[id(value)]}" for name, value in state.items()}
 
@@ -76,7 +75,7 @@ def _origins(state: Mapping[str, Tensor], raw: Mapping[str, Tensor], source: str
 def vision_state(raw: Mapping[str, Tensor], depth: int, backbone: str = "beit2") -> tuple[dict[str, Tensor], list[str]]:
     """An image backbone's state under the reference's names, and the names left out.
 
-    One table shared by all blocks is copied into each of them, so that every block can learn its own.
+    One table shared by all blocks is copied into each of them, so that every block can train its own.
     """
     leftovers = _VISION_LEFTOVERS[backbone]
     state = {f"vision_encoder.{key}": value for key, value in raw.items() if not leftovers.search(key)}
@@ -140,7 +139,7 @@ def read_vision_backbone(source: str | Path) -> dict[str, Tensor]:
 
 
 def read_text_backbone(source: str | Path) -> dict[str, Tensor]:
-    """The state of a transformers model, with its word head if it has one."""
+    """The state of a transformers model, with its MLM head if it has one."""
     try:
         return dict(AutoModelForMaskedLM.from_pretrained(source).state_dict())
     except ValueError:  # this architecture has no masked-token variant

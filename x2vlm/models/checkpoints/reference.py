@@ -1,7 +1,7 @@
-"""Names of the reference's checkpoints and ours: loading their states, writing ours the way their code reads it.
+"""Conversion between parameter names of the reference's checkpoints and ours: loading and exporting states.
 
-Kinds understood: pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, words
-tied), fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cross_encoder.*`, `mlm_head.*`, untied).
+Supported kinds: pre-training (`text_encoder.bert.*`, one stack of text and fusion layers, tied word embeddings),
+fine-tuned (`text_encoder.*` without `bert.`), and separate encoders (`cross_encoder.*`, `mlm_head.*`, untied).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias, resize_window_bias
 
-if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
     from x2vlm.models.x2vlm import X2VLM
 
 # Parts of one of our fusion layers and of one of the reference's BERT layers.
@@ -41,7 +41,7 @@ _TOP_LEVEL = {
     "temperature": "temp",
     "frame_position": "absolute_frame_pos_embed",
     "vision.trunk.": "vision_encoder.",
-    "vision.temporal.": "vision_temporal.",  # ours alone: the reference averages frames only
+    "vision.temporal.": "vision_temporal.",  # only in our model: the reference averages frames
     "vision_proj.": "vision_proj.",
     "text_proj.": "text_proj.",
     "match_head.": "itm_head.",
@@ -55,7 +55,7 @@ _WORD_HEAD = {
 }
 # Integer constants the reference stores beside its parameters; ours are computed.
 _CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
-# Heads of fine-tuned checkpoints that this model does not have; their tasks build and load them.
+# Heads of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
 _TASK_HEADS = re.compile(r"^(cls_head|text_decoder)\.")
 _TABLE = "relative_position_bias_table"
 _FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
@@ -63,9 +63,9 @@ _FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
 
 @dataclass
 class LoadReport:
-    """What a load did, in reference names: what filled the model, what the model lacks, what was left aside.
+    """The result of a load, in reference names: loaded, missing and unexpected entries.
 
-    `origins` says for start values which entry of which backbone filled each parameter.
+    `origins`: for initialisation from backbones, the entry that each parameter was loaded from.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -82,13 +82,13 @@ def reference_names(model: X2VLM) -> dict[str, str]:
 
 @torch.no_grad()
 def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadReport:
-    """Fills `model` from a reference checkpoint's `model` entry and reports what went where.
+    """Fills `model` from a reference checkpoint's `model` entry and reports what was loaded.
 
     Position tables of another resolution are resized, frame positions and frame embeddings cut to the common count, all
     listed under `resized`. Heads of downstream tasks are listed under `unexpected`, parameters without a value under
     `missing`.
-    ConfigError, before anything is changed, for keys nobody can explain, shapes that do not fit, and tied entries
-    that disagree.
+    ConfigError, before anything is changed, for unknown keys, shapes that do not fit, and tied entries
+    that differ.
     """
     ours = {reference: name for name, reference in reference_names(model).items()}
     named = {_canonical_name(model, key): value for key, value in state.items() if not _CONSTANTS.search(key)}
@@ -116,8 +116,9 @@ def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadRepor
 def export_reference_state(model: X2VLM) -> dict[str, Tensor]:
     """The model's state under the reference's names, constants and tied duplicates included.
 
-    Tied words give the pre-training layout, untied ones the layout with separate encoders. Tensors share memory with
-    the model where they can. ConfigError if the reference's code cannot compute the model: it averages frames only.
+    Tied word embeddings give the pre-training layout, untied ones the layout with separate encoders. Tensors share
+    memory with the model where possible. ConfigError if the reference's code cannot run the model: it can only average
+    frames.
     """
     if model.vision.temporal is not None:
         raise ConfigError(
@@ -128,7 +129,7 @@ def export_reference_state(model: X2VLM) -> dict[str, Tensor]:
 
 
 def named_state(model: X2VLM) -> dict[str, Tensor]:
-    """`export_reference_state`, but of parts the reference lacks as well: what `load_reference_state` takes."""
+    """`export_reference_state`, including parts the reference lacks: the input of `load_reference_state`."""
     parameters = dict(model.named_parameters())
     state = {reference: parameters[name].detach() for name, reference in reference_names(model).items()}
     for name, buffer in model.vision.trunk.named_buffers():
@@ -169,7 +170,7 @@ def _reference_name(model: X2VLM, name: str) -> str:
 
 
 def _canonical_name(model: X2VLM, key: str) -> str:
-    """`key` of any kind of checkpoint, spelled as this model's own export would spell it."""
+    """`key` of any kind of checkpoint, as this model's own export names it."""
     words = re.match(r"(text_encoder\.cls|mlm_head)\.predictions\.(.*)", key)
     if words:
         return _words_prefix(model) + words[2]

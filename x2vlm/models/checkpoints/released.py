@@ -1,9 +1,10 @@
-"""Checkpoint files of the reference: what kind one is, what model it holds, and the same file back.
+"""Checkpoint files of the reference: detecting their kind, loading the model, and exporting the same file again.
 
-Ten kinds are known, by how the text layers are named and by which heads are there: pre-training, retrieval, grounding,
-captioning, question answering (a decoder), classification (also of two images), and the multilingual ones with their
-separate encoders. Sizes are read from the shapes and checked against the training config in the file. Every entry must
-be explained: one too many, too few or of another shape is an error that names it. Nothing in a file is executed.
+Ten kinds are supported, identified by the names of the text layers and by the heads present: pre-training, retrieval,
+grounding, captioning, question answering (a decoder), classification (also of two images), and the multilingual ones
+with their separate encoders. Sizes are read from the shapes and checked against the training config in the file. Every
+entry must be accounted for: an unexpected or missing one, or one of another shape, is an error that names it. No code
+in a file is executed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _CONSTANT_SUFFIXES = ("relative_position_index", "position_ids")
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file of one kind holds besides the image tower and the text and fusion layers."""
+    """The contents of a file of one kind besides the image tower and the text and fusion layers."""
 
     layout: Layout
     heads: frozenset[str]
@@ -62,7 +63,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A file as read: its state under reference names, and the training config it carries (empty: none)."""
+    """A file as read: its state under reference names, and the training config in it (empty: none)."""
 
     state: dict[str, Tensor]
     config: dict[str, Any]
@@ -71,10 +72,10 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A model filled from a file; `task_state` are the parts of a downstream task that the model has no place for.
+    """A model filled from a file; `task_state` holds the parts of a downstream task that the model does not have.
 
-    `report` is about the model's own parameters; heads the file lacks are missing there and start at random. `absent`
-    are entries the file left out because others imply them.
+    `report` is about the model's own parameters; heads the file lacks are missing there and randomly initialised.
+    `absent` are entries that the file omits because others imply them.
     """
 
     kind: str
@@ -87,8 +88,8 @@ class LoadedCheckpoint:
 def read_checkpoint(path: Path) -> CheckpointFile:
     """The content of a `.th`, `.pth`, `.bin` or `.safetensors` file; tensors and plain values only.
 
-    SourceUnavailable if there is no such file, CorruptArtifact if it is damaged, holds anything but tensors, or wants
-    code to be run.
+    SourceUnavailable if there is no such file, CorruptArtifact if it is damaged, holds anything but tensors, or
+    requires code to be executed.
     """
     if not path.is_file():
         raise SourceUnavailable(f"{path}: no such checkpoint file")
@@ -105,8 +106,8 @@ def load_checkpoint(
 ) -> LoadedCheckpoint:
     """The model in a reference checkpoint, in evaluation mode on the CPU.
 
-    `expect` refuses any other sizes, `image_res` resizes position tables. Shapes do not tell the number of heads of the
-    text layers: `text_heads`, by default one per 64 of the width, as in all released models. ConfigError, naming the
+    `expect` refuses any other sizes, `image_res` resizes position tables. The number of heads of the text layers is not
+    in the shapes: `text_heads`, by default one per 64 of the width, as in all released models. ConfigError, naming the
     entries, if the file is of no known kind, contradicts itself or its config, or is not what was expected; else as
     `read_checkpoint`.
     """
@@ -126,7 +127,9 @@ def load_checkpoint(
     if image_res is not None:
         vision = config.vision.model_copy(update={"image_res": image_res})
         config = ModelConfig(**(config.model_dump() | {"vision": vision.model_dump()}))
-    with torch.random.fork_rng(devices=[]):  # heads the file lacks start at random without moving the caller's stream
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # heads the file lacks are initialised without advancing the caller's generator
         model = build_model(config)
     task_state = {name: value for name, value in file.state.items() if name.startswith(TASK_PARTS)}
     report = load_reference_state(model, {n: v for n, v in file.state.items() if n not in task_state})
@@ -134,14 +137,14 @@ def load_checkpoint(
 
 
 def export_checkpoint(loaded: LoadedCheckpoint) -> dict[str, Tensor]:
-    """The state as a file of the same kind holds it: same names, same entries, what was read bit for bit."""
+    """The state as in a file of the same kind: same names and entries, loaded values bit for bit."""
     kind = KINDS[loaded.kind]
     state = _named_as(export_reference_state(loaded.model), kind) | loaded.task_state
     return {name: value for name, value in state.items() if name not in loaded.absent}
 
 
 def kind_of(file: CheckpointFile) -> str:
-    """Which of KINDS a file is; ConfigError, naming what is there, for any other mix of parts."""
+    """The key of KINDS for a file; ConfigError, listing what was found, for any other combination of parts."""
     names = file.state.keys()
     layout: Layout
     if any(name.startswith("cross_encoder.") for name in names):
@@ -192,7 +195,7 @@ def _classifier_shapes(width: int, state: Mapping[str, Tensor]) -> dict[str, tor
 
 
 def _decoder_shapes(bare: X2VLM, whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The answer decoder: the text embeddings and the word head again, and fusion layers that look at fused text."""
+    """The answer decoder: the text embeddings and the MLM head again, and fusion layers that attend to fused text."""
     prefixes = {name.split(".")[4] for name in state if name.startswith("text_decoder.bert.encoder.layer.")}
     numbers = range(len(prefixes))  # any other number than these is an unexpected entry
     shapes: dict[str, torch.Size] = {}
@@ -235,7 +238,7 @@ def _check_entries(
 
 
 def _is_implied(name: str, file: CheckpointFile, missing: set[str]) -> bool:
-    """Constants are computed; of tied entries one is enough; a fixed temperature stands in the config."""
+    """Constants are computed; of tied entries one is enough; a fixed temperature is in the config."""
     if name.endswith(_CONSTANT_SUFFIXES):
         return True
     if name == "temp":
@@ -245,7 +248,7 @@ def _is_implied(name: str, file: CheckpointFile, missing: set[str]) -> bool:
 
 
 def _tied_name(name: str) -> str | None:
-    """The entry that is the same parameter as `name`, seen from the copy."""
+    """The entry that `name` is a tied copy of, if any."""
     for part in ("text_encoder.cls.", "text_decoder.cls.", "mlm_head."):
         if name == f"{part}predictions.decoder.bias":
             return f"{part}predictions.bias"
@@ -256,7 +259,7 @@ def _tied_name(name: str) -> str | None:
 
 
 def _check_values(file: CheckpointFile, bare: X2VLM) -> None:
-    """ConfigError for integer weights, constants of another model, values that are not finite."""
+    """ConfigError for integer weights, constants of another model, and non-finite values."""
     for name, value in file.state.items():
         if name.endswith("position_ids"):
             sound = torch.equal(value.long().flatten(), torch.arange(value.numel()))
@@ -274,7 +277,7 @@ def _index_of(grid: int) -> Tensor:
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:
-    """What shapes decide: everything but rates and start values."""
+    """The values that shapes determine: everything but dropout and initial values."""
     values = config.model_dump(exclude={"temperature"})
     for part in ("vision", "text", "fusion"):
         for key in ("dropout", "attention_dropout", "drop_path", "init_std", "layer_scale_init"):

@@ -1,4 +1,4 @@
-"""The sizes of a reference model, read off the shapes of its state and checked against its training config."""
+"""The sizes of a reference model, read from the shapes of its state and checked against its training config."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _FRAME_POSITION = "absolute_frame_pos_embed"
 
 
 class _Shapes:
-    """Shapes of a state by name; remembers which entry told which size, for the message when entries disagree."""
+    """Shapes of a state by name; records which entry each size was read from, for error messages."""
 
     def __init__(self, state: Mapping[str, Tensor], origin: str) -> None:
         self.state = state
@@ -33,7 +33,7 @@ class _Shapes:
         return shape[axis]
 
     def count(self, pattern: str, label: str) -> int:
-        """How many numbers from 0 `pattern` captures; ConfigError if it captures none or leaves some out."""
+        """How many consecutive numbers from 0 `pattern` captures; ConfigError for none or gaps."""
         numbers = sorted({int(found[1]) for name in self.state if (found := re.match(pattern, name))})
         if not numbers or numbers != list(range(len(numbers))):
             raise ConfigError(f"{self.origin}: entries that tell {label} must count 0, 1, 2, ...; found {numbers[:40]}")
@@ -43,9 +43,9 @@ class _Shapes:
 def read_sizes(
     state: Mapping[str, Tensor], layout: str, config: Mapping[str, Any], text_heads: int | None, origin: str
 ) -> tuple[ModelConfig, dict[str, str]]:
-    """The ModelConfig of a state with text layers named as in `layout`, and which entry told which size.
+    """The ModelConfig of a state with text layers named as in `layout`, and the entry each size was read from.
 
-    ConfigError if an entry that must tell a size is missing, or the training config says otherwise.
+    ConfigError if an entry that a size is read from is missing, or the training config contradicts a size.
     """
     shapes = _Shapes(state, origin)
     prefix = "text_encoder.bert." if layout == "bert" else "text_encoder."
@@ -130,13 +130,13 @@ def _first_fused(shapes: _Shapes, prefix: str) -> int:
 
 
 def _num_fused(shapes: _Shapes, prefix: str, layout: str) -> int:
-    """Number behind the last fusion layer."""
+    """One more than the number of the last fusion layer."""
     stack = r"cross_encoder\." if layout == "separate" else re.escape(prefix)
     return shapes.count(rf"{stack}encoder\.layer\.(\d+)\.", "the number of fusion layers")
 
 
 def _check_config(model: ModelConfig, layout: str, config: Mapping[str, Any], origin: str) -> None:
-    """ConfigError where the training config in the file says other sizes than its shapes."""
+    """ConfigError where the training config in the file contradicts its shapes."""
     found: dict[str, Any] = {"image_res": model.vision.image_res, "patch_size": model.vision.patch_size}
     found["embed_dim"] = model.embed_dim
     if layout != "separate":

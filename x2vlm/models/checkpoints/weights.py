@@ -1,4 +1,4 @@
-"""The state of a model without repeats, loading it back with names and shapes checked, and reading others' files."""
+"""The state of a model without duplicates, loading it with checked names and shapes, and reading untrusted files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from x2vlm.errors import CorruptArtifact
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model without repeats: tensors that share memory appear once, under their first name."""
+    """The state of a model without duplicates: tensors that share memory appear once, under their first name."""
     seen: set[int] = set()
     state = {}
     for name, tensor in model.state_dict().items():
@@ -24,7 +24,7 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_own_tensors(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
-    """Put what `own_tensors` gave into `model`; CorruptArtifact, naming `origin`, unless names and shapes fit."""
+    """Load the result of `own_tensors` into `model`; CorruptArtifact, naming `origin`, unless names and shapes fit."""
     expected = own_tensors(model)
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     wrong = [
@@ -34,16 +34,17 @@ def load_own_tensors(model: nn.Module, state: Mapping[str, Tensor], origin: str)
     ]
     if missing or unexpected or wrong:
         found = {"missing": missing, "unexpected": unexpected, "other shapes": wrong}
-        told = [f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in found.items() if names]
-        raise CorruptArtifact(f"{origin}: weights of another model than its config says; {'; '.join(told)}")
+        problems = [f"{len(names)} {what}: {', '.join(names[:10])}" for what, names in found.items() if names]
+        raise CorruptArtifact(f"{origin}: weights of another model than its config says; {'; '.join(problems)}")
     model.load_state_dict(dict(state), strict=False)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors in somebody's weight file, and the training config beside them (empty: none). Runs nothing in it.
+    """The tensors in an untrusted weight file, and the training config beside them (empty: none). Executes no code.
 
     Tensors are those under the key `model` or `module`, or the file's own; `.safetensors` holds no config.
-    CorruptArtifact if the file is damaged, holds anything but tensors and plain values, or wants code to be run.
+    CorruptArtifact if the file is damaged, holds anything but tensors and plain values, or requires code to be
+    executed.
     """
     try:
         if path.suffix == ".safetensors":
@@ -51,7 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise CorruptArtifact(f"{path}: not a readable file of tensors ({error}); download it again") from error
-    except Exception as error:  # a hostile or cut file may make the unpickler raise anything
+    except Exception as error:  # a malicious or truncated file may make the unpickler raise anything
         raise CorruptArtifact(
             f"{path}: not a file of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
             "download it again, and do not load it by other means: it may hold code"

@@ -1,1 +1,1 @@
-"""Scenes as values, and what they look like and are called: geometry, pixels, clips, texts."""
+"""Scenes as values, and their geometry, pixels, clips and texts."""

@@ -1,7 +1,7 @@
-"""Clips: a mover does something to another thing, frame by frame, and the MP4 bytes of that.
+"""Clips: one thing moves relative to another, frame by frame, and their MP4 bytes.
 
-Encoding is MPEG-4 part 2 in FFmpeg's bit-exact mode on one thread, from YUV that we compute in whole numbers, so the
-bytes are the same wherever the pinned PyAV wheel runs.
+Encoding is MPEG-4 part 2 in FFmpeg's bit-exact mode on one thread, from YUV computed in integers, so the bytes are the
+same with the pinned PyAV wheel on any machine.
 """
 
 import io
@@ -26,7 +26,7 @@ Track = tuple[tuple[int, int], ...]  # centre of a thing in every frame
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip before it is drawn. The mover is thing 0, what it relates to is thing 1, others stand still."""
+    """A clip before it is drawn. The mover is thing 0, the one it relates to is thing 1, others do not move."""
 
     index: int
     width: int
@@ -75,7 +75,7 @@ def _different_looks(draws: Draws, count: int) -> list[tuple[str, str, str]]:
 
 
 def _corners(draws: Draws, width: int, height: int) -> list[tuple[int, int]]:
-    """Places for bystanders, out of the way of what moves: every path stays in the middle."""
+    """Places for bystanders outside the paths, which stay in the middle."""
     spots = [(width * x // 100, height * y // 100) for x in (9, 91) for y in (12, 88)]
     return draws.shuffled(spots)[:2]
 
@@ -145,7 +145,7 @@ def encode_clip(config: WorldConfig, clip: Clip) -> bytes:
 
 
 def to_yuv420(pixels: Pixels) -> NDArray[np.uint8]:
-    """BT.601 studio range in whole numbers, colour averaged over 2 x 2 pixels; planes stacked as PyAV wants them."""
+    """BT.601 studio range in integers, chroma averaged over 2 x 2 pixels; planes stacked as PyAV expects them."""
     red, green, blue = (pixels[:, :, channel].astype(np.int32) for channel in range(3))
     width = red.shape[1]
     luma = (66 * red + 129 * green + 25 * blue + 128) // 256 + 16

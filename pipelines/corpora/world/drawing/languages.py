@@ -1,7 +1,7 @@
-"""The same scenes in German, French, Czech, Chinese and Japanese, by templates with the agreement each language needs.
+"""Descriptions in German, French, Czech, Chinese and Japanese, by templates with the agreement of each language.
 
 A description is either a list of things in the base form ("ein roter Stern und eine blaue Raute") or one thing in its
-relation to another, in the case that the relation asks for ("links von einer blauen Raute").
+relation to another, in the case that the relation requires ("links von einer blauen Raute").
 """
 
 from collections.abc import Sequence
@@ -251,7 +251,7 @@ def describe(scene: Scene, language: str, draws: Draws) -> str:
 
 
 def list_things(things: Sequence[Thing], language: str, framed: bool) -> str:
-    """The things in the base form, in a sentence that names the image where `framed`."""
+    """The things in the base form, in a sentence that mentions the image if `framed`."""
     names = [name_thing(thing, language) for thing in things]
     match language:
         case "de":

@@ -1,7 +1,7 @@
-"""Pixels of scenes: cluttered backgrounds, textured things, and JPEG bytes. Whole numbers only.
+"""Pixels of scenes: cluttered backgrounds, textured things, and JPEG bytes. Integers only.
 
-The bytes of a JPEG also depend on the encoder: they are the same wherever the pinned Pillow wheel runs, which brings
-its own libjpeg-turbo.
+The bytes of a JPEG also depend on the encoder: they are the same with the pinned Pillow wheel, which includes its own
+libjpeg-turbo, on any machine.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def render_scene(seed: int, scene: Scene) -> Pixels:
 
 
 def render_background(seed: int, index: int, width: int, height: int, name: str) -> Pixels:
-    """A gradient with clutter in muted colours and grain: nothing on it looks like a thing."""
+    """A gradient with clutter in muted colours and noise: nothing on it resembles a thing."""
     draws = Draws(seed, index, "background")
     near, far = (np.array(colour, dtype=np.int16) for colour in BACKGROUNDS[name])
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
@@ -62,14 +62,14 @@ def _add_clutter(draws: Draws, pixels: NDArray[np.int16]) -> None:
 
 
 def _noise(seed: int, index: int, count: int) -> NDArray[np.uint8]:
-    # Raw words of Philox are specified; numpy's distributions are not.
+    # The raw output of Philox is specified; numpy's distributions are not.
     digest = hashlib.sha256(f"{seed}/{index}/grain".encode()).digest()
     words = np.random.Philox(key=int.from_bytes(digest[:16], "big")).random_raw((count + 7) // 8)
     return words.astype("<u8").view(np.uint8)[:count]
 
 
 def paint(pixels: Pixels, thing: Thing) -> None:
-    """Draw a thing with an outline that sets it off from any background."""
+    """Draw a thing with an outline that contrasts with any background."""
     colour = np.array(COLOURS[thing.colour], dtype=np.int32)
     dark = int(colour.sum()) < 330
     patch = thing.patch
@@ -79,7 +79,7 @@ def paint(pixels: Pixels, thing: Thing) -> None:
     inner = covered_pixels(thing.shape, thing.x, thing.y, thing.radius - rim, thing.degrees)
     second = (colour * (11 if dark else 9) + (245 if dark else 0) * (9 if dark else 11)) // 20
     marks = texture_marks(thing.texture, inner, thing)
-    # A ring's rim scales inwards too, so what the smaller outline adds outside the shape must not be drawn.
+    # A ring's rim scales inwards too, so parts of the smaller outline outside the shape must not be drawn.
     allowed = _common(inner, patch)
     target = inner.on(pixels)
     target[inner.mask & allowed & ~marks] = colour.astype(np.uint8)
@@ -97,7 +97,7 @@ def _common(inner: Patch, outer: Patch) -> NDArray[np.bool_]:
 
 
 def texture_marks(texture: str, patch: Patch, thing: Thing) -> NDArray[np.bool_]:
-    """Which pixels of a patch get the texture's second colour."""
+    """The pixels of a patch that get the texture's second colour."""
     height, width = patch.mask.shape
     y = np.arange(height)[:, None] + patch.y - thing.y
     x = np.arange(width)[None, :] + patch.x - thing.x

@@ -1,6 +1,6 @@
-"""Scenes: what lies where, and which relations hold. A function of (seed, scene number, size) without any floats.
+"""Scenes: positions of things and their relations. A function of (seed, scene number, size) without any floats.
 
-Objects are listed from back to front. Boxes are whole pixels, exactly around what is visible of an object.
+Objects are listed from back to front. Boxes are whole pixels, exactly around the visible part of an object.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ PixelBox = tuple[int, int, int, int]  # x, y, w, h
 FORMATS = ((1, 1), (5, 4), (4, 5), (3, 2), (2, 3))  # width to height
 MAX_OBJECTS = 8
 ATTEMPTS = 30
-LEAST_AREA = 384  # pixels of an object's box in a 224 x 224 image: one and a half patches, so that no filter is near
+LEAST_AREA = 384  # pixels of an object's box in a 224 x 224 image: one and a half patches, well above the filter limit
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what it looks like, where it is and what is visible of it."""
+    """One object: its look, its position and its visible part."""
 
     shape: str
     colour: str
@@ -34,7 +34,7 @@ class Thing:
     y: int
     radius: int
     degrees: int
-    box: PixelBox = (0, 0, 0, 0)  # of what is visible
+    box: PixelBox = (0, 0, 0, 0)  # of the visible part
     full_box: PixelBox = (0, 0, 0, 0)  # of the whole shape
     visible: int = 0  # pixels
     pixels: int = 0  # of the whole shape
@@ -55,7 +55,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Relation:
-    """`subject` stands in relation `name` to `target`; both are positions in the scene's list of things."""
+    """`subject` has relation `name` to `target`; both are positions in the scene's list of things."""
 
     name: str
     subject: int
@@ -91,7 +91,7 @@ def make_scene(config: WorldConfig, index: int, size: tuple[int, int] | None = N
 
 
 def draw_size(config: WorldConfig, index: int) -> tuple[int, int]:
-    """Width and height of an ordinary image; its short side is what the config says."""
+    """Width and height of an ordinary image; its short side is the configured one."""
     wide, high = Draws(config.seed, index, "size").choice(FORMATS)
     short = min(wide, high)
     return config.image_size * wide // short, config.image_size * high // short
@@ -110,7 +110,7 @@ def compose(
 
 
 def _draw_thing(draws: Draws, canvas: "Canvas") -> Thing:
-    """A thing somewhere; often on or near one that is there, so that things overlap."""
+    """A thing at a random place; often on or near another one, so that things overlap."""
     short = min(canvas.width, canvas.height)
     size = draws.choice(tuple(SIZES))
     where = draws.integer(0, 99)
@@ -136,7 +136,7 @@ def _draw_thing(draws: Draws, canvas: "Canvas") -> Thing:
 
 
 class Canvas:
-    """What is placed so far: `owner` says which thing is on top of each pixel, -1 for none."""
+    """The things placed so far: `owner` is the topmost thing of each pixel, -1 for none."""
 
     def __init__(self, width: int, height: int, min_visible_share: float) -> None:
         self.width, self.height = width, height
@@ -149,9 +149,9 @@ class Canvas:
         self._min_visible_ppm = round(min_visible_share * 1_000_000)
 
     def try_to_add(self, thing: Thing) -> bool:
-        """Put a thing on top; False (and nothing done) if it leaves the canvas or hides too much of another."""
+        """Put a thing on top; False (without effect) if it leaves the canvas or covers too much of another."""
         if not (thing.radius // 2 < thing.x < self.width - thing.radius // 2):
-            return False  # no shape is that narrow: spares drawing it
+            return False  # no shape is that narrow: saves drawing it
         if not (thing.radius // 2 < thing.y < self.height - thing.radius // 2):
             return False
         patch = thing.patch
@@ -161,8 +161,8 @@ class Canvas:
         if not self._large_enough(bounds(patch.mask, patch.x, patch.y)):
             return False
         below = self.owner[patch.y : patch.y + height, patch.x : patch.x + width]
-        hidden = np.bincount(below[patch.mask] + 1, minlength=len(self.things) + 1)[1:]
-        for number, lost in enumerate(hidden.tolist()):
+        newly_covered = np.bincount(below[patch.mask] + 1, minlength=len(self.things) + 1)[1:]
+        for number, lost in enumerate(newly_covered.tolist()):
             if not lost:
                 continue
             left = self._visible[number] - lost
@@ -178,7 +178,7 @@ class Canvas:
                     return False  # a touch of a few pixels is neither apart nor in front
                 self.covered[len(self.things), number] = common
         below[patch.mask] = len(self.things)
-        self._visible = [visible - lost for visible, lost in zip(self._visible, hidden.tolist(), strict=True)]
+        self._visible = [visible - lost for visible, lost in zip(self._visible, newly_covered.tolist(), strict=True)]
         self.things.append(replace(thing, pixels=pixels, full_box=bounds(patch.mask, patch.x, patch.y)))
         self._patches.append(patch)
         self._visible.append(pixels)
@@ -192,7 +192,7 @@ class Canvas:
         )
 
     def visible_mask(self, number: int) -> NDArray[np.bool_]:
-        """Which pixels of the canvas show thing `number`."""
+        """The pixels of the canvas that show thing `number`."""
         return np.equal(self.owner, number)
 
     def _box_survives(self, number: int, patch: Patch) -> bool:

@@ -1,4 +1,4 @@
-"""Outlines of the shapes and the pixels they cover, in whole numbers only, so that every machine draws the same.
+"""Outlines of the shapes and the pixels they cover, in integers only, so that every machine draws the same.
 
 Outlines are closed rings of points with y down, the shape's radius being UNIT; two rings make a hole. Coordinates of a
 placed outline are sixteenths of a pixel. A pixel is covered if its centre is inside by the even-odd rule.
@@ -21,7 +21,7 @@ TURN = 16384  # fixed-point one of the rotation
 
 
 def _polar(radius: float, degrees: float, x: float = 0, y: float = 0) -> tuple[int, int]:
-    # Rounding to 1/1000 of the radius hides the last bit, in which mathematical libraries differ.
+    # Rounding to 1/1000 of the radius removes the last bits, in which math libraries differ.
     angle = math.radians(degrees)
     return round(x + radius * math.cos(angle)), round(y + radius * math.sin(angle))
 
@@ -103,7 +103,7 @@ def placed_outline(shape: str, x: int, y: int, radius: int, degrees: int) -> tup
 
 @dataclass(frozen=True)
 class Patch:
-    """A mask that lies at (x, y) on a larger canvas."""
+    """A mask at (x, y) on a larger canvas."""
 
     x: int
     y: int
@@ -145,7 +145,7 @@ def covered_pixels(shape: str, x: int, y: int, radius: int, degrees: int) -> Pat
 
 @lru_cache(maxsize=4096)
 def _at_origin(shape: str, radius: int, degrees: int) -> Patch:
-    # Whole pixels move an outline without changing it, so one mask serves every place.
+    # A shift by whole pixels does not change an outline, so one mask is reused for every position.
     patch = rasterise(placed_outline(shape, 0, 0, radius, degrees))
     patch.mask.flags.writeable = False
     return patch

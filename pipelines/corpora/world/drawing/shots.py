@@ -1,7 +1,7 @@
-"""Shots: the image or clip that a row points at, with the one thing that may be wrong with the row.
+"""Shots: the image or clip that a row points at, with at most one planted defect of the row.
 
-A row has at most one kind of row-level noise. Which one is a function of the scene's number, so duplicates can point at
-rows that are known to be clean without looking at them.
+The kind of row-level noise is a function of the scene's number, so duplicates can point at rows that are known to be
+clean without generating them.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from x2vlm.data.randomness import Draws
 
 HOST = "http://world.invalid"
 FIRST_IMAGE_ID = 100_000
-VARIANTS = {  # how an image comes back, and what can find it
+VARIANTS = {  # how an image is repeated, and what can find it
     "exact": "sha256",
     "reencoded": "phash",
     "half_size": "phash",
     "cropped": "embedding",
     "flipped": "embedding",
 }
-STAGES = ("read", "download", "filter", "partition", "")  # in their order; "" is the end, where things are kept
+STAGES = ("read", "download", "filter", "partition", "")  # in their order; "" is the end: kept
 SAME_GEOMETRY = ("exact", "reencoded")
 ATTEMPTS = 60
 EVALUATION_ROUND = ("image", "image", "image", "image", "image", "multilingual", "clip", "pair")
@@ -39,7 +39,7 @@ EVALUATION_ROUND = ("image", "image", "image", "image", "image", "multilingual",
 
 @dataclass(frozen=True)
 class Shot:
-    """What a row shows. `scene` is what is seen; `text_scene` is what its text is about (another one if mismatched)."""
+    """The image or clip of a row. `scene` is shown; `text_scene` is the one of its text (another if mismatched)."""
 
     index: int
     source: str
@@ -76,7 +76,7 @@ class Shot:
 
     @property
     def seen_clip(self) -> Clip:
-        """The clip that is seen."""
+        """The clip that is shown."""
         assert self.clip is not None
         return self.clip
 
@@ -87,7 +87,7 @@ class Shot:
         return self.text_clip
 
     def row(self, row_key: str, source: str = "") -> list[Truth]:
-        """The truth about the row itself, and about its media where they come from elsewhere."""
+        """The truth about the row itself, and about its media if they repeat another row's."""
         truth = Truth(
             source or self.source,
             row_key,
@@ -114,19 +114,19 @@ class Shot:
         expected: tuple[str, str] = ("", KEPT),
         source: str = "",
     ) -> Truth:
-        """The truth about a concept or caption. It goes with its row, unless it is dropped in an earlier stage."""
+        """The truth about a concept or caption. It is dropped with its row, unless an earlier stage drops it."""
         if self.expected_rule != KEPT and STAGES.index(expected[0]) >= STAGES.index(self.expected_stage):
             expected = (self.expected_stage, "row_dropped")
         return Truth(source or self.source, row_key, unit, self.index, item, planted, detail, *expected)
 
 
 def image_id(index: int) -> int:
-    """The number that stands for a scene in file names and upstream ids."""
+    """The number of a scene in file names and upstream ids."""
     return FIRST_IMAGE_ID + index
 
 
 def evaluation_kind(index: int) -> str:
-    """What a held-out scene is for."""
+    """The kind of evaluation that a held-out scene is used for."""
     return EVALUATION_ROUND[index // EVALUATION_EVERY % len(EVALUATION_ROUND)]
 
 
@@ -155,7 +155,7 @@ def row_noise(config: WorldConfig, index: int) -> str:
 
 
 def take_shot(config: WorldConfig, index: int) -> Shot:
-    """The shot of training row number `index`, with its media unless the config wants none."""
+    """The shot of training row number `index`, with its media unless the config has none."""
     source = source_of(config, index)
     kind = row_noise(config, index)
     return (
@@ -217,7 +217,7 @@ def _clip_shot(config: WorldConfig, index: int, source: str, kind: str) -> Shot:
 
 
 def clip_name(config: WorldConfig, index: int, source: str) -> str:
-    """A clip's file name without its ending; eleven characters as YouTube has them where it comes from there."""
+    """A clip's file name without its ending; an eleven-character YouTube id for YouTube sources."""
     if source == "webvid":
         return f"{image_id(index):012d}"
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -226,7 +226,7 @@ def clip_name(config: WorldConfig, index: int, source: str) -> str:
 
 
 def _expectation(kind: str, width: int | None, height: int | None) -> tuple[str, str]:
-    """What the default rules do with a row: (stage, rule)."""
+    """The expected decision of the default rules about a row: (stage, rule)."""
     fixed = {
         "dead_link": ("download", "http_404"),
         "empty_text": ("read", "empty_caption"),
@@ -256,7 +256,7 @@ def _unusual_size(config: WorldConfig, kind: str, draws: Draws) -> tuple[int, in
 
 
 def own_scene(config: WorldConfig, index: int) -> Scene:
-    """What training image number `index` shows unless it repeats another one."""
+    """The scene of training image number `index` unless it repeats another one."""
     return make_scene(config, index, _unusual_size(config, row_noise(config, index), Draws(config.seed, index, "shot")))
 
 
@@ -278,7 +278,7 @@ def _is_clean_image(config: WorldConfig, index: int) -> bool:
 
 
 def unrelated_scene(config: WorldConfig, scene: Scene, draws: Draws) -> Scene:
-    """A scene that shares no shape in the same colour with `scene`, so that its text is wrong about it."""
+    """A scene that shares no shape in the same colour with `scene`, so that its text is false of it."""
     looks = {(thing.shape, thing.colour) for thing in scene.things}
     while True:
         other = make_scene(config, draws.integer(0, 10 * config.scenes + 100))
@@ -295,7 +295,7 @@ def _unrelated_clip(config: WorldConfig, clip: Clip, draws: Draws) -> Clip:
 
 
 def variant_size(width: int, height: int, variant: str) -> tuple[int, int]:
-    """Width and height of an image that comes back as `variant`."""
+    """Width and height of an image that is repeated as `variant`."""
     if variant == "half_size":
         return width // 2, height // 2
     if variant == "cropped":
@@ -304,7 +304,7 @@ def variant_size(width: int, height: int, variant: str) -> tuple[int, int]:
 
 
 def image_bytes(config: WorldConfig, scene: Scene, variant: str = "") -> bytes:
-    """JPEG bytes of a scene's image, or of the way in which it comes back."""
+    """JPEG bytes of a scene's image, or of a variant of it."""
     pixels = vary(render_scene(config.seed, scene), variant)
     return encode_jpeg(pixels, 50 if variant == "reencoded" else config.jpeg_quality)
 

@@ -1,4 +1,4 @@
-"""English about scenes: captions, region phrases and referring expressions, by templates that stay true and correct."""
+"""English about scenes: captions, region phrases and referring expressions, by templates that are always true."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def colour_shape(thing: Thing) -> str:
 
 
 def texture_colour_shape(thing: Thing) -> str:
-    """ "striped red star"; a plain texture goes without saying."""
+    """ "striped red star"; a plain texture is not mentioned."""
     return colour_shape(thing) if thing.texture == "plain" else f"{thing.texture} {colour_shape(thing)}"
 
 
@@ -100,7 +100,7 @@ def _caption(scene: Scene, draws: Draws, template: int) -> str:
 
 
 def relation_phrase(scene: Scene, relation: Relation, draws: Draws, articles: bool = False) -> str:
-    """ "striped red star left of blue circle", with indefinite articles where asked for."""
+    """ "striped red star left of blue circle", optionally with indefinite articles."""
     subject, target = scene.things[relation.subject], scene.things[relation.target]
     one, other = draws.choice(STYLES)(subject), draws.choice(STYLES[:2])(target)
     words = draws.choice(SPATIAL[relation.name])
@@ -110,7 +110,7 @@ def relation_phrase(scene: Scene, relation: Relation, draws: Draws, articles: bo
 def region_phrases(scene: Scene, draws: Draws) -> list[tuple[str, PixelBox]]:
     """True phrases with boxes: of things, and of two things in a relation (the box around both).
 
-    No two of them share more words than the paper's filter allows, so what it takes out was planted.
+    No two of them share more words than the paper's filter allows, so everything it drops was planted.
     """
     candidates = [(_thing_phrase(thing, draws), thing.box) for thing in scene.things]
     for relation in draws.shuffled(scene.relations)[:6]:
@@ -120,7 +120,7 @@ def region_phrases(scene: Scene, draws: Draws) -> list[tuple[str, PixelBox]]:
 
 
 def without_overlap(candidates: Sequence[tuple[str, PixelBox]]) -> list[tuple[str, PixelBox]]:
-    """The candidates, in order, without those that share too many words with one before."""
+    """The candidates, in order, without those that share too many words with an earlier one."""
     kept: list[tuple[str, PixelBox]] = []
     for text, box in candidates:
         if all(word_overlap(text, other) <= MAX_OVERLAP for other, _ in kept):
@@ -158,7 +158,7 @@ def unique_expression(scene: Scene, number: int) -> str | None:
     """The shortest words without position that fit this thing alone, None if there are none."""
     thing = scene.things[number]
     others = [other for position, other in enumerate(scene.things) if position != number]
-    # Words that say nothing of a texture also fit textured things.
+    # Words without a texture also fit textured things.
     same_texture = [other for other in others if thing.texture in ("plain", other.texture)]
     candidates = (
         (thing.shape, [other.shape == thing.shape for other in others]),

@@ -1,4 +1,4 @@
-"""What scenes are made of: colours, textures, sizes, relations and motions. Names are the truth's vocabulary."""
+"""Vocabulary of scenes: colours, textures, sizes, relations and motions, as named in the truth."""
 
 from pipelines.corpora.world.drawing.shapes import OUTLINES
 
@@ -52,4 +52,4 @@ INVERSE = {
     "around": "inside",
 }
 MOTIONS = ("towards", "away_from", "past", "after", "circling")
-"""What the mover does to the other: comes closer, leaves, passes by, follows, goes round."""
+"""Motions of the mover relative to the other thing: comes closer, leaves, passes by, follows, goes round."""

@@ -1,4 +1,4 @@
-"""Boxes that a filter must take out: too small, or not inside the image."""
+"""Boxes that a filter must drop: too small, or not inside the image."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from x2vlm.data.randomness import Draws
 
 @dataclass(frozen=True)
 class BadBox:
-    """A planted box. `number` tells several of one image apart."""
+    """A planted box. `number` distinguishes several of one image."""
 
     number: int
     box: PixelBox

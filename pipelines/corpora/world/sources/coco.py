@@ -1,6 +1,6 @@
 """COCO: captions_*.json and instances_*.json, with refs of RefCOCO and the rows of Karpathy's split.
 
-An outline in `segmentation` is the whole shape's; `area` and `bbox` are of what is visible. A crowd's outline is
+`segmentation` is the outline of the whole shape; `area` and `bbox` are of the visible part. A crowd's segmentation is
 run-length encoded, as upstream.
 """
 
@@ -39,7 +39,7 @@ def emit_coco(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     for position, text in enumerate(texts):
         planted = "mismatched_caption" if position == wrong else ""
         if draws.chance(0.05):
-            text = f"{text[0].upper()}{text[1:]}. \n"  # readers clean this up, so nothing is wrong with it
+            text = f"{text[0].upper()}{text[1:]}. \n"  # readers clean this, so it is not a defect
         record = caption_record(shot.image_id, position, text)
         yield Record("coco/captions", record, (shot.item(row, "caption", str(position), planted),))
     for annotation in object_records(shot.image_id, shot.image):
@@ -68,7 +68,7 @@ def caption_record(image_id: int, position: int, text: str) -> dict[str, Any]:
 
 
 def object_records(image_id: int, scene: Scene) -> list[dict[str, Any]]:
-    """Annotations of a scene's things; ids are the image's with two digits more."""
+    """Annotations of a scene's things; ids are the image's with two digits appended."""
     return [_object(image_id, number, thing) for number, thing in enumerate(scene.things)]
 
 
@@ -130,7 +130,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def _refs(shot: Shot) -> Iterator[Record]:
-    """Refs of every thing that words without position can tell apart, as RefCOCO+ has them."""
+    """Refs of every thing that is identified without words of position, as in RefCOCO+."""
     row, refs = str(shot.image_id), ref_records(shot, "train")
     if not refs:
         return  # upstream's instances are of images with refs
@@ -142,7 +142,7 @@ def _refs(shot: Shot) -> Iterator[Record]:
 
 
 def _sentence_truth(shot: Shot, row: str, sentence: dict[str, Any]) -> Truth:
-    """Of "red star" and "the red star" about one thing the second says nothing new."""
+    """Of "red star" and "the red star" about one thing the second is a near duplicate."""
     item = str(sentence["sent_id"])
     if sentence["sent"].startswith("the "):
         expected = ("filter", "region_text_overlap")

@@ -102,7 +102,7 @@ def _image_line(shot: Shot, key: str, draws: Draws) -> str:
 
 
 def _corners(shot: Shot, box: PixelBox) -> list[str]:
-    """XMin, XMax, YMin, YMax as fractions of the image, in upstream's order. Nine digits give back whole pixels."""
+    """XMin, XMax, YMin, YMax as fractions of the image, in upstream's order. Nine digits reproduce whole pixels."""
     x, y, w, h = box
     spans = ((x, shot.width), (x + w, shot.width), (y, shot.height), (y + h, shot.height))
     return [f"{value / whole:.9f}" for value, whole in spans]
@@ -110,7 +110,7 @@ def _corners(shot: Shot, box: PixelBox) -> list[str]:
 
 def _boxes(config: WorldConfig, shot: Shot, key: str, draws: Draws) -> Iterator[Record]:
     item = f"bbox:{ROW_NUMBER}"
-    # A row that the reader drops takes its boxes with it there.
+    # The boxes of a row that the reader drops are dropped there too.
     gone = ("read", "row_dropped") if shot.planted == "rotated" else None
     for thing in shot.image.things:
         occluded = int(thing.visible < thing.pixels)
@@ -151,7 +151,7 @@ def _relations(shot: Shot, key: str, draws: Draws) -> Iterator[Record]:
 
 
 def _without_repeats(shot: Shot, draws: Draws) -> list[Relation]:
-    """Relations whose phrases do not repeat each other: "star left of circle" says what "circle left of star" says."""
+    """Relations whose phrases do not repeat each other: "star left of circle" and "circle left of star" do."""
     things = shot.image.things
     phrases: dict[str, Relation] = {}
     for relation in draws.shuffled([one for one in shot.image.relations if one.name in RELATION_LABELS])[:8]:

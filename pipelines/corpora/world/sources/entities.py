@@ -1,7 +1,7 @@
-"""Flickr30k Entities: an archive of marked sentences and of boxes, one file each an image, and Flickr30k's token file.
+"""Flickr30k Entities: an archive with marked sentences and boxes, one file each per image, and the token file.
 
-A phrase may say again what one before it says, in another sentence about the same thing: the filter's rule about
-overlapping texts then takes it out.
+A phrase may repeat an earlier one, in another sentence about the same thing: the filter's rule about overlapping texts
+then drops it.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def emit_entities(config: WorldConfig, shot: Shot) -> Iterator[Record]:
 
 
 def _concepts(shot: Shot, row: str, sentences: list[list[Phrase]]) -> Iterator[Truth]:
-    """The truth about every phrase. Of those that say the same, that of the larger thing stays, or the earlier one."""
+    """The truth about every phrase. Of equal ones, that of the larger thing is kept, or the earlier one."""
     phrases = [
         (f"{_entity(shot, number)}@{position}.{place}", number, words)
         for position, sentence in enumerate(sentences)
@@ -92,7 +92,7 @@ def _boxes(shot: Shot) -> str:
     objects = []
     for number, thing in enumerate(shot.image.things):
         x, y, w, h = thing.box
-        # Pascal VOC counts pixels from 1 and names the last one that is inside.
+        # Pascal VOC counts pixels from 1 and gives the last pixel inside.
         corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
         objects.append(
             f"  <object>\n    <name>{_entity(shot, number)}</name>\n    <bndbox>{corners}</bndbox>\n  </object>"

@@ -1,4 +1,4 @@
-"""Official files of downstream tasks, made of held-out scenes: no training row shows one, but for planted leaks.
+"""Official files of downstream tasks, made of held-out scenes: no training row shows one, except planted leaks.
 
 | task | files |
 |---|---|
@@ -122,7 +122,7 @@ def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
     for number, (question, right, kind, prefix, wrong) in enumerate(asked):
         question_id = shot.image_id * 1000 + number
         yield Record("vqa/questions", {"image_id": shot.image_id, "question": question, "question_id": question_id})
-        # Up to three of the ten people err, so the right answer always counts in full.
+        # Up to three of the ten annotators are wrong, so the right answer always scores fully.
         errs = draws.integer(0, 3)
         ten = draws.shuffled([right] * (10 - errs) + [draws.choice(wrong) for _ in range(errs)])
         answers = [
@@ -155,7 +155,7 @@ def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
             "total": len(shot.image.things) + len(other.things) >= least,
         }[template]
         left, right = shot.image, other
-        if template == "one" and draws.chance(0.5):  # false where neither of two other images shows it
+        if template == "one" and draws.chance(0.5):  # false if neither of two other images shows it
             left = make_scene(config, draws.choice([one for one in paired_scenes if one != paired_scene]))
             label = any((x.colour, x.shape) == (thing.colour, thing.shape) for x in (*left.things, *right.things))
         urls = [_coco_url(scene.index) for scene in (left, right)]
@@ -269,7 +269,7 @@ def _clip_questions(clip: Clip) -> Iterator[tuple[str, str]]:
 
 
 def _pair(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
-    """Two images and two captions with the same words in another order, which only the right binding tells apart."""
+    """Two images and two captions with the same words in another order, which only correct binding can match."""
     draws = Draws(config.seed, index, EVALUATION)
     size = (config.image_size * 3 // 2, config.image_size)
     shapes, colours = draws.shuffled(SHAPES)[:2], draws.shuffled(tuple(COLOURS))[:2]

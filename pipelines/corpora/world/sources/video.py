@@ -1,6 +1,6 @@
-"""Clips with text: WebVid's descriptions, and speech as it is transcribed for HowTo100M and YT-Temporal-180M.
+"""Clips with text: WebVid's descriptions, and transcribed speech of HowTo100M and YT-Temporal-180M.
 
-Speech is lower case without stops, starts late, has fillers and overlapping windows, and now and then "[Music]".
+Speech is lower case without punctuation, starts late, has fillers and overlapping windows, and sometimes "[Music]".
 """
 
 from collections.abc import Iterator
@@ -64,7 +64,7 @@ def name(thing: Thing) -> str:
 
 
 def spoken_segments(clip: Clip, seconds: int, draws: Draws) -> list[tuple[str, float, float]]:
-    """(text, start, end) of a video of so many seconds: windows of two to three, each reaching into the next."""
+    """(text, start, end) of a video of `seconds`: windows of two to three seconds, each overlapping the next."""
     one, other = name(clip.things[0]), name(clip.things[1])
     lines = [
         f"{draws.choice(OPENERS)} we have {a(one)}",
@@ -84,7 +84,7 @@ def spoken_segments(clip: Clip, seconds: int, draws: Draws) -> list[tuple[str, f
 
 
 def emit_howto100m(config: WorldConfig, shot: Shot) -> Iterator[Record]:
-    """A video's row and its transcript, raw and with stop-words removed. Every segment is a row for the reader."""
+    """A video's row and its transcript, raw and with stop-words removed. Every segment is a row of the reader."""
     draws = Draws(config.seed, shot.index, "speech")
     video = clip_name(config, shot.index, shot.source)
     segments = spoken_segments(shot.described_clip, shot.seen_clip.seconds, draws)
@@ -119,7 +119,7 @@ def _without_stop_words(text: str) -> str:
 def emit_yttemporal(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     """A video's line: words with times (some of them mark-up that must be dropped) and the cleaned speech.
 
-    Every denoised stretch is shorter than a clip may be, so each is one row for the reader.
+    Every denoised span is shorter than the longest clip, so each is one row of the reader.
     """
     draws = Draws(config.seed, shot.index, "speech")
     video, duration = clip_name(config, shot.index, shot.source), shot.seen_clip.seconds
@@ -130,14 +130,14 @@ def emit_yttemporal(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     for position, (text, start, end) in enumerate(segments):
         parts = text.split()
         mark_up = [draws.choice(("&gt;&gt;", "&nbsp;", "[Music]"))] if draws.chance(0.2) else []
-        # Words follow each other: a stretch ends where the next begins.
+        # Words follow each other: a span ends where the next begins.
         stop = min([end, *(later for _, later, _ in segments[position + 1 : position + 2])])
         spoken = _timed([*mark_up, *parts], start, stop)
         words += spoken
         noisy = " ".join([*mark_up, *parts])
         clean = {"cleanasr": f"{text.capitalize()}.", "top_p": 0.62, "ctx_ppl": 17.5, "model_name": "template"}
         denoised.append({"noisyasr": noisy, **clean})
-        truths += _stretch_truths(shot, f"{video}#{position}", spoken[len(mark_up)]["time"], duration)
+        truths += _span_truths(shot, f"{video}#{position}", spoken[len(mark_up)]["time"], duration)
     line = {
         "info": {
             "id": video,
@@ -161,8 +161,8 @@ def _timed(parts: list[str], start: float, stop: float) -> list[dict[str, Any]]:
     ]
 
 
-def _stretch_truths(shot: Shot, row: str, begins: float, duration: int) -> list[Truth]:
-    """What becomes of a stretch of speech: one that begins in the last second of a video is no clip."""
+def _span_truths(shot: Shot, row: str, begins: float, duration: int) -> list[Truth]:
+    """The truth about a span of speech: one that begins in the last second of a video is not a clip."""
     if begins < duration - 1:
         return [*shot.row(row), shot.item(row, "caption", "0", shot.planted)]
     detail, expectation = (

@@ -78,7 +78,7 @@ def _objects(config: WorldConfig, shot: Shot, number: int, draws: Draws) -> Iter
     for position, thing in enumerate(shot.image.things):
         record = _object(number, position, thing)
         plain.append(record)
-        # Upstream, some objects have no list of attributes at all.
+        # Upstream, some objects have no list of attributes.
         attributed.append(record if draws.chance(0.1) else record | {"attributes": _attributes(thing)})
         truths.append(shot.item(row, "concept", str(record["object_id"]), source=SOURCE))
     for bad in bad_boxes(config, shot, "visual genome objects"):

@@ -1,4 +1,4 @@
-"""Image-text pairs of the web: SBU, CC3M, CC12M and LAION. One text an image, as clean or dirty as alt-texts are."""
+"""Image-text pairs of the web: SBU, CC3M, CC12M and LAION. One text per image, with the noise of alt texts."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -48,7 +48,7 @@ def emit_web(config: WorldConfig, shot: Shot) -> Iterator[Record]:
 
 
 def _laion(shot: Shot, text: str, language: str, draws: Draws) -> dict[str, object]:
-    known = not draws.chance(0.05)  # sizes and ids are missing here and there
+    known = not draws.chance(0.05)  # sizes and ids are sometimes missing
     row: dict[str, object] = {
         "SAMPLE_ID": None if draws.chance(0.02) else shot.image_id * 7919,
         "URL": shot.url,

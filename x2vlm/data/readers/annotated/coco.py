@@ -19,7 +19,7 @@ from x2vlm.samples import Caption, Concept, Drop, Grain, Sample
 Record = Mapping[str, Any]
 LISTS = {"captions": ("images", "annotations"), "instances": ("images", "annotations", "categories")}
 IMAGE_FIELDS = ("file_name", "url", "coco_url", "flickr_url", "width", "height", "license")
-ANNOTATION_FIELDS = ("id", "image_id", "caption", "category_id", "bbox", "iscrowd")  # no outline: most of the file
+ANNOTATION_FIELDS = ("id", "image_id", "caption", "category_id", "bbox", "iscrowd")  # no segmentation: most of the file
 
 
 @dataclass
@@ -34,7 +34,7 @@ def read_coco(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in the order of the image lists, captions file first; the row key is the image id.
 
     Crowd boxes and annotations without an image, a known category or four numbers become drops of their own. Boxes are
-    the upstream floats, whatever they say.
+    the upstream floats, unchecked.
     """
     roles = [role for role in LISTS if role in source.files]
     if not roles:
@@ -117,14 +117,14 @@ def _licence(record: Record) -> str:
 
 
 def unmatched(source: Source, join: Join) -> Iterator[Drop]:
-    """Drops for the annotations of images that no list holds."""
+    """Drops for annotations whose image is in no list."""
     for image_id, unit, record in join.unmatched():
         reason = f"no image {image_id!r} in the file"
         yield source.drop_item(image_id or "(none)", unit, _text(record.get("id")), "unknown_image", reason)
 
 
 def dropped_image(source: Source, row: str, rule: str, reason: str, items: list[Item]) -> Iterator[Drop]:
-    """Drops for an image and for everything that hangs on it."""
+    """Drops for an image and for all its annotations."""
     yield source.drop(row, rule, reason)
     for unit, record in items:
         yield source.drop_item(row, unit, _text(record.get("id")), "row_dropped")
@@ -133,7 +133,7 @@ def dropped_image(source: Source, row: str, rule: str, reason: str, items: list[
 def image_sample(
     source: Source, row: str, url: str, image: Record, licence: str, items: list[Item], names: Mapping[Any, str]
 ) -> Iterator[Sample | Drop]:
-    """A sample from an image and its annotations, after drops for those of them that are no good."""
+    """A sample from an image and its annotations, after drops for those that are invalid."""
     captions, concepts = [], []
     for unit, record in items:
         made = _caption(source, row, record) if unit == "caption" else _concept(source, row, record, names)

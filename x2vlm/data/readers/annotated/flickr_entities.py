@@ -26,7 +26,7 @@ from x2vlm.samples import Box, Caption, Concept, Drop, Grain, Sample
 
 BASE = "http://flickr_entities.invalid/"
 REMEDY = "Expected annotations.zip with the folders Sentences and Annotations"
-MAX_MEMBER_BYTES = 1 << 20  # of one photo's sentences or boxes: some hundred times as much as any has
+MAX_MEMBER_BYTES = 1 << 20  # of one photo's sentences or boxes: about a hundred times the largest
 
 PHRASE = re.compile(r"\[/EN#(?P<entity>\d+)(?P<kinds>(?:/[^/\s\]]+)+) (?P<text>[^\]]*)\]")
 
@@ -62,7 +62,7 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[PurePosixPath, zipfile.
 
 
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> bytes | None:
-    """The bytes of a member, None where there is none or it is no file of this data set by its size."""
+    """The bytes of a member, None where there is none or it is too large for this data set."""
     if info is None or info.file_size > MAX_MEMBER_BYTES:
         return None
     with archive.open(info) as file:
@@ -122,7 +122,7 @@ def _boxes(text: bytes | None) -> tuple[dict[str, list[Box]], int | None, int | 
     """Entity id -> its boxes, and the photo's width and height. ParseError or ValueError where it is no such XML."""
     if text is None:
         raise ValueError("no file Annotations/<photo>.xml")
-    if b"<!" in text:  # entities can blow up; upstream files have no declarations
+    if b"<!" in text:  # entity expansion is unbounded; upstream files have no declarations
         raise ValueError("XML with a declaration")
     boxes: dict[str, list[Box]] = {}
     root = ElementTree.fromstring(text)

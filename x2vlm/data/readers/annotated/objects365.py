@@ -19,7 +19,7 @@ from x2vlm.samples import Drop, Sample
 
 BASE = "http://objects365.invalid/"
 
-# Names as published -> as meant. Only misspellings: odd names that are words stay as they are.
+# Names as published -> corrected. Only misspellings: odd names that are words are unchanged.
 FIXED_NAMES = {
     "Bakset": "Basket",
     "Ballon": "Balloon",
@@ -42,7 +42,7 @@ FIXED_NAMES = {
 def read_objects365(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in the order of the image list; the row key is the image id.
 
-    Names lose their misspellings. A label of several names ("Bowl/Basin") reads as one of them, chosen by annotation
+    Misspelt names are corrected. A label of several names ("Bowl/Basin") reads as one of them, chosen by annotation
     id, so that a model meets all.
     """
     with Join() as join:
@@ -60,7 +60,7 @@ def read_objects365(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
 
 
 def disk_name(file_name: str) -> str:
-    """The path below the folder of the unpacked archives, which lacks the "images/v1/" that the file says."""
+    """The path below the folder of the unpacked archives, without the "images/v1/" of the annotation file."""
     return re.sub(r"^images/v\d+/", "", file_name.strip())
 
 

@@ -5,7 +5,7 @@ Roles: `images` (train-images-boxable-with-rotation.csv), `classes` (oidv6-class
 (oidv6-attributes-description.csv). The image table is streamed; annotations are held as Arrow columns sorted by image
 (about 3.5 GB at the peak for the train set, extrapolated from a small file).
 
-The files say nothing about image sizes, so boxes stay normalised to [0, 1] and their annotation ids start with
+The files contain no image sizes, so boxes stay normalised to [0, 1] and their annotation ids start with
 `x2vlm.data.boxes.NORMALISED` until the size is known. Ids are made from row numbers: `bbox:<n>` and `vrd:<n>`, n the
 zero-based data row of the file.
 """
@@ -57,7 +57,8 @@ def read_openimages(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
 
     `IsGroupOf` and `IsDepiction` boxes become drops. An `is` relation becomes an object with an attribute ("wooden
     table") or an action ("woman jumping"), any other a region on the box around both ends ("woman plays guitar").
-    Images with a rotation other than 0 are dropped: nothing says whether their boxes are drawn before or after it.
+    Images with a rotation other than 0 are dropped: it is not documented whether their boxes refer to the image before
+    or after it.
     """
     names = _names(source, "classes") | (_names(source, "attributes") if "attributes" in source.files else {})
     tables = [_Annotations(source, "boxes", BOX_COLUMNS)]
@@ -85,7 +86,7 @@ def read_openimages(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
 
 
 class _Annotations:
-    """An annotation CSV in memory: its rows by image, and drops for the lines that are no rows."""
+    """An annotation CSV in memory: its rows by image, and drops for malformed lines."""
 
     def __init__(self, source: Source, role: str, columns: tuple[str, ...]) -> None:
         self.role = role
@@ -101,7 +102,7 @@ class _Annotations:
     def _read(self, source: Source, role: str, columns: tuple[str, ...]) -> pa.Table:
         self._bad_numbers: list[int] = []
 
-        def take_note(row: Any) -> str:
+        def record_bad_line(row: Any) -> str:
             number = row.number - 2  # the header is row 1
             self._bad_numbers.append(number)
             image_id = row.text.split(",", 1)[0] or "(none)"
@@ -116,7 +117,7 @@ class _Annotations:
             return pa.csv.read_csv(
                 path,
                 read_options=pa.csv.ReadOptions(use_threads=False),
-                parse_options=pa.csv.ParseOptions(invalid_row_handler=take_note),
+                parse_options=pa.csv.ParseOptions(invalid_row_handler=record_bad_line),
                 convert_options=pa.csv.ConvertOptions(column_types=text, include_columns=list(columns)),
             )
         except (pa.ArrowException, KeyError) as error:
@@ -191,7 +192,7 @@ def _sample(
 
 
 def _original_md5(text: str) -> str:
-    """OriginalMD5, which is base64, as a published hash. It is of what OriginalURL gives, not of a thumbnail."""
+    """OriginalMD5, which is base64, as a published hash: of the file at OriginalURL, not of a thumbnail."""
     try:
         return published_hash("md5", base64.b64decode(text.strip(), validate=True).hex())
     except ValueError:  # binascii.Error is one; text beyond ASCII is another
@@ -231,12 +232,12 @@ def _relation(record: Mapping[str, str], names: Names) -> Concept | Fault:
 
 
 def spoken(label: str) -> str:
-    """A relation label as words: "inside_of" and "insideOf" read "inside of"."""
+    """A relation label as words: "inside_of" and "insideOf" become "inside of"."""
     return clean_text(re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", label)).lower()
 
 
 def attribute_name(name: str) -> str:
-    """An attribute's name as words: "Wooden" reads "wooden", "(made of)Leather" reads "made of leather"."""
+    """An attribute's name as words: "Wooden" becomes "wooden", "(made of)Leather" "made of leather"."""
     return clean_text(name.replace("(made of)", f" {MADE_OF}")).lower()
 
 

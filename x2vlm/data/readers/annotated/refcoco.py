@@ -1,8 +1,8 @@
 """RefCOCO, RefCOCO+ and RefCOCOg: one sample per COCO image, with a region for every referring expression.
 
 Roles: `refs` (the records of refs(unc).p or its like, converted to a JSON list) and `instances` (instances.json of the
-same folder). Both are streamed and joined on disk. The upstream file is a pickle, which runs whatever code it holds
-when it is loaded, so it is never read here: `CONVERT` says how to convert it once.
+same folder). Both are streamed and joined on disk. The upstream file is a pickle, which can execute
+arbitrary code when it is loaded, so it is never read here: `CONVERT` gives the command that converts it once.
 """
 
 from collections import Counter
@@ -32,11 +32,11 @@ def read_refcoco(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
 
     A region's text is the expression, its box the annotation's that `ann_id` names, its annotation id the sentence's.
     Expressions of another split than the source's are dropped as `other_split`: testA, testB, val and test are for
-    evaluation. A `file_name` of a ref is no image's name; images are those of instances.json.
+    evaluation. The `file_name` of a ref is not an image file; images are those of instances.json.
     """
     _refuse_pickle(source)
     with Join() as join:
-        # The boxes are no concepts of their own, so they are not counted: a bare Counter takes their number.
+        # The boxes are not concepts of their own, so they go to a separate Counter that is discarded.
         own = Counter[str]()
         yield from spool(source, "instances", "box", join, ShortLists(), own)
         seen["rows"] += own["rows"]

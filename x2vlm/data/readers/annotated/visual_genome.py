@@ -4,7 +4,7 @@ Roles: `images` (image_data.json), and at least one of `regions` (region_descrip
 (attributes.json), `objects` (objects.json), `relationships` (relationships.json). Files are streamed and joined on
 disk: memory is that of `x2vlm.data.readers.join` and one image's annotations.
 
-Releases differ in words: `id` or `image_id`, `width`/`height` or `w`/`h`, `name` or `names`. All are understood.
+Releases differ in key names: `id` or `image_id`, `width`/`height` or `w`/`h`, `name` or `names`. All are accepted.
 """
 
 from collections import Counter
@@ -21,16 +21,16 @@ from x2vlm.samples import Box, Concept, Drop, Grain, Sample
 
 Record = Mapping[str, Any]
 ROLES = ("regions", "attributes", "objects", "relationships")
-RELATION = "rel:"  # annotation ids of relationships start so: they count on their own
+RELATION = "rel:"  # prefix of annotation ids of relationships, which have a numbering of their own
 
 
 def read_visual_genome(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
-    """Samples in the order of image_data.json; the row key is the image id. Of an image, concepts come as ROLES do.
+    """Samples in the order of image_data.json; the row key is the image id. Concepts are in the order of ROLES.
 
     A region's annotation id is its region_id, an object's its object_id, a relationship's `rel:<relationship_id>`. An
     object's first name is its label. A relationship is a region: "{subject} {predicate} {object}" on the box around
     both.
-    objects.json repeats what attributes.json says without the attributes: the repeats become drops.
+    objects.json repeats the objects of attributes.json without attributes: the repeats become drops.
     """
     source.file("images")
     roles = [role for role in ROLES if role in source.files]
@@ -75,7 +75,7 @@ def _image_id(record: Record) -> str:
 
 
 def _spool(source: Source, role: str, join: Join, seen: Counter[str]) -> Iterator[Drop]:
-    """Hand every annotation of a file to its image."""
+    """Add every annotation of a file to its image."""
     for position, entry in enumerate(_stream(source, role)):
         records = entry.get(role)
         if not isinstance(records, list):
@@ -83,7 +83,7 @@ def _spool(source: Source, role: str, join: Join, seen: Counter[str]) -> Iterato
         for number, record in enumerate(records):
             seen["concepts"] += 1
             if isinstance(record, dict):
-                # Only regions name their image themselves; the `id` of any other record is its own.
+                # Only regions contain their image id; the `id` of any other record is its own.
                 join.add_item(_image_id(entry) or str(record.get("image_id", "")), role, record)
             else:
                 reason = f"{role}[{number}] of record {position} is not an object"

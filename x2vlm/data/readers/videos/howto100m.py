@@ -1,12 +1,12 @@
 """HowTo100M: one sample per clip of a narrated video, with the words recognised in it.
 
 Roles: `raw_captions` (raw_caption.json: video id -> {"text": [...], "start": [...], "end": [...]}), and optionally
-`videos` (HowTo100M_v1.csv): then only videos it lists are read, and `urls` (`x2vlm.data.readers.locations`). The
+`videos` (HowTo100M_v1.csv): then only listed videos are read, and `urls` (`x2vlm.data.readers.locations`). The
 captions are streamed by video; ids are held in memory to find repeats (about 150 bytes a video).
 
-The release has a second transcript, caption.json, from which stop words were removed. It looks right and ruins
-captions, so it is refused, by its name and by its text. Whoever wants it gives it the role
-`captions_without_stop_words`.
+The release has a second transcript, caption.json, from which stop words were removed. It is easily
+mistaken for the raw one and makes bad captions, so it is refused, by its name and by its text. To use it nevertheless,
+give it the role `captions_without_stop_words`.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from x2vlm.samples import Drop, Sample
 REMEDY = "Give raw_caption.json, unpacked from raw_caption.zip"
 WANT_ANYWAY = "To read it nevertheless, name its role `captions_without_stop_words`"
 
-# English speech is full of these: 500 words without any are no raw transcript.
+# Frequent in English speech: 500 words without any of them are not a raw transcript.
 STOP_WORDS = frozenset(["a", "and", "i", "in", "is", "it", "of", "that", "the", "this", "to", "you"])
 LOOK_WORDS = 500
 LOOK_VIDEOS = 200
@@ -34,8 +34,8 @@ Video = tuple[str, Any]  # id, record
 def read_howto100m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in the order of the captions file; the row key is `<video id>#<number of the caption>`.
 
-    Clips overlap in time as recognised speech does. A clip in which nobody speaks ("[Music]") is a drop; a video whose
-    lists do not fit together, that the list does not hold, or that has no captions, is one dropped row.
+    Clips overlap in time as recognised speech does. A clip without speech ("[Music]") is a drop; a video whose
+    lists differ in length, that is not in the video list, or that has no captions, is one dropped row.
     """
     with Locations(source) as locations:
         videos = _open(source)
@@ -58,7 +58,7 @@ def read_howto100m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop
 
 
 def _open(source: Source) -> Iterator[Video]:
-    """The videos of the captions file, after a look at whether it is the right one."""
+    """The videos of the captions file, after a check that it is the raw one."""
     if "captions_without_stop_words" in source.files:
         return stream_dict(source, "captions_without_stop_words", REMEDY)
     if source.file("raw_captions").name.lower() == "caption.json":
@@ -89,7 +89,7 @@ def _read_list(source: Source, wanted: dict[str, bool], seen: Counter[str]) -> I
             seen["rows"] += 1
             yield source.drop(f"line {line}", "wrong_column_count", f"{len(values)} columns", value=len(values))
             continue
-        # Ids are texts whatever they look like: "-1", "1e5", "--help", "_".
+        # Ids are strings even where they look like numbers or flags: "-1", "1e5", "--help", "_".
         video_id = values["video_id"].strip()
         if not video_id or video_id in wanted:
             seen["rows"] += 1

@@ -1,8 +1,8 @@
-"""What the readers of narrated videos share: clips of one video, and what was said in them.
+"""Shared code of the readers of narrated videos: clips of one video, and the words spoken in them.
 
-Neighbouring clips of one video belong together, and a sample has no columns for that. A clip's row key therefore reads
-`<video id>#<index>`, with indices in the order of time and gaps where clips were dropped; with `start_seconds` and
-`end_seconds` this says which clips are neighbours.
+Neighbouring clips of one video belong together, and a sample has no columns for that. A clip's row key therefore is
+`<video id>#<index>`, with indices in temporal order and gaps where clips were dropped; together with `start_seconds`
+and `end_seconds` this determines which clips are neighbours.
 """
 
 import math
@@ -15,7 +15,7 @@ from x2vlm.data.readers.source import Source
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Caption, Drop, Sample
 
-_SOUND = re.compile(r"\[[^\]]*\]")  # "[Music]", "[Applause]": written by speech recognition where nobody speaks
+_SOUND = re.compile(r"\[[^\]]*\]")  # "[Music]", "[Applause]": written by speech recognition where there is no speech
 
 
 def clip_row(video_id: str, index: int) -> str:
@@ -24,12 +24,12 @@ def clip_row(video_id: str, index: int) -> str:
 
 
 def spoken_text(text: str) -> str:
-    """The words of a transcript, without "[Music]" and its like."""
+    """The words of a transcript, without "[Music]" and the like."""
     return clean_text(_SOUND.sub(" ", text))
 
 
 def video_url(locations: Locations, video_id: str) -> str:
-    """Where a YouTube video is: where the user says, or at YouTube."""
+    """The URL of a YouTube video: the one the user lists, or that of YouTube."""
     youtube = "https://www.youtube.com/watch?v=" + urllib.parse.quote(video_id, safe="")
     return locations.url(video_id, otherwise=youtube)
 
@@ -42,7 +42,7 @@ def seconds(value: Any) -> float | None:
 
 
 def clip(source: Source, video_id: str, url: str, index: int, text: Any, start: Any, end: Any) -> Sample | Drop:
-    """The sample of a clip of a video, or a drop if nobody speaks or it has no extent in time."""
+    """The sample of a clip of a video, or a drop if it has no speech or no duration."""
     row = clip_row(video_id, index)
     if not isinstance(text, str):
         return source.drop(row, "malformed_row", f"text {text!r} is not text")

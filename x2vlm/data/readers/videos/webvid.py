@@ -1,7 +1,7 @@
 """WebVid: one sample per row of results_*.csv, each a short clip with one text. Read by column name: orders differ.
 
-Role: `rows`. The `duration` column ("PT00H00M17S") is rounded to whole seconds and describes the whole file, so it sets
-no start or end: a clip is its file.
+Role: `rows`. The `duration` column ("PT00H00M17S") is rounded to whole seconds and is that of the whole file, so no
+start or end is set: a clip is its file.
 """
 
 from collections import Counter
@@ -13,9 +13,9 @@ from x2vlm.samples import Drop, Sample
 
 
 def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
-    """Samples in file order; the row key is the videoid, always text (some look like numbers or flags).
+    """Samples in file order; the row key is the videoid, always a string (some look like numbers or flags).
 
-    Ids are remembered to find repeats: about 1.1 GB of memory for WebVid-10M.
+    Ids are kept in memory to find repeats: about 1.1 GB of memory for WebVid-10M.
     """
     known: set[str] = set()
     for line, values in read_csv(source, "rows", ("videoid", "contentUrl", "name")):

@@ -2,7 +2,7 @@
 
 Roles: `rows`, or several called `rows-<name>` (yttemporal180m_000of100.jsonl.gz or unpacked); optionally `urls`
 (`x2vlm.data.readers.locations`). One line is a video: `info` (id, duration), `subtitles` (a word and its time each),
-`denoised` (what a language model made of a stretch of the speech: `noisyasr` -> `cleanasr`). Files are streamed by
+`denoised` (a span of the speech corrected by a language model: `noisyasr` -> `cleanasr`). Files are streamed by
 line: memory is that of one video.
 """
 
@@ -24,9 +24,9 @@ from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Drop, Sample
 
 MAX_WORDS = 31  # of a clip; the authors count 31 BPE tokens, which is a few words less
-LAST_WORD_SECONDS = 1.0  # a clip ends so long after its last word begins, if no other word begins before
-SEARCH_WORDS = 100  # so far ahead a stretch is looked for
-LOOK = 100  # that many first lines must hold one video, or the file is another one
+LAST_WORD_SECONDS = 1.0  # a clip ends this long after its last word begins, if no other word begins before
+SEARCH_WORDS = 100  # a span is searched for this far ahead
+LOOK = 100  # one of the first LOOK lines must hold a video, or it is the wrong file
 
 Word = tuple[str, float]  # a word and when it begins
 
@@ -34,10 +34,10 @@ Word = tuple[str, float]  # a word and when it begins
 def read_yttemporal(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in file order, files in order of their roles; the row key is `<video id>#<index of the clip>`.
 
-    Where a video has denoised texts, clips carry those, each word at the time of the spoken word it comes from;
+    Where a video has denoised texts, clips have those, each word at the time of the spoken word it comes from;
     otherwise the subtitles themselves. Subtitle words that start with "&" or end in ";" are left-overs of HTML and
-    count as nothing. A clip holds at most MAX_WORDS words, all clips of a stretch about as many. It ends where its
-    video does at the latest; one that starts in the video's last second or after it is dropped as `past_duration`.
+    are ignored. A clip holds at most MAX_WORDS words, all clips of a span about as many. It ends at the end of its
+    video at the latest; one that starts in the video's last second or after it is dropped as `past_duration`.
     """
     roles = sorted(role for role in source.files if role == "rows" or role.startswith("rows-"))
     if not roles:
@@ -84,7 +84,7 @@ def _open(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def _video(line: bytes) -> dict[str, Any] | str:
-    """A line's video, or why it is none."""
+    """The video of a line, or why there is none."""
     try:
         video = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def _clips(source: Source, video: dict[str, Any], url: str, seen: Counter[str]) 
 
 
 def _subtitles(records: list[Any]) -> list[Word]:
-    """Words with their times in order of time, without what is no word or has no time."""
+    """Words with their times in temporal order, without entries that lack a word or a time."""
     words = []
     for record in records:
         word = record.get("word") if isinstance(record, dict) else None
@@ -133,10 +133,10 @@ def _split(text: str) -> list[str]:
 
 
 def _denoised(subtitles: Sequence[Word], records: Any) -> list[list[Word]]:
-    """The clean words of every denoised stretch, with times; [] where there is nothing denoised.
+    """The clean words of every denoised span, with times; [] where nothing is denoised.
 
-    Stretches follow each other in the subtitles. A stretch is looked for from the end of the one before; one that is
-    not found takes the next words by their number.
+    Spans follow each other in the subtitles. A span is searched for from the end of the previous one; one that is
+    not found takes the same number of next words.
     """
     stretches, at = [], 0
     for record in records if isinstance(records, list) else ():
@@ -153,7 +153,7 @@ def _denoised(subtitles: Sequence[Word], records: Any) -> list[list[Word]]:
 
 
 def _find(subtitles: Sequence[Word], words: list[str], at: int) -> int:
-    """Where `words` begin, at or after `at`; `at` if they are nowhere."""
+    """Where `words` begin, at or after `at`; `at` if they do not occur."""
     wanted = [_plain(word) for word in words[:5]]
     for start in range(at, min(at + SEARCH_WORDS, len(subtitles) - len(wanted) + 1)):
         if [_plain(word) for word, _ in subtitles[start : start + len(wanted)]] == wanted:
@@ -162,12 +162,12 @@ def _find(subtitles: Sequence[Word], words: list[str], at: int) -> int:
 
 
 def _align(clean: list[str], spoken: Sequence[Word]) -> list[Word]:
-    """Every clean word with the time of the spoken word it comes from, never going back in time."""
+    """Every clean word with the time of the spoken word it comes from, monotonically."""
     matcher = SequenceMatcher(None, [_plain(word) for word in clean], [_plain(word) for word, _ in spoken], False)
     aligned: list[Word] = []
     for _, first, last, other, other_last in matcher.get_opcodes():
         for offset, word in enumerate(clean[first:last]):
-            # Words in place of others spread over them; words added between two take the time of the one before.
+            # Replaced words are spread over the time of the originals; inserted words take the time of the word before.
             step = offset * (other_last - other) // (last - first)
             position = other + step if other_last > other else max(0, other - 1)
             aligned.append((word, spoken[min(position, len(spoken) - 1)][1]))
@@ -179,7 +179,7 @@ def _plain(word: str) -> str:
 
 
 def _cut(words: Sequence[Word]) -> Iterator[Sequence[Word]]:
-    """The words in clips of equal length, give or take one."""
+    """The words in clips of equal length, plus or minus one."""
     number = -(-len(words) // MAX_WORDS)
     for index in range(number):
         yield words[index * len(words) // number : (index + 1) * len(words) // number]

@@ -1,7 +1,7 @@
 """Conceptual 12M: one sample per line of a TSV without a header, URL first, then caption - the reverse of CC3M.
 
-Roles: `rows`, and optionally `hashes`, the published list of what the bytes behind each URL were
-(`x2vlm.data.readers.hashes`). Names of people read `<PERSON>` and stay so here.
+Roles: `rows`, and optionally `hashes`, the published hashes of the file behind each URL
+(`x2vlm.data.readers.hashes`). Names of people are replaced by `<PERSON>` upstream.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """Conceptual Captions 3M: one sample per line of a TSV without a header, caption first, then URL.
 
 Role: `rows`. The file is read line by line. Quotes are literal and "nan" or "null" are words, so no CSV reader is
-involved.
+used.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from x2vlm.data.readers.source import Source
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Caption, Drop, MediaKind, Sample
 
-LOOK = 100  # that many first lines must hold one good row, or the file is another one
+LOOK = 100  # one of the first LOOK lines must hold a good row, or it is the wrong file
 
 
 def read_cc3m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:

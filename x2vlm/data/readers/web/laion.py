@@ -3,9 +3,9 @@
 Roles: `rows`, or several called `rows-<name>`. Releases differ: column names come in upper and lower case, TEXT may be
 called `txt`, sizes are integers or floats with NaN, any value may be missing, SAMPLE_ID is neither complete nor unique
 (so the row number is the row key). Hashes of the images are read from `md5` (-md5 releases) or `sha256hash`; a column
-that is just called `hash` is not, because no document says of what it is one. The scores that releases bring or join
-(similarity, punsafe, pwatermark, NSFW) go with the row for rules that an experiment switches on; a release without any
-of them gives rows without scores.
+that is just called `hash` is ignored, because what it is a hash of is not documented. The scores of a release
+(similarity, punsafe, pwatermark, NSFW) are kept with the row for rules that an experiment switches on; a release
+without any of them gives rows without scores.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Caption, Drop, Sample, SourceScores
 
-COLUMNS = {  # what we read: names it goes by in lower case
+COLUMNS = {  # value: its column names in lower case
     "url": ("url",),
     "text": ("text", "txt", "caption"),
     "width": ("width", "original_width"),
@@ -40,7 +40,7 @@ REQUIRED = ("url", "text")
 
 
 def read_laion(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
-    """Samples in file order, files in order of their roles; texts are as unfiltered as the web.
+    """Samples in file order, files in order of their roles; texts are unfiltered.
 
     The row key is the zero-based row number of file `rows`, and `<name>:<row number>` of file `rows-<name>`, so that
     adding a file changes no key.
@@ -72,7 +72,7 @@ def _records(source: Source, role: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _columns(source: Source, role: str, schema: pa.Schema) -> dict[str, str]:
-    """The file's own name for each of COLUMNS that it has."""
+    """The file's column name for each of COLUMNS that it has."""
     found: dict[str, str] = {}
     for what, aliases in COLUMNS.items():
         matches = [name for alias in aliases for name in schema.names if name.lower() == alias]
@@ -113,7 +113,7 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
 
 
 def _source_scores(values: Mapping[str, Any]) -> SourceScores | None:
-    """The scores in the row's columns, None for what is missing or no number; None at all where no column is there."""
+    """The scores in the row's columns, None for missing or non-numeric values; None itself without any such column."""
     if not any(name in values for name in (*SCORES, "nsfw")):
         return None
     nsfw = values.get("nsfw")

@@ -2,9 +2,9 @@
 
 Roles: `rows` (sbu-captions-all.json: one object of lists of equal length, `image_urls`, `captions`, `user_ids`), or
 `urls` and `captions` (SBU_captioned_photo_dataset_urls.txt and ..._captions.txt, aligned by line). All are streamed:
-the lists of the JSON are read side by side, each from its own place in the file.
+the lists of the JSON are read side by side, each from its own position in the file.
 
-A photo that was removed answers with a "photo unavailable" image and HTTP 200, which no reader can know.
+For a photo that was removed Flickr returns a "photo unavailable" image and HTTP 200, which no reader can detect.
 """
 
 from collections import Counter
@@ -24,8 +24,8 @@ REMEDY = "Expected sbu-captions-all.json with the lists image_urls, captions and
 def read_sbu(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     """Samples in the order of the lists; the row key is the zero-based position.
 
-    SourceUnavailable, before the first sample, if the lists or files differ in length: nothing then says which caption
-    belongs to which photo.
+    SourceUnavailable, before the first sample, if the lists or files differ in length: captions then cannot be
+    assigned to photos.
     """
     if "rows" in source.files:
         yield from _read_json(source, seen)
@@ -49,8 +49,8 @@ def _read_json(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     if missing := [name for name in LISTS if name not in found]:
         source.fail("rows", f"no list called {', '.join(missing)} at the top level", REMEDY)
     if len({lengths[name] for name in found}) > 1:
-        told = ", ".join(f"{name} {lengths[name]}" for name in lengths if name in found)
-        source.fail("rows", f"its lists differ in length: {told}", "Download it again")
+        lengths_found = ", ".join(f"{name} {lengths[name]}" for name in lengths if name in found)
+        source.fail("rows", f"its lists differ in length: {lengths_found}", "Download it again")
     for number, (url, text) in enumerate(zip(*(_list(source, name) for name in LISTS), strict=True)):
         seen["rows"] += 1
         if isinstance(url, str) and isinstance(text, str):
