@@ -1,7 +1,7 @@
 """The download stage: rows with URLs in, rows with media out, and a ledger line for every URL.
 
 One part is one slice of rows. The parent (here) rewrites URLs, refuses what needs no network to be refused, lets child
-processes fetch and decode the rest (`child.py`, `worker.py`) and writes down what came of it. What was fetched is
+processes fetch and decode the rest (`child/`) and writes down what came of it. What was fetched is
 captured: no later stage touches the network.
 """
 
@@ -43,6 +43,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.http.deny_list import DenyList
 from pipelines.s1_download.http.guard import Refusal, parse_target
+from pipelines.s1_download.ledger import ledger_table
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
 from pipelines.s1_download.routes import Endpoints, Route, open_route
@@ -65,30 +66,6 @@ from x2vlm.samples import (
 logger = logging.getLogger(__name__)
 
 ROWS_FILE = re.compile(r"rows-(\d+)\.parquet")
-
-LEDGER_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("final_url", pa.string()),
-        ("http_status", pa.int32()),
-        ("status", pa.string()),  # "kept" or the rule that dropped the row
-        ("reason", pa.string()),
-        ("fetched_at", pa.string()),
-        ("bytes", pa.int64()),
-        ("content_type", pa.string()),
-        ("opt_out", pa.string()),
-        ("robots", pa.string()),  # "allowed", "no_file", or "" where robots.txt was not read
-        ("sha256", pa.string()),  # of the whole image as fetched, kept or not; "" where none came
-        ("published_hash", pa.string()),
-        ("hash_check", pa.string()),  # "match", "mismatch", "unpublished", or "" where nothing came to compare
-        ("licence", pa.string()),
-        ("author", pa.string()),
-    ]
-)
-# Columns of the ledger that are fields of the row's sample, and of what became of it.
-OF_SAMPLE = ("key", "url", "published_hash", "licence", "author")
-OF_RESULT = ("final_url", "status", "reason", "fetched_at", "bytes", "content_type", "opt_out", "robots")
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
@@ -173,7 +150,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         )
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
-    write_table(_ledger(samples, verdicts, checks), out.path / "ledger.parquet")
+    write_table(ledger_table(samples, verdicts, checks), out.path / "ledger.parquet")
     write_table(domains, out.path / DOMAINS_FILE)
     counts = _counts(samples, kept, drops)
     num_bytes = sum(result.bytes for result in results.values())
@@ -280,18 +257,6 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     if sample.concepts:
         sample = denormalise_boxes(sample, verdict.media.width, verdict.media.height)
     return replace(sample, media=verdict.media, fetch=fetch)
-
-
-def _ledger(samples: Sequence[Sample], verdicts: Sequence[Result], checks: Sequence[str]) -> pa.Table:
-    """What became of every row's URL, in upstream order."""
-    columns: dict[str, list[Any]] = {
-        **{name: [getattr(sample, name) for sample in samples] for name in OF_SAMPLE},
-        **{name: [getattr(verdict, name) for verdict in verdicts] for name in OF_RESULT},
-        "http_status": [verdict.http_status or None for verdict in verdicts],
-        "sha256": [verdict.hashes.get("sha256", "") for verdict in verdicts],
-        "hash_check": list(checks),
-    }
-    return pa.table([pa.array(columns[field.name], field.type) for field in LEDGER_SCHEMA], schema=LEDGER_SCHEMA)
 
 
 def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[Drop]) -> Mapping[str, Count]:

@@ -4,8 +4,8 @@ import ast
 
 import torch
 
+from tests.support.documentation import readme_example
 from tests.support.models.folders import save_folder, small_pretrained
-from tests.support.readme import readme_example
 
 
 def test_the_example_runs_and_says_what_it_promises(project_root, tmp_path, monkeypatch, capsys):

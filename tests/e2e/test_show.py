@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, SampleRun, run_job
-from tests.support.readme import readme_example
+from tests.support.documentation import readme_example
 
 
 def test_the_job_makes_a_page_of_the_sample_model(sample_run: SampleRun, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands that README, docs and other pages tell a reader to type."""
+"""What README, docs and other pages tell a reader to type: commands, and the example in Python."""
 
 import re
 from pathlib import Path
@@ -21,3 +21,9 @@ def documented_commands(root: Path) -> dict[str, list[str]]:
                     if program in PROGRAMS and arguments:
                         found.setdefault(command, []).append(page.relative_to(root).as_posix())
     return found
+
+
+def readme_example(root: Path) -> str:
+    """The one Python block of README.md; ValueError if there are several."""
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return example

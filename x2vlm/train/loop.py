@@ -68,8 +68,7 @@ def fit(
     those without pretrained values) are trained with the larger learning rate. `held_out` are the shards of
     `validate_every`.
 
-    TrainingStopped after SIGTERM, once the current step is saved. X2VLMError if too many steps in a row have non-finite
-    values.
+    TrainingStopped after SIGTERM, once the current step is saved. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
     torch.set_num_threads(config.cpu_threads)
@@ -84,8 +83,7 @@ def fit(
         saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
         writer = stack.enter_context(_Writer(metrics_uri, first_step, checkpoints)) if ranks.is_first else None
         profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
-        pin = ranks.device.type == "cuda"
-        steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=pin)
+        steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=ranks.device.type == "cuda")
         for data, waited in _timed(steps, watchdog, first_step):
             step = data.step
             profile.before(step)
