@@ -61,12 +61,11 @@ def fit(
 ) -> int:
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
-    The first rank writes a checkpoint every `checkpoint_every` steps and at the end, and one line of metrics per step;
-    heartbeats and profiles are written beside the metrics. `facts` (JSON) is stored in every checkpoint, with the world
-    size of each interval of steps. `on_step(step)` is called after each step; where `asks_save(step)` is True on any
-    rank, a checkpoint is written then. `num_workers` processes prefetch. `new_parameters` (reference names; default:
-    those without pretrained values) are trained with the larger learning rate. `held_out` are the shards of
-    `validate_every`.
+    The first rank writes a checkpoint every `checkpoint_every` steps and at the end, one line of metrics per step, and
+    heartbeats and profiles beside them. `facts` (JSON) is stored in every checkpoint, with the world size of each
+    interval of steps. `on_step(step)` is called after each step; if `asks_save(step)` on any rank, a checkpoint is
+    written. `num_workers` processes prefetch. `new_parameters` (reference names; default: those without pretrained
+    values) get the larger learning rate. `held_out` are the shards of `validate_every`.
 
     TrainingStopped after SIGTERM, once the current step is saved. X2VLMError after too many non-finite steps in a row.
     """
