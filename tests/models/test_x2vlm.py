@@ -156,7 +156,7 @@ def test_shared_memory_equals_fusing_every_row_alone():
     ids, text_mask = tiny_text()
     text = model.encode_text(ids, text_mask)
     for rows in (regions, whole):
-        fused = model.fuse(text, text_mask, model.remember(rows).select(torch.arange(3)))
+        fused = model.fuse(text, text_mask, model.image_memory(rows).select(torch.arange(3)))
         for row in range(3):
             one = torch.tensor([row])
             alone = model.fuse(text[one], text_mask[one], rows.select(one))
