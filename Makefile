@@ -24,9 +24,9 @@ setup: $(VENV)/.installed            ## create .venv with the pinned dependencie
 demo: setup                          ## the whole flow on the shipped sample: minutes on two cores
 	$(PYTHON) jobs/full_pretrain.py sample
 
-# The files are named in tests/quick.txt: each takes a few seconds, and together they use 66 CPU seconds, 20 of them for
-# imports (measured on 1,568 tests of 1,613; those against an S3 server or several processes are left out by name).
-# Property-based tests try 10 examples instead of 100. A file that starts Ray, trains or waits does not belong there.
+# Files are named in tests/quick.txt: a few seconds each, together about 50 CPU seconds, 15 of them for imports (1,594 of
+# 1,641 tests; those against an S3 server or several processes are left out by name). Property-based tests try 10
+# examples instead of 100. A file that starts Ray, trains or waits does not belong there.
 quick: setup                         ## the tests that matter while writing: under 90 seconds on two cores
 	$(PYTHON) -m pytest @tests/quick.txt
 

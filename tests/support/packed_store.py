@@ -13,9 +13,9 @@ from pipelines.flow.stage import Count, Graph, Inputs, Node, Part, PartReader, P
 from pipelines.flow.stage import SourceFile as File
 from pipelines.flow.store.store import Store
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
-from tests.support.curated import Row, build, clip, encoded, row, scene
 from tests.support.flow.helpers import run_all
 from tests.support.parts import run_stage
+from tests.support.stages.curated import Row, build, clip, encoded, row, scene
 from x2vlm.config import FrozenConfig
 from x2vlm.samples import Box, Concept, Grain
 

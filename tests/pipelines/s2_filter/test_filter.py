@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s2_filter import FILTER, FilterConfig
-from tests.support.filtering import concept, dropped, filter_samples, image, kept, video
 from tests.support.flow_helpers import artifact_input, folder_bytes, read_rows, run_stage_part, upstream_input
+from tests.support.stages.filtering import concept, dropped, filter_samples, image, kept, video
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.samples import (

@@ -13,9 +13,9 @@ import pytest
 from pipelines.flow.stage import Graph, Node, SourceFile
 from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FILTER, FilterConfig
-from tests.support.filtering import concept, dropped, filter_samples, image, kept, video
 from tests.support.flow.helpers import run_all
 from tests.support.flow_helpers import artifact_input, folder_bytes, run_stage_part
+from tests.support.stages.filtering import concept, dropped, filter_samples, image, kept, video
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.samples import SAMPLE_SCHEMA, sample_table, write_table
 

@@ -14,8 +14,8 @@ import pytest
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import judge
-from tests.support.filtering import concept, dropped, filter_samples, image, kept, video
 from tests.support.flow_helpers import run_stage_part, upstream_input
+from tests.support.stages.filtering import concept, dropped, filter_samples, image, kept, video
 from x2vlm.data.rules.row_filters import Verdict
 from x2vlm.samples import Caption, Grain, SourceScores, sample_table, samples_of
 

@@ -23,7 +23,7 @@ from pipelines.s3_score import stage as s3_score
 from pipelines.s3_score.rows import score_rows
 from pipelines.s3_score.stage import aggregate
 from tests.support.parts import Run, as_part, as_source, run_stage
-from tests.support.scoring import CPU, copy_of, photo, sample_of, score, table_of, tiny_clip, toy_samples
+from tests.support.stages.scoring import CPU, copy_of, photo, sample_of, score, table_of, tiny_clip, toy_samples
 from x2vlm.data.media.images import open_image
 from x2vlm.data.media.phash import fingerprint
 from x2vlm.data.media.video import decode_frames, sample_clip

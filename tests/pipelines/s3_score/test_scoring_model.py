@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from pipelines.s3_score import ScoreConfig
-from tests.support.scoring import copy_of, tiny_clip
+from tests.support.stages.scoring import copy_of, tiny_clip
 from x2vlm.data.scores.clip_score import load_clip_folder, load_clip_name
 from x2vlm.errors import ConfigError, SourceUnavailable
 

@@ -13,7 +13,8 @@ from pipelines.s4_materialize.decisions import DECISION_SCHEMA, write_decisions
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.partition import shard_of
-from tests.support.curated import (
+from tests.support.parts import as_part, run_stage
+from tests.support.stages.curated import (
     BROKEN,
     EMPTY,
     PARTITIONED,
@@ -26,7 +27,6 @@ from tests.support.curated import (
     row,
     scene,
 )
-from tests.support.parts import as_part, run_stage
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.samples import Box, Concept, Grain
 

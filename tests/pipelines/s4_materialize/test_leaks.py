@@ -9,8 +9,8 @@ from PIL import ImageOps
 
 from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
-from tests.support.curated import BROKEN, Parts, build, clip, curate, decisions_of, encoded, row, scene
 from tests.support.parts import as_source
+from tests.support.stages.curated import BROKEN, Parts, build, clip, curate, decisions_of, encoded, row, scene
 from x2vlm.data.duplicates.decontamination import DecontaminationConfig
 from x2vlm.data.duplicates.id_files import IdFile, LinkFile
 from x2vlm.errors import SourceUnavailable

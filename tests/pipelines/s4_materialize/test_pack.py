@@ -14,8 +14,8 @@ from pipelines.s4_materialize import PackConfig, PartitionConfig
 from pipelines.s4_materialize.sizes import add_up_packs
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import plan_pretrain
-from tests.support.curated import Curated, Row, build, clip, curate, encoded, row, scene, write_media
 from tests.support.parts import as_part, as_source
+from tests.support.stages.curated import Curated, Row, build, clip, curate, encoded, row, scene, write_media
 from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from x2vlm.data.loading.batch import normalised
 from x2vlm.data.loading.examples import ExampleConfig, Recipe, plan_regions, region_pixels

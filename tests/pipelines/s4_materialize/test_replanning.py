@@ -27,8 +27,8 @@ from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfi
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.partition import shard_of
 from pipelines.s4_materialize.thresholds import ScoreThresholds
-from tests.support.curated import Parts, build, clip, encoded, row, scene
 from tests.support.flow.helpers import actions, roots, run_all
+from tests.support.stages.curated import Parts, build, clip, encoded, row, scene
 from x2vlm.config import FrozenConfig
 from x2vlm.samples import sample_key
 
