@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.flow.store.artifact import Manifest
+from pipelines.flow.store.artifact import CountRecord, Manifest
 from pipelines.report.score_chart import STYLE as CHART_STYLE
 from pipelines.report.score_chart import score_section
 
@@ -89,10 +89,15 @@ def _results(manifests: Mapping[str, Manifest]) -> str:
     return _table(["evaluation", "metric", "value"], rows) if rows else ""
 
 
+def rows_of(manifest: Manifest) -> CountRecord:
+    """The count of rows; 0 for a node without parts, such as a round of retries in which nothing was left to retry."""
+    return manifest.counts.get("rows", CountRecord(num_in=0, num_out=0))
+
+
 def _node_table(manifests: Mapping[str, Manifest]) -> str:
     rows = []
     for key, manifest in manifests.items():
-        count = manifest.counts["rows"]
+        count = rows_of(manifest)
         cells = [str(len(manifest.parts)), str(count.num_in), str(count.num_out), str(sum(count.dropped.values()))]
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         rows.append(

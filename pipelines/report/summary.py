@@ -9,7 +9,7 @@ from pipelines.flow.run.planner import Plan
 from pipelines.flow.store.artifact import Manifest, PartRecord
 from pipelines.flow.store.layout import file_path
 from pipelines.flow.store.store import Store
-from pipelines.report.page import metrics_of, read_series, render_report, write_report
+from pipelines.report.page import metrics_of, read_series, render_report, rows_of, write_report
 
 NUM_AVERAGED = 10  # steps at either end of training that a loss is averaged over: single steps are noisy
 
@@ -23,9 +23,9 @@ def node_rows(planned: Plan, result: RunResult) -> list[dict[str, Any]]:
             "key": node.key,
             "action": str(result.nodes[node.key].action),
             "parts": len(manifest.parts),
-            "rows_in": manifest.counts["rows"].num_in,
-            "rows_out": manifest.counts["rows"].num_out,
-            "dropped": dict(manifest.counts["rows"].dropped),
+            "rows_in": rows_of(manifest).num_in,
+            "rows_out": rows_of(manifest).num_out,
+            "dropped": dict(rows_of(manifest).dropped),
             "root": manifest.root,
             "fingerprint": manifest.fingerprint,
             "reason": node.reason,

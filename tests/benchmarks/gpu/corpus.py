@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.benchmarks.photos import numbered
 from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.shards.media_files import PARQUET_SUFFIX
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table
@@ -55,9 +56,10 @@ def write_corpus(folder: Path, num_samples: int, num_shards: int, num_images: in
     files = []
     for number, samples in enumerate(shards):
         table = sample_table(samples).append_column("clip_score", pa.nulls(len(samples), pa.float32()))
-        tar = folder / f"shard-{number:05d}.tar"
-        write_shard(tar, table.cast(SCORED_SCHEMA), payloads.__getitem__)
-        files.append(ShardFiles(tar, index_path(tar)))
+        # Not as a tar: webdataset writes those, and it need not be installed here.
+        path = folder / f"shard-{number:05d}{PARQUET_SUFFIX}"
+        write_shard(path, table.cast(SCORED_SCHEMA), payloads.__getitem__)
+        files.append(ShardFiles(path, index_path(path)))
     return files
 
 
