@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ def fit(
         progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
         saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
         writer = stack.enter_context(_Writer(metrics_uri, first_step, checkpoints)) if ranks.is_first else None
+        finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts)
         profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=ranks.device.type == "cuda")
         for data, waited in _timed(steps, watchdog, first_step):
@@ -90,28 +92,47 @@ def fit(
             asks = {"asks_stop": float(stop.is_asked), "asks_save": float(bool(asks_save and asks_save(step)))}
             host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
             progress.add(data, train_step(trainer, data, host | _work(trainer, loader, data)))
-            watchdog.beat(step, "read numbers")
-            is_validated = held_out is not None and _is_due(step, config.validate_every, config.steps)
-            is_saved = _is_due(step, config.checkpoint_every, config.steps)
-            lines = progress.read(0 if is_validated or is_saved else _steps_ahead(runtime, ranks))
-            if progress.asks_stop or progress.asks_save:
-                is_saved = True
-                lines += progress.read()
-            if is_validated and held_out is not None:
-                beat = functools.partial(watchdog.beat, step, "validate")
-                lines[-1] |= validate(trainer, held_out, config.validation_batches, beat)
-            watchdog.beat(step, "save")
-            if writer:
-                writer.write(lines, config.steps, runtime.log_every)
-                if is_saved:
-                    writer.save(trainer, step + 1, {**saved_facts, "skipped_in_a_row": progress.skipped_in_a_row})
-            progress.asks_save = False
+            finish(step)
             profile.after(step)
             if on_step:
                 on_step(step)
             if progress.asks_stop and step + 1 < config.steps:
                 raise TrainingStopped(step + 1)
     return first_step
+
+
+@dataclass(frozen=True)
+class _StepEnd:
+    """What follows a queued step: reading its numbers, and where due validation, metrics and a checkpoint."""
+
+    trainer: Trainer
+    progress: Progress
+    watchdog: Watchdog
+    runtime: TrainRuntime
+    held_out: StepLoader | None
+    writer: _Writer | None  # of the first rank
+    facts: Mapping[str, Any]  # of every checkpoint
+
+    def __call__(self, step: int) -> None:
+        config, progress = self.trainer.config, self.progress
+        self.watchdog.beat(step, "read numbers")
+        is_validated = self.held_out is not None and _is_due(step, config.validate_every, config.steps)
+        is_saved = _is_due(step, config.checkpoint_every, config.steps)
+        num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
+        lines = progress.read(num_ahead)
+        if progress.asks_stop or progress.asks_save:
+            is_saved = True
+            lines += progress.read()
+        if is_validated and self.held_out is not None:
+            beat = functools.partial(self.watchdog.beat, step, "validate")
+            lines[-1] |= validate(self.trainer, self.held_out, config.validation_batches, beat)
+        self.watchdog.beat(step, "save")
+        if self.writer:
+            self.writer.write(lines, config.steps, self.runtime.log_every)
+            if is_saved:
+                facts = {**self.facts, "skipped_in_a_row": progress.skipped_in_a_row}
+                self.writer.save(self.trainer, step + 1, facts)
+        progress.asks_save = False
 
 
 class _Writer:
