@@ -10,7 +10,7 @@ from pipelines.s1_download.http.guard import Policy
 from pipelines.s1_download.http.limits import Limits
 from pipelines.s1_download.http.resolver import parse_name_server
 from pipelines.s1_download.http.transport import CrawlerPolicy, crawler_policy
-from pipelines.s1_download.media.encoding import OriginalBytes, Store
+from pipelines.s1_download.media.encoding import ImageEncoding, OriginalBytes
 from pipelines.s1_download.media.placeholders import read_placeholders
 from pipelines.s1_download.retry import parse_classes
 from pipelines.s1_download.routes import LocalMedia
@@ -54,7 +54,7 @@ class DownloadConfig(FrozenConfig):
     max_image_bytes: int = pydantic.Field(default=32 << 20, gt=0)
     max_video_bytes: int = pydantic.Field(default=256 << 20, gt=0)
     max_expansion_ratio: float = pydantic.Field(default=200.0, gt=1)
-    store: Store = OriginalBytes()  # of images: their bytes, or {kind: reencoded, short_edge: 256}
+    store: ImageEncoding = OriginalBytes()  # of images: their bytes, or {kind: reencoded, short_edge: 256}
     strip_metadata: bool = True  # GPS and all else but the orientation, from original bytes
     frames_per_second: float = pydantic.Field(default=1.0, gt=0)
     max_frame_short_edge: int = pydantic.Field(default=256, gt=0)

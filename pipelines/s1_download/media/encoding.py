@@ -41,7 +41,7 @@ class Reencoded(FrozenConfig):
     scaled_decode: bool = False
 
 
-Store = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind")]
+ImageEncoding = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind")]
 
 
 def decodes(store: OriginalBytes | Reencoded) -> bool:
