@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("target", help="node key, experiment, fingerprint or root prefix, MLflow id, or sample key")
     parser.add_argument("--store", default="runs/store", help="the store to audit (default: %(default)s)")
     parser.add_argument("--tracking-uri", help="MLflow to compare with; default: the database inside the store")
+    parser.add_argument("--rebuild", metavar="EXPERIMENT", help="first tell MLflow again what its manifests say")
     parser.add_argument("--depth", choices=("full", "manifests"), default="full", help="hash all files, or sizes only")
     text, code = driver.run_as_job(driver.audit_target, parser)
     print(text)

@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimate_lines, estimate_to_json, load_measured
 from pipelines.experiment import Experiment, load_experiment, resolve
 from pipelines.flow.audit.audit import audit
-from pipelines.flow.lineage.recorder import default_tracking_uri, lineage
+from pipelines.flow.lineage.recorder import default_tracking_uri, lineage, rebuild
 from pipelines.flow.run.events import Event
 from pipelines.flow.run.executor import run
 from pipelines.flow.run.planner import Plan, PlannedPart, check_due, explain, plan
@@ -174,9 +174,16 @@ def run_experiment(
 
 
 def audit_target(options: argparse.Namespace) -> Outcome:
-    """Audit what `options.target` names; exit code 2 if anything is not as recorded."""
+    """Audit what `options.target` names; exit code 2 if anything is not as recorded.
+
+    With `options.rebuild`, an experiment of the store, MLflow is first given whatever it lacks of its manifests.
+    """
     store = _open_store(options.store if "://" in options.store else str(resolve(options.store)))
     tracking_uri = options.tracking_uri
+    if options.rebuild:
+        if options.rebuild not in (known := store.experiments()):
+            raise ConfigError(f"--rebuild {options.rebuild}: {store.uri} has the experiments {', '.join(known)}")
+        rebuild(store, options.rebuild, tracking_uri)
     if tracking_uri is None and store.blobs.local_root is not None and store.blobs.exists("mlflow.db"):
         tracking_uri = default_tracking_uri(store)
     report = audit(store, options.target, tracking_uri, options.depth)

@@ -99,6 +99,25 @@ def test_a_damaged_part_is_named(tmp_path: Path, tracking_uri: str) -> None:
     assert rows.name in job.stdout
 
 
+def test_an_empty_mlflow_is_filled_from_the_manifests(tmp_path: Path, tracking_uri: str) -> None:
+    store = tmp_path / "store"
+    other = tmp_path / "other.db"
+    shutil.copy(tracking_uri.removeprefix("sqlite:///"), other)
+    run = ("run_stage.py", "sample", "--store", str(store), "--inline", "--only", "read/coco")
+    assert run_job(*run, "--tracking-uri", tracking_uri).returncode == 0
+    audit = ("audit_lineage.py", "read/coco", "--store", str(store), "--tracking-uri", f"sqlite:///{other}")
+    job = run_job(*audit)
+    assert job.returncode == 2
+    assert "mlflow_run_missing" in job.stdout
+    assert "--rebuild" in job.stdout
+    job = run_job(*audit, "--rebuild", "nothing")
+    assert job.returncode == 3
+    assert "sample" in job.stdout
+    job = run_job(*audit, "--rebuild", "sample")
+    assert job.returncode == 0, job.stdout
+    assert "1 MLflow runs" in job.stdout
+
+
 def test_a_folder_in_place_of_the_store_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "store").write_text("not a folder")
     job = run_job("run_stage.py", "sample", "--store", str(tmp_path / "store"), "--only", "read/coco", "--inline")

@@ -19,7 +19,8 @@ from pipelines.flow.lineage.spool import Spool
 from pipelines.flow.store.store import Store
 
 Note = Callable[[str, str, object, object, str], None]
-REMEDY = "MLflow is only an index: delete this run there and rebuild it from the manifests"
+REBUILD = "run jobs/audit_lineage.py with --rebuild <experiment>: MLflow is told again what the manifests say"
+REMEDY = f"MLflow is only an index: delete this run there, then {REBUILD}"
 
 
 class MlflowAudit:
@@ -52,8 +53,7 @@ class MlflowAudit:
             self._check_job_run(run_id)
         for path, facts in self.facts.items():
             if path not in produced:
-                remedy = "rebuild MLflow from the manifests"
-                self.note("mlflow_run_missing", f"{facts.node} ({path})", "a run that produced it", "none", remedy)
+                self.note("mlflow_run_missing", f"{facts.node} ({path})", "a run that produced it", "none", REBUILD)
             if facts.model:
                 self._check_model(facts)
 
@@ -163,8 +163,7 @@ class MlflowAudit:
     def _check_model(self, facts: NodeFacts) -> None:
         model = find_model(self.client, self.experiment_ids, facts.manifest_sha256) if self.experiment_ids else None
         if model is None:
-            remedy = "rebuild MLflow from the manifests"
-            self.note("mlflow_model_missing", facts.node, "a logged model with this manifest", "none", remedy)
+            self.note("mlflow_model_missing", facts.node, "a logged model with this manifest", "none", REBUILD)
             return
         self._check_model_tags(model, facts)
 

@@ -3,9 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import LoggedModel, Run
 from mlflow.tracking import MlflowClient
@@ -75,11 +73,6 @@ def read_uri(store: Store, uri: str) -> bytes:
 def batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """`items` in their order, at most `size` in each batch."""
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-def artifact_path(uri: str) -> Path:
-    """The local path of a file:// artifact URI."""
-    return Path(unquote(urlsplit(uri).path))
 
 
 def now_ms() -> int:
