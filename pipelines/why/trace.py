@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.audit.artifacts import Stored
 from pipelines.flow.audit.sample_history import Trace, trace_sample
+from pipelines.flow.store.artifact import SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FILTER, FilterConfig
@@ -98,13 +98,13 @@ def _may_hold(path: str, traces: Sequence[Trace]) -> bool:
     return not is_decisions(path) or any(path.endswith(f"-{trace.part}.parquet") for trace in traces)
 
 
-def manifests_in_order(store: Store, experiment: str) -> list[Stored]:
+def manifests_in_order(store: Store, experiment: str) -> list[SealedManifest]:
     """The artifacts that `experiment` names, producers before consumers."""
     found = {}
     for ref in store.refs_of_experiment(experiment):
         if (read := store.read_manifest(ref.manifest_path)) is not None:
-            found[ref.node] = Stored(read[0], ref.manifest_path, read[1])
-    ordered: dict[str, Stored] = {}
+            found[ref.node] = SealedManifest(read[0], ref.manifest_path, read[1])
+    ordered: dict[str, SealedManifest] = {}
 
     def place(node: str) -> None:
         if node in found and node not in ordered:
@@ -117,7 +117,7 @@ def manifests_in_order(store: Store, experiment: str) -> list[Stored]:
     return list(ordered.values())
 
 
-def _keys_of(store: Store, reads: Sequence[Stored], query: str) -> list[str]:
+def _keys_of(store: Store, reads: Sequence[SealedManifest], query: str) -> list[str]:
     """The keys that the query may mean, most certain first."""
     if KEY.fullmatch(query):
         return [query]
@@ -129,7 +129,7 @@ def _keys_of(store: Store, reads: Sequence[Stored], query: str) -> list[str]:
     return keys + [sample_key(name, query) for name in names]
 
 
-def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
+def _keys_of_url(store: Store, reads: Sequence[SealedManifest], url: str) -> list[str]:
     keys: list[str] = []
     for stored in reads:
         wanted = set(open_index(store, stored.manifest).files_with("url", url))
@@ -142,7 +142,7 @@ def _keys_of_url(store: Store, reads: Sequence[Stored], url: str) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[Stored]) -> RowTrace:
+def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[SealedManifest]) -> RowTrace:
     first = traces[0].values
     url = next((trace.values["url"] for trace in traces if trace.values.get("url")), "")
     configs = {stored.manifest.node: stored.manifest.config for stored in manifests}
@@ -179,7 +179,7 @@ def passed_rules(row: Mapping[str, Any], config: FilterConfig) -> dict[str, str]
     }
 
 
-def _not_reached(manifests: Sequence[Stored], reported: set[str]) -> tuple[str, ...]:
+def _not_reached(manifests: Sequence[SealedManifest], reported: set[str]) -> tuple[str, ...]:
     """Nodes downstream of those with a record of the row that have none and come after all that do. (Nodes in between
     had no record to write: a search for duplicates, for example.)"""
     order = [stored.manifest.node for stored in manifests]

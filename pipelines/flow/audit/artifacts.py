@@ -16,6 +16,7 @@ from pipelines.flow.store.artifact import (
     ManifestPart,
     PartRecord,
     Ref,
+    SealedManifest,
     content_root,
     seal,
     total_counts,
@@ -51,15 +52,6 @@ class Finding:
         return f"{self.kind}: {self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A manifest that was read and whose seal holds."""
-
-    manifest: Manifest
-    path: str
-    sha256: str
-
-
 @dataclass
 class StoreAudit:
     """State of one walk: what was seen, what was wrong. `full` also hashes every file."""
@@ -67,7 +59,7 @@ class StoreAudit:
     store: Store
     full: bool = True
     findings: list[Finding] = field(default_factory=list)
-    manifests: dict[str, Stored | None] = field(default_factory=dict)  # by path; None where unreadable
+    manifests: dict[str, SealedManifest | None] = field(default_factory=dict)  # by path; None where unreadable
     num_files: int = 0
     num_bytes: int = 0
     _parts: set[tuple[str, str]] = field(default_factory=set)
@@ -97,7 +89,7 @@ class StoreAudit:
         if stored and root and stored.manifest.root != root:
             self.note("input_root_differs", f"{where}, as named by {by}", root, stored.manifest.root, f"rerun {by}")
 
-    def _read_manifest(self, path: str) -> Stored | None:
+    def _read_manifest(self, path: str) -> SealedManifest | None:
         where = self.store.uri_of(path)
         data = self.store.blobs.read(path)
         if data is None:
@@ -109,9 +101,9 @@ class StoreAudit:
         except (ConfigError, CorruptArtifact) as error:
             self.note("manifest_corrupt", where, "an intact sealed manifest", error, "delete it and rerun its node")
             return None
-        return Stored(manifest, path, sha256)
+        return SealedManifest(manifest, path, sha256)
 
-    def _check_manifest(self, stored: Stored, where: str) -> None:
+    def _check_manifest(self, stored: SealedManifest, where: str) -> None:
         manifest = stored.manifest
         own_path = manifest_path(*manifest.node.partition("/")[::2], manifest.fingerprint)
         if stored.path != own_path:

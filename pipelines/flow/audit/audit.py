@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pipelines.flow.audit.artifacts import Finding, StoreAudit, Stored
+from pipelines.flow.audit.artifacts import Finding, StoreAudit
 from pipelines.flow.audit.sample_history import Trace, trace_sample
-from pipelines.flow.store.artifact import InputRecord
+from pipelines.flow.store.artifact import InputRecord, SealedManifest
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact
 
@@ -181,9 +181,9 @@ def _from_mlflow(target: str, tracking_uri: str | None) -> list[Start]:
 # ---- samples
 
 
-def _all_in_order(store: Store) -> list[Stored]:
+def _all_in_order(store: Store) -> list[SealedManifest]:
     """Every readable manifest, producers before consumers."""
-    found: dict[str, Stored] = {}
+    found: dict[str, SealedManifest] = {}
 
     def visit(path: str) -> None:
         if path in found:
@@ -197,7 +197,7 @@ def _all_in_order(store: Store) -> list[Stored]:
         for item in stored[0].inputs:
             if item.manifest_path:
                 visit(item.manifest_path)
-        found[path] = Stored(stored[0], path, stored[1])
+        found[path] = SealedManifest(stored[0], path, stored[1])
 
     for path in store.manifest_paths():
         visit(path)

@@ -8,7 +8,6 @@ from mlflow.entities import LoggedModel, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.flow.audit.artifacts import Stored
 from pipelines.flow.lineage.edges import datasets_of
 from pipelines.flow.lineage.facts import LineageRecord, NodeFacts, facts_of, is_model
 from pipelines.flow.lineage.mlflow_client import find_model, own_experiment_ids, read_uri, search_runs
@@ -16,6 +15,7 @@ from pipelines.flow.lineage.readback import stored_edges
 from pipelines.flow.lineage.run_fields import model_tags, node_metrics, node_params, node_tags, tag_seal
 from pipelines.flow.lineage.series import series_points
 from pipelines.flow.lineage.spool import Spool
+from pipelines.flow.store.artifact import SealedManifest
 from pipelines.flow.store.store import Store
 
 Note = Callable[[str, str, object, object, str], None]
@@ -26,7 +26,7 @@ REMEDY = f"MLflow is only an index: delete this run there, then {REBUILD}"
 class MlflowAudit:
     """Compares all runs and models about some manifests with them. `note` takes the findings."""
 
-    def __init__(self, client: MlflowClient, store: Store, stored: Sequence[Stored], note: Note) -> None:
+    def __init__(self, client: MlflowClient, store: Store, stored: Sequence[SealedManifest], note: Note) -> None:
         self.client, self.store, self.note = client, store, note
         models = {item.manifest.node for item in stored if is_model(item.manifest)}
         self.facts = {item.path: facts_of(item.manifest, item.path, item.sha256, store.uri, models) for item in stored}

@@ -10,8 +10,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.audit.artifacts import Stored
-from pipelines.flow.store.artifact import FileRecord, PartRecord
+from pipelines.flow.store.artifact import FileRecord, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 
@@ -61,7 +60,7 @@ MayHold = Callable[[str, Sequence[Trace]], bool]
 
 def trace_sample(
     store: Store,
-    manifests: Sequence[Stored],
+    manifests: Sequence[SealedManifest],
     key: str,
     origins: Collection[str] | None = None,
     may_hold: MayHold = lambda path, traces: True,

@@ -9,9 +9,9 @@ from typing import Any
 
 from pipelines.flow.run.finishing import make_manifest
 from pipelines.flow.run.part_task import reads_of
-from pipelines.flow.run.planner import Finished, work_of
+from pipelines.flow.run.planner import work_of
 from pipelines.flow.stage import Count, Graph
-from pipelines.flow.store.artifact import CountRecord, Manifest, PartRecord
+from pipelines.flow.store.artifact import CountRecord, Manifest, PartRecord, SealedManifest
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
 from x2vlm.errors import ConfigError, SourceUnavailable
@@ -73,12 +73,12 @@ def adopt(
     return manifest
 
 
-def _finished(store: Store, experiment: str, key: str) -> Finished:
+def _finished(store: Store, experiment: str, key: str) -> SealedManifest:
     ref = store.read_ref(experiment, key)
     stored = None if ref is None else store.read_manifest(ref.manifest_path)
     if ref is None or stored is None:
         raise ConfigError(f"{key} is not finished in experiment {experiment}; run or adopt it first")
-    return Finished(stored[0], ref.manifest_path, stored[1])
+    return SealedManifest(stored[0], ref.manifest_path, stored[1])
 
 
 def _place(source: Path, folder: Path, name: str) -> None:

@@ -29,10 +29,10 @@ from pipelines.flow.run.events import (
 )
 from pipelines.flow.run.finishing import make_manifest
 from pipelines.flow.run.part_task import PartOutcome, try_part
-from pipelines.flow.run.planner import Finished, InputCache, NodeWork, Plan, PlannedNode, fingerprint_sources, work_of
+from pipelines.flow.run.planner import InputCache, NodeWork, Plan, PlannedNode, fingerprint_sources, work_of
 from pipelines.flow.run.runner import Runner
 from pipelines.flow.stage import Graph, Node, Part
-from pipelines.flow.store.artifact import PartRecord
+from pipelines.flow.store.artifact import PartRecord, SealedManifest
 from pipelines.flow.store.layout import state_folder
 from pipelines.flow.store.lease import TTL_SECONDS, Lease, acquire
 from pipelines.flow.store.sources import SourceHashes
@@ -286,12 +286,12 @@ class _Run:
             "seconds": round(seconds, 3),
         }
         manifest = make_manifest(work, active.records, {**self.provenance, **times})
-        finished = Finished(*self.store.write_manifest(manifest))
+        finished = SealedManifest(*self.store.write_manifest(manifest))
         self.active.pop(work.node.key, None)
         self._conclude(active.planned, finished, active.action, produced=True, seconds=seconds)
 
     def _conclude(
-        self, planned: PlannedNode, finished: Finished, action: Action, produced: bool, seconds: float
+        self, planned: PlannedNode, finished: SealedManifest, action: Action, produced: bool, seconds: float
     ) -> None:
         key = planned.key
         self.lease.check()

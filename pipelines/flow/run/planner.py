@@ -10,22 +10,13 @@ from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.run.events import Action
 from pipelines.flow.run.reasons import config_changes, why_it_runs
 from pipelines.flow.stage import Graph, Input, Inputs, Node, Part, artifact_fingerprint, part_fingerprint
-from pipelines.flow.store.artifact import InputRecord, Manifest
+from pipelines.flow.store.artifact import InputRecord, Manifest, SealedManifest
 from pipelines.flow.store.layout import manifest_path
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed, X2VLMError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A node's manifest and where it lies."""
-
-    manifest: Manifest
-    path: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,7 +29,7 @@ class NodeWork:
     fingerprints: tuple[str, ...]  # of the parts, in their order
     fingerprint: str
     done: frozenset[str]  # fingerprints of committed parts
-    finished: Finished | None  # the manifest, if it was written
+    finished: SealedManifest | None  # the manifest, if it was written
 
     @property
     def is_complete(self) -> bool:
@@ -62,7 +53,7 @@ class PlannedNode:
     reason: str
     parts: tuple[PlannedPart, ...] = ()
     fingerprint: str | None = None
-    finished: Finished | None = None
+    finished: SealedManifest | None = None
     selected: bool = True
     forced: bool = False
 
@@ -151,7 +142,7 @@ def fingerprint_sources(graph: Graph, keys: Collection[str], sources: SourceHash
 def work_of(
     node: Node,
     store: Store,
-    finished: Mapping[str, Finished],
+    finished: Mapping[str, SealedManifest],
     sources: SourceHashes,
     as_inputs: "InputCache | None" = None,
 ) -> NodeWork:
@@ -182,7 +173,7 @@ def work_of(
         fingerprints=fingerprints,
         fingerprint=identity,
         done=frozenset(store.has_parts(node.stage.name, fingerprints)),
-        finished=None if stored is None else Finished(stored[0], path, stored[1]),
+        finished=None if stored is None else SealedManifest(stored[0], path, stored[1]),
     )
 
 
@@ -190,7 +181,7 @@ InputCache = dict[str, Input]
 
 
 def _resolve(
-    node: Node, store: Store, finished: Mapping[str, Finished], sources: SourceHashes, cache: InputCache
+    node: Node, store: Store, finished: Mapping[str, SealedManifest], sources: SourceHashes, cache: InputCache
 ) -> tuple[Inputs, tuple[InputRecord, ...]]:
     inputs: dict[str, tuple[Input, ...]] = {}
     records: list[InputRecord] = []
@@ -220,7 +211,12 @@ def _resolve(
 
 
 def _with_inputs(
-    store: Store, experiment: str, node: Node, finished: Mapping[str, Finished], sources: SourceHashes, forced: bool
+    store: Store,
+    experiment: str,
+    node: Node,
+    finished: Mapping[str, SealedManifest],
+    sources: SourceHashes,
+    forced: bool,
 ) -> PlannedNode:
     work = work_of(node, store, finished, sources)
     parts = tuple(PlannedPart(p.name, fp, fp in work.done) for p, fp in zip(work.parts, work.fingerprints, strict=True))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -114,6 +115,15 @@ class Manifest(Record):
     summary: dict[str, Any] = {}
     root: str
     provenance: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class SealedManifest:
+    """A manifest that was read and whose seal holds, with its path in the store."""
+
+    manifest: Manifest
+    path: str
+    sha256: str  # its seal
 
 
 class Ref(Record):
