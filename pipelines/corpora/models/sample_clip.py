@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from transformers import BertTokenizerFast  # type: ignore[attr-defined]  # generated at run time
 
 from pipelines.corpora.models.sample_texts import caption_pairs
+from pipelines.corpora.models.sample_vocabulary import vocabulary_path
 from pipelines.corpora.models.tiny_text import text_config
 from x2vlm.data.media.images import open_image
 from x2vlm.data.media.video import sample_clip
@@ -52,7 +53,7 @@ def main() -> None:
     torch.manual_seed(SEED)
 
     images, pairs = load_pairs(arguments.sample)
-    write_tokenizer(arguments.sample / "vocab.txt", out)
+    write_tokenizer(vocabulary_path(arguments.sample), out)
     (out / "open_clip_config.json").write_text(json.dumps(model_config(out), indent=2) + "\n", encoding="utf-8")
     started = time.monotonic()
     model, loss = train(out, images, pairs)

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import BertWordPieceTokenizer
 
 from pipelines.corpora.models.sample_texts import caption_pairs, concept_texts
+from x2vlm.models.files import TOKENIZER_FILES
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MAX_ENTRIES = 2000
@@ -23,8 +24,14 @@ def main() -> None:
     parser.add_argument("--sample", type=Path, required=True, help="folder of the sample corpus")
     arguments = parser.parse_args()
     vocabulary = train_vocabulary(arguments.sample)
-    (arguments.sample / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
-    print(f"{arguments.sample / 'vocab.txt'}: {len(vocabulary)} entries")
+    path = vocabulary_path(arguments.sample)
+    path.write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
+    print(f"{path}: {len(vocabulary)} entries")
+
+
+def vocabulary_path(sample: Path) -> Path:
+    """Where the vocabulary of the sample corpus in the folder `sample` lies."""
+    return sample / TOKENIZER_FILES["wordpiece"]
 
 
 def train_vocabulary(sample: Path) -> list[str]:
