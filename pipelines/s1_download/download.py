@@ -113,12 +113,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
     samples, retried = _still_failing(samples, earlier, config.retry)
     check_command(config, f"download, part {part.name}")
-    denied, deny_list_sha256 = config.denied()
-    placeholders, placeholders_sha256 = config.known_placeholders()
-    if deny_list_sha256 != part.spec.get("deny_list", ""):
-        raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
-    if placeholders_sha256 != part.spec.get("placeholders", ""):
-        raise ConfigError(f"{config.placeholders}: the list is not the one that was planned with; run the job again")
+    denied, placeholders = _planned_lists(config, part)
     with _route(config) as (route, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
         items, item_of_row, refused = _plan_items(samples, route, denied, config)
         began = time.monotonic()
@@ -171,6 +166,17 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         },
         summary={"num_distinct_media": len(pack), "media_bytes": sum(entry.bytes for entry in pack), **summary},
     )
+
+
+def _planned_lists(config: DownloadConfig, part: Part) -> tuple[DenyList, frozenset[str]]:
+    """The deny list and the placeholders' sha256; ConfigError if a file is not the one that was planned with."""
+    denied, deny_list_sha256 = config.denied()
+    placeholders, placeholders_sha256 = config.known_placeholders()
+    if deny_list_sha256 != part.spec.get("deny_list", ""):
+        raise ConfigError(f"{config.deny_list}: the deny list is not the one that was planned with; run the job again")
+    if placeholders_sha256 != part.spec.get("placeholders", ""):
+        raise ConfigError(f"{config.placeholders}: the list is not the one that was planned with; run the job again")
+    return denied, placeholders
 
 
 def _still_failing(
