@@ -14,8 +14,10 @@ unexport PYTHONDONTWRITEBYTECODE
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; name one with PYTHON3=...")'
 	$(PYTHON3) -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet uv
-	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) -r requirements.lock
+	# uv is pinned in the lock like everything else: its lines alone, with their hashes, are what pip gets to read.
+	sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.txt
+	$(PYTHON) -m pip install --quiet --require-hashes --requirement $(VENV)/uv.txt
+	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --require-hashes --requirement requirements.lock
 	$(VENV)/bin/uv pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -60,11 +62,12 @@ gpu-benchmarks:                      ## a training step on one GPU: JSON, profil
 docs: setup                          ## the API reference, from docstrings, into runs/docs
 	$(PYTHON) -m pdoc --output-directory runs/docs pipelines x2vlm
 
-lock:                                ## pin again after a change of dependencies
-	printf 'torch==2.13.0\ntorchvision==0.28.0\n' > build-constraints.txt
-	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev -c build-constraints.txt \
-		--no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.lock
-	rm build-constraints.txt
+# What is pinned stays pinned where it still fits; LOCK=--upgrade moves everything to the newest. torch and torchvision
+# are held at the pair that every figure of docs/ was measured with.
+lock:                                ## pin again, with hashes, after a change of dependencies
+	printf 'torch==2.13.0\ntorchvision==0.28.0\n' | $(VENV)/bin/uv pip compile --quiet --universal \
+		--python-version 3.11 --extra dev --constraints - --generate-hashes $(LOCK) \
+		--no-header --no-annotate --no-emit-index-url --output-file requirements.lock pyproject.toml
 
 clean:                               ## remove what jobs and tests wrote; keeps .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage *.egg-info build
