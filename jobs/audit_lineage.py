@@ -4,20 +4,22 @@ python jobs/audit_lineage.py pretrain/sample
 python jobs/audit_lineage.py <sample key | fingerprint | MLflow run or model id> --store s3://bucket/prefix
 """
 
-import argparse
 import sys
 
-from pipelines import driver
+from x2vlm.command_line import JobParser, one_of
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(__doc__)
     parser.add_argument("target", help="node key, experiment, fingerprint or root prefix, MLflow id, or sample key")
     parser.add_argument("--store", default="runs/store", help="the store to audit (default: %(default)s)")
     parser.add_argument("--tracking-uri", help="MLflow to compare with; default: the database inside the store")
     parser.add_argument("--rebuild", metavar="EXPERIMENT", help="first tell MLflow again what its manifests say")
-    parser.add_argument("--depth", choices=("full", "manifests"), default="full", help="hash all files, or sizes only")
-    text, code = driver.run_as_job(driver.audit_target, parser)
+    parser.add_argument("--depth", type=one_of(("full", "manifests")), default="full", help="full or manifests: hash all files, or sizes only")
+    options = parser.parse_args()
+    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
+
+    text, code = driver.run_as_job(driver.audit_target, options)
     print(text)
     return code
 

@@ -3,22 +3,22 @@
 python jobs/evaluate.py sample --tasks retrieval,grounding
 """
 
-import argparse
 import sys
 
-from pipelines import driver
+from pipelines.arguments import add_run_arguments
+from x2vlm.command_line import JobParser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    driver.add_run_arguments(parser)
+    parser = JobParser(__doc__)
+    add_run_arguments(parser)
     parser.add_argument("--tasks", required=True, help="names under `evaluate:` of the experiment, separated by commas")
     parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
+    options = parser.parse_args()
+    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
-    def evaluate(options: argparse.Namespace) -> driver.Outcome:
-        return driver.run_experiment(options, [f"evaluate/{name}" for name in options.tasks.split(",")], options.force)
-
-    text, code = driver.run_as_job(evaluate, parser)
+    targets = [f"evaluate/{name}" for name in options.tasks.split(",")]
+    text, code = driver.run_as_job(lambda options: driver.run_experiment(options, targets, options.force), options)
     print(text)
     return code
 

@@ -5,16 +5,19 @@ python jobs/full_pretrain.py sample --dry-run
 python jobs/full_pretrain.py base_4m_paper --estimate
 """
 
-import argparse
 import sys
 
-from pipelines import driver
+from pipelines.arguments import add_run_arguments
+from x2vlm.command_line import JobParser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    driver.add_run_arguments(parser)
-    text, code = driver.run_as_job(driver.run_experiment, parser)
+    parser = JobParser(__doc__)
+    add_run_arguments(parser)
+    options = parser.parse_args()
+    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
+
+    text, code = driver.run_as_job(driver.run_experiment, options)
     print(text)
     return code
 

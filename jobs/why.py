@@ -5,19 +5,21 @@ python jobs/why.py sample coco:401416
 python jobs/why.py sample --what-if min_clip_score=0.28 --what-if min_short_edge=256
 """
 
-import argparse
 import sys
 
-from pipelines import driver
+from x2vlm.command_line import JobParser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(__doc__)
     parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
     parser.add_argument("row", nargs="?", help="a key, an address as in the annotation file, or <source>:<row>")
     parser.add_argument("--what-if", action="append", default=[], help="<field>=<value> of the filter or the scores")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
-    text, code = driver.run_as_job(driver.explain_row, parser)
+    options = parser.parse_args()
+    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
+
+    text, code = driver.run_as_job(driver.explain_row, options)
     print(text)
     return code
 

@@ -32,11 +32,10 @@ from pipelines.report.summary import loss_lines, node_rows, node_table, result_l
 from pipelines.s1_download.retry import parse_classes
 from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
+from x2vlm.command_line import EXIT_BUSY, EXIT_DUE, EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
-
-EXIT_OK, EXIT_FAILED, EXIT_DUE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_BUSY = range(6)
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,8 @@ class Outcome:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: argparse.ArgumentParser) -> tuple[str, int]:
+def run_as_job(action: Callable[[argparse.Namespace], Outcome], options: argparse.Namespace) -> tuple[str, int]:
     """What a job has to print and its exit code. Every error of ours becomes one clear message."""
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
-    parser.exit_on_error = True
-    try:
-        options = parser.parse_args()
-    except SystemExit as stop:  # argparse ends with 2 for wrong usage; here 2 means that work is due
-        raise SystemExit(EXIT_USAGE if stop.code else EXIT_OK) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         outcome = action(options)
@@ -81,36 +74,6 @@ def exit_code_of(error: X2VLMError) -> int:
             return EXIT_BUSY
         case _:
             return EXIT_FAILED
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of every job that runs an experiment."""
-    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
-    parser.add_argument("--store", help="where artifacts go, instead of where the experiment says: a folder or a URI")
-    parser.add_argument("--tracking-uri", help="MLflow to record lineage in; default: a database inside the store")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show each node's action and the reason; exit 2 if work is due"
-    )
-    parser.add_argument("--explain", action="store_true", help="like --dry-run, with every known part")
-    parser.add_argument(
-        "--estimate", action="store_true", help="only say what pre-training would cost; needs no data and no store"
-    )
-    for name, text in ESTIMATE_ARGUMENTS.items():
-        parser.add_argument(f"--{name}", help=f"of the estimate: {text}", type=ESTIMATE_TYPES.get(name, str))
-    parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
-    parser.add_argument(
-        "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
-    )
-
-
-ESTIMATE_ARGUMENTS = {
-    "gpu": "kinds of GPU, with commas: A100-80,H100,H200",
-    "num-gpus": "how many, instead of the recipe's world_size",
-    "measured": "a YAML file of measured utilisations",
-    "dollars-per-gpu-hour": "a price; none is assumed",
-    "network": "a preset of x2vlm.cost.scaling: h100_8x400g",
-}
-ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
 
 
 def estimate_options(options: argparse.Namespace) -> EstimateOptions:

@@ -38,3 +38,7 @@ class StageFailed(X2VLMError):
 
 class PlanBusy(X2VLMError):
     """Another driver holds the lease on this plan."""
+
+
+class MissingPackage(X2VLMError):
+    """A package that this part needs is not installed; names it, and the command that installs it."""

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.support.models.folders import CLIPS, PHOTOS, SAMPLE, save_folder, small_pretrained
 from x2vlm import inference
 from x2vlm.inference import Grounded
-from x2vlm.inference.show import Shown, render_page, show
+from x2vlm.inference.page import GrowingPage, Shown
+from x2vlm.inference.show import show
 from x2vlm.inference.visuals import Skipped, Visual
 from x2vlm.samples import Box
 
@@ -99,14 +100,22 @@ def test_a_page_makes_no_request_and_runs_nothing(model_folder, tmp_path):
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
-def test_hostile_texts_are_shown_as_text():
+def page_of(path, model_name, shown, skipped=()):
+    with GrowingPage(path, model_name) as page:
+        for item in shown:
+            page.add(item)
+        page.finish(skipped)
+    return path.read_text(encoding="utf-8")
+
+
+def test_hostile_texts_are_shown_as_text(tmp_path):
     pil_image = Image.new("RGB", (40, 20))
     found = Grounded(HOSTILE, Box(1, 2, 3, 4), 0.5)
     shown = [
         Shown(Visual(HOSTILE, (pil_image,)), HOSTILE, (found,)),
         Shown(Visual("c", (pil_image,) * 3, True), HOSTILE),
     ]
-    text = "".join(render_page(HOSTILE, shown, [Skipped(HOSTILE, HOSTILE, HOSTILE)]))
+    text = page_of(tmp_path / "page.html", HOSTILE, shown, [Skipped(HOSTILE, HOSTILE, HOSTILE)])
     check_harmless(text)
     page = Page(text)
     assert "".join(page.text).count(HOSTILE) == 2 + 2 + 1 + 1 + 3  # title, model, captions, name, phrase, left out
@@ -134,7 +143,7 @@ def test_images_in_the_page_are_small_and_tell_nothing_else(tmp_path):
     pil_image.save(tmp_path / "photo.jpg", exif=exif, comment=b"SECRET-COMMENT")
     with Image.open(tmp_path / "photo.jpg") as opened:
         opened.load()
-        (page,) = [Page("".join(render_page("m", [Shown(Visual("v", (opened,)), "")], [])))]
+        page = Page(page_of(tmp_path / "page.html", "m", [Shown(Visual("v", (opened,)), "")]))
         data = base64.b64decode(page.all("img")[0]["src"].partition(",")[2])
     assert b"SECRET" not in data
     assert Image.open(BytesIO(data)).size == (960, 480)

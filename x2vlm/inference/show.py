@@ -1,233 +1,241 @@
-"""A page that shows what a model makes of some images: a caption for each, and where it sees the phrases asked for.
+"""The command that shows what a model makes of some images: a caption each, and where it sees the phrases asked for.
 
-The qualitative study of the paper (X2-VLM, figures of captions and of concepts typed by hand) for anybody's images.
-The page is one file: it opens offline, makes no request, works without JavaScript, and shows markup in texts as text.
+The qualitative study of the paper (X2-VLM, figures of captions and of concepts typed by hand) for anybody's images, as
+one page (`x2vlm.inference.page`) that is readable after the first batch and stays so, whenever the command is stopped.
 """
 
+from __future__ import annotations
+
 import argparse
-import base64
-import html
+import contextlib
 import json
 import logging
-import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
+from x2vlm.command_line import (
+    EXIT_ENVIRONMENT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    JobParser,
+    printable,
+)
+from x2vlm.errors import ConfigError, InvalidSample, MissingPackage, SourceUnavailable, X2VLMError
 
-from x2vlm.errors import ConfigError, InvalidSample, SourceUnavailable, X2VLMError
-from x2vlm.inference.api import Grounded, Pretrained, caption, ground, load
-from x2vlm.inference.visuals import Skipped, Visual, list_files, read_visuals
+if TYPE_CHECKING:  # `--help` does not wait for torch
+    from x2vlm.inference.api import Pretrained
+    from x2vlm.inference.page import Shown
+    from x2vlm.inference.visuals import Skipped, Visual
 
 log = logging.getLogger(__name__)
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT = 0, 1, 3, 4
-LONGEST_SIDE_PIXELS = 960  # of an image in the page: 100 to 200 kB each
-# Distinguishable in print and by most colour-blind readers (Okabe and Ito); every box also has its number.
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1a; --paper: #fcfcfa; --faint: #6b6b66; --line: #dcdcd6; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e9e9e4; --paper: #191918; --faint: #a3a39c; --line: #3a3a37; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); }
-body { max-width: 80rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; } .faint { color: var(--faint); font-size: .85rem; }
-.all { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.6rem; }
-figure { margin: 0; } figcaption p { margin: .4rem 0; } .caption { font-size: 1.05rem; }
-.image { position: relative; line-height: 0; } .image img { width: 100%; height: auto; }
-.image svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.frames { display: flex; gap: .2rem; } .frames img { flex: 1 1 0; min-width: 0; height: auto; }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem .9rem .15rem 0; vertical-align: top; }
-td, th { border-bottom: 1px solid var(--line); } .number { white-space: nowrap; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.tag { color: #fff; padding: 0 .35rem; border-radius: .2rem; }
-""" + "".join(f".c{number} {{ background: {colour}; }} " for number, colour in enumerate(COLOURS))
+FILES_PER_BATCH = 8
+PIXELS_PER_BATCH = 64_000_000  # opened images that are in memory together: 200 MB; a single one may be larger
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a page says about one image or clip."""
-
-    visual: Visual
-    caption: str
-    grounded: tuple[Grounded, ...] = ()
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends the command as Ctrl-C does: with a page of what was made so far."""
 
 
-def describe(pretrained: Pretrained, visual: Visual, phrases: Sequence[str]) -> Shown:
-    """The model's caption, and its box for every phrase; clips get a caption only."""
-    (text,) = caption(pretrained, [visual])
-    return Shown(visual, text, () if visual.is_clip else tuple(ground(pretrained, visual, phrases)))
+@dataclass
+class Progress:
+    """What became of the files so far, and on what the model runs."""
 
+    num_files: int = 0
+    num_shown: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    runs_on: str = ""
+    stopped_with: int = EXIT_OK
 
-def render_page(model_name: str, shown: Iterable[Shown], skipped: Iterable[Skipped]) -> Iterator[str]:
-    """The page as pieces of HTML; each image is asked for when its piece is due, so one at a time is in memory."""
-    title = f"What {_text(model_name)} sees"
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    yield (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{STYLE}</style></head><body>'
-        f'<h1>What the model sees</h1><p class="faint">Model: {_text(model_name)}. '
-        "Captions and boxes are the model's, unedited. It gives a box for every "
-        "phrase, also for what is not there; the percentage is how probable it finds that the phrase describes the "
-        'picture.</p><div class="all">\n'
-    )
-    for item in shown:
-        yield _figure(item)
-    yield "</div>\n"
-    rows = [f"<tr><td>{_text(s.name)}</td><td>{_text(s.rule)}</td><td>{_text(s.message)}</td></tr>" for s in skipped]
-    if rows:
-        head = "<tr><th>file</th><th>rule</th><th>what was seen</th></tr>"
-        yield f"<h2>Left out</h2><table>{head}{''.join(rows)}</table>\n"
-    yield "</body></html>\n"
+    @property
+    def num_done(self) -> int:
+        return self.num_shown + len(self.skipped)
 
 
 def show(description: str | None, arguments: Sequence[str] | None = None) -> tuple[str, int]:
-    """What `jobs/show.py` prints, and its exit code: 0 done, 1 failed, 3 wrong usage, 4 model not to be had."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """What `jobs/show.py` prints, and its exit code.
+
+    0 done, 1 failed, 3 wrong usage, 4 the model or a package is not to be had, 130 and 143 stopped.
+    """
+    parser = JobParser(description)
     parser.add_argument("model", help="folder with config.json, or a hub name (owner/name)")
     parser.add_argument("images", nargs="+", help="images, clips, or folders of them")
     parser.add_argument("--phrases", nargs="+", default=[], help='what to look for, such as "a red bus"')
     parser.add_argument("--out", type=Path, required=True, help="the page to write")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one (default: %(default)s)"
+    )
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:
         return "", EXIT_USAGE if stop.code else EXIT_OK
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        num_shown, skipped = write_page(options)
+        with _terminated_like_interrupted():
+            progress = write_page(options)
     except X2VLMError as error:
-        usage = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
-        code = EXIT_ENVIRONMENT if isinstance(error, SourceUnavailable) else usage
-        text, data = f"{type(error).__name__}: {error}", {"error": str(error), "exit_code": code}
-        return (json.dumps(data) if options.json else text), code
-    names = [f"left out {item.name}: {item.rule}" for item in skipped]
-    data = {"page": str(options.out), "shown": num_shown, "skipped": [vars(item) for item in skipped], "exit_code": 0}
-    text = "\n".join([f"{options.out}: {num_shown} shown, {len(skipped)} left out", *names])
-    return (json.dumps(data) if options.json else text), EXIT_OK
+        code, lines = _exit_code_of(error), [f"{type(error).__name__}: {error}"]
+        data: dict[str, object] = {"error": printable(str(error)), "exit_code": code}
+    except KeyboardInterrupt as stop:  # before there was anything to show
+        code, lines = _stopped_with(stop), [f"stopped before anything was shown; {options.out} is as it was"]
+        data = {"error": lines[0], "exit_code": code}
+    else:
+        code = progress.stopped_with
+        lines, data = _told(options.out, progress)
+    text = "\n".join(printable(line) for told in lines for line in told.splitlines())
+    return (json.dumps(data) if options.json else text), code
 
 
-def write_page(options: argparse.Namespace) -> tuple[int, list[Skipped]]:
-    """Writes the page in one step; how many images and clips it shows, and what was left out.
+def _told(out: Path, progress: Progress) -> tuple[list[str], dict[str, object]]:
+    left_out = [f"left out {item.name}: {item.rule}" for item in progress.skipped]
+    stopped = [] if progress.stopped_with == EXIT_OK else [f"stopped: {_stopping_note(progress)}"]
+    lines = [f"{out}: {progress.num_shown} shown, {len(progress.skipped)} left out", *stopped, *left_out]
+    skipped = [{key: printable(value) for key, value in vars(item).items()} for item in progress.skipped]
+    data = {
+        "page": printable(str(out)),
+        "shown": progress.num_shown,
+        "files": progress.num_files,
+        "skipped": skipped,
+        "runs_on": progress.runs_on,
+        "exit_code": progress.stopped_with,
+    }
+    return lines, data
 
-    InvalidSample if none of the files can be shown; ConfigError for a device or a phrase that cannot be used.
+
+def _stopping_note(progress: Progress) -> str:
+    return f"{progress.num_done} of {progress.num_files} files were looked at. The same command begins anew"
+
+
+def _exit_code_of(error: X2VLMError) -> int:
+    match error:
+        case ConfigError():
+            return EXIT_USAGE
+        case SourceUnavailable() | MissingPackage():
+            return EXIT_ENVIRONMENT
+        case _:
+            return EXIT_FAILED
+
+
+def _stopped_with(stop: KeyboardInterrupt) -> int:
+    return EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears signals
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def write_page(options: argparse.Namespace) -> Progress:
+    """Writes the page, whole after every batch; what became of the files.
+
+    KeyboardInterrupt ends it early, with a page of what there is. InvalidSample if none of the files can be shown;
+    ConfigError for a device or a phrase that cannot be used.
     """
-    pretrained = load(options.model, _device(options.device))
+    from x2vlm.inference.page import GrowingPage
+
+    files = _files(options.images)
+    pretrained, runs_on = _load(options)
+    progress = Progress(num_files=len(files), runs_on=runs_on)
+    try:
+        with GrowingPage(options.out, Path(options.model).name) as page:
+            try:
+                for batch in _described(pretrained, files, options.phrases, progress):
+                    for item in batch:
+                        page.add(item)
+                        progress.num_shown += 1
+                    if progress.num_shown and progress.num_done < len(files):
+                        page.publish(progress.skipped, f"{progress.num_done} of {len(files)} files so far.")
+            except KeyboardInterrupt as stop:
+                if not progress.num_shown:
+                    raise
+                progress.stopped_with = _stopped_with(stop)
+            if not progress.num_shown:
+                seen = "; ".join(f"{item.name}: {item.rule}" for item in progress.skipped[:10])
+                raise InvalidSample("nothing_to_show", f"no image or clip among the given files ({seen or 'none'})")
+            page.finish(progress.skipped, f"Stopped: {_stopping_note(progress)}." if progress.stopped_with else "")
+    except OSError as error:
+        raise ConfigError(f"--out {options.out}: {error}") from error
+    return progress
+
+
+def _load(options: argparse.Namespace) -> tuple[Pretrained, str]:
+    """The model, and where it runs in words."""
+    from x2vlm.inference.api import load
+    from x2vlm.inference.device import choose_device, limit_threads
+
+    device = choose_device(options.device)
+    pretrained = load(options.model, device)
     try:
         pretrained.processor.texts(options.phrases)
     except InvalidSample as error:
         raise ConfigError(f"--phrases: {error}") from None
-    skipped: list[Skipped] = []
-    names: list[str] = []
+    num_threads = limit_threads(sum(parameter.numel() for parameter in pretrained.model.parameters()))
+    runs_on = f"{device}" if device.type != "cpu" else f"cpu, {num_threads} thread{'s' if num_threads > 1 else ''}"
+    log.info("event=model_loaded model=%s runs_on=%r", printable(options.model), runs_on)
+    return pretrained, runs_on
 
-    def shown() -> Iterator[Shown]:
-        config = pretrained.processor.config
-        for found in read_visuals(_files(options.images), config.frames_per_clip, config.frames_per_second):
+
+def _described(
+    pretrained: Pretrained, files: Sequence[Path], phrases: Sequence[str], progress: Progress
+) -> Iterator[list[Shown]]:
+    """What the model makes of the files, batch by batch; those that cannot be read go to `progress.skipped`."""
+    from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from x2vlm.inference.visuals import Skipped, read_visuals
+
+    config = pretrained.processor.config
+    waiting: list[Visual] = []
+    # `disable=None`: a bar on a terminal, nothing in a file.
+    with tqdm(total=len(files), unit="file", disable=None) as bar, logging_redirect_tqdm():
+        for found in read_visuals(files, config.frames_per_clip, config.frames_per_second):
             if isinstance(found, Skipped):
-                log.warning("event=left_out file=%s rule=%s", found.name, found.rule)
-                skipped.append(found)
+                log.warning("event=left_out file=%s rule=%s", printable(found.name), found.rule)
+                progress.skipped.append(found)
+                bar.update()
                 continue
-            names.append(found.name)
-            yield describe(pretrained, found, options.phrases)
+            waiting.append(found)
+            num_pixels = sum(frame.width * frame.height for visual in waiting for frame in visual.frames)
+            if len(waiting) == FILES_PER_BATCH or num_pixels > PIXELS_PER_BATCH:
+                yield describe(pretrained, waiting, phrases)
+                bar.update(len(waiting))
+                waiting.clear()
+        yield describe(pretrained, waiting, phrases)
+        bar.update(len(waiting))
 
-    partial = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(render_page(Path(options.model).name, shown(), skipped))
-        if not names:
-            seen = "; ".join(f"{item.name}: {item.rule}" for item in skipped[:10])
-            raise InvalidSample("nothing_to_show", f"no image or clip among the given files ({seen or 'none'})")
-        os.replace(partial, options.out)
-    except OSError as error:
-        raise ConfigError(f"--out {options.out}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return len(names), skipped
+
+def describe(pretrained: Pretrained, visuals: Sequence[Visual], phrases: Sequence[str]) -> list[Shown]:
+    """The model's caption of each, and its box for every phrase; clips get a caption only."""
+    from x2vlm.inference.api import caption, ground
+    from x2vlm.inference.page import Shown
+
+    return [
+        Shown(visual, text, () if visual.is_clip or not phrases else tuple(ground(pretrained, visual, phrases)))
+        for visual, text in zip(visuals, caption(pretrained, visuals), strict=True)
+    ]
 
 
 def _files(names: Sequence[str]) -> list[Path]:
+    from x2vlm.inference.visuals import list_files
+
     paths = [Path(name) for name in names]
     return [file for path in paths for file in (list_files(path) if path.is_dir() else [path])]
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ConfigError(f"--device {name}: {error}") from None
-    return device
-
-
-def _figure(item: Shown) -> str:
-    visual = item.visual
-    width, height = visual.size
-    size = f"{width} × {height} pixels" + (f", {len(visual.frames)} frames of a clip" if visual.is_clip else "")
-    rows = [_row(number, found) for number, found in enumerate(item.grounded, start=1)]
-    head = '<tr><th>phrase</th><th class="number">fits</th><th class="number">x, y, w, h in pixels</th></tr>'
-    table = f"<table>{head}{''.join(rows)}</table>" if rows else ""
-    return (
-        f'<figure>{_media(item)}<figcaption><p class="caption">{_text(item.caption) or "(no words)"}</p>{table}'
-        f'<p class="faint">{_text(visual.name)}, {size}</p></figcaption></figure>\n'
-    )
-
-
-def _media(item: Shown) -> str:
-    visual = item.visual
-    images = [f'<img alt="{_text(item.caption)}" src="{_data_uri(frame)}">' for frame in visual.frames]
-    if visual.is_clip:
-        return f'<div class="frames">{"".join(images)}</div>'
-    width, height = visual.size
-    unit = max(width, height) / 100  # boxes keep their look whatever the size of the original
-    # All outlines first, so that no box is drawn over another's number.
-    marks = [draw(number, found, unit) for draw in (_outline, _tag) for number, found in enumerate(item.grounded, 1)]
-    overlay = f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(marks)}</svg>' if marks else ""
-    return f"<div .image>{images[0]}{overlay}</div>"
-
-
-def _outline(number: int, found: Grounded, unit: float) -> str:
-    box, colour = found.box, COLOURS[(number - 1) % len(COLOURS)]
-    place = f'x="{box.x:.1f}" y="{box.y:.1f}" width="{box.w:.1f}" height="{box.h:.1f}" fill="none"'
-    return (
-        f'<rect {place} stroke="#fff" stroke-width="{1.2 * unit:.2f}"/>'
-        f'<rect {place} stroke="{colour}" stroke-width="{0.7 * unit:.2f}"/>'
-    )
-
-
-def _tag(number: int, found: Grounded, unit: float) -> str:
-    """The number, in a corner that goes round with it: boxes of like phrases nearly coincide, their tags must not."""
-    box, side = found.box, 5 * unit
-    right, bottom = box.x + box.w - side, box.y + box.h - side
-    x, y = ((box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom))[(number - 1) % 4]
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{side:.1f}" '
-        f'fill="{COLOURS[(number - 1) % len(COLOURS)]}"/>'
-        f'<text x="{x + side / 2:.1f}" y="{y + 0.74 * side:.1f}" font-size="{0.75 * side:.1f}" fill="#fff" '
-        f'font-family="sans-serif" text-anchor="middle">{number}</text>'
-    )
-
-
-def _row(number: int, found: Grounded) -> str:
-    box = found.box
-    tag = f'<span class="tag c{(number - 1) % len(COLOURS)}">{number}</span>'
-    numbers = f"{box.x:.0f}, {box.y:.0f}, {box.w:.0f}, {box.h:.0f}"
-    fits = f'<td class="number">{100 * found.match_probability:.0f} %</td>'
-    return f'<tr><td>{tag} {_text(found.phrase)}</td>{fits}<td class="number">{numbers}</td></tr>'
-
-
-def _data_uri(frame: Image.Image) -> str:
-    copy, buffer = frame.copy(), BytesIO()
-    copy.thumbnail((LONGEST_SIDE_PIXELS, LONGEST_SIDE_PIXELS))
-    copy.info = {}  # no comment, place or time of the original goes into the page
-    copy.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)

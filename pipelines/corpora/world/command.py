@@ -1,30 +1,31 @@
 """The implementation of `jobs/make_world.py`: parse the command line, build a world, report the result."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipelines.corpora.world.build import Built, build_world
-from pipelines.corpora.world.config import SOURCES, WorldConfig
-from x2vlm.config import parse_config
+from x2vlm.command_line import EXIT_FAILED, EXIT_OK, EXIT_USAGE, JobParser, one_of
 from x2vlm.errors import ConfigError, X2VLMError
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 3
+if TYPE_CHECKING:  # --help and a typing error need not wait for Arrow and FFmpeg
+    from pipelines.corpora.world.build import Built
 
 
 def make_world(description: str | None, arguments: list[str] | None = None) -> tuple[str, int]:
     """The text to print, and the exit code: 0 done, 1 failed, 3 wrong usage."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = JobParser(description)
     parser.add_argument("--out", type=Path, required=True, help="folder of the world; finished if it was begun")
     parser.add_argument("--scenes", type=int, default=1000, help="how many; a tenth is held out for evaluation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes; they do not change the result")
-    parser.add_argument("--sources", default=",".join(SOURCES), help="comma-separated; default: all")
+    parser.add_argument("--sources", help="comma-separated; default: all")
     parser.add_argument("--image-size", type=int, default=256, help="short side of an ordinary image, pixels")
-    parser.add_argument("--media", choices=("jpg", "none"), default="jpg", help="none: annotations only")
-    parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
+    parser.add_argument("--media", type=one_of(("jpg", "none")), default="jpg", help="none: annotations only")
     try:
         options = parser.parse_args(arguments)
     except SystemExit as stop:
@@ -40,12 +41,16 @@ def make_world(description: str | None, arguments: list[str] | None = None) -> t
 
 
 def _build(options: argparse.Namespace) -> Built:
+    from pipelines.corpora.world.build import build_world
+    from pipelines.corpora.world.config import SOURCES, WorldConfig
+    from x2vlm.config import parse_config
+
     if options.workers < 1:
         raise ConfigError(f"--workers {options.workers}: at least 1")
     values = {
         "seed": options.seed,
         "scenes": options.scenes,
-        "sources": tuple(options.sources.split(",")),
+        "sources": tuple(options.sources.split(",")) if options.sources else SOURCES,
         "image_size": options.image_size,
         "media": options.media,
     }
