@@ -33,7 +33,8 @@ from pipelines.s1_download.retry import parse_classes
 from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.command_line import EXIT_BUSY, EXIT_DUE, EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
+from x2vlm.errors import ConfigError, MissingPackage, PlanBusy, SourceUnavailable, X2VLMError
+from x2vlm.extras import needs
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,8 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], options: argpars
     """What a job has to print and its exit code. Every error of ours becomes one clear message."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
-        outcome = action(options)
+        with needs("this job"):
+            outcome = action(options)
     except X2VLMError as error:
         notes = "\n".join(getattr(error, "__notes__", []))
         kind = type(error).__name__
@@ -68,7 +70,7 @@ def exit_code_of(error: X2VLMError) -> int:
     match error:
         case ConfigError():
             return EXIT_USAGE
-        case SourceUnavailable():
+        case SourceUnavailable() | MissingPackage():
             return EXIT_ENVIRONMENT
         case PlanBusy():
             return EXIT_BUSY

@@ -14,6 +14,7 @@ from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.media.images import open_image, sniff_format, upright_rgb
 from x2vlm.data.media.video import sample_clip, sniff_container
 from x2vlm.errors import InvalidSample, SourceUnavailable
+from x2vlm.extras import needs
 
 MAX_FILE_BYTES = 2**30  # a clip is read into memory; one of ten minutes in 4K is about half of this
 
@@ -47,7 +48,8 @@ Source = str | os.PathLike[str] | bytes | Image.Image | Visual
 def read_visual(source: Source, frames_per_clip: int = 3, frames_per_second: float = 1.0) -> Visual:
     """The image or clip in `source`; a clip is sampled at a fixed rate, then thinned out evenly, as in evaluation.
 
-    Raises InvalidSample, naming the source, with rule unreadable, too_many_bytes, not_media, or one of
+    MissingPackage for a clip where PyAV is not installed; else InvalidSample, naming the source, with rule unreadable,
+    too_many_bytes, not_media, or one of
     `x2vlm.data.media.images.open_image` and `x2vlm.data.media.video.sample_clip`.
     """
     if isinstance(source, Visual):
@@ -90,7 +92,8 @@ def _decode(name: str, data: bytes, frames_per_clip: int, frames_per_second: flo
     if sniff_format(data):
         return Visual(name, (open_image(data),))
     if sniff_container(data):
-        clip = sample_clip(data, frames_per_second)
+        with needs(f"the clip {name}"):
+            clip = sample_clip(data, frames_per_second)
         chosen = choose_frames(len(clip.frames), frames_per_clip)
         return Visual(name, tuple(clip.frames[number] for number in chosen), is_clip=True)
     raise InvalidSample("not_media", f"starts with {data[:12]!r}; JPEG, PNG, WebP, GIF and video files are read")

@@ -140,7 +140,7 @@ def test_a_program_that_does_not_end_is_ended(tmp_path: Path, program: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_command() is None, reason="needs yt-dlp: pip install 'x2vlm[video]'")
+@pytest.mark.skipif(find_command() is None, reason="needs yt-dlp: pip install 'x2vlm[yt-dlp]'")
 def test_the_real_program_takes_our_options(tmp_path: Path) -> None:
     with hostile_server() as server, hostile_server("127.0.0.2") as forbidden:
         paths = [

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from x2vlm.errors import ConfigError, SourceUnavailable
+from x2vlm.extras import needs
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -44,7 +45,8 @@ def load_clip_files(files: Mapping[str, Path], device: str = "auto") -> Clip:
     Needs open_clip_config.json and one *.safetensors file; tokenizer files where the config names a tokenizer of
     transformers. ConfigError for anything else. Offline, unless the config builds a tower from the hub (hf_model_name).
     """
-    import open_clip
+    with needs("a CLIP model"):
+        import open_clip
 
     weights = [path for name, path in files.items() if name.endswith(".safetensors")]
     if CONFIG_NAME not in files or len(weights) != 1:
@@ -83,7 +85,8 @@ def load_clip_name(name: str, weights_sha256: str, device: str = "auto") -> Clip
     Downloads it where it is not cached. SourceUnavailable if it cannot be downloaded or its weights are not those
     expected.
     """
-    import open_clip
+    with needs("a CLIP model"):
+        import open_clip
 
     architecture, _, tag = name.partition("/")
     try:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from x2vlm.errors import CorruptArtifact, InvalidSample
+from x2vlm.extras import needs
 
 TAR_SUFFIX, PARQUET_SUFFIX, INDEX_SUFFIX = ".tar", ".media.parquet", ".index"
 # Members are named after what a reader is to do with them, not after the codec: open_clip takes jpg, png, jpeg and webp
@@ -79,7 +80,8 @@ def write_tar(path: Path, rows: pa.Table, payload_of: Payload) -> list[Location]
     reader wants its first five samples to have members of the same names. Headers are fixed: mtime, uid and gid 0, mode
     644. webdataset imports torch, which takes 3 CPU seconds once per process.
     """
-    from webdataset import TarWriter
+    with needs("writing a tar of samples"):
+        from webdataset import TarWriter
 
     locations: dict[str, Location] = {}
     with path.open("wb") as stream, TarWriter(stream, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:

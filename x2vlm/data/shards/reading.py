@@ -6,6 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from x2vlm.extras import needs
+
 if TYPE_CHECKING:  # the library imports torch: 3 CPU seconds, which an import of this package must not take
     from webdataset import WebDataset
 
@@ -56,7 +58,8 @@ def webdataset(
     `decode=False` gives bytes. `shardshuffle` and `options` are WebDataset's own (`nodesplitter`, `resampled`, `seed`,
     ...). ConfigError if there is no tar among `shards`.
     """
-    from webdataset import WebDataset
+    with needs("reading shards as WebDataset"):
+        from webdataset import WebDataset
 
     dataset = WebDataset(tar_urls(shards), shardshuffle=shardshuffle, **options)
     if captioned:
