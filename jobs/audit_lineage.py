@@ -15,7 +15,12 @@ def main() -> int:
     parser.add_argument("--store", default="runs/store", help="the store to audit (default: %(default)s)")
     parser.add_argument("--tracking-uri", help="MLflow to compare with; default: the database inside the store")
     parser.add_argument("--rebuild", metavar="EXPERIMENT", help="first tell MLflow again what its manifests say")
-    parser.add_argument("--depth", type=one_of(("full", "manifests")), default="full", help="full or manifests: hash all files, or sizes only")
+    parser.add_argument(
+        "--depth",
+        type=one_of(("full", "manifests")),
+        default="full",
+        help="full or manifests: hash all files, or sizes only",
+    )
     options = parser.parse_args()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 

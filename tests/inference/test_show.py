@@ -2,8 +2,15 @@
 
 import base64
 import json
+import os
+import pty
 import re
 import shutil
+import signal
+import sys
+import termios
+import threading
+import time
 from html.parser import HTMLParser
 from io import BytesIO
 
@@ -73,6 +80,7 @@ def test_a_page_shows_captions_boxes_and_what_was_left_out(model_folder, tmp_pat
 
     page = Page(out.read_text(encoding="utf-8"))
     words = " ".join(page.text)
+    assert [div["class"] for div in page.all("div")] == ["all", "image", "frames", "image"]
     pretrained = inference.load(model_folder)
     order = [*sorted([photos / PHOTOS[0].name, photos / CLIPS[2].name]), PHOTOS[1]]
     for source, written in zip(order, inference.caption(pretrained, order), strict=True):
@@ -157,6 +165,7 @@ def test_images_in_the_page_are_small_and_tell_nothing_else(tmp_path):
         (["MODEL", "PHOTO", "--device", "abacus", "--out", "OUT"], 3, "--device abacus"),
         (["MODEL", "PHOTO", "--out", "MODEL"], 3, "--out"),
         (["MODEL", "BAD", "--out", "OUT"], 1, "page.jpg: not_media"),
+        (["MODEL", "PHOTO", "--phrases", "\udce9t\udce9", "--out", "OUT"], 3, "--phrases"),
         (["MODEL", "PHOTO"], 3, ""),
         (["--help"], 0, ""),
     ],
@@ -167,3 +176,93 @@ def test_exit_codes_and_messages(model_folder, tmp_path, arguments, code, messag
     text, found = show("help", [names.get(argument, argument) for argument in arguments])
     assert (found, message in text) == (code, True)
     assert not list(tmp_path.iterdir())
+
+
+def links(folder, number):
+    """`number` photos: a few, under many names."""
+    folder.mkdir(exist_ok=True)
+    for index in range(number):
+        os.link(PHOTOS[index % 4], folder / f"{index:04}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_page_is_whole_whenever_it_is_read_and_stays_so_after_a_signal(model_folder, tmp_path, name, code):
+    folder, out = links(tmp_path / "photos", 400), tmp_path / "page.html"
+    read, sent = [], []
+
+    def watch():
+        while not out.exists() or len(read) < 3:
+            time.sleep(0.02)
+            read.extend([out.read_text(encoding="utf-8")] if out.exists() else [])
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.Signals[name])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    text, found = show(None, [str(model_folder), str(folder), "--out", str(out), "--json"])
+    watcher.join()
+    assert time.monotonic() - sent[0] < 5
+    data = json.loads(text)
+    assert (found, data["exit_code"], data["files"]) == (code, code, 400)
+    assert 8 <= data["shown"] < 400
+    counts = [len(Page(text).all("img")) for text in [*read, out.read_text(encoding="utf-8")]]
+    assert counts == sorted(counts)
+    assert counts[0] % 8 == 0
+    assert counts[-1] == data["shown"]
+    assert "of 400 files so far" in read[0]
+    assert f"Stopped: {data['shown']} of 400" in "".join(Page(out.read_text(encoding="utf-8")).text)
+    assert [path.name for path in tmp_path.iterdir() if path != folder] == ["page.html"]
+
+
+def test_publishing_takes_a_small_share_of_the_time(tmp_path):
+    with GrowingPage(tmp_path / "page.html", "m") as page:
+        page.publish([], "first")
+        page._took = 1e6  # as if the copy had taken that many seconds
+        page.publish([], "second")
+        assert "first" in (tmp_path / "page.html").read_text()
+        page.finish([])
+    assert "first" not in (tmp_path / "page.html").read_text()
+
+
+ODD_NAMES = [b"caf\xe9.jpg", b"\xff\xfe\x80.jpg", b"a\x1b[2Jb.jpg", b"two\nlines.jpg", "\u96ea\x9b.jpg".encode()]
+
+
+def test_any_bytes_in_file_names_are_shown_and_harm_nothing(model_folder, tmp_path, caplog):
+    folder = tmp_path / os.fsdecode(b"photos \xe9")
+    folder.mkdir()
+    for number, name in enumerate(ODD_NAMES):
+        shutil.copy(PHOTOS[number], folder / os.fsdecode(name))
+        (folder / os.fsdecode(name + b".txt")).write_bytes(b"no image")
+    out = tmp_path / os.fsdecode(b"page \xff.html")
+    arguments = [str(model_folder), str(folder), "--out", str(out)]
+    for flags in ([], ["--json"]):
+        text, code = show(None, [*arguments, *flags])
+        assert code == 0
+        text.encode("utf-8")
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    data = json.loads(text)
+    assert (data["shown"], len(data["skipped"])) == (5, 5)
+    assert any(item["name"].endswith(r"caf\xe9.jpg.txt") for item in data["skipped"])
+    page = Page(out.read_text(encoding="utf-8"))
+    words = " ".join(page.text)
+    for name in (r"caf\xe9.jpg", r"\xff\xfe\x80.jpg", r"a\x1b[2Jb.jpg", r"two\x0alines.jpg", "\u96ea\\x9b.jpg"):
+        assert name in words
+    assert not [record for record in caplog.records if not record.getMessage().isprintable()]
+
+
+def test_a_terminal_gets_a_bar_and_a_file_none(model_folder, tmp_path, monkeypatch, capsys):
+    folder = links(tmp_path / "photos", 9)
+    arguments = [str(model_folder), str(folder), "--out", str(tmp_path / "page.html")]
+    assert show(None, arguments)[1] == 0
+    assert "9/9" not in capsys.readouterr().err
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        assert show(None, arguments)[1] == 0
+        terminal.flush()
+        seen = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "0/9" in seen
+    assert "9/9" in seen

@@ -68,7 +68,8 @@ class Processor:
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (B, L) of cleaned texts, padded to the longest.
 
-        InvalidSample("empty_caption"), naming the text, if nothing but punctuation is in it.
+        InvalidSample, naming the text, with rule empty_caption if nothing but punctuation is in it, or not_utf8 if it
+        came from bytes that are no text.
         """
         rows = [self._ids(text) for text in texts]
         length = max((len(row) for row in rows), default=0)
@@ -88,6 +89,10 @@ class Processor:
     def _ids(self, text: str) -> list[int]:
         if not isinstance(text, str):
             raise InvalidSample("not_a_text", f"{text!r} is a {type(text).__name__}, not a str")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidSample("not_utf8", f"{text!r} holds bytes that are no UTF-8") from None
         try:
             return TextEncoder(self.tokenizer, self.config.max_tokens).encode(text)
         except InvalidSample as error:
