@@ -21,7 +21,7 @@ def main() -> int:
         default="full",
         help="full or manifests: hash all files, or sizes only",
     )
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(driver.audit_target, options)

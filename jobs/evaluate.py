@@ -14,7 +14,7 @@ def main() -> int:
     add_run_arguments(parser)
     parser.add_argument("--tasks", required=True, help="names under `evaluate:` of the experiment, separated by commas")
     parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     targets = [f"evaluate/{name}" for name in options.tasks.split(",")]

@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="an empty folder, or one with the same export of the same shards")
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them to the store's files")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(driver.export_experiment, options)

@@ -14,7 +14,7 @@ from x2vlm.command_line import JobParser
 def main() -> int:
     parser = JobParser(__doc__)
     add_run_arguments(parser)
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(driver.run_experiment, options)

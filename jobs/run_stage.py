@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--retry", action="append", default=[], help="download again only what failed by dns, timeout, 5xx, ..."
     )
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(

@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("row", nargs="?", help="a key, an address as in the annotation file, or <source>:<row>")
     parser.add_argument("--what-if", action="append", default=[], help="<field>=<value> of the filter or the scores")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
-    options = parser.parse_args()
+    options = parser.parse()
     from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(driver.explain_row, options)

@@ -27,12 +27,14 @@ from pipelines.flow.run.runner import InlineRunner, Runner
 from pipelines.flow.stage import Graph
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
+from pipelines.missing import listing_all_missing
 from pipelines.report.page import metrics_of
 from pipelines.report.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from pipelines.s1_download.retry import parse_classes
 from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.command_line import EXIT_BUSY, EXIT_DUE, EXIT_ENVIRONMENT, EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from x2vlm.config import did_you_mean
 from x2vlm.errors import ConfigError, MissingPackage, PlanBusy, SourceUnavailable, X2VLMError
 from x2vlm.extras import needs
 
@@ -105,9 +107,10 @@ def run_experiment(
         phases = estimate(experiment, estimate_options(options), _open_store(experiment.store_uri))
         told = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
         return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), told)
-    graph = build_graph(experiment)
     store = _open_store(experiment.store_uri)
-    planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
+    with listing_all_missing(experiment, targets):
+        graph = build_graph(experiment)
+        planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
     if options.dry_run or options.explain:
         phases = estimate(experiment, estimate_options(options), store)
         return _describe_plan(experiment, planned, phases, parts=options.explain)
@@ -147,7 +150,8 @@ def audit_target(options: argparse.Namespace) -> Outcome:
     tracking_uri = options.tracking_uri
     if options.rebuild:
         if options.rebuild not in (known := store.experiments()):
-            raise ConfigError(f"--rebuild {options.rebuild}: {store.uri} has the experiments {', '.join(known)}")
+            hint = did_you_mean(options.rebuild, known)
+            raise ConfigError(f"--rebuild {options.rebuild}: no such experiment in {store.uri}; {hint}")
         rebuild(store, options.rebuild, tracking_uri)
     if tracking_uri is None and store.blobs.local_root is not None and store.blobs.exists("mlflow.db"):
         tracking_uri = default_tracking_uri(store)

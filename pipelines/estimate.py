@@ -18,7 +18,7 @@ from pipelines.flow.store.store import Store
 from pipelines.input_files import phase_key
 from pipelines.report.text_lengths import TextLengths, text_lengths
 from pipelines.s5_pretrain.config import PretrainConfig
-from x2vlm.config import FrozenConfig, parse_config, read_yaml
+from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.cost.flops import DEVICES, BatchShape, Graph, step_flops
 from x2vlm.cost.model_size import checkpoint_bytes, num_parameters, peak_memory
 from x2vlm.cost.scaling import GPUS_PER_MACHINE, NETWORKS, scaled_step
@@ -75,9 +75,11 @@ class EstimateOptions:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.gpus) - set(DEVICES)):
-            raise ConfigError(f"no GPU called {', '.join(unknown)}; known are {', '.join(DEVICES)}")
+            hints = " ".join(did_you_mean(name, DEVICES, "known are") for name in unknown)
+            raise ConfigError(f"no GPU called {', '.join(unknown)}; {hints}")
         if self.network is not None and self.network not in NETWORKS:
-            raise ConfigError(f"no network called {self.network}; known are {', '.join(NETWORKS)}")
+            hint = did_you_mean(self.network, NETWORKS, "known are")
+            raise ConfigError(f"no network called {self.network}; {hint}")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Experiment(FrozenConfig):
             if source is None or source.role != "held_out":
                 held_out = sorted(key for key, value in self.sources.items() if value.role == "held_out")
                 raise ValueError(
-                    f"evaluate.{name}.source: {task.source!r} is not a held-out source; there are {held_out}"
+                    f"evaluate.{name}.source: {task.source!r} is not a held-out source; "
+                    f"{did_you_mean(task.source, held_out)}"
                 )
         return self
 
@@ -121,7 +122,8 @@ class Experiment(FrozenConfig):
                 raise ValueError(f"phases.{name}: a name of letters, digits, - and _ that is not `pretrain`")
             start = phase.start.node if phase.start else None
             if start is not None and start not in known:
-                raise ValueError(f"{name}.start.node: {start!r} is no phase before this one; there are {known}")
+                hint = did_you_mean(start, known)
+                raise ValueError(f"{name}.start.node: {start!r} is no phase before this one; {hint}")
             used.add(start)
             known.append(name)
         if idle := sorted(set(self.phases) - used):

@@ -7,7 +7,7 @@ import pydantic
 
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
-from pipelines.input_files import folder_files, phase_key, start_inputs
+from pipelines.input_files import card_file, folder_files, phase_key, start_inputs
 from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
@@ -26,7 +26,7 @@ from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE
-from x2vlm.config import parse_config
+from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.errors import ConfigError
 
@@ -65,7 +65,7 @@ def build_graph(experiment: Experiment) -> Graph:
 
 def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:
     """From upstream files to scored rows: read, download, domains, filter and score of one source."""
-    card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
+    card_path = card_file(source.card)
     card = load_card(card_path)
     paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
@@ -214,7 +214,7 @@ def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
     found = []
     for branch in branches:
         source = experiment.sources[source_of(branch)]
-        found.append(load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader or "")
+        found.append(load_card(card_file(source.card)).reader or "")
     return tuple(found)
 
 
@@ -278,12 +278,13 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
         return train
     named = {source for stream in config.data.streams for source in (*stream.sources, *stream.aux_sources)}
     cards = {
-        key: load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").id
+        key: load_card(card_file(source.card)).id
         for key, source in experiment.sources.items()
         if source.role == "train"
     }
     if unknown := sorted(named - set(cards.values())):
-        raise ConfigError(f"{name}: streams name {unknown}; training sources have the cards {sorted(cards.values())}")
+        hints = " ".join(f"`{one}`: {did_you_mean(one, cards.values())}" for one in unknown)
+        raise ConfigError(f"{name}: streams name sources by their cards, and no training source has these. {hints}")
     return [branch for branch in train if cards[source_of(branch)] in named]
 
 

@@ -1,10 +1,27 @@
-"""The user's files that a node reads: those of a model's folder, and those of a run's initial weights."""
+"""The user's files that a node reads: cards, those of a model's folder, and those of a run's initial weights."""
+
+from pathlib import Path
 
 from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import SourceFile
+from pipelines.project import PROJECT_ROOT
 from pipelines.s5_pretrain.start import START_SLOTS, StartConfig, is_hub_name, text_folder_files
+from x2vlm.config import did_you_mean
 from x2vlm.errors import ConfigError
 from x2vlm.models.files import MODEL_FILES
+
+
+def card_file(name: str) -> Path:
+    """The file of the card that a source names ("pretrain/coco"); ConfigError with the nearest one if there is none."""
+    folder = PROJECT_ROOT / "datasets"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = [str(card.relative_to(folder).with_suffix("")) for card in sorted(folder.rglob("*.yaml"))]
+        # Who left the folder out, or names another one, means the card of that name.
+        same = [card for card in known if Path(card).name == Path(name).name]
+        hint = f"did you mean `{same[0]}`?" if same else did_you_mean(name, known)
+        raise ConfigError(f"no card {path}; {hint}")
+    return path
 
 
 def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

@@ -5,6 +5,7 @@ Imports the standard library only: `--help` and a typing error are answered befo
 
 import argparse
 import difflib
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
@@ -29,9 +30,9 @@ class JobParser(argparse.ArgumentParser):
         self._flags += action.option_strings
         return action
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The options; ends the process with 3 for a wrong command line, with 0 for `--help`."""
-        options, unknown = self.parse_known_args(args, namespace)
+        options, unknown = self.parse_known_args(arguments)
         if unknown:
             names = [word.partition("=")[0] for word in unknown]
             guesses = [guess for name in names for guess in nearest(name, self._flags)]
@@ -40,13 +41,8 @@ class JobParser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage()
+        self.print_usage(sys.stderr)
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
-
-    def print_usage(self, file: Any = None) -> None:
-        import sys
-
-        super().print_usage(file or sys.stderr)
 
 
 def one_of(names: Collection[str]) -> Callable[[str], str]:

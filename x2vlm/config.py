@@ -1,6 +1,7 @@
 """Typed, frozen configuration values and the errors people get when a key or value is wrong."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -82,6 +83,13 @@ def _message(config_type: type[pydantic.BaseModel], problem: Any) -> str:
         case "extra_forbidden":
             known = _known_keys(config_type, problem["loc"][:-1])
             return f"unknown key; {did_you_mean(str(problem['loc'][-1]), known, 'known keys')}"
+        case "literal_error" | "enum":
+            known = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
+            return f"{problem['msg']} (got {problem['input']!r}); {did_you_mean(str(problem['input']), known)}"
+        case "union_tag_invalid":
+            known = re.findall(r"'([^']*)'", str(problem["ctx"]["expected_tags"]))
+            hint = did_you_mean(problem["ctx"]["tag"], known)
+            return f"no {problem['ctx']['discriminator']} {problem['ctx']['tag']!r}; {hint}"
         case "explained":  # by `field_problem`
             return str(problem["msg"])
         case _:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from x2vlm.config import did_you_mean
 from x2vlm.errors import ConfigError
 
 RETRY_MARK = ".retry"  # between a source and the number of a later round
@@ -38,7 +39,8 @@ def parse_classes(text: str) -> tuple[str, ...]:
     """The classes named in "dns,timeout,5xx", sorted; ConfigError for one that is none."""
     names = sorted({name.strip() for name in text.split(",")} - {""})
     if unknown := [name for name in names if name not in CLASSES]:
-        raise ConfigError(f"retry: no class of failures {', '.join(unknown)}; there are {', '.join(CLASSES)}")
+        hints = " ".join(did_you_mean(name, CLASSES) for name in unknown)
+        raise ConfigError(f"retry: no class of failures {', '.join(unknown)}; {hints}")
     if not names:
         raise ConfigError(f"retry: name at least one class of failures: {', '.join(CLASSES)}")
     return tuple(names)

@@ -18,6 +18,7 @@ from pipelines.s2_filter.judge import row_verdicts
 from pipelines.s4_materialize import PARTITION, PartitionConfig
 from pipelines.s4_materialize.decisions import is_decisions
 from pipelines.why.row_index import open_index
+from x2vlm.config import did_you_mean
 from x2vlm.data.columns import SampleColumns
 from x2vlm.errors import ConfigError
 from x2vlm.samples import SAMPLE_SCHEMA, sample_key
@@ -82,7 +83,10 @@ def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
         if found:
             traces.append(_trace_row(key, found, manifests))
     if not traces:
-        sources = ", ".join(sorted({stored.manifest.config["source"] for stored in reads}))
+        names = sorted({stored.manifest.config["source"] for stored in reads})
+        source, sign, _ = query.partition(":")
+        meant = f" No source is called {source}; {did_you_mean(source, names)}" if sign and source not in names else ""
+        sources = f"{', '.join(names)}.{meant if '://' not in query else ''}"
         raise ConfigError(
             f"no row of {experiment} is called {query!r}. Give a key (32 hex digits), an address as it stands in the "
             f"annotation file, or <source>:<row>; sources: {sources}"

@@ -24,7 +24,7 @@ from pipelines.s2_filter import FilterConfig
 from pipelines.s2_filter.judge import judge
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from pipelines.why.trace import manifests_in_order
-from x2vlm.config import parse_config
+from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.columns import SampleColumns
 from x2vlm.data.rules.row_filters import domain_not_flagged
 from x2vlm.errors import ConfigError
@@ -86,9 +86,11 @@ def parse_changes(texts: Sequence[str]) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         name = name.strip()
         if not sign or name not in FILTER_FIELDS | SCORE_FIELDS:
-            known = ", ".join(sorted(FILTER_FIELDS | SCORE_FIELDS))
+            known = FILTER_FIELDS | SCORE_FIELDS
+            hint = "" if name in known or not name else f" ({did_you_mean(name, known, 'they are')})"
             raise ConfigError(
-                f"--what-if {text}: give <field>=<value> with a field of the filter or the scores: {known}"
+                f"--what-if {text}: give <field>=<value> with a field of the filter or the scores{hint}: "
+                f"{', '.join(sorted(known))}"
             )
         try:
             changes[name] = yaml.safe_load(value)

@@ -74,7 +74,7 @@ def show(description: str | None, arguments: Sequence[str] | None = None) -> tup
         "--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one (default: %(default)s)"
     )
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse(arguments)
     except SystemExit as stop:
         return "", EXIT_USAGE if stop.code else EXIT_OK
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

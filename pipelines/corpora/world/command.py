@@ -27,7 +27,7 @@ def make_world(description: str | None, arguments: list[str] | None = None) -> t
     parser.add_argument("--image-size", type=int, default=256, help="short side of an ordinary image, pixels")
     parser.add_argument("--media", type=one_of(("jpg", "none")), default="jpg", help="none: annotations only")
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse(arguments)
     except SystemExit as stop:
         return "", EXIT_USAGE if stop.code else EXIT_OK
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)

@@ -1,5 +1,6 @@
 """What a run would do and why, node by node. Planning writes nothing but remembered hashes of upstream files."""
 
+import difflib
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -282,7 +283,10 @@ def _matching(graph: Graph, globs: Sequence[str], what: str) -> set[str]:
     for glob in globs:
         keys = {key for key in graph if fnmatchcase(key, glob)}
         if not keys:
-            raise ConfigError(f"{what} {glob!r} matches no node; the nodes are {', '.join(graph)}")
+            stages = [f"{key.partition('/')[0]}/*" for key in graph] if "*" in glob else []
+            nearest = difflib.get_close_matches(glob, [*stages, *graph], n=1)
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"the nodes are {', '.join(graph)}"
+            raise ConfigError(f"{what} {glob!r} matches no node; {hint}")
         found |= keys
     return found
 

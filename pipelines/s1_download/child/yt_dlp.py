@@ -51,8 +51,8 @@ def check_command(config: DownloadConfig, where: str) -> list[str]:
         return command
     raise SourceUnavailable(
         f"{where}: videos of {', '.join(config.yt_dlp_domains)} are fetched through yt-dlp, which is not here. "
-        "Install it on every machine that downloads (`pip install 'x2vlm[yt-dlp]'`), set `allow_yt_dlp: false` to count "
-        "these rows as dropped, or give the source a `media_root` with the videos you hold"
+        "Install it on every machine that downloads (`pip install 'x2vlm[yt-dlp]'`), set `allow_yt_dlp: false` to "
+        "count these rows as dropped, or give the source a `media_root` with the videos you hold"
     )
 
 

@@ -107,7 +107,7 @@ def test_a_change_of_the_first_phase_makes_both_due_and_gives_the_second_another
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pretrain": {"start": {"node": "phase_1"}}}, "'phase_1' is no phase before this one; there are .'phase1'"),
+        ({"pretrain": {"start": {"node": "phase_1"}}}, "'phase_1' is no phase before this one; did you mean `phase1`"),
         ({"pretrain": {}}, "nothing starts from phase1"),
         ({"phases": {"pretrain": {}}}, "that is not `pretrain`"),
     ],
@@ -125,7 +125,7 @@ def test_a_stream_of_a_phase_that_names_no_source_of_the_experiment_is_refused(t
     pretrain = experiment.pretrain.model_copy(
         update={"data": experiment.pretrain.data.model_copy(update={"streams": streams})}
     )
-    with pytest.raises(ConfigError, match=r"streams name \['webvit'\]"):
+    with pytest.raises(ConfigError, match="`webvit`: did you mean `webvid`"):
         build_graph(experiment.model_copy(update={"pretrain": pretrain}))
 
 
