@@ -38,3 +38,7 @@ class StageFailed(X2VLMError):
 
 class PlanBusy(X2VLMError):
     """Another driver holds the lease on this plan."""
+
+
+class Stopped(X2VLMError):
+    """The process was told to stop and did so in good order: what it says is saved is saved."""

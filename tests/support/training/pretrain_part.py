@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.flow.live import Report, no_report
+
 
 @dataclass(frozen=True)
 class Out:
@@ -10,6 +12,7 @@ class Out:
 
     path: Path
     state_uri: str
+    report: Report = no_report
 
 
 class LocalInputs:
