@@ -211,7 +211,7 @@ class LiveTable:
         now = time.monotonic()
         with self._state:
             rows = [(stage, view, _cells(stage, view, now)) for stage, view in self._stages.items()]
-            trainings = [line for view in self._stages.values() for line in _training_lines(view, now)]
+            trainings = [line for view in self._stages.values() for line in _training_lines(view, width)]
         room = max(1, height - 4 - len(trainings))  # head, foot, and the line of the cursor
         if len(rows) > room:  # what is under way is what matters
             busy = [row for row in rows if row[1].nodes and len(row[1].ended) < row[1].num_nodes]
@@ -266,8 +266,8 @@ def _cells(stage: str, view: StageView, now: float) -> tuple[str, ...]:
     )
 
 
-def _training_lines(view: StageView, now: float) -> list[str]:
-    """A line for every training under way: step, loss, texts per second, time left."""
+def _training_lines(view: StageView, width: int) -> list[str]:
+    """A line for every training under way: step, loss, texts per second, time left; what has no room is left out."""
     lines = []
     for node, counters in view.nodes.items():
         totals = counters.totals()
@@ -281,6 +281,8 @@ def _training_lines(view: StageView, now: float) -> list[str]:
             words.append(f"{totals['texts_per_second']:,.0f} texts/s")
         if pace := totals.get("steps_per_second"):
             words.append(f"{_clock((steps - step) / pace)} left")
+        while len(words) > 1 and len("  ".join(words)) >= width:
+            words.pop()
         lines.append("  ".join(words))
     return lines
 

@@ -107,9 +107,7 @@ class FactsWriter:
         }
         told = ", ".join(f"{key}: {number}" for key, number in numbers.items() if number)
         if told:
-            level = (
-                logging.INFO if all(is_timing(key) for key in numbers if numbers[key]) else logging.WARNING
-            )
+            level = logging.INFO if all(is_timing(key) for key in numbers if numbers[key]) else logging.WARNING
             log.log(level, "event=curves_differ run_id=%s num_steps=%r", run_id, told)
             self.client.set_tag(run_id, LIVE_DIFFERS, cut(told, MAX_TAG_LENGTH))
 

@@ -14,13 +14,16 @@ class NodeCounters:
     parts: dict[str, Counters] = field(default_factory=dict)
     looked_at: float | None = None  # of time.monotonic()
     last: dict[str, float] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
 
     def report(self, part: str, counters: Counters) -> None:
-        """Take a running part's counters."""
-        self.parts[part] = counters
+        """Take a running part's counters. Those of a finished one come too late, from another machine."""
+        if part not in self.finished:
+            self.parts[part] = counters
 
     def finish(self, part: str, record: PartRecord) -> None:
         """Put a part's true counts in the place of what it reported. Others of its counters stay."""
+        self.finished.add(part)
         rows = record.counts["rows"]
         dropped = {f"dropped.{rule}": float(number) for rule, number in rows.dropped.items()}
         others = {name: value for name, value in self.parts.get(part, {}).items() if not name.startswith("dropped.")}
