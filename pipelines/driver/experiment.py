@@ -68,8 +68,8 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
         "checkpoint."
     )
     with (
-        temporary_home() as home,
         screen(store, [node.key for node in planned.selected]) as show,
+        temporary_home() as home,
         lineage(store, experiment.name, options.tracking_uri) as record,
         LazyRunner(lambda: start_runner(options)) as runner,
     ):
