@@ -73,9 +73,9 @@ def _shown(path: Path) -> str:
 
 @contextlib.contextmanager
 def _person() -> Iterator[TextIO]:
-    """What stderr was, by a descriptor of its own."""
+    """What stderr was, by a descriptor of its own. Buffered, so that a drawing arrives in one piece."""
     sys.stderr.flush()
-    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace", buffering=1) as stream:
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
         yield stream
 
 

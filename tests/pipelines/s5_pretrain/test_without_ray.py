@@ -5,10 +5,8 @@ import os
 import shutil
 import signal
 import subprocess
-
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
