@@ -6,6 +6,7 @@ python jobs/audit_lineage.py <sample key | fingerprint | MLflow run or model id>
 
 import sys
 
+from pipelines import driver
 from x2vlm.command_line import JobParser, one_of
 
 
@@ -21,10 +22,8 @@ def main() -> int:
         default="full",
         help="full or manifests: hash all files, or sizes only",
     )
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
-    text, code = driver.run_as_job(driver.audit_target, options)
+    text, code = driver.run_as_job(driver.audit_target, parser)
     print(text)
     return code
 

@@ -4,21 +4,22 @@ python jobs/evaluate.py sample --tasks retrieval,grounding
 """
 
 import sys
+from argparse import Namespace
 
-from pipelines.arguments import add_run_arguments
+from pipelines import driver
 from x2vlm.command_line import JobParser
 
 
 def main() -> int:
     parser = JobParser(__doc__)
-    add_run_arguments(parser)
+    driver.add_run_arguments(parser)
     parser.add_argument("--tasks", required=True, help="names under `evaluate:` of the experiment, separated by commas")
     parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
-    targets = [f"evaluate/{name}" for name in options.tasks.split(",")]
-    text, code = driver.run_as_job(lambda options: driver.run_experiment(options, targets, options.force), options)
+    def evaluate(options: Namespace) -> driver.Outcome:
+        return driver.run_experiment(options, [f"evaluate/{name}" for name in options.tasks.split(",")], options.force)
+
+    text, code = driver.run_as_job(evaluate, parser)
     print(text)
     return code
 

@@ -7,6 +7,7 @@ python jobs/export.py sample --format xvlm --out runs/lines
 
 import sys
 
+from pipelines import driver
 from pipelines.export import FORMATS
 from x2vlm.command_line import JobParser, one_of
 
@@ -18,10 +19,8 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="an empty folder, or one with the same export of the same shards")
     parser.add_argument("--copy", action="store_true", help="copy shards instead of linking them to the store's files")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
-    text, code = driver.run_as_job(driver.export_experiment, options)
+    text, code = driver.run_as_job(driver.export_experiment, parser)
     print(text)
     return code
 

@@ -7,17 +7,15 @@ python jobs/full_pretrain.py base_4m_paper --estimate
 
 import sys
 
-from pipelines.arguments import add_run_arguments
+from pipelines import driver
 from x2vlm.command_line import JobParser
 
 
 def main() -> int:
     parser = JobParser(__doc__)
-    add_run_arguments(parser)
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
+    driver.add_run_arguments(parser)
 
-    text, code = driver.run_as_job(driver.run_experiment, options)
+    text, code = driver.run_as_job(driver.run_experiment, parser)
     print(text)
     return code
 

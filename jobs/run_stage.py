@@ -6,23 +6,21 @@ python jobs/run_stage.py sample --only 'download/*' --retry dns,timeout,5xx
 
 import sys
 
-from pipelines.arguments import add_run_arguments
+from pipelines import driver
 from x2vlm.command_line import JobParser
 
 
 def main() -> int:
     parser = JobParser(__doc__)
-    add_run_arguments(parser)
+    driver.add_run_arguments(parser)
     parser.add_argument("--only", action="append", required=True, help="node key or glob; may be given several times")
     parser.add_argument("--force", action="store_true", help="run finished parts again")
     parser.add_argument(
         "--retry", action="append", default=[], help="download again only what failed by dns, timeout, 5xx, ..."
     )
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
     text, code = driver.run_as_job(
-        lambda options: driver.run_experiment(options, options.only, options.force, options.retry), options
+        lambda options: driver.run_experiment(options, options.only, options.force, options.retry), parser
     )
     print(text)
     return code

@@ -7,6 +7,7 @@ python jobs/why.py sample --what-if min_clip_score=0.28 --what-if min_short_edge
 
 import sys
 
+from pipelines import driver
 from x2vlm.command_line import JobParser
 
 
@@ -16,10 +17,8 @@ def main() -> int:
     parser.add_argument("row", nargs="?", help="a key, an address as in the annotation file, or <source>:<row>")
     parser.add_argument("--what-if", action="append", default=[], help="<field>=<value> of the filter or the scores")
     parser.add_argument("--store", help="where the artifacts are, instead of where the experiment says")
-    options = parser.parse()
-    from pipelines import driver  # imports half the project, which --help and a typing error need not wait for
 
-    text, code = driver.run_as_job(driver.explain_row, options)
+    text, code = driver.run_as_job(driver.explain_row, parser)
     print(text)
     return code
 

@@ -42,3 +42,7 @@ class PlanBusy(X2VLMError):
 
 class MissingPackage(X2VLMError):
     """A package that this part needs is not installed; names it, and the command that installs it."""
+
+
+class Stopped(X2VLMError):
+    """The process was told to stop and did so in good order: what it says is saved is saved."""

@@ -9,7 +9,8 @@ Counters = Mapping[str, float]
 Listener = Callable[[str, str, Counters], None]  # (node, part, counters)
 
 # Takes a function that counts, which is not called where nobody listens. A part calls it about once a second. Counters
-# grow; `rows`, `kept`, `bytes` and `dropped.<rule>` mean the same for every stage, others are shown as they are.
+# grow; `rows`, `kept`, `bytes` and `dropped.<rule>` mean the same for every stage, others are shown as they are. A
+# training tells its `step` of `steps`, and how it stands: `loss`, `texts_per_second`, `steps_per_second`.
 Report = Callable[[Callable[[], Counters]], None]
 
 

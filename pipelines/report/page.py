@@ -37,6 +37,7 @@ def render_report(
     """The page as HTML text. `manifests` by node key in graph order; `series`: training metrics, one row per step."""
     sections = [
         f"<h1>Experiment {html.escape(experiment)}</h1>",
+        *_outdated_note(manifests),
         _results(manifests),
         "<h2>Rows, stage by stage</h2>",
         _node_table(manifests),
@@ -78,6 +79,17 @@ def metrics_of(manifests: Mapping[str, Manifest], stage: str) -> dict[str, dict[
         for key, manifest in manifests.items()
         if manifest.stage == stage
     }
+
+
+def _outdated_note(manifests: Mapping[str, Manifest]) -> list[str]:
+    """Which nodes were made of something that has been made anew since, by a command on some of the nodes; or []."""
+    old = [
+        key
+        for key, manifest in manifests.items()
+        if any(item.node in manifests and item.root != manifests[item.node].root for item in manifest.inputs)
+    ]
+    names = ", ".join(f"<code>{html.escape(key)}</code>" for key in old)
+    return [f"<p>Made of earlier versions of what they read, and due: {names}.</p>"] if old else []
 
 
 def _results(manifests: Mapping[str, Manifest]) -> str:

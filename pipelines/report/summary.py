@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.flow.run.executor import RunResult
+from pipelines.flow.run.events import RunResult
 from pipelines.flow.run.planner import Plan
 from pipelines.flow.store.artifact import Manifest, PartRecord
 from pipelines.flow.store.layout import file_path

@@ -51,7 +51,8 @@ def pretrain_part(
     }
     # Torch and Ray: not imported at the top, planning must not wait for them.
     from pipelines.s5_pretrain.result import collect, processor_of
-    from pipelines.s5_pretrain.worker import train
+    from pipelines.s5_pretrain.watching import watched
+    from pipelines.s5_pretrain.worker import METRICS, train
 
     processor_of(config, vocabulary)  # fail now if it could not be saved at the end
     if config.start is not None:
@@ -63,7 +64,8 @@ def pretrain_part(
         }
         job["start"] = lay_down_start(config, files, out.state_uri)
         job["facts"] |= {"start_sha256": job["start"]["sha256"]}
-    train(job, config.world_size)
+    with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
+        train(job, config.world_size)
     return collect(config, inputs, part, out, vocabulary)
 
 

@@ -14,7 +14,9 @@ import ray
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipelines.flow.store.temporary import enter_temporary_home
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.local_processes import check_devices, train_on_this_machine
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
@@ -37,17 +39,21 @@ PREEMPTION_POLL_STEPS = 50
 
 
 def train(job: Mapping[str, Any], world_size: int) -> None:
-    """Run `train_worker` here if one process is enough and there is no Ray, else on Ray Train.
+    """Run `train_worker` on Ray Train if this process has a Ray, else here, by torchrun if it takes several processes.
 
-    The job is also written to the state folder, from where torchrun can run it (`pipelines.s5_pretrain.torchrun`).
+    No Ray is looked for: one that the environment names may be somebody else's. The job is also written to the state
+    folder, from where torchrun runs it (`pipelines.s5_pretrain.torchrun`).
     """
     fs, state = fsspec.core.url_to_fs(job["state_uri"])
     fs.makedirs(state, exist_ok=True)
     fs.pipe_file(f"{state}/{JOB}", json.dumps(job).encode())
-    if world_size == 1 and not ray.is_initialized():
+    if ray.is_initialized():
+        _train_on_ray(job)
+    elif world_size == 1:
         train_worker(job)
     else:
-        _train_on_ray(job)
+        check_devices(world_size, torch.cuda.device_count())
+        train_on_this_machine(f"{job['state_uri']}/{JOB}", world_size)
 
 
 def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None = None) -> None:
@@ -92,6 +98,7 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
 
 def ray_worker(job: Mapping[str, Any]) -> None:
     """`train_worker` on a Ray Train worker. StageFailed, naming rank and node, for any error in it."""
+    enter_temporary_home()
     try:
         train_worker(job, PreemptionWatch())
     except Exception as error:
@@ -147,8 +154,6 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
     runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     state_uri = job["state_uri"]
     name = f"pretrain-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
-    if not ray.is_initialized():
-        ray.init()
     use_gpu = ray.cluster_resources().get("GPU", 0) >= (config.min_workers or config.world_size)  # type: ignore[no-untyped-call]
     workers = config.world_size if config.min_workers is None else (config.min_workers, config.world_size)
     trainer = TorchTrainer(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+READY_SECONDS = 600.0  # a machine whose load average is five times its cores starts Ray in minutes
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -47,7 +49,7 @@ def run_job(script: str, *arguments: str, cwd: Path | None = None, **environment
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1800,
     )
     return Job(done.returncode, done.stdout, done.stderr)
 
@@ -95,7 +97,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=900,
+            timeout=1800,
         )
 
 
@@ -127,8 +129,9 @@ def cluster() -> Iterator[Cluster]:
         stderr=subprocess.STDOUT,
     )
     try:
-        _wait_until_listening(dashboard, head, folder / "head.log")
-        yield Cluster(environment)
+        started = Cluster(environment)
+        _wait_until_it_takes_jobs(started, dashboard, head, folder / "head.log")
+        yield started
     finally:
         # At once and all of them: an orderly end takes Ray half a minute, and nothing of this cluster is to be kept.
         for pid in [*descendants(head.pid), head.pid]:
@@ -138,18 +141,24 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_listening(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    import time
-
-    deadline = time.monotonic() + 180
+def _wait_until_it_takes_jobs(cluster: Cluster, port: int, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Until a job was submitted: the dashboard listens long before the agent is up that starts jobs."""
+    deadline = time.monotonic() + READY_SECONDS
+    refused = "the dashboard does not listen"
     while time.monotonic() < deadline:
         if head.poll() is not None:
             raise RuntimeError(f"ray start ended with {head.returncode}:\n{log.read_text()[-3000:]}")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+                command = [RAY, "job", "submit", "--no-wait", "--", "true"]
+                done = subprocess.run(
+                    command, env=cluster.environment, capture_output=True, text=True, check=False, timeout=READY_SECONDS
+                )
+                if done.returncode == 0:
+                    return
+                refused = done.stdout[-1000:] + done.stderr[-2000:]
         time.sleep(0.5)  # polling another process, not a guess at how long it takes
-    raise RuntimeError(f"the dashboard never listened:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"it took no job in {READY_SECONDS:.0f} s:\n{refused}\n{log.read_text()[-3000:]}")
 
 
 @dataclass(frozen=True)

@@ -46,13 +46,13 @@ print(json.dumps(told))
 """
 # What a job answers where the pipeline's packages are missing.
 JOB = """
-from argparse import Namespace
 from pipelines import driver
+from x2vlm.command_line import JobParser
 
 def start(options):
     from pipelines.flow.run.ray_runner import RayRunner
 
-text, code = driver.run_as_job(start, Namespace(json=False))
+text, code = driver.run_as_job(start, JobParser(None))
 print(code, text)
 """
 

@@ -30,6 +30,7 @@ COMMITTED = "COMMITTED"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _FOLDER = re.compile(r"step-(\d{8})(-[0-9a-f]+)?$")
 _CHUNK = 1 << 20
+_SCRATCH = ".tmp-"  # of an attempt at a checkpoint, before its number
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class CheckpointStore:
         scratch_parent = self.root if self._is_local else None
         if self._is_local:
             os.makedirs(self.root, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=scratch_parent))
+            for abandoned in Path(self.root).glob(f"{_SCRATCH}*"):  # one process saves: its predecessor was killed
+                shutil.rmtree(abandoned, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=scratch_parent))
         try:
             digests = _write_files(scratch, checkpoint)
             folder = self._publish(scratch, checkpoint.step, digests)

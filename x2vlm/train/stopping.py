@@ -6,7 +6,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from x2vlm.errors import X2VLMError
+from x2vlm.errors import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 EXIT_STOPPED = 75
 
 
-class TrainingStopped(X2VLMError):
+class TrainingStopped(Stopped):
     """The training was asked to stop: `step` steps are finished and saved; the same command continues from there."""
 
     def __init__(self, step: int) -> None:

@@ -126,14 +126,17 @@ class DagRuns:
             if key.startswith(f"{record.dag_run}:") and key != record.run_key:
                 self.terminate(run_id, record.model_copy(update={"status": "KILLED"}))
 
-    def renew(self, run_id: str, record: LineageRecord) -> str:
-        """The id of a run in place of `run_id`, whose curves cannot be made those of the manifest.
+    def renew(self, run_id: str, record: LineageRecord, only_timings: bool = False) -> str:
+        """The id of a run in place of `run_id`, whose curves (`only_timings`: of speeds) cannot be made the manifest's.
 
         MLflow takes no point back, and what a run holds as a metric's last value must be right. Rare: a training lost
         the very last steps of a curve in a crash, and they came out different when it made them again.
         """
         tags = self.written.pop(run_id).tags
-        log.warning("event=run_written_anew run_key=%s run_id=%s reason=curve_ends_otherwise", record.run_key, run_id)
+        level = logging.INFO if only_timings else logging.WARNING
+        log.log(
+            level, "event=run_written_anew run_key=%s run_id=%s reason=curve_ends_otherwise", record.run_key, run_id
+        )
         self.client.delete_run(run_id)
         del self.ids[record.run_key]
         return self.ensure(record, record.run_key, record.node, tags, record.started_ms or record.time_ms)

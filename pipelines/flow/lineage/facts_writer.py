@@ -27,7 +27,7 @@ from pipelines.flow.lineage.mlflow_client import (
 )
 from pipelines.flow.lineage.readback import LineageMismatch
 from pipelines.flow.lineage.run_fields import MAX_TAG_LENGTH, cut, metric_name, model_tags, node_metrics
-from pipelines.flow.lineage.series import series_points
+from pipelines.flow.lineage.series import is_timing, series_points
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,9 @@ class FactsWriter:
         dataset = _measured_on(edges) if models and produced else None
         series = self._series(facts) if produced else {}
         there = {key: self._points_there(run_id, key) for key in series}
-        if run_id not in self.runs.finished and any(_ends_otherwise(there[key], series[key]) for key in series):
-            run_id, there = self.runs.renew(run_id, record), {}
+        otherwise = [key for key in series if _ends_otherwise(there[key], series[key])]
+        if run_id not in self.runs.finished and otherwise:
+            run_id, there = self.runs.renew(run_id, record, all(map(is_timing, otherwise))), {}
         self._note_differences(run_id, there, series)
         final = {key: value for key, value in node_metrics(facts).items() if key not in series}
         about = {"model_id": models[0] if models and produced else None}
@@ -106,7 +107,8 @@ class FactsWriter:
         }
         told = ", ".join(f"{key}: {number}" for key, number in numbers.items() if number)
         if told:
-            log.warning("event=curves_differ run_id=%s num_steps=%r", run_id, told)
+            level = logging.INFO if all(is_timing(key) for key in numbers if numbers[key]) else logging.WARNING
+            log.log(level, "event=curves_differ run_id=%s num_steps=%r", run_id, told)
             self.client.set_tag(run_id, LIVE_DIFFERS, cut(told, MAX_TAG_LENGTH))
 
     def _log_model(self, run_id: str, record: LineageRecord, facts: NodeFacts) -> None:

@@ -8,28 +8,25 @@ delivered is delivered by the next run, or by `replay`. Manifests are the truth:
 import contextlib
 import json
 import logging
-import os
 import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from pipelines.flow.lineage.facts import Cache, LineageRecord, NodeFacts, facts_of, is_model
+from pipelines.flow.lineage.sink_process import LIVE_SECONDS, SinkProcess
 from pipelines.flow.lineage.spool import Spool, spools
 from pipelines.flow.run import events
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.identity import this_process
 from pipelines.flow.store.store import Store
-from pipelines.project import PROJECT_ROOT
 from x2vlm.errors import ConfigError, X2VLMError
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0  # how long the end of a run waits for the sink
-LIVE_SECONDS = 5.0  # between two looks of the sink at the numbers of running nodes
+STOP_SECONDS = 1.0  # the same where somebody waits for the process to end
 
 # tag of the job's run -> key of the provenance
 _PROVENANCE_TAGS = {
@@ -59,8 +56,12 @@ def default_tracking_uri(store: Store) -> str:
 class Lineage:
     """Spools the events of one run of the graph. Pass it as `on_event`; use it through `lineage()`."""
 
-    def __init__(self, store: Store, experiment: str, dag_run: str, sink: "SinkProcess | None" = None) -> None:
-        self.store, self.experiment, self.dag_run, self.sink = store, experiment, dag_run, sink
+    def __init__(
+        self, store: Store, experiment: str, dag_run: str, start_sink: Callable[[], SinkProcess] | None = None
+    ) -> None:
+        self.store, self.experiment, self.dag_run = store, experiment, dag_run
+        self.sink: SinkProcess | None = None
+        self._start_sink = start_sink
         self.spool = Spool(store, dag_run)
         self.started_ms: dict[str, int] = {}
         self.live_keys: dict[str, str] = {}  # fingerprints of started nodes whose numbers are sent while they run
@@ -80,8 +81,14 @@ class Lineage:
         except (OSError, X2VLMError) as error:
             log.error("event=spool_failed dag_run=%s record=%s error=%r", self.dag_run, record.run_key, str(error))
             return
+        if self.sink is None and self._start_sink is not None:  # a driver that finds the plan busy starts none
+            self.sink = self._start_sink()
         if self.sink:
             self.sink.notify()
+
+    def close(self, grace_seconds: float) -> bool:
+        """Wait up to `grace_seconds` for the last delivery; True if MLflow has everything."""
+        return self.sink is None or self.sink.close(grace_seconds)
 
     def _record_of(self, event: events.Event) -> LineageRecord | None:
         time_ms = int(event.time * 1000)
@@ -177,69 +184,28 @@ def lineage(
     """
     uri = tracking_uri or default_tracking_uri(store)
     run = dag_run or new_dag_run()
-    sink = SinkProcess(store, run, uri, live_seconds)
-    recorder = Lineage(store, experiment, run, sink)
+    recorder = Lineage(store, experiment, run, lambda: SinkProcess(store, run, uri, live_seconds))
     try:
         yield recorder
-    finally:
-        sink.close(grace_seconds)
+    except Exception:
+        recorder.close(grace_seconds)
+        raise
+    except BaseException:  # told to stop: what MLflow lacks the next run brings
+        recorder.close(STOP_SECONDS)
+        raise
+    else:
+        recorder.close(grace_seconds)
 
 
-class SinkProcess:
-    """The process that delivers a spool while the run goes on (`sink`)."""
+def deliver_pending(store: Store, tracking_uri: str | None = None, grace_seconds: float = GRACE_SECONDS) -> bool:
+    """Bring what earlier runs could not deliver, if there is anything; True if nothing is left or another does it.
 
-    def __init__(self, store: Store, dag_run: str, tracking_uri: str, live_seconds: float = LIVE_SECONDS) -> None:
-        self.dag_run = dag_run
-        path = os.pathsep.join(filter(None, [str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.flow.lineage.sink"],
-            stdin=subprocess.PIPE,
-            # MLflow's notices about its own tables are nothing to a person who waits for a pre-training.
-            env={**os.environ, "PYTHONPATH": path, "MLFLOW_LOGGING_LEVEL": "WARNING"},
-            start_new_session=True,  # Ctrl-C stops the run; the sink then still says so to MLflow
-        )
-        job = {
-            "store": store.uri,
-            "storage_options": store.blobs.storage_options,  # over the pipe: it may hold secrets
-            "dag_run": dag_run,
-            "tracking_uri": tracking_uri,
-            "live_seconds": live_seconds,
-        }
-        assert self.process.stdin is not None
-        self.pipe = self.process.stdin.fileno()
-        self._write(json.dumps(job).encode() + b"\n")
-        os.set_blocking(self.pipe, False)
-
-    def notify(self) -> None:
-        """Say that there is something new. Never blocks; a dead sink is noticed at the end."""
-        self._write(b"\n")
-
-    def _write(self, data: bytes) -> None:
-        try:
-            os.write(self.pipe, data)
-        except (BrokenPipeError, BlockingIOError) as error:
-            log.debug("event=sink_not_listening dag_run=%s error=%s", self.dag_run, type(error).__name__)
-
-    def close(self, grace_seconds: float) -> bool:
-        """Wait for the last delivery; True if MLflow has everything. The process is gone afterwards."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died; its exit code says so below
-        try:
-            code = self.process.wait(grace_seconds)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            code = -1
-        if code:
-            log.warning(
-                "event=lineage_not_delivered dag_run=%s remedy=%r",
-                self.dag_run,
-                "the records are kept in the store; the next run delivers them",
-            )
-        return code == 0
+    For a command that adds no records: MLflow is neither asked nor waited for where it has everything.
+    """
+    uri = tracking_uri or default_tracking_uri(store)
+    if all(spool.is_settled(uri) for spool in spools(store)):
+        return True
+    return SinkProcess(store, new_dag_run(), uri).close(grace_seconds)
 
 
 def replay(store: Store, tracking_uri: str | None = None) -> int:

@@ -2,8 +2,17 @@
 
 import json
 import math
+import re
 
 from pipelines.flow.lineage.run_fields import metric_name
+
+# Times, speeds and memory: two runs with equal results differ in them.
+_TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_")
+
+
+def is_timing(metric: str) -> bool:
+    """Whether a metric says how fast something was, not what came out."""
+    return _TIMING.search(metric) is not None
 
 
 def series_points(text: str) -> dict[str, dict[int, float]]:

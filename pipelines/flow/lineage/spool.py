@@ -65,6 +65,22 @@ class Spool:
                 log.warning("event=spool_line_skipped dag_run=%s line=%d error=%r", self.dag_run, number, str(error))
         return records
 
+    def is_settled(self, tracking_uri: str) -> bool:
+        """Whether the server has all records and the run has ended, or another process is delivering right now.
+
+        Nothing is parsed, because a store may hold the spools of hundreds of runs.
+        """
+        if self.store.blobs.local_root is not None:
+            lines = (self.store.blobs.read(self._file) or b"").splitlines()
+            number, last = len(lines), lines[-1] if lines else b""
+        else:
+            paths = self.store.blobs.find(f"lineage/{self.dag_run}")
+            number, last = len(paths), (self.store.blobs.read(paths[-1]) or b"") if paths else b""
+        if number == 0 or (b'"run_finished"' in last and self.num_delivered(tracking_uri) >= number):
+            return True
+        with self.exclusive() as mine:
+            return not mine
+
     def num_delivered(self, tracking_uri: str) -> int:
         """How many records the server at `tracking_uri` already has."""
         data = self.store.blobs.read(self._marker(tracking_uri))
@@ -101,7 +117,9 @@ class Spool:
         return f"lineage/{self.dag_run}.jsonl"
 
     def _marker(self, tracking_uri: str) -> str:
-        server = hashlib.sha256(tracking_uri.encode()).hexdigest()[:12]  # the address itself may hold a password
+        root = self.store.blobs.local_root
+        place = tracking_uri if root is None else tracking_uri.replace(str(root), "")  # a copied store has its database
+        server = hashlib.sha256(place.encode()).hexdigest()[:12]  # the address itself may hold a password
         return f"lineage/{self.dag_run}.delivered-{server}"
 
 

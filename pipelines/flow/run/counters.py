@@ -14,13 +14,16 @@ class NodeCounters:
     parts: dict[str, Counters] = field(default_factory=dict)
     looked_at: float | None = None  # of time.monotonic()
     last: dict[str, float] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
 
     def report(self, part: str, counters: Counters) -> None:
-        """Take a running part's counters."""
-        self.parts[part] = counters
+        """Take a running part's counters. Those of a finished one come too late, from another machine."""
+        if part not in self.finished:
+            self.parts[part] = counters
 
     def finish(self, part: str, record: PartRecord) -> None:
         """Put a part's true counts in the place of what it reported. Others of its counters stay."""
+        self.finished.add(part)
         rows = record.counts["rows"]
         dropped = {f"dropped.{rule}": float(number) for rule, number in rows.dropped.items()}
         others = {name: value for name, value in self.parts.get(part, {}).items() if not name.startswith("dropped.")}
@@ -52,7 +55,7 @@ def _place(name: str) -> tuple[int, str]:
 
 def log_line(totals: Mapping[str, float], rates: Mapping[str, float]) -> str:
     """`rows=120 kept=90 success_rate=0.750 rows_per_second=31.2 dropped.http_404=30`"""
-    words = [f"{name}={value:.0f}" for name, value in totals.items() if not name.startswith("dropped.")]
+    words = [f"{name}={_number(value)}" for name, value in totals.items() if not name.startswith("dropped.")]
     if totals.get("rows") and "kept" in totals:
         words.append(f"success_rate={totals['kept'] / totals['rows']:.3f}")
     words += [f"{name}_per_second={value:.1f}" for name, value in rates.items()]
@@ -60,13 +63,6 @@ def log_line(totals: Mapping[str, float], rates: Mapping[str, float]) -> str:
     return " ".join(words)
 
 
-def bar_words(totals: Mapping[str, float], rates: Mapping[str, float]) -> str:
-    """`120 rows, 31/s, 75 % kept, 2.1 MB/s`: what fits behind a bar."""
-    words = [f"{totals.get('rows', 0):,.0f} rows"]
-    if "rows" in rates:
-        words.append(f"{rates['rows']:,.0f}/s")
-    if totals.get("rows") and "kept" in totals:
-        words.append(f"{100 * totals['kept'] / totals['rows']:.0f} % kept")
-    if "bytes" in rates:
-        words.append(f"{rates['bytes'] / 1e6:,.1f} MB/s")
-    return ", ".join(words)
+def _number(value: float) -> str:
+    """A count as it is, anything else (a loss) in four digits."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"

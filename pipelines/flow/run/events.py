@@ -116,3 +116,15 @@ class RunFinished(Event):
 
 
 OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did: the last event of every selected node, and how many parts were really run."""
+
+    nodes: Mapping[str, NodeFinished]
+    num_parts_run: int
+
+    @property
+    def is_noop(self) -> bool:
+        return not any(event.produced for event in self.nodes.values())

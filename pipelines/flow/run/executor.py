@@ -25,6 +25,7 @@ from pipelines.flow.run.events import (
     PartDone,
     PartProgress,
     RunFinished,
+    RunResult,
     RunStarted,
 )
 from pipelines.flow.run.finishing import make_manifest
@@ -42,18 +43,6 @@ from x2vlm.errors import StageFailed, X2VLMError
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 512  # parts of all nodes submitted at a time
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run did: the last event of every selected node, and how many parts were really run."""
-
-    nodes: Mapping[str, NodeFinished]
-    num_parts_run: int
-
-    @property
-    def is_noop(self) -> bool:
-        return not any(event.produced for event in self.nodes.values())
 
 
 def no_op(event: Event) -> None:

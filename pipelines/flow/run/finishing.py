@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.flow.run.planner import NodeWork
+from pipelines.flow.run.events import Action, NodeFinished, RunResult
+from pipelines.flow.run.planner import NodeWork, Plan
 from pipelines.flow.stage import Count, PartSummary
 from pipelines.flow.store.artifact import (
     CountRecord,
@@ -14,6 +15,7 @@ from pipelines.flow.store.artifact import (
     seal,
     total_counts,
 )
+from pipelines.flow.store.store import Store
 from x2vlm.errors import StageFailed, X2VLMError
 
 
@@ -70,3 +72,28 @@ def _summary(work: NodeWork, by_name: Mapping[str, PartRecord]) -> dict[str, Any
         raise
     except Exception as error:
         raise StageFailed(f"{work.node.key}: finish failed: {type(error).__name__}: {error}") from error
+
+
+def reused(plan: Plan, store: Store) -> RunResult | None:
+    """What a run of `plan` would come to if it has nothing to do and nothing to write down; None if it has.
+
+    Not even a lease is needed then: the experiment's references name these manifests already.
+    """
+    if not plan.is_noop:
+        return None
+    outcomes: dict[str, NodeFinished] = {}
+    for node in plan.selected:
+        ref, finished = store.read_ref(plan.experiment, node.key), node.finished
+        if ref is None or finished is None or ref.manifest_sha256 != finished.sha256:
+            return None
+        outcomes[node.key] = NodeFinished(
+            node=node.key,
+            action=Action.REUSE,
+            produced=False,
+            forced=False,
+            manifest=finished.manifest,
+            manifest_path=finished.path,
+            manifest_sha256=finished.sha256,
+            seconds=0.0,
+        )
+    return RunResult(outcomes, 0)

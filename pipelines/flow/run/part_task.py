@@ -15,7 +15,7 @@ from pipelines.flow.store.artifact import CountRecord, PartRecord, ReadRecord
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.scratch import remedy_for
 from pipelines.flow.store.store import Store
-from x2vlm.errors import StageFailed
+from x2vlm.errors import StageFailed, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,15 @@ def try_part(
     forced: bool,
     report: Report = no_report,
 ) -> PartOutcome:
-    """`run_one_part`, with errors as values. KeyboardInterrupt and the like still end the process."""
+    """`run_one_part`, with errors as values. KeyboardInterrupt, Stopped and the like still end the process."""
     try:
         return PartOutcome(run_one_part(store, stage, config, part, restore, forced, report))
+    except Stopped:
+        raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and (remedy := remedy_for(error)) is not None:
-            name = errno.errorcode.get(error.errno or 0, "OSError")
+        if (remedy := remedy_for(error)) is not None:
+            name = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
             message = f"{message} ({name}): {remedy}, then rerun the same command. Nothing half-written is visible"
         return PartOutcome(None, message, traceback.format_exc())
 

@@ -1,14 +1,10 @@
-"""What a person sees of a run: bars on a terminal, key=value lines in a log."""
+"""A run as key=value lines of a log."""
 
 import logging
-import sys
 import time
 from collections import defaultdict
-from typing import Any, TextIO
 
-from tqdm import tqdm
-
-from pipelines.flow.run.counters import NodeCounters, bar_words, log_line
+from pipelines.flow.run.counters import NodeCounters, log_line
 from pipelines.flow.run.events import (
     Action,
     Event,
@@ -28,16 +24,11 @@ SECONDS_BETWEEN_LINES = 10.0  # of one node in a log
 
 
 class Progress:
-    """Shows events: one bar per running node if `stream` is a terminal, log lines in any case.
+    """Logs events. What running parts report is a line per node, at most every `seconds_between_lines`."""
 
-    What running parts report is behind the bar; in a log it is a line per node, at most every `seconds_between_lines`.
-    """
-
-    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, seconds_between_lines: float = SECONDS_BETWEEN_LINES) -> None:
         self._seconds = seconds_between_lines
         self._counters: defaultdict[str, NodeCounters] = defaultdict(NodeCounters)
-        self._bars: dict[str, tqdm[Any]] = {}
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -48,48 +39,31 @@ class Progress:
                     "event=node_started node=%s action=%s parts=%d done=%d",
                     *(event.node, event.action, event.num_parts, event.num_done),
                 )
-                if self._stream.isatty():
-                    self._bars[event.node] = self._open(event)
             case PartProgress():
                 self._counters[event.node].report(event.part, event.counters)
                 self._show_counters(event.node)
             case PartDone():
                 self._counters[event.node].finish(event.part, event.record)
-                if bar := self._bars.get(event.node):
-                    bar.update()
             case NodeFinished():
-                self._close(event.node)
+                self._counters.pop(event.node, None)
                 self._finished(event)
             case NodeFailed():
-                self._close(event.node)
+                self._counters.pop(event.node, None)
                 log.error(
                     "event=node_failed node=%s part=%s error=%s", event.node, event.part, _first_line(event.error)
                 )
             case NodeBlocked():
                 log.warning("event=node_blocked node=%s by=%s", event.node, event.by)
             case RunFinished():
-                for node in list(self._bars):
-                    self._close(node)
+                self._counters.clear()
                 log.info("event=run_finished ok=%s seconds=%.1f", event.ok, event.seconds)
 
-    def _open(self, event: NodeStarted) -> "tqdm[Any]":
-        total, done = event.num_parts, event.num_done
-        return tqdm(total=total, initial=done, desc=event.node, unit="part", file=self._stream, leave=False)
-
     def _show_counters(self, node: str) -> None:
-        counters, now, bar = self._counters[node], time.monotonic(), self._bars.get(node)
-        if counters.looked_at is not None and now < counters.looked_at + (1.0 if bar else self._seconds):
+        counters, now = self._counters[node], time.monotonic()
+        if counters.looked_at is not None and now < counters.looked_at + self._seconds:
             return
         totals, rates = counters.look(now)
-        if bar:
-            bar.set_postfix_str(bar_words(totals, rates))
-        else:
-            log.info("event=node_progress node=%s %s", node, log_line(totals, rates))
-
-    def _close(self, node: str) -> None:
-        self._counters.pop(node, None)
-        if bar := self._bars.pop(node, None):
-            bar.close()
+        log.info("event=node_progress node=%s %s", node, log_line(totals, rates))
 
     def _finished(self, event: NodeFinished) -> None:
         rows = event.manifest.counts.get("rows")

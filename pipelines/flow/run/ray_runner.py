@@ -16,6 +16,7 @@ import ray
 from pipelines.flow.live import Listener, Report, no_report
 from pipelines.flow.run.ray_board import CounterRelay, RayReport
 from pipelines.flow.stage import Node
+from pipelines.flow.store.temporary import enter_temporary_home, ray_folder
 from pipelines.project import PROJECT_ROOT
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -163,6 +164,7 @@ def _start(address: str | None, num_cpus: int | None, dashboard: bool) -> bool:
                 num_cpus=num_cpus,
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
+                _temp_dir=ray_folder(),
                 runtime_env={"env_vars": local_worker_env(os.environ)},
                 log_to_driver=True,
             )
@@ -177,4 +179,5 @@ def _start(address: str | None, num_cpus: int | None, dashboard: bool) -> bool:
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:
+    enter_temporary_home()
     return function(*args)

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shutil
-import tempfile
 import uuid
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -14,6 +13,7 @@ from pipelines.flow.fingerprint import CHUNK_BYTES, sha256_of_file
 from pipelines.flow.stage import InputFile
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
+from pipelines.flow.store.temporary import cache_base
 from x2vlm.errors import CorruptArtifact, SourceUnavailable
 
 # Files this process has already checked: (path, size, mtime, expected sha256). Media packs are opened by many parts.
@@ -29,7 +29,7 @@ class StoreReader:
 
     def __init__(self, store: Store, links: Path, part: str = "", cache: Path | None = None) -> None:
         self.store, self.links, self.part = store, links, part
-        self.cache = cache or Path(tempfile.gettempdir()) / f"x2vlm-cache-{os.getuid()}"
+        self.cache = cache or cache_base() / f"x2vlm-cache-{os.getuid()}"
 
     def open(self, file: InputFile) -> BinaryIO:
         """A stream of the file's verified bytes."""

@@ -23,6 +23,7 @@ STALE_SECONDS = 7 * 24 * 3600  # of hosts whose processes cannot be seen from he
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file is larger than may be written: raise the limit with `ulimit -f`",
     errno.EROFS: "the file system is read-only: remount it or choose another store",
     errno.EACCES: "permission denied: make the folder writable or choose another store",
     errno.EPERM: "permission denied: make the folder writable or choose another store",
@@ -32,11 +33,24 @@ REMEDIES = {
 }
 
 
-def remedy_for(error: OSError) -> str | None:
-    """What a user can do about a failed write; None if the error is of another kind."""
+# Full disks as libraries and other processes tell of them whose errors carry no errno (safetensors, Ray, Arrow).
+_BY_WORDS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def remedy_for(error: Exception) -> str | None:
+    """What a user can do about a failed write; None if the error is of another kind.
+
+    Errors that came from elsewhere are known by their words: a trainer's full disk comes home as a failed training.
+    """
     if isinstance(error, FileExistsError | NotADirectoryError):
         return REMEDIES[errno.ENOTDIR]
-    return REMEDIES.get(error.errno or 0)
+    if isinstance(error, OSError) and error.errno in REMEDIES:
+        return REMEDIES[error.errno]
+    told = str(error)
+    if any(remedy in told for remedy in REMEDIES.values()):
+        return None  # it says so itself
+    code = next((code for code in REMEDIES if code in _BY_WORDS and os.strerror(code) in told), None)
+    return None if code is None else REMEDIES[code]
 
 
 @contextmanager

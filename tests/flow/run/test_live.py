@@ -1,12 +1,11 @@
 """Live counters: they arrive while a part runs, cost nothing where nobody listens, and can be lost without harm."""
 
-import io
 import logging
 from pathlib import Path
 
 import pytest
 
-from pipelines.flow.run.counters import NodeCounters, bar_words, log_line
+from pipelines.flow.run.counters import NodeCounters, log_line
 from pipelines.flow.run.events import PartDone, PartProgress
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.store.store import Store
@@ -36,22 +35,12 @@ def test_nothing_is_counted_where_nobody_listens(tmp_path: Path, local_store: St
     run_all(graph, local_store)
 
 
-def test_a_terminal_shows_the_counters_behind_the_bar(tmp_path: Path, local_store: Store) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    run_all(toy.toy_graph(tmp_path, filter_stage=TWICE), local_store, on_event=Progress(stream))
-    assert "1 rows, 0 % kept" in stream.getvalue()
-
-
 def test_a_log_gets_a_line_now_and_then_and_a_funnel_at_the_end(
     tmp_path: Path, local_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     graph = toy.toy_graph(tmp_path, filter_stage=TWICE)
     with caplog.at_level(logging.INFO):
-        run_all(graph, local_store, on_event=Progress(io.StringIO(), seconds_between_lines=3600))
+        run_all(graph, local_store, on_event=Progress(seconds_between_lines=3600))
     lines = [line for line in caplog.messages if "event=node_progress node=filter/a" in line]
     assert len(lines) == 1
     assert "rows=1 kept=0 success_rate=0.000 dropped.short=1" in lines[0]
@@ -73,7 +62,6 @@ def test_totals_grow_and_end_with_the_true_counts(tmp_path: Path, local_store: S
     totals, rates = counters.look(12.0)
     assert (totals["rows"], rates) == (6, {"rows": 2.5, "bytes": 150.0})
     assert log_line(totals, rates) == "rows=6 bytes=400 rows_per_second=2.5 bytes_per_second=150.0 dropped.wrong=1"
-    assert bar_words({"rows": 4.0, "kept": 3.0}, {"rows": 2.0}) == "4 rows, 2/s, 75 % kept"
     counters.finish("a", record)
     assert counters.totals()["rows"] == record.counts["rows"].num_in + 5
     assert "dropped.wrong" not in counters.totals()

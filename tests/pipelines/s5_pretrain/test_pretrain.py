@@ -1,6 +1,5 @@
 """The pretrain stage: its part, its outputs, resuming, and workers on a real Ray."""
 
-import hashlib
 import json
 import os
 import signal
@@ -15,13 +14,13 @@ import pydantic
 import pytest
 
 from pipelines.experiment import load_experiment
-from pipelines.flow.stage import Input, InputFile, InputPart, part_fingerprint
+from pipelines.flow.stage import part_fingerprint
 from pipelines.graph import build_graph
 from pipelines.s5_pretrain import worker
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
-from tests.support.training.corpus import DATA, MODEL, WORDS, make_shards
-from tests.support.training.pretrain_part import LocalInputs, Out
+from tests.support.training.corpus import DATA, MODEL
+from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
 from x2vlm import inference
 from x2vlm.data.loading.shard_cache import local_shards
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
@@ -40,24 +39,9 @@ CONFIG = PretrainConfig(
 )
 
 
-def _file(path):
-    data = path.read_bytes()
-    return InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path))
-
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    shards = make_shards(folder, broken=(3,))
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    parts = tuple(
-        InputPart(f"{number:05d}", (_file(files.media), _file(files.index))) for number, files in enumerate(shards)
-    )
-    return {
-        "shards": (Input("pack/toy", "root-of-shards", parts),),
-        "vocabulary": (Input("source:vocabulary", "root", (InputPart("vocab", (_file(vocabulary),)),)),),
-    }
+    return toy_inputs(tmp_path_factory.mktemp("inputs"), broken=(3,))
 
 
 def _run(config, inputs, folder):

@@ -94,7 +94,7 @@ def curve(tracking_uri: str, run_id: str, key: str = "loss") -> list[tuple[int, 
 
 def wait_for_points(tracking_uri: str, number: int) -> Run:
     """The node's run once it holds `number` points of the loss."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         runs = runs_of_node(tracking_uri)
         if runs and len(curve(tracking_uri, runs[0].info.run_id)) >= number:

@@ -65,7 +65,7 @@ class Start:
         return DataConfig.model_validate({**DATA.model_dump(), **self.data})
 
 
-def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, timeout: float = 300) -> list[int]:
+def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, timeout: float = 900) -> list[int]:
     """Exit codes of the processes. Once one was killed, the others are too: their machine is gone."""
     Path(start.folder).mkdir(parents=True, exist_ok=True)
     meet = Path(start.folder) / f"meet-{time.monotonic_ns()}"

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
 PARTIAL = ".partial"
-DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "x2vlm-shards"
+# X2VLM_CACHE: where a run of the pipeline keeps copies that outlive it; its temporary folder does not.
+DEFAULT_FOLDER = Path(os.environ.get("X2VLM_CACHE") or tempfile.gettempdir()) / "x2vlm-shards"
 
 
 @dataclass(frozen=True)

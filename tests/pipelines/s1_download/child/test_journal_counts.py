@@ -1,6 +1,5 @@
 """A download shows how far it is while it runs, and adds up at its end."""
 
-import io
 import logging
 import threading
 from collections.abc import Iterator
@@ -103,7 +102,7 @@ def test_rows_are_seen_to_grow_before_the_part_ends(
     """Each gate opens only when the rows before it have been seen: without a live view this never ends well."""
     seen: list[float] = []
     with gates() as server, runner_of(on_ray) as runner, caplog.at_level(logging.INFO):
-        progress = Progress(io.StringIO(), seconds_between_lines=0)
+        progress = Progress(seconds_between_lines=0)
         num_done = 0
 
         def on_event(event: Event) -> None:

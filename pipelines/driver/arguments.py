@@ -31,5 +31,5 @@ def add_run_arguments(parser: JobParser) -> None:
         parser.add_argument(f"--{name}", help=f"of the estimate: {text}", type=ESTIMATE_TYPES.get(name, str))
     parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
     parser.add_argument(
-        "--inline", action="store_true", help="run parts in this process, without Ray (pre-training too)"
+        "--inline", action="store_true", help="run everything on this machine without Ray, parts one after the other"
     )

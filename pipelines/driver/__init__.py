@@ -1,0 +1,51 @@
+"""What the jobs do: load an experiment, plan it, run what is due, and say what happened.
+
+Everything here returns values; only `jobs/` prints. Results go to stdout, progress and logs to stderr. A command
+imports what it needs when it is called: `--help`, a wrong option and Ctrl-C are answered before any library is there.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from pipelines.driver.arguments import add_run_arguments
+from pipelines.driver.job import Outcome, run_as_job
+
+__all__ = [
+    "Outcome",
+    "add_run_arguments",
+    "audit_target",
+    "explain_row",
+    "export_experiment",
+    "run_as_job",
+    "run_experiment",
+]
+
+
+def run_experiment(
+    options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False, retries: Sequence[str] = ()
+) -> Outcome:
+    """See `pipelines.driver.experiment.run_experiment`."""
+    from pipelines.driver import experiment
+
+    return experiment.run_experiment(options, targets, force, retries)
+
+
+def audit_target(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.questions.audit_target`."""
+    from pipelines.driver import questions
+
+    return questions.audit_target(options)
+
+
+def export_experiment(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.questions.export_experiment`."""
+    from pipelines.driver import questions
+
+    return questions.export_experiment(options)
+
+
+def explain_row(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.questions.explain_row`."""
+    from pipelines.driver import questions
+
+    return questions.explain_row(options)

@@ -1,0 +1,198 @@
+"""How a job ends before it is done: by Ctrl-C or SIGTERM, in seconds, with one paragraph and nothing left behind.
+
+The first signal raises in the main thread, so every `with` block is left in order: the lease is released, Ray and the
+other processes are stopped. A second thread sees to it that this ends: after a limit, or at a second signal, it kills
+every process below this one and leaves. It hears of signals through a pipe, so it does even where the main thread is
+deep inside a library.
+"""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+LIMIT_SECONDS = {signal.SIGINT: 4.0, signal.SIGTERM: 20.0}  # Kubernetes kills 30 s after SIGTERM
+_HOW = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Stop(BaseException):
+    """SIGTERM arrived."""
+
+
+class Status:
+    """What a job says it has kept, should it be stopped now, and how it lets go of the terminal."""
+
+    def __init__(self) -> None:
+        self.kept: Callable[[], str] = lambda: "It had changed nothing."
+        self.leave_terminal: Callable[[], None] = lambda: None
+        self.litter: list[Path] = []  # folders to remove once nobody writes there any more
+
+
+STATUS = Status()
+
+
+class Endings:
+    """Handles SIGINT and SIGTERM of this process, of its main thread, from `install` to `uninstall`."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._started = time.monotonic()
+        self._below: dict[int, str] = {}  # processes below this one at the first signal, with their start times
+        self._before: dict[int, Any] = {}
+        self._is_said = threading.Lock()
+        self._pipe: tuple[int, int] | None = None
+
+    def install(self) -> None:
+        """Take the signals over. Ray takes SIGTERM when it starts: `reinstall` afterwards."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self._pipe = read, write
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in LIMIT_SECONDS:
+            self._before[number] = signal.signal(number, self._handle)
+        threading.Thread(target=self._watch, args=(read,), name="endings", daemon=True).start()
+        global _installed
+        _installed = self
+
+    def reinstall(self) -> None:
+        """Be the one who handles the signals again."""
+        for number in LIMIT_SECONDS:
+            signal.signal(number, self._handle)
+
+    def uninstall(self) -> None:
+        """Give the signals back."""
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(-1)
+
+    def finish(self) -> NoReturn:
+        """Say what is kept, end every process below this one, and leave with 128 + the signal."""
+        if self.signal is None:  # raised by somebody else, as `signal` would have
+            self.signal = signal.SIGINT
+        self._say()
+        self._kill_all()
+        for folder in STATUS.litter:
+            shutil.rmtree(folder, ignore_errors=True)
+        os._exit(128 + self.signal)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None or self.signal == number:
+            self.signal = signal.Signals(number)
+            raise KeyboardInterrupt if number == signal.SIGINT else Stop
+
+    def _watch(self, pipe: int) -> None:
+        """Wait for signals; end the process when it does not end by itself, or at once when asked twice."""
+        numbers = [signal.Signals(number) for number in os.read(pipe, 1)]
+        while not any(number in LIMIT_SECONDS and signal.getsignal(number) == self._handle for number in numbers):
+            numbers = [signal.Signals(number) for number in os.read(pipe, 1)]
+        first = numbers[0]
+        _adopt_orphans()
+        self._below = descendants(os.getpid())
+        asked_again = threading.Event()
+        threading.Thread(target=_wait_for_another, args=(pipe, asked_again), daemon=True).start()
+        asked_again.wait(LIMIT_SECONDS[first])
+        self.signal = self.signal or first
+        self.finish()
+
+    def _say(self) -> None:
+        if not self._is_said.acquire(blocking=False):
+            return
+        assert self.signal is not None
+        with contextlib.suppress(Exception):
+            STATUS.leave_terminal()
+        seconds = time.monotonic() - self._started
+        with contextlib.suppress(Exception):
+            kept = STATUS.kept()
+            sys.stderr.write(
+                f"Stopped by {_HOW[self.signal]} after {seconds:.0f} s. {kept} To go on: {own_command()}\n"
+            )
+            sys.stderr.flush()
+
+    def _kill_all(self) -> None:
+        """Kill what is below this process, again until nothing is: processes start others while they are killed."""
+        for _ in range(20):
+            found = {**self._below, **descendants(os.getpid())}
+            alive = [pid for pid, started in found.items() if start_time(pid) == started]
+            if not alive:
+                return
+            for pid in alive:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+
+_installed: Endings | None = None
+
+
+def reinstall() -> None:
+    """Handle signals again after a library took them; nothing outside of a job."""
+    if _installed is not None and threading.current_thread() is threading.main_thread():
+        _installed.reinstall()
+
+
+def own_command() -> str:
+    """The command line that started this process, without secrets."""
+    from pipelines.flow.run.provenance import mask_secrets  # only here, where nobody waits for an import
+
+    words = list(sys.orig_argv)
+    return shlex.join(mask_secrets(words))
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes below `pid` that are alive, with their start times."""
+    parents = {child: parent for child, parent in _parents()}
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        above = waiting.pop()
+        for child, parent in parents.items():
+            if parent == above and child not in found and (started := start_time(child)):
+                found[child] = started
+                waiting.append(child)
+    return found
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in whatever unit; "" if it is gone or only its exit code is left."""
+    fields = _stat(pid)
+    return "" if not fields or fields[0] in "ZX" else fields[19]
+
+
+def _parents() -> list[tuple[int, int]]:
+    if Path("/proc/self/stat").exists():
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [(pid, int(fields[1])) for pid in pids if (fields := _stat(pid))]
+    import psutil  # of Ray; systems without /proc
+
+    return [(process.pid, process.ppid()) for process in psutil.process_iter()]
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name: state, parent, ...; [] if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent dies from now on come to this one (Linux), so that none gets away."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _wait_for_another(pipe: int, event: threading.Event) -> None:
+    while True:
+        if any(number in LIMIT_SECONDS for number in os.read(pipe, 1)):
+            event.set()
+            return

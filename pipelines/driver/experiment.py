@@ -1,0 +1,79 @@
+"""Run what is due of an experiment, and say what came out."""
+
+import argparse
+from collections.abc import Sequence
+
+from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
+from pipelines.driver.endings import STATUS
+from pipelines.driver.job import Outcome
+from pipelines.driver.places import start_runner
+from pipelines.driver.screen import screen
+from pipelines.driver.stores import open_store
+from pipelines.experiment import Experiment, load_experiment
+from pipelines.flow.lineage.recorder import deliver_pending, lineage
+from pipelines.flow.run.events import Event, PartDone, RunResult
+from pipelines.flow.run.executor import run
+from pipelines.flow.run.finishing import reused
+from pipelines.flow.run.lazy_runner import LazyRunner
+from pipelines.flow.run.planner import Plan, check_due, plan
+from pipelines.flow.run.progress import Progress
+from pipelines.flow.run.provenance import capture
+from pipelines.flow.stage import Graph
+from pipelines.flow.store.store import Store
+from pipelines.flow.store.temporary import temporary_home
+from pipelines.graph import build_graph
+from pipelines.missing import listing_all_missing
+from pipelines.s1_download.retry import parse_classes
+
+
+def run_experiment(
+    options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False, retries: Sequence[str] = ()
+) -> Outcome:
+    """Run what is due of an experiment (all of it, or the nodes that match `targets`) and report.
+
+    Each of `retries` ("dns,timeout,5xx") is one more round of every download, after those the experiment has.
+    With `--dry-run` nothing runs; the exit code is then 2 if something is due.
+    """
+    experiment = load_experiment(options.experiment, options.store)
+    added = tuple(parse_classes(text) for text in retries)
+    experiment = experiment.model_copy(update={"retries": (*experiment.retries, *added)})
+    store = open_store(experiment.store_uri)
+    if options.estimate:
+        return estimate_answer(experiment, options, store)
+    with listing_all_missing(experiment, targets):
+        graph = build_graph(experiment)
+        forced = (list(targets) or list(graph)) if force else []
+        planned = plan(graph, store, experiment.name, targets or None, force=forced)
+    if options.dry_run or options.explain:
+        return describe_plan(experiment, planned, options, store)
+    check_due(graph, planned)
+    result = reused(planned, store)
+    if result is None:
+        result = _run(experiment, graph, planned, store, options)
+    else:
+        deliver_pending(store, options.tracking_uri)
+    return finished_answer(experiment, graph, planned, result, store, options, added)
+
+
+def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, options: argparse.Namespace) -> RunResult:
+    """Run the plan in view of whoever watches. Nothing but this process starts before the lease is held."""
+    progress, num_done = Progress(), 0
+
+    def on_event(event: Event) -> None:
+        nonlocal num_done
+        num_done += isinstance(event, PartDone)
+        for listener in (record, progress, show):
+            listener(event)
+
+    STATUS.kept = lambda: (
+        f"The {num_done} parts finished in this run and all earlier ones are kept; a training goes on from its last "
+        "checkpoint."
+    )
+    with (
+        screen(store, [node.key for node in planned.selected]) as show,
+        temporary_home() as home,
+        lineage(store, experiment.name, options.tracking_uri) as record,
+        LazyRunner(lambda: start_runner(options)) as runner,
+    ):
+        STATUS.litter.append(home)
+        return run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})

@@ -1,0 +1,87 @@
+"""What every job shares: its answer, its exit code, and how it ends. Imports nothing that takes time."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.driver.endings import Endings, Stop
+from x2vlm.command_line import (
+    EXIT_BUSY,
+    EXIT_ENVIRONMENT,
+    EXIT_FAILED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    JobParser,
+)
+from x2vlm.errors import ConfigError, MissingPackage, PlanBusy, SourceUnavailable, Stopped, X2VLMError
+from x2vlm.extras import needs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job prints: `text` for people, `data` with `--json`."""
+
+    exit_code: int
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> tuple[str, int]:
+    """What a job has to print and its exit code. Every error of ours becomes one clear message.
+
+    Ctrl-C and SIGTERM end the process from here: nothing it started is left, and one paragraph says what is kept.
+    """
+    endings = Endings()
+    endings.install()
+    try:
+        return _run(action, parser)
+    except (KeyboardInterrupt, Stop):
+        endings.finish()
+    except BaseException:
+        if endings.signal is not None:  # what broke because it was stopped
+            endings.finish()
+        raise
+    finally:
+        endings.uninstall()
+        # A reader that has seen enough (`| head`) ends what prints quietly, as it does with any other command.
+        if hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _run(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> tuple[str, int]:
+    options = parser.parse()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        with needs("this job"):
+            outcome = action(options)
+    except X2VLMError as error:
+        notes = "\n".join(getattr(error, "__notes__", []))
+        kind = type(error).__name__
+        outcome = Outcome(exit_code_of(error), f"{kind}: {error}", {"error": str(error), "kind": kind, "notes": notes})
+        if notes:
+            log.error("event=job_failed\n%s", notes)
+    if options.json:
+        return json.dumps({**outcome.data, "exit_code": outcome.exit_code}), outcome.exit_code
+    return outcome.text, outcome.exit_code
+
+
+def exit_code_of(error: X2VLMError) -> int:
+    """3 for what the user typed, 4 for what the machine lacks, 5 for another driver, 143 when told to stop, else 1."""
+    match error:
+        case ConfigError():
+            return EXIT_USAGE
+        case SourceUnavailable() | MissingPackage():
+            return EXIT_ENVIRONMENT
+        case PlanBusy():
+            return EXIT_BUSY
+        case Stopped():
+            return EXIT_TERMINATED
+        case _:
+            return EXIT_FAILED

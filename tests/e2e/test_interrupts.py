@@ -1,0 +1,81 @@
+"""Ctrl-C at any moment of a run: one paragraph, exit code 130 in seconds, nothing left, and the rerun finishes."""
+
+import json
+import random
+import re
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.flow.store.store import Store
+from tests.e2e.conftest import run_job
+from tests.support.jobs import Ended, processes_with, start, stop
+
+SEED = 20261130
+MOMENTS = 10
+LIMIT_SECONDS = 5.0
+BUSY_SECONDS = 5.0  # what a machine under load may add until the signal is looked at, and the process is gone
+PARAGRAPH = re.compile(r"Stopped by Ctrl-C after \d+ s\. .* To go on: .*python\S* jobs/\w+\.py sample .*\n")
+
+
+def interrupt(store: Path, words: list[str], after: str, delay: float = 0.0) -> Ended:
+    """Start a job, press Ctrl-C `delay` seconds after its stderr has said `after`, and check how it ends."""
+    mark = f"x2vlm-test-{secrets.token_hex(6)}"
+    process = start([sys.executable, *words, "--store", str(store)], X2VLM_TEST_MARK=mark)
+    assert process.stderr is not None
+    said = ""
+    while after and after not in said:
+        line = process.stderr.readline()
+        assert line, f"ended without {after!r}:\n{said[-3000:]}"
+        said += line
+    time.sleep(delay)
+    is_running = process.poll() is None
+    ended = stop(process, signal.SIGINT) if is_running else Ended(process.wait(), "", process.stderr.read(), 0.0)
+    assert not processes_with(mark)
+    if is_running and ended.returncode != 0:  # a signal in the last moment of a process comes too late
+        assert ended.returncode == 130, (ended.returncode, said[-2000:] + ended.stderr[-3000:])
+        assert ended.seconds < LIMIT_SECONDS + BUSY_SECONDS
+        assert len(PARAGRAPH.findall(ended.stderr)) == 1, ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert all(record["released"] for record in leases(store))
+    return ended
+
+
+def leases(store: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in store.glob("leases/*/*.json")]
+
+
+def test_two_moments_of_a_run_and_the_rerun(tmp_path: Path) -> None:
+    """While a part is fetched, and while the end of the run waits for MLflow."""
+    store = tmp_path / "store"
+    words = ["jobs/run_stage.py", "sample", "--inline", "--only", "read/coco", "--only", "download/coco"]
+    ended = interrupt(store, words, "event=node_started node=download/coco", 0.2)
+    assert ended.returncode == 130
+    assert "The 1 parts finished in this run and all earlier ones are kept" in ended.stderr
+    assert Store(str(store)).read_ref("sample", "read/coco") is not None
+    ended = interrupt(store, words, "event=run_finished")
+    assert ended.returncode == 130
+    job = run_job("run_stage.py", "sample", "--store", str(store), "--json", *words[2:])
+    assert job.returncode == 0, job.stderr[-3000:]
+    assert {node["action"] for node in job.json["nodes"]} == {"REUSE"}
+    assert (store / "mlflow.db").exists(), "the rerun brought what MLflow lacked"
+
+
+@pytest.mark.slow
+def test_ten_random_moments_on_ray(tmp_path: Path) -> None:
+    """From the imports to the training: what is finished is kept, so later moments fall into later stages."""
+    rng = random.Random(SEED)
+    store = tmp_path / "store"
+    words = ["jobs/full_pretrain.py", "sample"]
+    interrupted = 0
+    for moment in range(MOMENTS):
+        after = "" if moment % 3 == 0 else "event=ray_started" if moment % 3 == 1 else "event=node_started"
+        interrupted += interrupt(store, words, after, rng.uniform(0.5, 60)).returncode == 130
+    assert interrupted >= MOMENTS // 2
+    job = run_job("full_pretrain.py", "sample", "--store", str(store), "--json")
+    assert job.returncode == 0, job.stderr[-4000:]
+    assert len(job.json["nodes"]) == 41
