@@ -42,7 +42,7 @@ def finished_answer(
     rows = node_rows(planned, result)
     steps = _next_steps(store, report, options)
     if retries:
-        steps += _retry_lines(manifests, experiment, retries)
+        steps += retry_lines(manifests, experiment, retries)
     paragraphs = [[node_table(rows)], loss_lines(series), result_lines(manifests), steps]
     text = "\n\n".join("\n".join(lines) for lines in paragraphs if lines)
     metrics = {**metrics_of(manifests, "pretrain"), **metrics_of(manifests, "evaluate")}
@@ -63,7 +63,7 @@ def finished_manifests(
     return found
 
 
-def _retry_lines(
+def retry_lines(
     manifests: Mapping[str, Manifest], experiment: Experiment, retries: Sequence[Sequence[str]]
 ) -> list[str]:
     """What the new rounds of the downloads tried again, and how to keep it."""

@@ -282,7 +282,7 @@ def _training_lines(view: StageView, width: int) -> list[str]:
         if pace := totals.get("steps_per_second"):
             words.append(f"{_clock((steps - step) / pace)} left")
         while len(words) > 1 and len("  ".join(words)) >= width:
-            words.pop()
+            words.pop(-1 if len(words) > 2 else 0)
         lines.append("  ".join(words))
     return lines
 

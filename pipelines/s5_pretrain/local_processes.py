@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Sequence
 from typing import IO
 
 from pipelines.project import PROJECT_ROOT
@@ -12,7 +13,8 @@ from x2vlm.errors import ConfigError, StageFailed
 
 log = logging.getLogger(__name__)
 
-NUM_LINES = 40  # of what the processes said, for the message of a failure
+NUM_LINES = 500  # kept of what the processes said
+NUM_SHOWN = 30  # of them in the message of a failure
 STOP_SECONDS = 15.0  # for a step to end and be saved, when this process is told to stop
 
 
@@ -56,7 +58,13 @@ def train_on_this_machine(job_path: str, world_size: int) -> None:
             process.kill()
         raise
     if code:
-        raise StageFailed(f"pretrain: its processes ended with {code}. They said:\n{''.join(said)}")
+        raise StageFailed(f"pretrain: its processes ended with {code}. They said:\n{''.join(causes(said))}")
+
+
+def causes(said: Sequence[str]) -> list[str]:
+    """What the trainers themselves said of an error, if anything: the launcher's own report buries it."""
+    own = [line for line in said if line.startswith(("[rank", "ERROR:pipelines", "ERROR:x2vlm"))]
+    return (own or list(said))[-NUM_SHOWN:]
 
 
 def _pass_on(stream: IO[str]) -> deque[str]:

@@ -1,6 +1,5 @@
 """Ctrl-C at any moment of a run: one paragraph, exit code 130 in seconds, nothing left, and the rerun finishes."""
 
-import json
 import random
 import re
 import secrets
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.flow.store.artifact import unseal
+from pipelines.flow.store.lease import LeaseRecord
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import run_job
 from tests.support.jobs import Ended, processes_with, start, stop
@@ -41,12 +42,12 @@ def interrupt(store: Path, words: list[str], after: str, delay: float = 0.0) -> 
         assert ended.seconds < LIMIT_SECONDS + BUSY_SECONDS
         assert len(PARAGRAPH.findall(ended.stderr)) == 1, ended.stderr
         assert "Traceback" not in ended.stderr
-        assert all(record["released"] for record in leases(store))
+        assert all(lease.released for lease in leases(store))
     return ended
 
 
-def leases(store: Path) -> list[dict[str, object]]:
-    return [json.loads(path.read_text()) for path in store.glob("leases/*/*.json")]
+def leases(store: Path) -> list[LeaseRecord]:
+    return [unseal(LeaseRecord, path.read_bytes(), str(path))[0] for path in store.glob("leases/*/*.json")]
 
 
 def test_two_moments_of_a_run_and_the_rerun(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 import fsspec
 import pytest
 
+from pipelines.flow.lineage.series import is_timing
 from x2vlm.train.metrics import MetricsLog, read_metrics
+from x2vlm.train.progress import CLOCK_NAMES
 
 
 def _write(uri, first_step, steps, mark):
@@ -53,3 +55,12 @@ def test_an_object_store_gets_the_lines_with_sync(tmp_path):
 def test_a_line_needs_its_step(tmp_path):
     with pytest.raises(ValueError, match="needs its step"):
         MetricsLog(str(tmp_path / "m.jsonl")).write({"loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    "losses", [["loss", "image/contrastive"], ["grad_norm", "lr"], ["region/box_l1", "temperature"]]
+)
+def test_what_depends_on_the_clock_is_known_as_such_to_lineage(losses):
+    """A resumed run's curves of speeds differ from the earlier ones, and nobody is to be warned of that."""
+    assert all(is_timing(name) for name in CLOCK_NAMES)
+    assert not any(is_timing(name) for name in losses)

@@ -96,7 +96,12 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.release()
+            try:
+                self.release()
+            except BaseException as stop:
+                if not isinstance(stop, Exception):  # asked to stop at this very moment: first let go
+                    self.release()
+                raise
         except OSError as failure:  # the disk may be what ended the run; the lease runs out by itself
             log.warning("event=lease_not_released name=%s error=%s", self.name, failure)
 

@@ -14,7 +14,7 @@ from pipelines.flow.run.part_task import try_part
 from pipelines.flow.store.scratch import REMEDIES, remedy_for
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s5_pretrain.local_processes import check_devices
+from pipelines.s5_pretrain.local_processes import causes, check_devices, train_on_this_machine
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.watching import newest_line
 from tests.support.training.corpus import DATA, MODEL
@@ -39,10 +39,9 @@ def inputs(tmp_path_factory):
     return toy_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1:6379", "auto"])
-def test_several_processes_train_here_whatever_cluster_the_environment_names(inputs, tmp_path, monkeypatch, address):
-    """192.0.2.1 never answers; "auto" would look for any Ray of this machine."""
-    monkeypatch.setenv("RAY_ADDRESS", address)
+def test_several_processes_train_here_whatever_cluster_the_environment_names(inputs, tmp_path, monkeypatch):
+    """192.0.2.1 never answers."""
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     heard = []
     two = config(4, world_size=2)
     (part,) = plan_pretrain(two, inputs)
@@ -62,16 +61,22 @@ def test_fewer_gpus_than_processes_are_refused_with_numbers(world_size, num_gpus
         check_devices(world_size, num_gpus)
 
 
-def test_a_failure_of_the_processes_comes_home_with_what_they_said(inputs, tmp_path):
-    two = config(4, world_size=2)
-    (part,) = plan_pretrain(two, inputs)
-    state = tmp_path / "state"
-    (state / "checkpoints").mkdir(parents=True)
-    (state / "metrics.jsonl").mkdir()  # a folder where the metrics are to be written
-    out = Out(tmp_path / "out", str(state))
-    out.path.mkdir()
-    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 1.*IsADirectoryError"):
-        pretrain_part(two, LocalInputs(), part, out)
+def test_a_failure_of_the_processes_comes_home_with_what_they_said(tmp_path):
+    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 1.*gone\.json: no such file"):
+        train_on_this_machine(str(tmp_path / "gone.json"), 2)
+
+
+SAID = {
+    "ours": (["E launcher\n"] * 60 + ["ERROR:pipelines.s5_pretrain.torchrun:StageFailed: no\n"] + ["noise\n"] * 90, 1),
+    "rank": (["[rank0]: Traceback\n", "[rank0]: OSError: x\n"] + ["noise\n"] * 90, 2),
+    "nothing": (["noise\n"] * 90, 30),
+}
+
+
+@pytest.mark.parametrize(("said", "number"), SAID.values(), ids=SAID)
+def test_the_launchers_report_does_not_bury_the_cause(said, number):
+    assert len(causes(said)) == number
+    assert ("noise\n" in causes(said)) == (number == 30)
 
 
 def test_sigterm_saves_the_step_and_ends_as_stopped(inputs, tmp_path):
