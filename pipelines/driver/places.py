@@ -10,6 +10,8 @@ from pipelines.flow.run.runner import InlineRunner, Runner
 def start_runner(options: argparse.Namespace) -> Runner:
     """The runner that the command line asks for. `--inline` looks for no Ray at all, whatever the environment says."""
     if options.inline:
+        # As Ray does for its workers: on all cores the threads of a small model spin and get nothing done.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         return InlineRunner()
     from pipelines.flow.run.ray_runner import RayRunner  # importing ray takes a second that many commands can save
 

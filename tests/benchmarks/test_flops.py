@@ -10,6 +10,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines.estimate import EstimateOptions, estimate
+from pipelines.experiment import load_experiment
 from tests.benchmarks.step_flops import our_flops, reference_flops
 from tests.benchmarks.step_inputs import BASE_4M, BASE_MODEL, LARGE_4M, LARGE_MODEL, batch_shapes
 from x2vlm.cost.flops import step_flops
@@ -44,6 +46,14 @@ def test_our_step_is_pinned_and_saves_what_is_promised(size):
     # The closed form has no padding inside the attention cores, which is the only allowed excess.
     needed = step_flops(config, batch_shapes(streams), "executed")
     assert 0.998 <= found / needed <= 1.02
+
+
+@pytest.mark.parametrize("size", CASES)
+def test_an_estimate_is_what_is_counted_within_a_thousandth(size):
+    """README and docs/performance.md print the counts; `--estimate` takes the closed form and mean lengths."""
+    (phase,) = estimate(load_experiment(f"{size}_4m_released"), EstimateOptions())
+    assert phase.tflop == pytest.approx(OURS[size] / 1e12, rel=1e-3)
+    assert phase.reference_tflop == pytest.approx(REFERENCE[size] / 1e12, rel=1e-3)
 
 
 def test_the_sample_has_the_lengths_it_says():

