@@ -10,15 +10,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimate_lines, estimate_to_json, load_measured
-from pipelines.experiment import Experiment, load_experiment, resolve
+from pipelines.experiment import Experiment, default_store, load_experiment, store_location
 from pipelines.flow.audit.audit import audit
 from pipelines.flow.lineage.recorder import default_tracking_uri, lineage, rebuild
-from pipelines.flow.run.events import Event
+from pipelines.flow.run.events import Action, Event
 from pipelines.flow.run.executor import run
 from pipelines.flow.run.planner import Plan, PlannedPart, check_due, explain, plan
 from pipelines.flow.run.progress import Progress
@@ -32,10 +32,11 @@ from pipelines.report.summary import loss_lines, node_rows, node_table, result_l
 from pipelines.s1_download.retry import parse_classes
 from pipelines.why.trace import trace_rows
 from pipelines.why.what_if import parse_changes, what_if
-from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
+from x2vlm.errors import ConfigError, NotEnoughRoom, PlanBusy, SourceUnavailable, X2VLMError
 
 log = logging.getLogger(__name__)
 
+SAMPLE = "sample"  # the experiment of whoever names none
 EXIT_OK, EXIT_FAILED, EXIT_DUE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_BUSY = range(6)
 
 
@@ -75,7 +76,7 @@ def exit_code_of(error: X2VLMError) -> int:
     match error:
         case ConfigError():
             return EXIT_USAGE
-        case SourceUnavailable():
+        case SourceUnavailable() | NotEnoughRoom():
             return EXIT_ENVIRONMENT
         case PlanBusy():
             return EXIT_BUSY
@@ -83,9 +84,13 @@ def exit_code_of(error: X2VLMError) -> int:
             return EXIT_FAILED
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser, experiment_is_optional: bool = False) -> None:
     """The arguments of every job that runs an experiment."""
-    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
+    named = "name of a file below pipelines/experiments, or the path of a YAML file"
+    if experiment_is_optional:
+        parser.add_argument("experiment", nargs="?", help=f"{named}; without one: {SAMPLE}")
+    else:
+        parser.add_argument("experiment", help=named)
     parser.add_argument("--store", help="where artifacts go, instead of where the experiment says: a folder or a URI")
     parser.add_argument("--tracking-uri", help="MLflow to record lineage in; default: a database inside the store")
     parser.add_argument(
@@ -125,6 +130,17 @@ def estimate_options(options: argparse.Namespace) -> EstimateOptions:
     )
 
 
+def run_experiment_or_sample(options: argparse.Namespace) -> Outcome:
+    """`run_experiment`; where none is named that of the shipped sample, and it says so."""
+    if options.experiment is not None:
+        return run_experiment(options)
+    options.experiment = SAMPLE
+    told = f"No experiment was named: this is `{SAMPLE}`, the shipped photos and clips. Recipes: pipelines/experiments/"
+    log.info("event=default_experiment %s", told)
+    outcome = run_experiment(options)
+    return replace(outcome, text=f"{told}\n\n{outcome.text}")
+
+
 def run_experiment(
     options: argparse.Namespace, targets: Sequence[str] = (), force: bool = False, retries: Sequence[str] = ()
 ) -> Outcome:
@@ -142,6 +158,7 @@ def run_experiment(
         return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), told)
     graph = build_graph(experiment)
     store = _open_store(experiment.store_uri)
+    log.info("event=store uri=%s", store.uri)
     planned = plan(graph, store, experiment.name, targets or None, force=_forced(graph, targets) if force else ())
     if options.dry_run or options.explain:
         phases = estimate(experiment, estimate_options(options), store)
@@ -149,7 +166,7 @@ def run_experiment(
     check_due(graph, planned)
     with (
         lineage(store, experiment.name, options.tracking_uri) as record,
-        _runner(options, planned) as runner,
+        _runner(options, planned, graph, store) as runner,
     ):
         progress = Progress()
 
@@ -178,7 +195,7 @@ def audit_target(options: argparse.Namespace) -> Outcome:
 
     With `options.rebuild`, an experiment of the store, MLflow is first given whatever it lacks of its manifests.
     """
-    store = _open_store(options.store if "://" in options.store else str(resolve(options.store)))
+    store = _open_store(store_location(options.store or default_store()))
     tracking_uri = options.tracking_uri
     if options.rebuild:
         if options.rebuild not in (known := store.experiments()):
@@ -256,8 +273,11 @@ def _part_line(key: str, part: PlannedPart) -> str:
 
 
 @contextlib.contextmanager
-def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
-    """Where parts run. A plan without work starts no Ray: a rerun of a finished experiment takes seconds."""
+def _runner(options: argparse.Namespace, planned: Plan, graph: Graph, store: Store) -> Iterator[Runner]:
+    """Where parts run. A plan without work starts no Ray: a rerun of a finished experiment takes seconds.
+
+    Errors as in `RayRunner.prepare` where the machines have no room for what is due.
+    """
     if options.inline or planned.is_noop:
         yield InlineRunner()
         return
@@ -266,6 +286,7 @@ def _runner(options: argparse.Namespace, planned: Plan) -> Iterator[Runner]:
     # Two at least: the sample trains with two workers, and on a single core they take turns.
     runner = RayRunner(num_cpus=options.num_cpus or max(2, os.cpu_count() or 1))
     try:
+        runner.prepare([graph[node.key] for node in planned.selected if node.action is not Action.REUSE], store)
         yield runner
     finally:
         runner.close()

@@ -2,13 +2,14 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import pydantic
 
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.input_files import folder_files, phase_key, start_inputs
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import PROJECT_ROOT, project_path
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
@@ -23,7 +24,7 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import parse_config
@@ -65,7 +66,7 @@ def build_graph(experiment: Experiment) -> Graph:
 
 def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:
     """From upstream files to scored rows: read, download, domains, filter and score of one source."""
-    card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
+    card_path = card_file(source.card)
     card = load_card(card_path)
     paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
@@ -214,7 +215,7 @@ def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
     found = []
     for branch in branches:
         source = experiment.sources[source_of(branch)]
-        found.append(load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").reader or "")
+        found.append(load_card(card_file(source.card)).reader or "")
     return tuple(found)
 
 
@@ -257,7 +258,14 @@ def _phase_nodes(
         ),
         Node(
             key=f"pretrain/{name}",
-            stage=replace(PRETRAIN, run_part=functools.partial(pretrain_part, runtime=experiment.train_runtime)),
+            stage=replace(
+                PRETRAIN,
+                run_part=functools.partial(
+                    pretrain_part,
+                    runtime=experiment.train_runtime,
+                    num_gpus=_runtime(experiment, "pretrain").num_gpus,
+                ),
+            ),
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),
@@ -265,6 +273,7 @@ def _phase_nodes(
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain"),
+            workers=workers_of(config, experiment.train_runtime),
         ),
     ]
 
@@ -278,7 +287,7 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
         return train
     named = {source for stream in config.data.streams for source in (*stream.sources, *stream.aux_sources)}
     cards = {
-        key: load_card(PROJECT_ROOT / "datasets" / f"{source.card}.yaml").id
+        key: load_card(card_file(source.card)).id
         for key, source in experiment.sources.items()
         if source.role == "train"
     }
@@ -307,6 +316,11 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
         raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
     local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)
     return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
+
+
+def card_file(card: str) -> Path:
+    """Where the card that an experiment names `card` lies."""
+    return project_path(f"datasets/{card}.yaml")
 
 
 def _runtime(experiment: Experiment, stage: str) -> Runtime:
