@@ -1,0 +1,130 @@
+"""Which GPUs the parts of a run see, and who gets none: on a real Ray that was told it has two."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from pipelines.flow.run.cluster import check_room, current_cluster
+from pipelines.flow.run.ray_runner import RayRunner
+from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter, Runtime
+from pipelines.flow.store.store import Store
+from pipelines.s5_pretrain.worker import train
+from tests.support.flow import toy
+from tests.support.flow.helpers import run_all
+from x2vlm.errors import NotEnoughRoom
+
+NUM_GPUS = 2
+
+
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
+    """A Ray that schedules two GPUs; nothing here touches CUDA."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=NUM_GPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "") or os.getcwd()}},
+    )
+    yield
+    ray.shutdown()
+
+
+def say_gpus(config: toy.FilterConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
+    """What the process of a part sees, while others of its node run."""
+    (out.path / "a.txt").write_text("x")
+    time.sleep(0.5)  # so that parts overlap
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all of them")
+    return PartResult({"rows": Count(1, 1)}, summary={"seen": seen, "pid": os.getpid()})
+
+
+SAY = replace(toy.FILTER, run_part=say_gpus, finish=None)
+
+
+def seen(tmp_path: Path, runtime: Runtime, share: float | None) -> list[str]:
+    """What each of four parts saw."""
+    toy.write_source(tmp_path, "a", [f"row {n}" for n in range(12)])
+    stage = replace(SAY, gpu_share=None if share is None else lambda config: share)
+    graph = toy.toy_graph(tmp_path, ["a"], filter_stage=stage, runtime=runtime)
+    with RayRunner() as runner:
+        result = run_all(graph, Store(tmp_path / "store"), runner=runner)
+    parts = [part.record.summary["seen"] for part in result.nodes["filter/a"].manifest.parts]
+    assert len(parts) == 4
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("runtime", "share"),
+    [(Runtime(), None), (Runtime(num_gpus=0), 0.5), (Runtime(num_gpus=0), None)],
+    ids=["the stage uses none", "the experiment says none", "both"],
+)
+def test_a_part_without_a_gpu_sees_none(two_gpus: None, tmp_path: Path, runtime: Runtime, share: float | None) -> None:
+    assert seen(tmp_path, runtime, share) == ["", "", "", ""]
+
+
+@pytest.mark.parametrize("runtime", [Runtime(), Runtime(num_gpus=0.5)], ids=["by itself", "as the experiment says"])
+def test_parts_share_gpus_and_crowd_none(two_gpus: None, tmp_path: Path, runtime: Runtime) -> None:
+    found = Counter(seen(tmp_path, runtime, 0.5))
+    assert set(found) <= {"0", "1"}, "one GPU each, and an existing one"
+
+
+def job(folder: Path, world_size: int) -> dict[str, Any]:
+    """A pretrain job that must not come to train: it has no data."""
+    streams = [{"kind": "image", "batch_size": 12}]
+    config = {"data": {"seed": 1, "streams": streams}, "world_size": world_size}
+    return {"config": config, "state_uri": str(folder / "state"), "shards": [], "vocabulary": [], "facts": {}}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "num_gpus", "words"),
+    [
+        (3, None, "3 workers at a time, each with 1 CPU and 1 GPU, but .* 4 CPU and 2 GPU: room for 2"),
+        (3, 1.0, "3 workers at a time.*room for 2"),
+        (2, 2.0, "2 workers at a time, each with 1 CPU and 2 GPU.*room for 1"),
+        (6, 0.0, "6 workers at a time, each with 1 CPU, but .* room for 4"),
+    ],
+)
+def test_training_never_falls_back_to_cpus(
+    two_gpus: None, tmp_path: Path, world_size: int, num_gpus: float | None, words: str
+) -> None:
+    with pytest.raises(NotEnoughRoom, match=words):
+        train(job(tmp_path, world_size), world_size, num_gpus)
+
+
+def test_what_the_launcher_may_add_is_known_on_the_head(two_gpus: None, tmp_path: Path) -> None:
+    """The autoscaler's process is found by the words that Ray starts it with; the cluster's own, and no other."""
+    kinds = {"head": {"resources": {"CPU": 0}}, "gpu": {"resources": {"CPU": 96, "GPU": 8}, "max_workers": 2}}
+    config = tmp_path / "cluster.yaml"
+    config.write_text(yaml.safe_dump({"max_workers": 4, "head_node_type": "head", "available_node_types": kinds}))
+    monitor = tmp_path / "monitor.py"
+    monitor.write_text("import time\ntime.sleep(600)\n")
+    address = ray.get_runtime_context().gcs_address
+    trained = toy.toy_graph(tmp_path, ["a"], runtime=Runtime(num_gpus=4))["filter/a"]
+    with pytest.raises(NotEnoughRoom, match="4 GPU on one machine"):
+        check_room([trained], current_cluster())
+    for of, autoscales in (("127.0.0.1:1", False), (address, True)):
+        process = subprocess.Popen(
+            [sys.executable, str(monitor), f"--autoscaling-config={config}", f"--gcs-address={of}"]
+        )
+        try:
+            found = current_cluster()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        assert found.autoscales is autoscales
+        assert [machine.resources["GPU"] for machine in found.addable] == ([8.0, 8.0] if autoscales else [])
+    check_room([trained], found)
