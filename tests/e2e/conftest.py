@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RAY = str(Path(sys.executable).parent / "ray")
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,48 @@ def free_port() -> int:
 
 
 @dataclass(frozen=True)
+class Checkout:
+    """A clone of this repository and its environment, as `make setup` leaves them: to edit, and to submit from."""
+
+    path: Path
+    bin: Path  # of the environment, in which the clone is installed
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """What is shipped, copied, and installed with --editable into an environment that borrows its dependencies."""
+    folder = tmp_path_factory.mktemp("checkout")
+    clone, environment = folder / "x2vlm", folder / "venv"
+    clone.mkdir()
+    for name in ("datasets", "jobs", "pipelines", "x2vlm"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".rayignore", "LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, clone)
+    venv.create(environment, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+    python = environment / "bin" / "python"
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--editable", "."]
+    done = subprocess.run([python, *install], cwd=clone, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ray = environment / "bin" / "ray"
+    ray.write_text(f"#!{python}\nimport sys\nfrom ray.scripts.scripts import main\nsys.exit(main())\n")
+    ray.chmod(0o755)
+    return Checkout(clone, environment / "bin")
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """A running Ray head: the environment that lets a client talk to it."""
+    """A running Ray head: the environment that lets a client talk to it, and the checkout that it was started from."""
 
     environment: dict[str, str]
+    checkout: Checkout
 
     def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- command`, from the repository's root."""
+        """`ray job submit --working-dir . -- command`, from the checkout's root."""
         return subprocess.run(
-            [RAY, "job", "submit", "--working-dir", ".", "--", *command],
-            cwd=ROOT,
+            [str(self.checkout.bin / "ray"), "job", "submit", "--working-dir", ".", "--", *command],
+            cwd=self.checkout.path,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -100,8 +133,8 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """`ray start --head` with token authentication and a throw-away token; stopped at the end."""
+def cluster(checkout: Checkout) -> Iterator[Cluster]:
+    """`ray start --head` in the checkout's environment, with token authentication; stopped at the end."""
     # Unix sockets below it have a length limit of 107 bytes, which pytest's own folders would break.
     folder = Path(tempfile.mkdtemp(prefix="x2ray-"))
     token = folder / "token"
@@ -109,8 +142,8 @@ def cluster() -> Iterator[Cluster]:
     token.chmod(0o600)
     dashboard = free_port()
     environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "X2VLM_", "PYTHONPATH"))},
+        "PATH": f"{checkout.bin}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
@@ -118,7 +151,16 @@ def cluster() -> Iterator[Cluster]:
     }
     head = subprocess.Popen(
         [
-            *(RAY, "start", "--head", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"),
+            *(
+                str(checkout.bin / "ray"),
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus",
+                "2",
+                "--node-ip-address",
+                "127.0.0.1",
+            ),
             *("--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
             *("--temp-dir", str(folder / "ray"), "--object-store-memory", "200000000"),
         ],
@@ -128,7 +170,7 @@ def cluster() -> Iterator[Cluster]:
     )
     try:
         _wait_until_listening(dashboard, head, folder / "head.log")
-        yield Cluster(environment)
+        yield Cluster(environment, checkout)
     finally:
         # At once and all of them: an orderly end takes Ray half a minute, and nothing of this cluster is to be kept.
         for pid in [*descendants(head.pid), head.pid]:
@@ -161,12 +203,14 @@ class SampleRun:
 
 
 @pytest.fixture(scope="session")
-def sample_run(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> SampleRun:
-    """The sample experiment, submitted to the cluster and finished. Tests must not change its store; copy it."""
-    store = tmp_path_factory.mktemp("sample-run") / "store"
-    submission = cluster.submit("python", "jobs/full_pretrain.py", "sample", "--store", str(store))
+def sample_run(cluster: Cluster) -> SampleRun:
+    """The sample experiment, submitted to the cluster and finished. Tests must not change its store; copy it.
+
+    Neither experiment nor store is named, and the job is started by its name: the shortest command that README has.
+    """
+    submission = cluster.submit("jobs/full_pretrain.py")
     assert submission.returncode == 0, f"{submission.stdout[-8000:]}\n{submission.stderr[-4000:]}"
-    return SampleRun(store, submission)
+    return SampleRun(cluster.checkout.path / "runs" / "store", submission)
 
 
 @pytest.fixture

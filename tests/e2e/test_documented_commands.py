@@ -25,7 +25,10 @@ class Proof:
 ELSEWHERE = (
     Proof(r"source \.venv/bin/activate|export RAY_AUTH_MODE=token", "tests/e2e/conftest.py::cluster"),
     Proof(r"ray get-auth-token --generate|ray start --head", "tests/e2e/conftest.py::cluster"),
-    Proof(r"ray job submit --working-dir \. -- python jobs/full_pretrain\.py \S+", "tests/e2e/conftest.py::sample_run"),
+    Proof(
+        r"ray job submit --working-dir \. -- (python )?jobs/full_pretrain\.py( \S+)?",
+        "tests/e2e/conftest.py::sample_run",
+    ),
     Proof(
         r"python jobs/run_stage\.py world .*",
         "tests/e2e/test_world_run.py::test_every_row_of_fifteen_sources_gets_the_verdict_of_the_truth",

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -78,7 +78,9 @@ def current_cluster(is_local: bool = False) -> Cluster:
     import ray
 
     machines = tuple(
-        Machine(dict(node["Resources"]), str(node["NodeManagerHostname"])) for node in ray.nodes() if node["Alive"]
+        Machine(dict(node["Resources"]), str(node["NodeManagerHostname"]))
+        for node in cast(Any, ray).nodes()
+        if node["Alive"]
     )
     addable, autoscales = ((), False) if is_local else _growth(machines)
     return Cluster(machines, addable, autoscales, is_local)

@@ -208,7 +208,7 @@ def _call(shared: SharedFolder | None, function: Callable[..., Any], *args: Any)
 def _check_seen(shared: SharedFolder) -> None:
     """ConfigError if a machine of the cluster does not see the folder."""
     look = ray.remote(num_cpus=0, runtime_env={"env_vars": NO_GPU_ENV})(_problem)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in cast(Any, ray).nodes() if node["Alive"]]
     answers = [
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(shared)
         for node in nodes
