@@ -171,7 +171,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
             storage_path=f"{state_uri}/ray",
             # Ray's own default is 0: no worker is ever replaced.
             failure_config=FailureConfig(max_failures=runtime.max_failures),
-            worker_runtime_env={"env_vars": worker_env(resources.get("GPU", 0.0))},
+            worker_runtime_env={"env_vars": worker_env(resources.get("GPU", 0.0))},  # type: ignore[call-arg]  # the stub's
         ),
     )
     log.info("ray_train run=%s %s resources=%s max_failures=%d", name, workers, resources, runtime.max_failures)

@@ -118,6 +118,12 @@ class Cluster:
 
     environment: dict[str, str]
     checkout: Checkout
+    address: str  # of the head
+
+    @property
+    def dashboard(self) -> str:
+        """Where jobs are submitted to."""
+        return self.environment["RAY_API_SERVER_ADDRESS"]
 
     def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- command`, from the checkout's root."""
@@ -140,7 +146,7 @@ def cluster(checkout: Checkout) -> Iterator[Cluster]:
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
-    dashboard = free_port()
+    dashboard, port = free_port(), free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "X2VLM_", "PYTHONPATH"))},
         "PATH": f"{checkout.bin}{os.pathsep}{os.environ['PATH']}",
@@ -161,7 +167,7 @@ def cluster(checkout: Checkout) -> Iterator[Cluster]:
                 "--node-ip-address",
                 "127.0.0.1",
             ),
-            *("--port", str(free_port()), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+            *("--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
             *("--temp-dir", str(folder / "ray"), "--object-store-memory", "200000000"),
         ],
         env=environment,
@@ -170,7 +176,7 @@ def cluster(checkout: Checkout) -> Iterator[Cluster]:
     )
     try:
         _wait_until_listening(dashboard, head, folder / "head.log")
-        yield Cluster(environment, checkout)
+        yield Cluster(environment, checkout, f"127.0.0.1:{port}")
     finally:
         # At once and all of them: an orderly end takes Ray half a minute, and nothing of this cluster is to be kept.
         for pid in [*descendants(head.pid), head.pid]:

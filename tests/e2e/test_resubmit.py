@@ -1,6 +1,9 @@
 """A store outlives the job that filled it: submit, edit, submit again, and nothing runs twice."""
 
 import json
+import subprocess
+
+import pytest
 
 from tests.e2e.conftest import Cluster, SampleRun
 
@@ -23,3 +26,17 @@ def test_after_an_edit_the_same_submission_reuses_everything(cluster: Cluster, s
     told = json.loads(line)
     assert told["num_parts_run"] == 0
     assert {node["action"] for node in told["nodes"]} == {"REUSE"}
+
+
+@pytest.mark.parametrize("words", [("job", "list"), ("status",)], ids=" ".join)
+def test_the_cluster_says_what_it_runs(cluster: Cluster, sample_run: SampleRun, words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [str(cluster.checkout.bin / "ray"), *words],
+        env={**cluster.environment, "RAY_ADDRESS": cluster.address if words == ("status",) else cluster.dashboard},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("jobs/full_pretrain.py" if words == ("job", "list") else "CPU") in done.stdout

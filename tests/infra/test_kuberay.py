@@ -130,3 +130,28 @@ def test_the_validator_catches_a_slip(kind: str, field: str, value: Any) -> None
     (document,) = [document for document in documents(CORE) if document["kind"] == kind]
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate({**document, field: value}, KUBERNETES, strict=True)
+
+
+def test_names_in_the_walk_are_those_of_the_files() -> None:
+    """docs/cluster.md and the files agree on namespace, secrets, services, the archive and the operator's version."""
+    page = (INFRA.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+    cluster, job = load("raycluster"), load("rayjob")
+    spec, space = cluster["spec"], cluster["metadata"]["namespace"]
+    secret = spec["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]
+    token = spec["authOptions"]["secretName"]
+    archive = job["spec"]["runtimeEnvYAML"].split('"')[1]
+    for words in (
+        f"kubectl create secret generic {token} --namespace {space} --from-literal=auth_token=",
+        f"kubectl create secret generic {secret['name']} --namespace {space} --from-literal={secret['key']}=",
+        f"kubectl wait --namespace {space} --for=condition=HeadPodReady raycluster/{cluster['metadata']['name']} ",
+        f"kubectl port-forward --namespace {space} service/{cluster['metadata']['name']}-head-svc 8265:8265",
+        f"--output={archive.rpartition('/')[2]} HEAD",
+        f"aws s3 cp {archive.rpartition('/')[2]} {archive}",
+        f"Ray {spec['rayVersion']}",
+    ):
+        assert words in page, words
+    assert f"ray=={spec['rayVersion']}" in (INFRA.parent / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    (redis,) = [document for document in documents(CORE) if document["kind"] == "Service"]
+    host, _, port = spec["gcsFaultToleranceOptions"]["redisAddress"].partition(":")
+    assert host == f"{redis['metadata']['name']}.{space}.svc.cluster.local"
+    assert int(port) == redis["spec"]["ports"][0]["port"]
