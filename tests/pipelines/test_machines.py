@@ -1,4 +1,4 @@
-"""Which GPUs the parts of a run see, and who gets none: on a real Ray that was told it has two."""
+"""What parts get of a cluster's machines: GPUs, none of them, a common store. On a real Ray that was told it has two GPUs."""
 
 import contextlib
 import os
@@ -21,9 +21,10 @@ from pipelines.flow.run.ray_runner import RayRunner
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter, Runtime
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.worker import train
+from tests.e2e.conftest import descendants
 from tests.support.flow import toy
 from tests.support.flow.helpers import run_all
-from x2vlm.errors import NotEnoughRoom
+from x2vlm.errors import ConfigError, NotEnoughRoom
 
 NUM_GPUS = 2
 
@@ -128,3 +129,42 @@ def test_what_the_launcher_may_add_is_known_on_the_head(two_gpus: None, tmp_path
         assert found.autoscales is autoscales
         assert [machine.resources["GPU"] for machine in found.addable] == ([8.0, 8.0] if autoscales else [])
     check_room([trained], found)
+
+
+@pytest.fixture
+def other_machine(two_gpus: None, tmp_path: Path) -> Iterator[Path]:
+    """A second machine joins: another host name, and a disk of its own where the returned folder lies."""
+    own_disk = tmp_path / "disk"
+    own_disk.mkdir()
+    ray_command = [sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block"]
+    joins = [*ray_command, "--address", ray.get_runtime_context().gcs_address, "--num-cpus", "1", "--num-gpus", "0"]
+    script = f'hostname other-machine && mount -t tmpfs none {own_disk} && exec "$@"'
+    if subprocess.run(["unshare", "--mount", "--uts", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody have a host name and mounts of its own (unshare)")
+    with (tmp_path / "node.log").open("w") as log:
+        node = subprocess.Popen(
+            ["unshare", "--mount", "--uts", "sh", "-c", script, "sh", *joins], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while len(current_cluster().hostnames) < 2:
+            assert node.poll() is None, (tmp_path / "node.log").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "node.log").read_text()
+            time.sleep(0.3)  # polling another process
+        yield own_disk
+    finally:
+        for pid in [*descendants(node.pid), node.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        node.wait()
+
+
+def test_a_store_that_one_machine_has_for_itself_is_refused(other_machine: Path, tmp_path: Path) -> None:
+    graph = toy.toy_graph(tmp_path, ["a"])
+    with RayRunner() as runner:
+        with pytest.raises(ConfigError, match=r"other-machine does not see the folder of .*--store s3://bucket/prefix"):
+            runner.prepare(graph.values(), Store(other_machine / "store"))
+        shared = Store(tmp_path / "shared")
+        runner.prepare(graph.values(), shared)
+        assert run_all(graph, shared, runner=runner).num_parts_run > 0
+    assert list((tmp_path / "shared" / "leases").glob(".seen-*")) == []
