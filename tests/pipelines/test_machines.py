@@ -1,4 +1,4 @@
-"""What parts get of a cluster's machines: GPUs, none of them, a common store. On a real Ray that was told it has two GPUs."""
+"""What parts get of a cluster's machines: GPUs, none of them, one store. On a real Ray that was told of two GPUs."""
 
 import contextlib
 import os
