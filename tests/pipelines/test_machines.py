@@ -20,7 +20,6 @@ from pipelines.flow.run.cluster import check_room, current_cluster
 from pipelines.flow.run.ray_runner import RayRunner
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter, Runtime
 from pipelines.flow.store.store import Store
-from pipelines.s5_pretrain.worker import train
 from tests.e2e.conftest import descendants
 from tests.support.flow import toy
 from tests.support.flow.helpers import run_all
@@ -101,6 +100,8 @@ def job(folder: Path, world_size: int) -> dict[str, Any]:
 def test_training_never_falls_back_to_cpus(
     two_gpus: None, tmp_path: Path, world_size: int, num_gpus: float | None, words: str
 ) -> None:
+    from pipelines.s5_pretrain.worker import train  # brings torch, which the workers of this module do not need
+
     with pytest.raises(NotEnoughRoom, match=words):
         train(job(tmp_path, world_size), world_size, num_gpus)
 
