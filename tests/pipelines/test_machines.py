@@ -144,10 +144,13 @@ def other_machine(two_gpus: None, tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this machine lets nobody have a host name and mounts of its own (unshare)")
     with (tmp_path / "node.log").open("w") as log:
         node = subprocess.Popen(
-            ["unshare", "--mount", "--uts", "sh", "-c", script, "sh", *joins], stdout=log, stderr=subprocess.STDOUT
+            ["unshare", "--mount", "--uts", "sh", "-c", script, "sh", *joins],
+            env={**os.environ, "RAY_raylet_start_wait_time_s": "150"},  # 30 by itself, too few on a busy machine
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while len(current_cluster().hostnames) < 2:
             assert node.poll() is None, (tmp_path / "node.log").read_text()
             assert time.monotonic() < deadline, (tmp_path / "node.log").read_text()
