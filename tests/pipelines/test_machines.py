@@ -23,7 +23,7 @@ from pipelines.flow.store.store import Store
 from tests.e2e.conftest import descendants
 from tests.support.flow import toy
 from tests.support.flow.helpers import run_all
-from x2vlm.errors import ConfigError, NotEnoughRoom
+from x2vlm.errors import ConfigError, NotEnoughRoom, StageFailed
 
 NUM_GPUS = 2
 
@@ -132,6 +132,24 @@ def test_what_the_launcher_may_add_is_known_on_the_head(two_gpus: None, tmp_path
     check_room([trained], found)
 
 
+def test_where_machines_are_added_every_part_looks_for_the_store(
+    two_gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that comes later is this one, after its folder has become another."""
+    monkeypatch.setenv("X2VLM_MACHINES", '[{"CPU": 4, "count": 2}]')
+    graph, store = toy.toy_graph(tmp_path, ["a"]), Store(tmp_path / "store")
+    with RayRunner() as runner:
+        assert runner.cluster.autoscales
+        runner.prepare(graph.values(), store)
+        (mark,) = (tmp_path / "store" / "leases").glob(".seen-*")
+        mark.unlink()
+        with pytest.raises(StageFailed, match=r"does not see the folder of .*--store s3://bucket/prefix"):
+            run_all(graph, store, runner=runner)
+        mark.touch()
+        assert run_all(graph, store, runner=runner).num_parts_run > 0
+    assert not mark.exists()
+
+
 @pytest.fixture
 def other_machine(two_gpus: None, tmp_path: Path) -> Iterator[Path]:
     """A second machine joins: another host name, and a disk of its own where the returned folder lies."""
@@ -145,7 +163,11 @@ def other_machine(two_gpus: None, tmp_path: Path) -> Iterator[Path]:
     with (tmp_path / "node.log").open("w") as log:
         node = subprocess.Popen(
             ["unshare", "--mount", "--uts", "sh", "-c", script, "sh", *joins],
-            env={**os.environ, "RAY_raylet_start_wait_time_s": "150"},  # 30 by itself, too few on a busy machine
+            env={
+                **os.environ,
+                "RAY_raylet_start_wait_time_s": "150",
+                "RAY_agent_register_timeout_ms": "150000",
+            },  # 30 by itself, too few on a busy machine
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -163,6 +185,7 @@ def other_machine(two_gpus: None, tmp_path: Path) -> Iterator[Path]:
         node.wait()
 
 
+@pytest.mark.slow
 def test_a_store_that_one_machine_has_for_itself_is_refused(other_machine: Path, tmp_path: Path) -> None:
     graph = toy.toy_graph(tmp_path, ["a"])
     with RayRunner() as runner:
