@@ -11,6 +11,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
+import urllib.error
+import urllib.request
 import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -138,6 +141,10 @@ class Cluster:
         )
 
 
+# Ray gives its own processes 15 to 30 seconds to start, too few on a machine that others use.
+PATIENT = {"RAY_raylet_start_wait_time_s": "180", "RAY_agent_register_timeout_ms": "180000"}
+
+
 @pytest.fixture(scope="session")
 def cluster(checkout: Checkout) -> Iterator[Cluster]:
     """`ray start --head` in the checkout's environment, with token authentication; stopped at the end."""
@@ -149,33 +156,22 @@ def cluster(checkout: Checkout) -> Iterator[Cluster]:
     dashboard, port = free_port(), free_port()
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "X2VLM_", "PYTHONPATH"))},
+        **PATIENT,
         "PATH": f"{checkout.bin}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    head = subprocess.Popen(
-        [
-            *(
-                str(checkout.bin / "ray"),
-                "start",
-                "--head",
-                "--block",
-                "--num-cpus",
-                "2",
-                "--node-ip-address",
-                "127.0.0.1",
-            ),
-            *("--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
-            *("--temp-dir", str(folder / "ray"), "--object-store-memory", "200000000"),
-        ],
-        env=environment,
-        stdout=(folder / "head.log").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    command = [
+        *(str(checkout.bin / "ray"), "start", "--head", "--block", "--num-cpus", "2", "--node-ip-address", "127.0.0.1"),
+        *("--port", str(port), "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),
+        *("--temp-dir", str(folder / "ray"), "--object-store-memory", "200000000"),
+    ]
+    with (folder / "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _wait_until_listening(dashboard, head, folder / "head.log")
+        _wait_until_it_takes_jobs(environment["RAY_API_SERVER_ADDRESS"], token.read_text(), head, folder / "head.log")
         yield Cluster(environment, checkout, f"127.0.0.1:{port}")
     finally:
         # At once and all of them: an orderly end takes Ray half a minute, and nothing of this cluster is to be kept.
@@ -186,18 +182,21 @@ def cluster(checkout: Checkout) -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_listening(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    import time
-
-    deadline = time.monotonic() + 180
+def _wait_until_it_takes_jobs(url: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Submit a job that does nothing until one is taken: the port listens long before the agent that starts jobs."""
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    answer, deadline = "", time.monotonic() + 400
     while time.monotonic() < deadline:
         if head.poll() is not None:
             raise RuntimeError(f"ray start ended with {head.returncode}:\n{log.read_text()[-3000:]}")
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+        request = urllib.request.Request(f"{url}/api/jobs/", json.dumps({"entrypoint": "true"}).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60):
                 return
+        except OSError as error:
+            answer = f"{error} {error.read().decode()[-1000:] if isinstance(error, urllib.error.HTTPError) else ''}"
         time.sleep(0.5)  # polling another process, not a guess at how long it takes
-    raise RuntimeError(f"the dashboard never listened:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"Ray never took a job: {answer}\n{log.read_text()[-3000:]}")
 
 
 @dataclass(frozen=True)
