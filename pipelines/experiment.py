@@ -31,6 +31,11 @@ from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
+# By name in `runtime`. Of pretrain, whose workers Ray Train starts, only the GPUs are set there.
+STAGES = (
+    *("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
+    *("pretrain", "evaluate"),
+)
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 
@@ -131,6 +136,18 @@ class Experiment(FrozenConfig):
             known.append(name)
         if idle := sorted(set(self.phases) - used):
             raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _runtimes_take_effect(self) -> "Experiment":
+        for stage, runtime in self.runtime.items():
+            if stage not in STAGES:
+                raise ValueError(f"runtime.{stage}: no stage has that name; {did_you_mean(stage, STAGES)}")
+            if stage == "pretrain" and (idle := sorted(runtime.model_fields_set - {"num_gpus"})):
+                raise ValueError(
+                    f"runtime.pretrain.{idle[0]}: has no effect, Ray Train starts the workers: see `cpus_per_worker`, "
+                    "`max_failures` and `placement` of `train_runtime`; only `num_gpus` is set here"
+                )
         return self
 
     @property

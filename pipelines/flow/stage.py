@@ -202,6 +202,13 @@ class Runtime(pydantic.BaseModel):
     max_in_flight: int = pydantic.Field(default=64, gt=0)  # parts of a node submitted to Ray at a time
     max_retries: int = pydantic.Field(default=3, ge=0)  # of a part whose worker died
 
+    @pydantic.field_validator("num_gpus")
+    @classmethod
+    def _gpus_are_whole(cls, num_gpus: float | None) -> float | None:
+        if num_gpus is not None and num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(f"{num_gpus:g}: a share of one GPU (0.25), or whole ones; nothing spans one and a half")
+        return num_gpus
+
 
 @dataclass(frozen=True)
 class Workers:
