@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Walk from a model, node, run or sample down to every card and upstream file, and prove each step by hashing again.
 
 python jobs/audit_lineage.py pretrain/sample
@@ -13,7 +14,7 @@ from x2vlm.command_line import JobParser, one_of
 def main() -> int:
     parser = JobParser(__doc__)
     parser.add_argument("target", help="node key, experiment, fingerprint or root prefix, MLflow id, or sample key")
-    parser.add_argument("--store", default="runs/store", help="the store to audit (default: %(default)s)")
+    parser.add_argument("--store", help="the store to audit; default: $X2VLM_STORE, or runs/store")
     parser.add_argument("--tracking-uri", help="MLflow to compare with; default: the database inside the store")
     parser.add_argument("--rebuild", metavar="EXPERIMENT", help="first tell MLflow again what its manifests say")
     parser.add_argument(

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Evaluate an experiment's model on some of its tasks; pre-training must be finished.
 
 python jobs/evaluate.py sample --tasks retrieval,grounding

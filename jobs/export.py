@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Collect an experiment's shards in a folder for other programs: WebDataset tars, Parquet, or X-VLM's JSON lines.
 
 python jobs/export.py sample --format webdataset --out runs/tars

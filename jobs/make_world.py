@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Make a procedural world: raw upstream files of every source, evaluation files, media, and the truth about them.
 
 python jobs/make_world.py --scenes 20000 --out runs/world --workers 2

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Run some nodes of an experiment; what they read must be finished.
 
 python jobs/run_stage.py sample --only 'score/*' --force

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Show what a model makes of images and clips: one page with captions, and boxes for phrases typed by hand.
 
 python jobs/show.py runs/model photo.jpg clips/ --phrases "a red bus" "a dog" --out runs/page.html

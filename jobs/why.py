@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Say what happened to a row at every stage, or what other thresholds would keep. Runs nothing.
 
 python jobs/why.py sample http://sample.invalid/bad/crop_300x223.jpg

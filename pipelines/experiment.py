@@ -5,6 +5,7 @@ hardware, the hours and the numbers to expect. Its name is the file's name. What
 written once, below `filters`, and named: `filter: web`.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic_core import InitErrorDetails
 
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import PROJECT_ROOT, STORE_VARIABLE, lasting_root, project_path
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig
@@ -30,6 +31,11 @@ from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
+# By name in `runtime`. Of pretrain, whose workers Ray Train starts, only the GPUs are set there.
+STAGES = (
+    *("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
+    *("pretrain", "evaluate"),
+)
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 
@@ -59,7 +65,11 @@ class EvaluationConfig(EvaluateConfig):
 
 
 class Experiment(FrozenConfig):
-    """All decisions of one run, from upstream files to evaluation. Relative paths start at the project's root."""
+    """All decisions of one run, from upstream files to evaluation. Relative paths start at the project's root.
+
+    In a job submitted to Ray the store, and files that its package does not hold, start at
+    `pipelines.project.lasting_root`.
+    """
 
     name: str = pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     store: str = "runs/store"
@@ -130,10 +140,22 @@ class Experiment(FrozenConfig):
             raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _runtimes_take_effect(self) -> "Experiment":
+        for stage, runtime in self.runtime.items():
+            if stage not in STAGES:
+                raise ValueError(f"runtime.{stage}: no stage has that name; {did_you_mean(stage, STAGES)}")
+            if stage == "pretrain" and (idle := sorted(runtime.model_fields_set - {"num_gpus"})):
+                raise ValueError(
+                    f"runtime.pretrain.{idle[0]}: has no effect, Ray Train starts the workers: see `cpus_per_worker`, "
+                    "`max_failures` and `placement` of `train_runtime`; only `num_gpus` is set here"
+                )
+        return self
+
     @property
     def store_uri(self) -> str:
-        """Where artifacts go: a URI, or an absolute local path."""
-        return self.store if "://" in self.store else str(resolve(self.store))
+        """Where artifacts go: a URI, or an absolute local path. Errors as in `store_location`."""
+        return store_location(self.store)
 
 
 def _names_a_filter(source: Any) -> bool:
@@ -155,8 +177,30 @@ def _naming_problems(named: Mapping[str, str], filters: Mapping[str, FilterConfi
 
 
 def resolve(path: str) -> Path:
-    """`path` as an absolute path; relative ones start at the project's root."""
-    return (PROJECT_ROOT / path).resolve()
+    """`path` as an absolute path; relative ones as in `pipelines.project.project_path`."""
+    return project_path(path)
+
+
+def default_store() -> str:
+    """The store of whoever names none: X2VLM_STORE, or the folder runs/store."""
+    return os.environ.get(STORE_VARIABLE) or "runs/store"
+
+
+def store_location(store: str) -> str:
+    """A store as a URI or an absolute local path; a relative one lies below the folder that outlives a job.
+
+    ConfigError where there is none: in a submitted job whose code came as a package into a container.
+    """
+    if "://" in store or Path(store).expanduser().is_absolute():
+        return store if "://" in store else str(Path(store).expanduser().resolve())
+    root = lasting_root()
+    if root is None:
+        raise ConfigError(
+            f"store {store}: a relative folder would lie in {PROJECT_ROOT}, the copy of the code that Ray made for "
+            "this job and deletes after it. Give --store s3://bucket/prefix, or a folder that all machines share; or "
+            f"set {STORE_VARIABLE} in the cluster's environment to either. Nothing has run"
+        )
+    return str((root / store).resolve())
 
 
 def source_uri(uri: str) -> str:
@@ -164,8 +208,9 @@ def source_uri(uri: str) -> str:
     if "://" in uri:
         return uri
     path = resolve(uri)
-    if path.is_relative_to(PROJECT_ROOT):
-        return f"{PROJECT_SCHEME}{path.relative_to(PROJECT_ROOT).as_posix()}"
+    for root in (PROJECT_ROOT, lasting_root()):
+        if root is not None and path.is_relative_to(root):
+            return f"{PROJECT_SCHEME}{path.relative_to(root).as_posix()}"
     return str(path)
 
 
@@ -185,6 +230,8 @@ def shipped_experiments() -> dict[str, Path]:
 def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
     """The experiment of that name, or in that YAML file. `store` replaces the store it names.
 
+    Where neither names one, X2VLM_STORE does, and without it the folder is runs/store.
+
     Raises ConfigError for unknown names, unknown keys ("did you mean") and values out of range.
     """
     path = Path(name_or_path)
@@ -199,4 +246,5 @@ def load_experiment(name_or_path: str, store: str | None = None) -> Experiment:
     values = {"name": path.stem, **read_yaml(path)}
     if store is not None:
         values["store"] = store
+    values.setdefault("store", default_store())
     return parse_config(Experiment, values, origin=str(path))

@@ -23,7 +23,7 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import did_you_mean, parse_config
@@ -257,7 +257,14 @@ def _phase_nodes(
         ),
         Node(
             key=f"pretrain/{name}",
-            stage=replace(PRETRAIN, run_part=functools.partial(pretrain_part, runtime=experiment.train_runtime)),
+            stage=replace(
+                PRETRAIN,
+                run_part=functools.partial(
+                    pretrain_part,
+                    runtime=experiment.train_runtime,
+                    num_gpus=_runtime(experiment, "pretrain").num_gpus,
+                ),
+            ),
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),
@@ -265,6 +272,7 @@ def _phase_nodes(
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain"),
+            workers=workers_of(config, experiment.train_runtime),
         ),
     ]
 

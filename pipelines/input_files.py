@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import SourceFile
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import PROJECT_ROOT, project_path
 from pipelines.s5_pretrain.start import START_SLOTS, StartConfig, is_hub_name, text_folder_files
 from x2vlm.config import did_you_mean
 from x2vlm.errors import ConfigError
@@ -14,7 +14,7 @@ from x2vlm.models.files import MODEL_FILES
 def card_file(name: str) -> Path:
     """The file of the card that a source names ("pretrain/coco"); ConfigError with the nearest one if there is none."""
     folder = PROJECT_ROOT / "datasets"
-    path = folder / f"{name}.yaml"
+    path = project_path(f"datasets/{name}.yaml")
     if not path.is_file():
         known = [str(card.relative_to(folder).with_suffix("")) for card in sorted(folder.rglob("*.yaml"))]
         # Who left the folder out, or names another one, means the card of that name.

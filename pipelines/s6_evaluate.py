@@ -186,4 +186,5 @@ EVALUATE = Stage(
     slots=("model", "rows", "media", "contamination"),
     plan_parts=plan_evaluation,
     run_part=evaluate_part,
+    gpu_share=lambda config: 1.0,
 )

@@ -13,6 +13,10 @@ class SourceUnavailable(X2VLMError):
     """An upstream file is missing, unreadable or not in the format its card states."""
 
 
+class NotEnoughRoom(X2VLMError):
+    """A part needs more CPUs, GPUs or memory than its machines have, and none will be added."""
+
+
 class InvalidSample(X2VLMError):
     """One row or media file cannot become a sample. Stages turn it into a counted drop.
 

@@ -18,6 +18,7 @@ __all__ = [
     "export_experiment",
     "run_as_job",
     "run_experiment",
+    "run_experiment_or_sample",
 ]
 
 
@@ -28,6 +29,13 @@ def run_experiment(
     from pipelines.driver import experiment
 
     return experiment.run_experiment(options, targets, force, retries)
+
+
+def run_experiment_or_sample(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.experiment.run_experiment_or_sample`."""
+    from pipelines.driver import experiment
+
+    return experiment.run_experiment_or_sample(options)
 
 
 def audit_target(options: argparse.Namespace) -> Outcome:

@@ -15,9 +15,16 @@ ESTIMATE_ARGUMENTS = {
 ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
 
 
-def add_run_arguments(parser: JobParser) -> None:
+SAMPLE = "sample"  # the experiment of whoever names none
+
+
+def add_run_arguments(parser: JobParser, experiment_is_optional: bool = False) -> None:
     """The arguments of every job that runs an experiment."""
-    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
+    named = "name of a file below pipelines/experiments, or the path of a YAML file"
+    if experiment_is_optional:
+        parser.add_argument("experiment", nargs="?", help=f"{named}; without one: {SAMPLE}")
+    else:
+        parser.add_argument("experiment", help=named)
     parser.add_argument("--store", help="where artifacts go, instead of where the experiment says: a folder or a URI")
     parser.add_argument("--tracking-uri", help="MLflow to record lineage in; default: a database inside the store")
     parser.add_argument(

@@ -1,9 +1,12 @@
 """Run what is due of an experiment, and say what came out."""
 
 import argparse
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
+from pipelines.driver.arguments import SAMPLE
 from pipelines.driver.endings import STATUS
 from pipelines.driver.job import Outcome
 from pipelines.driver.places import start_runner
@@ -11,7 +14,7 @@ from pipelines.driver.screen import screen
 from pipelines.driver.stores import open_store
 from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.lineage.recorder import deliver_pending, lineage
-from pipelines.flow.run.events import Event, PartDone, RunResult
+from pipelines.flow.run.events import Action, Event, PartDone, RunResult
 from pipelines.flow.run.executor import run
 from pipelines.flow.run.finishing import reused
 from pipelines.flow.run.lazy_runner import LazyRunner
@@ -24,6 +27,19 @@ from pipelines.flow.store.temporary import temporary_home
 from pipelines.graph import build_graph
 from pipelines.missing import listing_all_missing
 from pipelines.s1_download.retry import parse_classes
+
+log = logging.getLogger(__name__)
+
+
+def run_experiment_or_sample(options: argparse.Namespace) -> Outcome:
+    """`run_experiment`; where none is named that of the shipped sample, and it says so."""
+    if options.experiment is not None:
+        return run_experiment(options)
+    options.experiment = SAMPLE
+    told = f"No experiment was named: this is `{SAMPLE}`, the shipped photos and clips. Recipes: pipelines/experiments/"
+    log.info("event=default_experiment %s", told)
+    outcome = run_experiment(options)
+    return replace(outcome, text=f"{told}\n\n{outcome.text}")
 
 
 def run_experiment(
@@ -40,6 +56,7 @@ def run_experiment(
     store = open_store(experiment.store_uri)
     if options.estimate:
         return estimate_answer(experiment, options, store)
+    log.info("event=store uri=%s", store.uri)
     with listing_all_missing(experiment, targets):
         graph = build_graph(experiment)
         forced = (list(targets) or list(graph)) if force else []
@@ -58,6 +75,7 @@ def run_experiment(
 def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, options: argparse.Namespace) -> RunResult:
     """Run the plan in view of whoever watches. Nothing but this process starts before the lease is held."""
     progress, num_done = Progress(), 0
+    due = [graph[node.key] for node in planned.selected if node.action is not Action.REUSE]
 
     def on_event(event: Event) -> None:
         nonlocal num_done
@@ -73,7 +91,7 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
         screen(store, [node.key for node in planned.selected]) as show,
         temporary_home() as home,
         lineage(store, experiment.name, options.tracking_uri) as record,
-        LazyRunner(lambda: start_runner(options)) as runner,
+        LazyRunner(lambda: start_runner(options, due, store)) as runner,
     ):
         STATUS.litter.append(home)
         return run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})

@@ -18,7 +18,7 @@ from x2vlm.command_line import (
     EXIT_USAGE,
     JobParser,
 )
-from x2vlm.errors import ConfigError, MissingPackage, PlanBusy, SourceUnavailable, Stopped, X2VLMError
+from x2vlm.errors import ConfigError, MissingPackage, NotEnoughRoom, PlanBusy, SourceUnavailable, Stopped, X2VLMError
 from x2vlm.extras import needs
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def exit_code_of(error: X2VLMError) -> int:
     match error:
         case ConfigError():
             return EXIT_USAGE
-        case SourceUnavailable() | MissingPackage():
+        case SourceUnavailable() | MissingPackage() | NotEnoughRoom():
             return EXIT_ENVIRONMENT
         case PlanBusy():
             return EXIT_BUSY

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipelines.driver.job import Outcome
 from pipelines.driver.stores import open_store
-from pipelines.experiment import load_experiment, resolve
+from pipelines.experiment import default_store, load_experiment, store_location
 from x2vlm.command_line import EXIT_OK
 from x2vlm.config import did_you_mean
 from x2vlm.errors import ConfigError
@@ -19,7 +19,7 @@ def audit_target(options: argparse.Namespace) -> Outcome:
     from pipelines.flow.audit.audit import audit
     from pipelines.flow.lineage.recorder import default_tracking_uri, rebuild
 
-    store = open_store(options.store if "://" in options.store else str(resolve(options.store)))
+    store = open_store(store_location(options.store or default_store()))
     tracking_uri = options.tracking_uri
     if options.rebuild:
         if options.rebuild not in (known := store.experiments()):

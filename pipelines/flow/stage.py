@@ -173,6 +173,8 @@ class Stage:
     # Called as (config, key of the node, its upstream files) for every node that is due, before anything runs: raises
     # an X2VLMError for what would stop its parts later. Neither this nor `on_driver` is part of a fingerprint.
     check: Callable[[Any, str, Sources], None] | None = None
+    # (config) -> the share of one GPU that a part uses where there are GPUs; None: it uses none.
+    gpu_share: Callable[[Any], float] | None = None
     on_driver: bool = False  # parts run in the driver: they start Ray actors of their own (Ray Train)
 
 
@@ -186,15 +188,39 @@ class PartSummary:
 
 
 class Runtime(pydantic.BaseModel):
-    """Speed and placement of a stage's parts; an experiment sets it by stage. Never part of a fingerprint."""
+    """Speed and placement of a stage's parts; an experiment sets it by stage. Never part of a fingerprint.
+
+    `num_gpus` of a part, or of each of its workers where a stage starts some (`pretrain`). None: what the stage can use
+    where the cluster has GPUs or can add some, else 0. A part with 0 sees no GPU.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     num_cpus: float = pydantic.Field(default=1.0, ge=0)
-    num_gpus: float = pydantic.Field(default=0.0, ge=0)
+    num_gpus: float | None = pydantic.Field(default=None, ge=0)
     memory_bytes: int = pydantic.Field(default=0, ge=0)
     max_in_flight: int = pydantic.Field(default=64, gt=0)  # parts of a node submitted to Ray at a time
     max_retries: int = pydantic.Field(default=3, ge=0)  # of a part whose worker died
+
+    @pydantic.field_validator("num_gpus")
+    @classmethod
+    def _gpus_are_whole(cls, num_gpus: float | None) -> float | None:
+        if num_gpus is not None and num_gpus > 1 and num_gpus != int(num_gpus):
+            raise ValueError(f"{num_gpus:g}: a share of one GPU (0.25), or whole ones; nothing spans one and a half")
+        return num_gpus
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that a node's one part starts itself and that all run at a time: `fewest` to `most` of them.
+
+    `placement` is Ray's: "PACK", "SPREAD", "STRICT_PACK" (all on one machine) or "STRICT_SPREAD" (each on its own).
+    """
+
+    fewest: int
+    most: int
+    num_cpus: float = 1.0
+    placement: str = "PACK"
 
 
 @dataclass(frozen=True)
@@ -206,6 +232,7 @@ class Node:
     config: pydantic.BaseModel
     inputs: Mapping[str, tuple[str | SourceFile, ...]]
     runtime: Runtime = Runtime()
+    workers: Workers | None = None
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pydantic
 
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import project_path
 from pipelines.s1_download.http.deny_list import DenyList, read_deny_list
 from pipelines.s1_download.http.guard import Policy
 from pipelines.s1_download.http.limits import Limits
@@ -126,11 +126,11 @@ class DownloadConfig(FrozenConfig):
 
     def denied(self) -> tuple[DenyList, str]:
         """What is never fetched, and the sha256 of the list's file ("" without one)."""
-        return (DenyList(), "") if self.deny_list is None else read_deny_list(PROJECT_ROOT / self.deny_list)
+        return (DenyList(), "") if self.deny_list is None else read_deny_list(project_path(self.deny_list))
 
     def known_placeholders(self) -> tuple[frozenset[str], str]:
         """sha256 of images that stand for none, and the sha256 of the list's file ("" without one)."""
-        return (frozenset(), "") if self.placeholders is None else read_placeholders(PROJECT_ROOT / self.placeholders)
+        return (frozenset(), "") if self.placeholders is None else read_placeholders(project_path(self.placeholders))
 
     def clip_limits(self) -> ClipLimits:
         """What a clip may cost to decode."""

@@ -33,7 +33,6 @@ from pipelines.flow.stage import (
     Sources,
     Stage,
 )
-from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.journal_counts import JournalTail
 from pipelines.s1_download.child.protocol import Item, Result
 from pipelines.s1_download.child.runner import fetch_items
@@ -227,7 +226,7 @@ def _plan_items(
 
 
 def _route(config: DownloadConfig) -> AbstractContextManager[tuple[Route, Endpoints]]:
-    return open_route(config.url_base, config.local_media, PROJECT_ROOT)
+    return open_route(config.url_base, config.local_media)
 
 
 def _require_yt_dlp_allowed(sample: Sample, url: str, route: Route, config: DownloadConfig) -> None:

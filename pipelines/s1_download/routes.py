@@ -5,11 +5,11 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import pydantic
 
+from pipelines.project import project_path
 from pipelines.s1_download.loopback import serve
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import LOCAL_NAME_FIELDS, UrlBase
@@ -97,9 +97,7 @@ class LocalCopy:
 
 
 @contextmanager
-def open_route(
-    url_base: UrlBase | None, local_media: LocalMedia | None, project_root: Path
-) -> Iterator[tuple[Route, Endpoints]]:
+def open_route(url_base: UrlBase | None, local_media: LocalMedia | None) -> Iterator[tuple[Route, Endpoints]]:
     """The route, and the endpoints of our own that may be contacted while the block runs.
 
     SourceUnavailable if what is to be served is not there.
@@ -108,7 +106,7 @@ def open_route(
         yield UrlMap(), ()
         return
     root = local_media.root if local_media is not None else url_base.serve if url_base is not None else ""
-    with serve(root if "://" in root else str(project_root / root)) as (address, port):
+    with serve(root if "://" in root else str(project_path(root))) as (address, port):
         local = f"http://{address}:{port}/"
         if local_media is not None:
             yield LocalCopy(local_media, local), ((address, port),)

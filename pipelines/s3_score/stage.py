@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # both import torch: planning must not wait for it, so functi
 log = logging.getLogger(__name__)
 
 ROWS_AT_A_TIME = 1000
+GPU_SHARE = 0.5  # of a part: it decodes images most of the time, so two together keep one GPU busy
 
 SCORE_SCHEMA = pa.schema(
     [
@@ -242,5 +243,6 @@ SCORE = Stage(
     slots=("rows", "media", "model"),
     plan_parts=plan_score,
     run_part=score_part,
+    gpu_share=lambda config: 0.0 if config.device == "cpu" else GPU_SHARE,
     finish=add_up_scores,
 )

@@ -2,11 +2,12 @@
 
 import pydantic
 
+from pipelines.flow.stage import Workers
 from pipelines.s5_pretrain.start import StartConfig
 from x2vlm.config import FrozenConfig
 from x2vlm.data.loading.config import DataConfig
 from x2vlm.models.config import ModelConfig
-from x2vlm.train.config import TrainConfig
+from x2vlm.train.config import TrainConfig, TrainRuntime
 
 
 class PretrainConfig(FrozenConfig):
@@ -53,3 +54,9 @@ class PretrainConfig(FrozenConfig):
         if self.data.examples.max_tokens > self.model.text.max_positions:
             raise ValueError("data.examples.max_tokens is more than model.text.max_positions")
         return self
+
+
+def workers_of(config: PretrainConfig, runtime: TrainRuntime) -> Workers:
+    """The processes that a training starts on Ray."""
+    fewest = config.min_workers or config.world_size
+    return Workers(fewest, config.world_size, runtime.cpus_per_worker, runtime.placement)

@@ -28,11 +28,17 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
 
 
 def pretrain_part(
-    config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, runtime: TrainRuntime | None = None
+    config: PretrainConfig,
+    inputs: PartReader,
+    part: Part,
+    out: PartWriter,
+    runtime: TrainRuntime | None = None,
+    num_gpus: float | None = None,
 ) -> PartResult:
     """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not match the model.
 
-    `runtime` configures monitoring and placement; no result depends on it.
+    `runtime` configures monitoring and placement, `num_gpus` is that of each Ray worker (None: one where there are
+    any); no result depends on them.
     """
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
     words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
@@ -65,7 +71,7 @@ def pretrain_part(
         job["start"] = lay_down_start(config, files, out.state_uri)
         job["facts"] |= {"start_sha256": job["start"]["sha256"]}
     with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
-        train(job, config.world_size)
+        train(job, config.world_size, num_gpus)
     return collect(config, inputs, part, out, vocabulary)
 
 
@@ -97,5 +103,6 @@ PRETRAIN = Stage(
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
     live_series="metrics.jsonl",  # `worker.METRICS`, whose module brings torch and Ray
+    gpu_share=lambda config: 1.0,  # of each worker
     on_driver=True,
 )

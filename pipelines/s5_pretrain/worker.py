@@ -14,15 +14,18 @@ import ray
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipelines.flow.run.cluster import current_cluster, shortage_of_workers
+from pipelines.flow.run.ray_runner import worker_env
+from pipelines.flow.stage import Workers
 from pipelines.flow.store.temporary import enter_temporary_home
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.local_processes import check_devices, train_on_this_machine
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.text.tokenizer import WordPieceTokenizer
-from x2vlm.errors import ConfigError, StageFailed
+from x2vlm.errors import ConfigError, NotEnoughRoom, StageFailed
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import HEARTBEATS, fit
@@ -38,17 +41,18 @@ JOB = "job.json"
 PREEMPTION_POLL_STEPS = 50
 
 
-def train(job: Mapping[str, Any], world_size: int) -> None:
+def train(job: Mapping[str, Any], world_size: int, num_gpus: float | None = None) -> None:
     """Run `train_worker` on Ray Train if this process has a Ray, else here, by torchrun if it takes several processes.
 
-    No Ray is looked for: one that the environment names may be somebody else's. The job is also written to the state
-    folder, from where torchrun runs it (`pipelines.s5_pretrain.torchrun`).
+    No Ray is looked for: one that the environment names may be somebody else's. Each of Ray's workers asks for
+    `num_gpus`; None: for one where the cluster has any. NotEnoughRoom if they do not fit.
+    The job is also written to the state folder, from where torchrun runs it (`pipelines.s5_pretrain.torchrun`).
     """
     fs, state = fsspec.core.url_to_fs(job["state_uri"])
     fs.makedirs(state, exist_ok=True)
     fs.pipe_file(f"{state}/{JOB}", json.dumps(job).encode())
     if ray.is_initialized():
-        _train_on_ray(job)
+        _train_on_ray(job, num_gpus)
     elif world_size == 1:
         train_worker(job)
     else:
@@ -142,7 +146,7 @@ def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
     return max(1, (os.cpu_count() or 1) // max(1, min(config.world_size, torch.cuda.device_count())) - 1)
 
 
-def _train_on_ray(job: Mapping[str, Any]) -> None:
+def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
     """Run `ray_worker` on Ray Train workers; lost ones are replaced and continue from the checkpoint.
 
     The run's name is new every time: with an old one Ray would resume its own snapshot and do nothing.
@@ -154,15 +158,16 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
     runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     state_uri = job["state_uri"]
     name = f"pretrain-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= (config.min_workers or config.world_size)  # type: ignore[no-untyped-call]
-    workers = config.world_size if config.min_workers is None else (config.min_workers, config.world_size)
+    workers = workers_of(config, runtime)
+    resources = _resources_per_worker(workers, num_gpus)
     trainer = TorchTrainer(
         ray_worker,
         train_loop_config=dict(job),
         scaling_config=ScalingConfig(
-            num_workers=workers,  # type: ignore[arg-type]  # Ray's stub lacks the pair of numbers
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": runtime.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            # Ray's stub lacks the pair of numbers.
+            num_workers=workers.most if config.min_workers is None else (workers.fewest, workers.most),  # type: ignore[arg-type]
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
             placement_strategy=runtime.placement,
         ),
         run_config=RunConfig(
@@ -170,9 +175,10 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
             storage_path=f"{state_uri}/ray",
             # Ray's own default is 0: no worker is ever replaced.
             failure_config=FailureConfig(max_failures=runtime.max_failures),
+            worker_runtime_env={"env_vars": worker_env(resources.get("GPU", 0.0))},  # type: ignore[call-arg]  # the stub's
         ),
     )
-    log.info("ray_train run=%s workers=%s gpu=%s max_failures=%d", name, workers, use_gpu, runtime.max_failures)
+    log.info("ray_train run=%s %s resources=%s max_failures=%d", name, workers, resources, runtime.max_failures)
     _remove_stall_report(state_uri)
     try:
         error = trainer.fit().error
@@ -180,6 +186,19 @@ def _train_on_ray(job: Mapping[str, Any]) -> None:
         error = raised
     if error:
         raise StageFailed(f"pretrain: {name} failed: {_stall(state_uri) or error}") from error
+
+
+def _resources_per_worker(workers: Workers, num_gpus: float | None) -> dict[str, float]:
+    """What each worker asks Ray for. NotEnoughRoom if so many can never run at a time.
+
+    A cluster that has any GPU was not rented for CPUs: with too few of them training waits or is refused.
+    """
+    cluster = current_cluster()
+    gpus = num_gpus if num_gpus is not None else float(cluster.has_gpus)
+    shortage = shortage_of_workers("pretrain", workers, {"CPU": workers.num_cpus, "GPU": gpus}, cluster)
+    if shortage is not None:
+        raise NotEnoughRoom(shortage)
+    return {"CPU": workers.num_cpus} | ({"GPU": gpus} if gpus else {})
 
 
 def _remove_stall_report(state_uri: str) -> None:

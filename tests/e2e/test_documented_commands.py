@@ -25,7 +25,36 @@ class Proof:
 ELSEWHERE = (
     Proof(r"source \.venv/bin/activate|export RAY_AUTH_MODE=token", "tests/e2e/conftest.py::cluster"),
     Proof(r"ray get-auth-token --generate|ray start --head", "tests/e2e/conftest.py::cluster"),
-    Proof(r"ray job submit --working-dir \. -- python jobs/full_pretrain\.py \S+", "tests/e2e/conftest.py::sample_run"),
+    Proof(
+        r"ray job submit --working-dir \. -- (python )?jobs/full_pretrain\.py( \S+)?",
+        "tests/e2e/conftest.py::sample_run",
+    ),
+    Proof(
+        r"ray job submit|ray job submit --working-dir \. -- jobs/full_pretrain\.py .*",
+        "tests/e2e/conftest.py::sample_run",
+    ),
+    Proof(r"ray (job list|status)", "tests/e2e/test_resubmit.py::test_the_cluster_says_what_it_runs"),
+    Proof(r"ray start --temp-dir", "tests/e2e/conftest.py::cluster"),
+    Proof(
+        r"ray job submit --no-wait --runtime-env infra/runtime_env\.yaml .*",
+        "tests/infra/test_images.py::test_ray_accepts_the_runtime_environment",
+    ),
+    # What needs an account or a cluster: the files that these commands read are checked.
+    Proof(
+        r"ray (up|down|dashboard)( infra/vm/\w+\.yaml)?", "tests/infra/test_vm.py::test_the_launcher_accepts_the_file"
+    ),
+    Proof(r"docker (build|push|buildx) .*", "tests/infra/test_images.py::test_the_linter_has_no_complaint"),
+    Proof(r"docker compose .*", "tests/infra/test_images.py::test_compose_accepts_the_file"),
+    Proof(
+        r"kubectl apply -f infra/kuberay/namespace\.yaml",
+        "tests/infra/test_kuberay.py::test_kubernetes_accepts_the_core_objects",
+    ),
+    Proof(r"kubectl apply -f infra/kuberay/ray\w+\.yaml", "tests/infra/test_kuberay.py::test_kuberay_accepts_the_file"),
+    Proof(
+        r"(kubectl (create secret|wait|port-forward|cp|describe pod)|helm).*",
+        "tests/infra/test_kuberay.py::test_names_in_the_walk_are_those_of_the_files",
+    ),
+    Proof(r"git archive .*", "tests/infra/test_kuberay.py::test_names_in_the_walk_are_those_of_the_files"),
     Proof(
         r"python jobs/run_stage\.py world .*",
         "tests/e2e/test_world_run.py::test_every_row_of_fifteen_sources_gets_the_verdict_of_the_truth",
@@ -50,6 +79,14 @@ def here(command: str) -> list[str] | None:
 
 
 HERE = sorted(command for command in COMMANDS if here(command))
+
+
+def test_files_in_commands_exist() -> None:
+    named = {word for command in COMMANDS for word in command.split() if word.startswith(("infra/", "jobs/"))}
+    # What a command makes, and a pattern of several.
+    missing = [name for name in named - {"infra/mlflow/.env"} if not list(ROOT.glob(name))]
+    assert len(named) > 10
+    assert not missing, missing
 
 
 def test_every_command_is_run_somewhere() -> None:

@@ -9,12 +9,14 @@ import yaml
 
 from pipelines import experiment as experiment_module
 from pipelines.estimate import EstimateOptions, estimate
-from pipelines.experiment import Experiment, load_experiment, shipped_experiments
+from pipelines.experiment import STAGES, Experiment, load_experiment, shipped_experiments
+from pipelines.flow.stage import Part, part_fingerprint
 from pipelines.graph import build_graph
 from pipelines.project import PROJECT_ROOT
 from pipelines.s2_filter import FilterConfig
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import StartConfig
+from tests.support.experiments import experiment_file
 from x2vlm.config import parse_config
 from x2vlm.data.cards import load_card
 from x2vlm.errors import ConfigError
@@ -360,3 +362,40 @@ def test_the_two_4m_recipes_differ_where_paper_and_release_do() -> None:
     assert policies == ["strict", "paper"]
     assert paper.pretrain.data.examples.masking.prob == 0.4  # X2-VLM 3.3.1
     assert released.pretrain.data.examples.masking.prob == 0.5
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ({"scores": {"num_cpus": 2}}, "runtime.scores: no stage has that name; did you mean `score`"),
+        ({"pre_train": {"num_gpus": 1}}, "did you mean `pretrain`"),
+        ({"pretrain": {"num_cpus": 8}}, "runtime.pretrain.num_cpus: has no effect.*cpus_per_worker"),
+        ({"pretrain": {"num_gpus": 1, "max_retries": 9}}, "runtime.pretrain.max_retries: has no effect"),
+        ({"score": {"num_gpus": 1.5}}, "runtime.score.num_gpus: .*whole ones"),
+        ({"score": {"num_gpu": 1}}, "runtime.score.num_gpu: .*did you mean `num_gpus`"),
+    ],
+)
+def test_a_runtime_that_cannot_take_effect_is_refused(
+    runtime: dict[str, dict[str, float]], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(str(experiment_file(tmp_path, runtime=runtime)))
+
+
+def test_runtimes_reach_every_stage(tmp_path: Path) -> None:
+    """Each name of `STAGES` is a stage of the graph, and the other way round; placement changes no fingerprint."""
+    runtime = {stage: {"num_gpus": 0.5} for stage in STAGES}
+    graph = build_graph(load_experiment(str(experiment_file(tmp_path, runtime=runtime, deduplicate={}))))
+    assert {node.stage.name for node in graph.values()} == set(STAGES)
+    assert {node.runtime.num_gpus for node in graph.values()} == {0.5}
+    plain = build_graph(load_experiment(str(experiment_file(tmp_path, deduplicate={}))))
+    for key, node in graph.items():
+        part = Part("part")
+        assert part_fingerprint(node.stage, node.config, part) == part_fingerprint(node.stage, plain[key].config, part)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_never_trains_on_cpus(name: str) -> None:
+    experiment = load_experiment(name)
+    assert experiment.runtime["pretrain"].num_gpus == 1
+    assert experiment.runtime["score"].num_gpus == 0.25

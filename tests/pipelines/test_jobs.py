@@ -37,8 +37,23 @@ def test_an_unknown_key_is_answered_with_the_nearest_known_one(tmp_path: Path) -
 
 
 def test_wrong_usage_is_3_and_not_work_due() -> None:
-    assert run_job("full_pretrain.py").returncode == 3
+    assert run_job("run_stage.py", "sample").returncode == 3
     assert run_job("full_pretrain.py", "no_such_experiment", "--json").json["exit_code"] == 3
+
+
+def test_without_an_experiment_it_is_the_sample_and_says_so(tmp_path: Path) -> None:
+    job = run_job("full_pretrain.py", "--dry-run", "--store", str(tmp_path / "store"))
+    assert job.returncode == 2
+    assert job.stdout.startswith("No experiment was named: this is `sample`")
+    assert "experiment sample: work is due" in job.stdout
+    assert f"event=store uri={tmp_path / 'store'}" in job.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.stem)
+def test_a_job_can_be_started_by_its_name(path: Path) -> None:
+    """As `ray job submit --working-dir . -- jobs/full_pretrain.py` does; git keeps the bit."""
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python\n")
+    assert path.stat().st_mode & 0o111 == 0o111
 
 
 def test_a_missing_upstream_file_names_card_and_file_before_anything_runs(tmp_path: Path) -> None:

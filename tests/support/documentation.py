@@ -6,7 +6,20 @@ from pathlib import Path
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "datasets/*.md", "datasets/sample/*.md")
 # An indented line, a line of a console block, or code in a sentence or a table.
 TYPED = re.compile(r"^(?: {4}|\$ )(?P<line>[^\n]+)$|(?<!`)`(?P<inline>[^`\n]+(?:\n[^`\n]+)?)`(?!`)", re.MULTILINE)
-PROGRAMS = ("make", "mlflow", "pip", "pytest", "python", "ray", "source", "torchrun")
+PROGRAMS = (
+    "docker",
+    "git",
+    "helm",
+    "kubectl",
+    "make",
+    "mlflow",
+    "pip",
+    "pytest",
+    "python",
+    "ray",
+    "source",
+    "torchrun",
+)
 
 
 def documented_commands(root: Path) -> dict[str, list[str]]:

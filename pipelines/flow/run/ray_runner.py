@@ -7,17 +7,21 @@ would raise again, and what is worth retrying the stages retry themselves).
 import logging
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.flow.live import Listener, Report, no_report
+from pipelines.flow.run.cluster import Cluster, check_room, current_cluster, gpus_of
 from pipelines.flow.run.ray_board import CounterRelay, RayReport
 from pipelines.flow.stage import Node
+from pipelines.flow.store.seen_by_all import SharedFolder
+from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import enter_temporary_home, ray_folder
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import HOME_VARIABLE, PROJECT_ROOT
 from x2vlm.errors import ConfigError, StageFailed
 
 log = logging.getLogger(__name__)
@@ -30,6 +34,8 @@ WORKER_ENV = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+# Ray leaves all GPUs visible to a task that asks for none: 64 of them would crowd the first one.
+NO_GPU_ENV = {"CUDA_VISIBLE_DEVICES": ""}
 DRIVER_THREADS = 4
 START_ATTEMPTS = 3
 POLL_SECONDS = 1.0  # between looks at what running parts report
@@ -52,23 +58,46 @@ class RayRunner:
         self._references: dict[Future[Any], Any] = {}  # kept, or Ray would drop the task's result
         self._relay: CounterRelay | None = None
         self._polled_at = 0.0
+        self._cluster: Cluster | None = None
+        self._shared: SharedFolder | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """The machines, as they were when first asked for."""
+        if self._cluster is None:
+            self._cluster = current_cluster(self._is_local)
+        return self._cluster
+
+    def prepare(self, nodes: Iterable[Node], store: Store) -> None:
+        """Check, before anything runs, that parts of `nodes` have room and that every machine sees a local `store`.
+
+        NotEnoughRoom or ConfigError, with numbers and the remedy, if not.
+        """
+        check_room(nodes, self.cluster)
+        if self._is_local or store.local_root is None:
+            return
+        if len(self.cluster.hostnames) > 1 or self.cluster.autoscales:
+            self._shared = SharedFolder.mark(store.local_root)
+            _check_seen(self._shared)
 
     def submit(self, node: Node, function: Callable[..., Any], *args: Any) -> Hashable:
         """A handle on `function(*args)`, run where its stage and `node.runtime` say."""
         runtime = node.runtime
         if node.stage.on_driver:
             return self._threads.submit(function, *args)
-        self._require_resources(node)
+        if self._is_local:  # a cluster may still grow; here a part without room would wait for ever
+            check_room([node], self.cluster)
+        num_gpus = gpus_of(node, self.cluster)
         task = self._call.options(
             name=node.key,
             num_cpus=runtime.num_cpus,
-            num_gpus=runtime.num_gpus,
+            num_gpus=num_gpus,
             memory=runtime.memory_bytes or None,
             max_retries=runtime.max_retries,
             retry_exceptions=False,
-            runtime_env={"env_vars": WORKER_ENV},
+            runtime_env={"env_vars": worker_env(num_gpus)},
         )
-        reference = task.remote(function, *args)
+        reference = task.remote(self._shared, function, *args)
         future = cast("Future[Any]", reference.future())
         self._references[future] = reference
         return future
@@ -119,6 +148,8 @@ class RayRunner:
         self._references.clear()
         if self._relay is not None:
             self._relay.close()
+        if self._shared is not None:
+            self._shared.remove()
         if self._started:
             ray.shutdown()
 
@@ -128,19 +159,11 @@ class RayRunner:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _require_resources(self, node: Node) -> None:
-        """A cluster may still grow; a local Ray never does, and a part it has no room for would wait for ever."""
-        if not self._is_local:
-            return
-        runtime = node.runtime
-        resources: dict[str, float] = cast(Any, ray).cluster_resources()
-        wanted = {"CPU": runtime.num_cpus, "GPU": runtime.num_gpus, "memory": float(runtime.memory_bytes)}
-        for name, amount in wanted.items():
-            if amount > resources.get(name, 0.0):
-                raise ConfigError(
-                    f"{node.key} asks for {amount:g} {name}, but the local Ray has {resources.get(name, 0.0):g}. "
-                    "Lower it in the node's runtime, or submit the job to a cluster"
-                )
+
+def worker_env(num_gpus: float) -> dict[str, str]:
+    """Environment of the process of a part or of a training worker that asks for `num_gpus`."""
+    home = {name: os.environ[name] for name in (HOME_VARIABLE,) if name in os.environ}
+    return {**WORKER_ENV, **home, **({} if num_gpus else NO_GPU_ENV)}
 
 
 def local_worker_env(environment: Mapping[str, str]) -> dict[str, str]:
@@ -178,6 +201,25 @@ def _start(address: str | None, num_cpus: int | None, dashboard: bool) -> bool:
     return True
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
+def _call(shared: SharedFolder | None, function: Callable[..., Any], *args: Any) -> Any:
     enter_temporary_home()
+    if shared is not None:
+        shared.check()
     return function(*args)
+
+
+def _check_seen(shared: SharedFolder) -> None:
+    """ConfigError if a machine of the cluster does not see the folder."""
+    look = ray.remote(num_cpus=0, runtime_env={"env_vars": NO_GPU_ENV})(_problem)
+    nodes = [node for node in cast(Any, ray).nodes() if node["Alive"]]
+    answers = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(shared)
+        for node in nodes
+    ]
+    if problems := [problem for problem in ray.get(answers) if problem]:
+        shared.remove()
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _problem(shared: SharedFolder) -> str:
+    return shared.problem()

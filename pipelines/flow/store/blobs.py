@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import fsspec
 
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import project_path
 from x2vlm.errors import ConfigError, StageFailed
 
 PROJECT_SCHEME = "project:"
@@ -186,12 +186,13 @@ def local_path_of(uri: str) -> Path | None:
     """The absolute local path a plain path, file:// or project: URI names; None for remote URIs.
 
     `project:datasets/sample/coco.yaml` is a file of this repository, wherever it lies: a submitted job unpacks it into
-    a folder of its own on every machine, and the record of what was read must outlive that folder.
+    a folder of its own on every machine, and the record of what was read must outlive that folder. What the package
+    does not hold is looked for in `lasting_root`.
     """
     if "::" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
     if uri.startswith(PROJECT_SCHEME):
-        return PROJECT_ROOT / uri.removeprefix(PROJECT_SCHEME)
+        return project_path(uri.removeprefix(PROJECT_SCHEME))
     if uri.startswith("file:"):
         return Path(unquote(urlsplit(uri).path)).absolute()
     if "://" in uri:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.project import PROJECT_ROOT
+from pipelines.project import HOME_VARIABLE, PROJECT_ROOT
 from pipelines.s1_download.child.protocol import (
     JOURNAL_NAME,
     OUT_OF_MEMORY_STATUS,
@@ -28,6 +28,7 @@ PASSED_ON = (
     *("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SSL_CERT_FILE", "SSL_CERT_DIR"),
     # Imports are compiled once per machine, not by every child: for img2dataset 1.3 CPU seconds instead of 2.9.
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+    HOME_VARIABLE,  # where a deny list may lie
 )
 QUIET = {
     "DO_NOT_TRACK": "1",

@@ -19,7 +19,7 @@ from pipelines.flow.store.store import Store
 from tests.support.flow import toy
 from tests.support.flow.helpers import committed_tree, roots, run_all
 from tests.support.flow.live_parts import BOMB, WAIT, Gate
-from x2vlm.errors import StageFailed
+from x2vlm.errors import NotEnoughRoom, StageFailed
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,11 @@ def test_parts_that_start_actors_run_in_the_driver(tmp_path: Path, ray_runner: R
 
 def test_what_a_local_ray_has_no_room_for_is_refused(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
     graph = toy.toy_graph(tmp_path, ["a"], runtime=Runtime(num_gpus=1000))
-    with pytest.raises(StageFailed, match="filter/a asks for 1000 GPU, but the local Ray has 0"):
+    words = "filter/a: a part asks for 1 CPU and 1000 GPU on one machine, but this machine's Ray has 2 CPU and 0 GPU"
+    with pytest.raises(StageFailed, match=words):
         run_all(graph, local_store, runner=ray_runner)
+    with pytest.raises(NotEnoughRoom, match=words):
+        ray_runner.prepare(graph.values(), local_store)
 
 
 def test_a_ray_that_is_there_is_used_and_left_running(tmp_path: Path, ray_runner: RayRunner, local_store: Store):
