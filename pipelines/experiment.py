@@ -32,6 +32,18 @@ from x2vlm.train.config import TrainRuntime
 
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
+# Fields that `pipelines.graph` fills in for each node: what an experiment says there could not take effect. With where
+# it belongs. What graph and sources replace beyond these is refused by `pipelines.idle_settings`.
+FILLED_IN: Mapping[tuple[str, str], str] = {
+    ("download", "url_base"): "a fact of one dataset: write `url_base` into its card",
+    ("download", "yt_dlp_domains"): "a fact of one dataset: write `yt_dlp_domains`, with `terms`, into its card",
+    ("download", "retry"): "later rounds are written beside `download`: `retries: [[dns, timeout]]`",
+    ("score", "variants"): "follows from the `role` of each source: held-out images have variants, others have none",
+    ("decontaminate", "readers"): "follows from the cards of the sources",
+    ("decontaminate", "test_readers"): "follows from the cards of the sources",
+    ("deduplicate", "thresholds"): "rows that `partition` will drop are no duplicates: write its thresholds there",
+}
+
 
 class SourceConfig(FrozenConfig):
     """One upstream dataset in this experiment. `data_root` holds a folder `<card id>/` with its files; not for cards
@@ -46,6 +58,12 @@ class SourceConfig(FrozenConfig):
     role: Literal["train", "held_out"] = "train"
     filter: FilterConfig | None = None  # instead of the experiment's, as a whole; a file may name one of its `filters`
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _media_have_a_root(self) -> "SourceConfig":
+        if self.media_name is not None and self.media_root is None:
+            raise ValueError("media_name has no effect without `media_root`, the folder or bucket with your copy")
+        return self
 
 
 class EvaluationConfig(EvaluateConfig):
@@ -102,6 +120,18 @@ class Experiment(FrozenConfig):
         }
 
     @pydantic.model_validator(mode="after")
+    def _nothing_is_replaced(self) -> "Experiment":
+        """No field is set that the graph fills in."""
+        problems = [
+            field_problem((section, name), f"would be replaced: {where}; take it out here")
+            for (section, name), where in FILLED_IN.items()
+            if (value := getattr(self, section)) is not None and is_set(value, name)
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _evaluations_name_held_out_sources(self) -> "Experiment":
         for name, task in self.evaluate.items():
             source = self.sources.get(task.source)
@@ -132,6 +162,11 @@ class Experiment(FrozenConfig):
     def store_uri(self) -> str:
         """Where artifacts go: a URI, or an absolute local path."""
         return self.store if "://" in self.store else str(resolve(self.store))
+
+
+def is_set(config: pydantic.BaseModel, name: str) -> bool:
+    """Whether the field has another value than its default."""
+    return bool(getattr(config, name) != type(config).model_fields[name].get_default(call_default_factory=True))
 
 
 def _names_a_filter(source: Any) -> bool:

@@ -27,9 +27,7 @@ FREE_CHUNKS = 1 << 14
 MIN_MEAN_CHUNK_BYTES = 256  # beyond those
 UNDONE_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 # The other content codings of IANA's registry (RFC 9110 18.6): bodies that they name are no media until undone.
-OTHER_CODINGS = frozenset(
-    {"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"}
-)
+OTHER_CODINGS = frozenset({"aes128gcm", "br", "compress", "dcb", "dcz", "exi", "pack200-gzip", "x-compress", "zstd"})
 MAX_CODINGS = 2
 
 

@@ -48,6 +48,7 @@ PLAIN_URL = re.compile(
     r"(https?)://([a-z0-9._-]+)(?::([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}))?"
     r"(/[A-Za-z0-9/%:@!$&'()*+,;=~._-]*(?:\?[A-Za-z0-9/?%:@!$&'()*+,;=~._\[\]|-]+)?)"
 )
+ALLOWS = "a card, or `download` of the experiment, allows it by"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -137,9 +138,9 @@ def check_address(address: str, port: int, policy: Policy) -> None:
         return
     is_allowed = any(ip in ipaddress.ip_network(network) for network in policy.allowed_networks)
     if not is_allowed and not is_public(ip):
-        raise Refusal("address_forbidden", f"{ip} is not a public address; a card can allow its network")
+        raise Refusal("address_forbidden", f"{ip} is not a public address; {ALLOWS} `allow_networks`")
     if port not in policy.allowed_ports:
-        raise Refusal("port_forbidden", f"port {port}; allowed: {', '.join(map(str, policy.allowed_ports))}")
+        raise Refusal("port_forbidden", f"port {port}; {ALLOWS} `allow_ports`")
 
 
 def is_public(ip: IpAddress) -> bool:
