@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.estimate import EstimateOptions, PhaseEstimate, estimate, estimate_lines, estimate_to_json, load_measured
-from pipelines.experiment import Experiment, load_experiment, resolve
+from pipelines.experiment import Experiment, load_experiment, resolve, secret_in
 from pipelines.flow.audit.audit import audit
 from pipelines.flow.lineage.recorder import default_tracking_uri, lineage, rebuild
 from pipelines.flow.run.events import Event
@@ -24,6 +24,7 @@ from pipelines.flow.run.planner import Plan, PlannedPart, check_due, explain, pl
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.run.provenance import capture
 from pipelines.flow.run.runner import InlineRunner, Runner
+from pipelines.flow.safe_text import hide, protect_logs, safe, safe_json
 from pipelines.flow.stage import Graph
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
@@ -52,11 +53,15 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: argparse
     """What a job has to print and its exit code. Every error of ours becomes one clear message."""
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead of text")
     parser.exit_on_error = True
+    protect_logs()
+    usage_error = parser.error
+    parser.error = lambda message: usage_error(safe(message))  # type: ignore[method-assign]
     try:
         options = parser.parse_args()
     except SystemExit as stop:  # argparse ends with 2 for wrong usage; here 2 means that work is due
         raise SystemExit(EXIT_USAGE if stop.code else EXIT_OK) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    hide(getattr(options, "tracking_uri", None))
     try:
         outcome = action(options)
     except X2VLMError as error:
@@ -66,8 +71,8 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: argparse
         if notes:
             log.error("event=job_failed\n%s", notes)
     if options.json:
-        return json.dumps({**outcome.data, "exit_code": outcome.exit_code}), outcome.exit_code
-    return outcome.text, outcome.exit_code
+        return json.dumps(safe_json({**outcome.data, "exit_code": outcome.exit_code})), outcome.exit_code
+    return safe(outcome.text), outcome.exit_code
 
 
 def exit_code_of(error: X2VLMError) -> int:
@@ -223,6 +228,8 @@ def explain_row(options: argparse.Namespace) -> Outcome:
 
 
 def _open_store(uri: str) -> Store:
+    if told := secret_in(uri):
+        raise ConfigError(f"store: {told}")
     store = Store(uri)
     if store.local_root is not None and store.local_root.exists() and not store.local_root.is_dir():
         raise ConfigError(f"store {store.local_root} is a file; give a folder with --store, or move the file away")

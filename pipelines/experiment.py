@@ -6,13 +6,14 @@ written once, below `filters`, and named: `filter: web`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic_core import InitErrorDetails
 
+from pipelines.flow.safe_text import has_secret, mask_url
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
 from pipelines.project import PROJECT_ROOT
@@ -120,6 +121,16 @@ class Experiment(FrozenConfig):
         }
 
     @pydantic.model_validator(mode="after")
+    def _nothing_is_secret(self) -> "Experiment":
+        """No string of the file holds a password: what is decided here is written into manifests and reports."""
+        problems = [
+            field_problem(path, told) for path, text in _strings(self.model_dump()) if (told := secret_in(text))
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _nothing_is_replaced(self) -> "Experiment":
         """No field is set that the graph fills in."""
         problems = [
@@ -167,6 +178,28 @@ class Experiment(FrozenConfig):
 def is_set(config: pydantic.BaseModel, name: str) -> bool:
     """Whether the field has another value than its default."""
     return bool(getattr(config, name) != type(config).model_fields[name].get_default(call_default_factory=True))
+
+
+def secret_in(text: str) -> str:
+    """What to tell somebody who wrote a password or a token into the name of an input or a store; "" without one."""
+    if not has_secret(text):
+        return ""
+    return (
+        f"{mask_url(text)} holds a password or a token, which would be written into manifests and reports; give "
+        "credentials by the environment (AWS_ACCESS_KEY_ID and the like) or the file of the storage's own client"
+    )
+
+
+def _strings(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path, text) of every string in a value of mappings and sequences."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, (*path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _strings(item, (*path, number))
 
 
 def _names_a_filter(source: Any) -> bool:
