@@ -28,10 +28,13 @@ from pipelines.flow.safe_text import hide, protect_logs, safe, safe_json
 from pipelines.flow.stage import Graph
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
+from pipelines.hints import complete_hints
 from pipelines.report.page import metrics_of
 from pipelines.report.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from pipelines.s1_download.retry import parse_classes
-from pipelines.why.trace import trace_rows
+from pipelines.why.dropped import dropped_rows
+from pipelines.why.trace import manifests_in_order, trace_rows
+from pipelines.why.unfinished import unfinished_nodes, with_unfinished
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
@@ -57,7 +60,7 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: argparse
     usage_error = parser.error
     parser.error = lambda message: usage_error(safe(message))  # type: ignore[method-assign]
     try:
-        options = parser.parse_args()
+        options = parser.parse_intermixed_args()
     except SystemExit as stop:  # argparse ends with 2 for wrong usage; here 2 means that work is due
         raise SystemExit(EXIT_USAGE if stop.code else EXIT_OK) from None
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -67,12 +70,13 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: argparse
     except X2VLMError as error:
         notes = "\n".join(getattr(error, "__notes__", []))
         kind = type(error).__name__
-        outcome = Outcome(exit_code_of(error), f"{kind}: {error}", {"error": str(error), "kind": kind, "notes": notes})
+        told = complete_hints(str(error), options)
+        outcome = Outcome(exit_code_of(error), f"{kind}: {told}", {"error": told, "kind": kind, "notes": notes})
         if notes:
             log.error("event=job_failed\n%s", notes)
     if options.json:
         return json.dumps(safe_json({**outcome.data, "exit_code": outcome.exit_code})), outcome.exit_code
-    return safe(outcome.text), outcome.exit_code
+    return safe(complete_hints(outcome.text, options)), outcome.exit_code
 
 
 def exit_code_of(error: X2VLMError) -> int:
@@ -218,11 +222,15 @@ def explain_row(options: argparse.Namespace) -> Outcome:
     experiment = load_experiment(options.experiment, options.store)
     store = _open_store(experiment.store_uri)
     if bool(options.row) == bool(options.what_if):
-        raise ConfigError("name a row (a key, an address, <source>:<row>), or give --what-if <field>=<value>")
+        raise ConfigError("name a row (a key, an address, <source>:<row>) or a node, or give --what-if <field>=<value>")
     if options.what_if:
         answer = what_if(store, experiment, parse_changes(options.what_if))
         return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
-    traces = trace_rows(store, experiment.name, options.row)
+    manifests = with_unfinished(manifests_in_order(store, experiment.name), *unfinished_nodes(store, experiment))
+    if found := next((one for one in manifests if one.manifest.node == options.row), None):
+        dropped = dropped_rows(store, found)
+        return Outcome(EXIT_OK, "\n".join(dropped.lines()), dropped.to_json())
+    traces = trace_rows(store, experiment.name, options.row, manifests)
     text = "\n\n".join("\n".join(trace.lines()) for trace in traces)
     return Outcome(EXIT_OK, text, {"rows": [trace.to_json() for trace in traces]})
 
