@@ -62,13 +62,22 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failed]:
         (folder / "data/mine/pairs.tsv").write_text("".join(f"a thing {n}\t{url}\n" for n, url in enumerate(urls)))
         (folder / "mine.yaml").write_text(yaml.safe_dump({**CARD, "files": {"rows": {"path": "pairs.tsv"}}}))
         card = os.path.relpath(folder / "mine", ROOT / "datasets")
-        values = {key: value for key, value in sample_values().items() if key not in ("name", "evaluate", "deduplicate")}
+        values = {
+            key: value for key, value in sample_values().items() if key not in ("name", "evaluate", "deduplicate")
+        }
         values |= {"sources": {"own": {"card": card, "data_root": str(folder / "data")}}, "decontaminate": None}
         values |= {"download": {"allow_networks": ["127.0.0.1/32"], "allow_ports": [port], "retries": 0}}
         values["pretrain"] = {**values["pretrain"], "data": {"streams": [{"kind": "image", "batch_size": 2}]}}
         file, store = folder / "exp.yaml", folder / "the store"
         file.write_text(yaml.safe_dump(values))
-        run = (str(file), "--store", str(store), "--tracking-uri", f"http://me:{OF_SERVER}@127.0.0.1:{port}", "--inline")
+        run = (
+            str(file),
+            "--store",
+            str(store),
+            "--tracking-uri",
+            f"http://me:{OF_SERVER}@127.0.0.1:{port}",
+            "--inline",
+        )
         first = job("run_stage.py", *run, "--only", "read/own")
         assert first.returncode == 0, first.stdout + first.stderr
         last = job("run_stage.py", *run, "--only", "download/own")
