@@ -34,7 +34,7 @@ from pipelines.report.summary import loss_lines, node_rows, node_table, result_l
 from pipelines.s1_download.retry import parse_classes
 from pipelines.why.dropped import dropped_rows
 from pipelines.why.trace import manifests_in_order, trace_rows
-from pipelines.why.unfinished import unfinished_nodes, with_unfinished
+from pipelines.why.unfinished import all_manifests
 from pipelines.why.what_if import parse_changes, what_if
 from x2vlm.errors import ConfigError, PlanBusy, SourceUnavailable, X2VLMError
 
@@ -226,7 +226,7 @@ def explain_row(options: argparse.Namespace) -> Outcome:
     if options.what_if:
         answer = what_if(store, experiment, parse_changes(options.what_if))
         return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
-    manifests = with_unfinished(manifests_in_order(store, experiment.name), *unfinished_nodes(store, experiment))
+    manifests = all_manifests(store, experiment, manifests_in_order(store, experiment.name))
     if found := next((one for one in manifests if one.manifest.node == options.row), None):
         dropped = dropped_rows(store, found)
         return Outcome(EXIT_OK, "\n".join(dropped.lines()), dropped.to_json())

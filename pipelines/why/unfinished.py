@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipelines.experiment import Experiment
 from pipelines.flow.run.events import Action
 from pipelines.flow.run.planner import PlannedNode, plan
-from pipelines.flow.stage import Node
+from pipelines.flow.stage import Graph, Node
 from pipelines.flow.store.artifact import (
     CountRecord,
     InputRecord,
@@ -24,25 +24,41 @@ from pipelines.graph import build_graph
 from x2vlm.errors import X2VLMError
 
 
-def unfinished_nodes(store: Store, experiment: Experiment) -> tuple[list[SealedManifest], frozenset[str]]:
-    """A stand-in manifest for every node of `experiment` that has committed parts and is not finished, producers
-    first, and the keys of the nodes that read them: what the store has of those is of an earlier run.
+def all_manifests(store: Store, experiment: Experiment, finished: Sequence[SealedManifest]) -> Sequence[SealedManifest]:
+    """`finished`, and a stand-in for every other node of `experiment` that has committed parts; producers first.
 
-    Nothing where the plan cannot be made, because an upstream file is gone for example.
+    A finished node that reads an unfinished one is left out: what the store has of it is of an earlier run. Only
+    `finished` where the plan cannot be made, because an upstream file is gone for example, and where every node is
+    finished under the config that it has now, which takes no planning to see.
     """
     try:
         graph = build_graph(experiment)
+        if _is_current(graph, finished):
+            return finished
         planned = plan(graph, store, experiment.name)
     except X2VLMError:
-        return [], frozenset()
-    found, stale = [], set()
+        return finished
+    found: list[SealedManifest] = []
+    stale: set[str] = set()
     for node in planned.nodes:
         if stale.intersection(graph[node.key].upstream()):
             stale.add(node.key)
         elif node.action is not Action.REUSE and node.num_done:
             stale.add(node.key)
             found.append(_stand_in(store, graph[node.key], node, {one.key: one for one in planned.nodes}))
-    return found, frozenset(stale - {one.manifest.node for one in found})
+    return [*(one for one in finished if one.manifest.node not in stale), *found]
+
+
+def _is_current(graph: Graph, finished: Sequence[SealedManifest]) -> bool:
+    """Whether each node has a manifest of its present version and config."""
+    stored = {one.manifest.node: one.manifest for one in finished}
+    for key in graph:
+        node, manifest = graph[key], stored.get(key)
+        if manifest is None or manifest.version != node.stage.version:
+            return False
+        if manifest.config != node.config.model_dump(mode="json", exclude_defaults=True):
+            return False
+    return True
 
 
 def _stand_in(store: Store, node: Node, planned: PlannedNode, nodes: dict[str, PlannedNode]) -> SealedManifest:
@@ -71,12 +87,3 @@ def _stand_in(store: Store, node: Node, planned: PlannedNode, nodes: dict[str, P
         root=content_root(records),
     )
     return SealedManifest(manifest, "", "")
-
-
-def with_unfinished(
-    finished: Sequence[SealedManifest], unfinished: Sequence[SealedManifest], stale: frozenset[str]
-) -> list[SealedManifest]:
-    """`finished` without what an unfinished node has made stale, then the unfinished: producers before consumers."""
-    new = {one.manifest.node for one in unfinished}
-    kept = [one for one in finished if one.manifest.node not in stale | new]
-    return [*kept, *unfinished]

@@ -82,11 +82,10 @@ def test_a_coding_that_is_not_undone_here_is_named(words: str) -> None:
 
 def test_a_bomb_inside_a_bomb_is_stopped_at_its_first_layer() -> None:
     bomb = gzip.compress(bytes(24 << 20))
-    for body in (bomb, gzip.compress(bomb)):
-        with pytest.raises(Refusal, match="compression_ratio"):
-            body_of(answer(b"Content-Encoding: gzip, gzip", body=body), BodyLimits(32 << 20, 200.0))
+    with pytest.raises(Refusal, match="compression_ratio"):
+        body_of(answer(b"Content-Encoding: gzip, gzip", body=gzip.compress(bomb)), BodyLimits(32 << 20, 200.0))
     nothing = GZIP[:10] + b"\x00\x00\x00\xff\xff" * 1_000_000  # empty blocks, of which no byte comes out
-    with pytest.raises(Refusal, match="body_too_large: .* before they are unpacked"):
+    with pytest.raises(Refusal, match=r"body_too_large: .* before they are unpacked"):
         body_of(answer(b"Content-Encoding: gzip, gzip", body=gzip.compress(nothing)), BodyLimits(1 << 20, 1e9))
 
 
