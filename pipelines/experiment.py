@@ -7,13 +7,14 @@ written once, below `filters`, and named: `filter: web`.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 from pydantic_core import InitErrorDetails
 
+from pipelines.flow.safe_text import has_secret, mask_url
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
 from pipelines.project import PROJECT_ROOT, STORE_VARIABLE, lasting_root, project_path
@@ -38,6 +39,18 @@ STAGES = (
 )
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
+# Fields that `pipelines.graph` fills in for each node: what an experiment says there could not take effect. With where
+# it belongs. What graph and sources replace beyond these is refused by `pipelines.idle_settings`.
+FILLED_IN: Mapping[tuple[str, str], str] = {
+    ("download", "url_base"): "a fact of one dataset: write `url_base` into its card",
+    ("download", "yt_dlp_domains"): "a fact of one dataset: write `yt_dlp_domains`, with `terms`, into its card",
+    ("download", "retry"): "later rounds are written beside `download`: `retries: [[dns, timeout]]`",
+    ("score", "variants"): "follows from the `role` of each source: held-out images have variants, others have none",
+    ("decontaminate", "readers"): "follows from the cards of the sources",
+    ("decontaminate", "test_readers"): "follows from the cards of the sources",
+    ("deduplicate", "thresholds"): "rows that `partition` will drop are no duplicates: write its thresholds there",
+}
+
 
 class SourceConfig(FrozenConfig):
     """One upstream dataset in this experiment. `data_root` holds a folder `<card id>/` with its files; not for cards
@@ -52,6 +65,12 @@ class SourceConfig(FrozenConfig):
     role: Literal["train", "held_out"] = "train"
     filter: FilterConfig | None = None  # instead of the experiment's, as a whole; a file may name one of its `filters`
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _media_have_a_root(self) -> "SourceConfig":
+        if self.media_name is not None and self.media_root is None:
+            raise ValueError("media_name has no effect without `media_root`, the folder or bucket with your copy")
+        return self
 
 
 class EvaluationConfig(EvaluateConfig):
@@ -112,6 +131,28 @@ class Experiment(FrozenConfig):
         }
 
     @pydantic.model_validator(mode="after")
+    def _nothing_is_secret(self) -> "Experiment":
+        """No string of the file holds a password: what is decided here is written into manifests and reports."""
+        problems = [
+            field_problem(path, told) for path, text in _strings(self.model_dump()) if (told := secret_in(text))
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _nothing_is_replaced(self) -> "Experiment":
+        """No field is set that the graph fills in."""
+        problems = [
+            field_problem((section, name), f"would be replaced: {where}; take it out here")
+            for (section, name), where in FILLED_IN.items()
+            if (value := getattr(self, section)) is not None and is_set(value, name)
+        ]
+        if problems:
+            raise pydantic.ValidationError.from_exception_data(type(self).__name__, problems)
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _evaluations_name_held_out_sources(self) -> "Experiment":
         for name, task in self.evaluate.items():
             source = self.sources.get(task.source)
@@ -156,6 +197,33 @@ class Experiment(FrozenConfig):
     def store_uri(self) -> str:
         """Where artifacts go: a URI, or an absolute local path. Errors as in `store_location`."""
         return store_location(self.store)
+
+
+def is_set(config: pydantic.BaseModel, name: str) -> bool:
+    """Whether the field has another value than its default."""
+    return bool(getattr(config, name) != type(config).model_fields[name].get_default(call_default_factory=True))
+
+
+def secret_in(text: str) -> str:
+    """What to tell somebody who wrote a password or a token into the name of an input or a store; "" without one."""
+    if not has_secret(text):
+        return ""
+    return (
+        f"{mask_url(text)} holds a password or a token, which would be written into manifests and reports; give "
+        "credentials by the environment (AWS_ACCESS_KEY_ID and the like) or the file of the storage's own client"
+    )
+
+
+def _strings(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path, text) of every string in a value of mappings and sequences."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _strings(item, (*path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from _strings(item, (*path, number))
 
 
 def _names_a_filter(source: Any) -> bool:

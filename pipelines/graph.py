@@ -2,11 +2,13 @@
 
 import functools
 from dataclasses import replace
+from typing import TypeVar
 
 import pydantic
 
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
+from pipelines.idle_settings import check_settings
 from pipelines.input_files import card_file, folder_files, phase_key, start_inputs
 from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
@@ -30,11 +32,14 @@ from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.cards import Card, file_paths, load_card
 from x2vlm.errors import ConfigError
 
+T = TypeVar("T")
+
 
 def build_graph(experiment: Experiment) -> Graph:
     """Every node of `experiment`, producers before consumers.
 
-    Raises ConfigError where a card or a folder that the experiment names does not exist.
+    Raises ConfigError where a card or a folder that the experiment names does not exist, and for settings of the
+    experiment that no node would have.
     """
     nodes: list[Node] = []
     for name, source in experiment.sources.items():
@@ -60,13 +65,20 @@ def build_graph(experiment: Experiment) -> Graph:
         )
         for name, task in experiment.evaluate.items()
     ]
-    return Graph(nodes)
+    graph = Graph(nodes)
+    check_settings(experiment, graph)
+    return graph
 
 
 def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:
     """From upstream files to scored rows: read, download, domains, filter and score of one source."""
     card_path = card_file(source.card)
     card = load_card(card_path)
+    if card.root and source.data_root is not None:
+        raise ConfigError(
+            f"{experiment.name}: sources.{name}.data_root: has no effect, because the card {card.id} says where its "
+            f"files are (`root: {card.root}`); take out one of the two"
+        )
     paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
         Node(
@@ -234,8 +246,8 @@ def _phase_nodes(
     experiment: Experiment, name: str, config: PretrainConfig, train: list[str], decisions: tuple[str, ...]
 ) -> list[Node]:
     """partition, pack and pretrain of one phase."""
-    if experiment.phases:
-        train = _branches_of_streams(experiment, name, config, train)
+    of_streams = _branches_of_streams(experiment, name, config, train)
+    train = of_streams if experiment.phases else train
     return [
         Node(
             key=f"partition/{name}",
@@ -297,14 +309,17 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
 
 
 def _download_config(experiment: Experiment, name: str, source: SourceConfig, card: Card) -> DownloadConfig:
-    """The experiment's limits with what the card allows: a loopback server and networks beyond the public ones.
+    """The experiment's limits with what the card allows: a loopback server, networks beyond the public ones, and ports.
+
+    Networks and ports that the experiment allows hold for all its sources, those of a card for its own rows.
 
     Where the user holds the media, that copy is the only way to them. Held-out images are stored as they came and
     decoded at once: tasks read them at sizes of their own, and have nothing to put in the place of one that breaks.
     """
     facts: dict[str, object] = {
         "url_base": card.url_base,
-        "allow_networks": card.allow_networks,
+        "allow_networks": _joined(experiment.download.allow_networks, card.allow_networks),
+        "allow_ports": _joined(experiment.download.allow_ports, card.allow_ports),
         "yt_dlp_domains": card.yt_dlp_domains,
     }
     if source.role != "train":
@@ -316,6 +331,11 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
         raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
     local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)
     return experiment.download.model_copy(update={**facts, "url_base": None, "local_media": local})
+
+
+def _joined(*lists: tuple[T, ...]) -> tuple[T, ...]:
+    """All values, each once."""
+    return tuple(dict.fromkeys(value for values in lists for value in values))
 
 
 def _runtime(experiment: Experiment, stage: str) -> Runtime:

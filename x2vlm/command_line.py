@@ -6,12 +6,17 @@ Imports the standard library only: `--help` and a typing error are answered befo
 import argparse
 import difflib
 import sys
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_DUE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_BUSY = range(6)
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it: 128 and the signal's number
 EXIT_TERMINATED = 143
+
+# Control, format (bidirectional overrides, zero-width), line and paragraph separators, surrogates.
+_UNPRINTABLE = {"Cc", "Cf", "Zl", "Zp", "Cs"}
+_JOINERS = "\u200c\u200d"  # format characters that words and emoji need
 
 
 class JobParser(argparse.ArgumentParser):
@@ -32,7 +37,7 @@ class JobParser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
         """The options; ends the process with 3 for a wrong command line, with 0 for `--help`."""
-        options, unknown = self.parse_known_args(arguments)
+        options, unknown = self.parse_known_intermixed_args(arguments)
         if unknown:
             names = [word.partition("=")[0] for word in unknown]
             guesses = [guess for name in names for guess in nearest(name, self._flags)]
@@ -62,15 +67,23 @@ def nearest(word: str, names: Collection[str]) -> list[str]:
     return difflib.get_close_matches(word, list(names), n=1)
 
 
-def printable(text: str) -> str:
-    """`text` for a terminal, a log or a page: bytes that are no UTF-8 and control characters are shown as `\\xff`.
+def printable(text: object, keep: str = "") -> str:
+    r"""`text` in one line, with every character that a terminal or an editor would obey escaped: "\x1b[2J".
 
-    File names on Linux are bytes; Python gives those that are not UTF-8 as lone surrogates, which no stream can write,
-    and a control character in a name would be obeyed by the terminal.
+    Characters of `keep` stay. File names on Linux are bytes: those that are not UTF-8, which Python holds as lone
+    surrogates and no stream can write, are shown as the bytes that they are.
     """
-    bytes_shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(f"\\x{ord(char):02x}" if _is_control(char) else char for char in bytes_shown)
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_plain(c) else _escaped(c) for c in text)
 
 
-def _is_control(char: str) -> bool:
-    return char < " " or "\x7f" <= char <= "\x9f"
+def _is_plain(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in _UNPRINTABLE
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -14,6 +14,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from x2vlm.errors import ConfigError
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # libyaml: a tenth of the time
+except ImportError:  # a PyYAML that was built without it
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 
 class FrozenConfig(pydantic.BaseModel):
     """Base of every config value: immutable, and unknown keys are errors."""
@@ -24,10 +29,27 @@ class FrozenConfig(pydantic.BaseModel):
 T = TypeVar("T", bound=pydantic.BaseModel)
 
 
+class _UniqueKeyLoader(SafeLoader):
+    """PyYAML's safe loader, which takes the last of two equal keys: here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"`{key.value}` is written in line {seen[key.value]} and again; keep one",
+                        problem_mark=key.start_mark,
+                    )
+                seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError if it is missing, broken or not a mapping."""
+    """The mapping in a YAML file; ConfigError if it is missing, broken, not a mapping or has a key twice."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.driver.endings import Endings, Stop
+from pipelines.flow.safe_text import hide, protect_logs, safe, safe_json
+from pipelines.hints import complete_hints
 from x2vlm.command_line import (
     EXIT_BUSY,
     EXIT_ENVIRONMENT,
@@ -56,20 +58,25 @@ def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: JobParse
 
 
 def _run(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> tuple[str, int]:
+    protect_logs()
+    usage_error = parser.error
+    parser.error = lambda message: usage_error(safe(message))  # type: ignore[method-assign]
     options = parser.parse()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    hide(getattr(options, "tracking_uri", None))
     try:
         with needs("this job"):
             outcome = action(options)
     except X2VLMError as error:
         notes = "\n".join(getattr(error, "__notes__", []))
         kind = type(error).__name__
-        outcome = Outcome(exit_code_of(error), f"{kind}: {error}", {"error": str(error), "kind": kind, "notes": notes})
+        told = complete_hints(str(error), options)
+        outcome = Outcome(exit_code_of(error), f"{kind}: {told}", {"error": told, "kind": kind, "notes": notes})
         if notes:
             log.error("event=job_failed\n%s", notes)
     if options.json:
-        return json.dumps({**outcome.data, "exit_code": outcome.exit_code}), outcome.exit_code
-    return outcome.text, outcome.exit_code
+        return json.dumps(safe_json({**outcome.data, "exit_code": outcome.exit_code})), outcome.exit_code
+    return safe(complete_hints(outcome.text, options)), outcome.exit_code
 
 
 def exit_code_of(error: X2VLMError) -> int:

@@ -52,16 +52,22 @@ def export_experiment(options: argparse.Namespace) -> Outcome:
 
 def explain_row(options: argparse.Namespace) -> Outcome:
     """What happened at every stage to the rows that `options.row` names, or what `options.what_if` would change."""
-    from pipelines.why.trace import trace_rows
+    from pipelines.why.dropped import dropped_rows
+    from pipelines.why.trace import manifests_in_order, trace_rows
+    from pipelines.why.unfinished import all_manifests
     from pipelines.why.what_if import parse_changes, what_if
 
     experiment = load_experiment(options.experiment, options.store)
     store = open_store(experiment.store_uri)
     if bool(options.row) == bool(options.what_if):
-        raise ConfigError("name a row (a key, an address, <source>:<row>), or give --what-if <field>=<value>")
+        raise ConfigError("name a row (a key, an address, <source>:<row>) or a node, or give --what-if <field>=<value>")
     if options.what_if:
         answer = what_if(store, experiment, parse_changes(options.what_if))
         return Outcome(EXIT_OK, "\n".join(answer.lines()), answer.to_json())
-    traces = trace_rows(store, experiment.name, options.row)
+    manifests = all_manifests(store, experiment, manifests_in_order(store, experiment.name))
+    if found := next((one for one in manifests if one.manifest.node == options.row), None):
+        dropped = dropped_rows(store, found)
+        return Outcome(EXIT_OK, "\n".join(dropped.lines()), dropped.to_json())
+    traces = trace_rows(store, experiment.name, options.row, manifests)
     text = "\n\n".join("\n".join(trace.lines()) for trace in traces)
     return Outcome(EXIT_OK, text, {"rows": [trace.to_json() for trace in traces]})

@@ -18,6 +18,7 @@ from pipelines.s2_filter.judge import row_verdicts
 from pipelines.s4_materialize import PARTITION, PartitionConfig
 from pipelines.s4_materialize.decisions import is_decisions
 from pipelines.why.row_index import open_index
+from x2vlm.command_line import printable
 from x2vlm.config import did_you_mean
 from x2vlm.data.columns import SampleColumns
 from x2vlm.errors import ConfigError
@@ -38,7 +39,7 @@ class Step:
     facts: Mapping[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.node:28} {self.verdict:8} {describe(self.facts)}"
+        return printable(f"{self.node:28} {self.verdict:8} {describe(self.facts)}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class RowTrace:
 
     def lines(self) -> Iterator[str]:
         """The trace as lines of text."""
-        yield f"{self.source} row {self.source_row}, key {self.key}" + (f", {self.url}" if self.url else "")
+        head = f"{self.source} row {self.source_row}, key {self.key}" + (f", {self.url}" if self.url else "")
+        yield printable(head)
         yield from (f"  {step}" for step in self.steps)
         if self.not_reached:
             yield f"  never reached: {', '.join(self.not_reached)}"
@@ -65,12 +67,15 @@ class RowTrace:
         return {**names, "steps": steps, "not_reached": list(self.not_reached)}
 
 
-def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
+def trace_rows(
+    store: Store, experiment: str, query: str, manifests: Sequence[SealedManifest] | None = None
+) -> list[RowTrace]:
     """The trace of every row that `query` names: a key, a URL, `<source>:<source row>`, or a source row alone.
 
-    ConfigError if the experiment has read nothing yet, or if no row matches.
+    A source goes by its name in the experiment or by its card's. `manifests` are those to look into, by default the
+    finished ones. ConfigError if the experiment has read nothing yet, or if no row matches.
     """
-    manifests = manifests_in_order(store, experiment)
+    manifests = manifests_in_order(store, experiment) if manifests is None else manifests
     reads = [stored for stored in manifests if stored.manifest.stage == READ_STAGE]
     if not reads:
         raise ConfigError(
@@ -83,13 +88,14 @@ def trace_rows(store: Store, experiment: str, query: str) -> list[RowTrace]:
         if found:
             traces.append(_trace_row(key, found, manifests))
     if not traces:
-        names = sorted({stored.manifest.config["source"] for stored in reads})
+        names = sorted(_sources_of(reads))
         source, sign, _ = query.partition(":")
         meant = f" No source is called {source}; {did_you_mean(source, names)}" if sign and source not in names else ""
         sources = f"{', '.join(names)}.{meant if '://' not in query else ''}"
         raise ConfigError(
             f"no row of {experiment} is called {query!r}. Give a key (32 hex digits), an address as it stands in the "
-            f"annotation file, or <source>:<row>; sources: {sources}"
+            f"annotation file, <source>:<row>, or a node (download/<source>) for the rows that it dropped; sources: "
+            f"{sources}"
         )
     return traces
 
@@ -128,9 +134,15 @@ def _keys_of(store: Store, reads: Sequence[SealedManifest], query: str) -> list[
     if "://" in query:
         return _keys_of_url(store, reads, query)
     source, _, row = query.partition(":")
-    names = list(dict.fromkeys(str(stored.manifest.config["source"]) for stored in reads))
-    keys = [sample_key(source, row)] if source in names and row else []
-    return keys + [sample_key(name, query) for name in names]
+    names = _sources_of(reads)
+    keys = [sample_key(names[source], row)] if source in names and row else []
+    return keys + [sample_key(name, query) for name in dict.fromkeys(names.values())]
+
+
+def _sources_of(reads: Sequence[SealedManifest]) -> dict[str, str]:
+    """What keys are made of, by what a user may call it: the name of a source in the experiment, or of its card."""
+    by_node = {stored.manifest.node.partition("/")[2]: str(stored.manifest.config["source"]) for stored in reads}
+    return by_node | {name: name for name in by_node.values()}
 
 
 def _keys_of_url(store: Store, reads: Sequence[SealedManifest], url: str) -> list[str]:

@@ -6,7 +6,7 @@ A card holds facts only (`datasets/<folder>/<id>.yaml`). What is done with the d
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 
@@ -70,6 +70,8 @@ class Card(FrozenConfig):
     yt_dlp_domains: tuple[str, ...] = ()
     terms: str = ""
     allow_networks: tuple[str, ...] = ()  # private networks that this source's URLs may point to
+    # Ports beyond 80 and 443 that they may name.
+    allow_ports: tuple[Annotated[int, pydantic.Field(gt=0, lt=65_536)], ...] = ()
     known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
     notes: str = ""
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pipelines.flow.store.artifact import FileRecord, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
+from x2vlm.command_line import printable
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Trace:
         place = f" in {self.shard}" if self.shard else ""
         text = json.dumps(facts, ensure_ascii=False, default=str)
         short = text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 3]}..."
-        return f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}"
+        return printable(f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}")
 
 
 MayHold = Callable[[str, Sequence[Trace]], bool]

@@ -18,6 +18,7 @@ from pipelines.flow.lineage.facts import Cache, LineageRecord, NodeFacts, facts_
 from pipelines.flow.lineage.sink_process import LIVE_SECONDS, SinkProcess
 from pipelines.flow.lineage.spool import Spool, spools
 from pipelines.flow.run import events
+from pipelines.flow.safe_text import safe
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.identity import this_process
 from pipelines.flow.store.store import Store
@@ -109,14 +110,16 @@ class Lineage:
                 return base.model_copy(update=self._finished_fields(event, time_ms))
             case events.NodeFailed():
                 where = f"part {event.part}: " if event.part else ""
-                fields = {"type": "node_failed", "status": "FAILED", "message": f"{where}{event.error}"}
+                fields = {"type": "node_failed", "status": "FAILED", "message": safe(f"{where}{event.error}")}
                 return base.model_copy(update={"node": event.node, **self._times(event.node, time_ms), **fields})
             case events.NodeBlocked():
                 fields = {"type": "node_blocked", "status": "KILLED", "message": f"blocked by {event.by}"}
                 return base.model_copy(update={"node": event.node, **self._times(event.node, time_ms), **fields})
             case events.RunFinished():
                 status = "FINISHED" if event.ok else "FAILED"
-                return base.model_copy(update={"type": "run_finished", "status": status, "message": event.error or ""})
+                return base.model_copy(
+                    update={"type": "run_finished", "status": status, "message": safe(event.error or "")}
+                )
         return None
 
     def _finished_fields(self, event: events.NodeFinished, time_ms: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.flow.lineage.facts import LineageRecord
 from pipelines.flow.lineage.page import write_page_to_store
 from pipelines.flow.lineage.spool import Spool, running_series, spools
+from pipelines.flow.safe_text import hide, protect_logs
 from pipelines.flow.store.identity import Identity
 from pipelines.flow.store.store import Store
 
@@ -33,7 +34,9 @@ STDIN = 0
 def main() -> int:
     """Exit code: 0 if MLflow has everything, 1 if records are left in the spool."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    protect_logs()
     head = _read_job()
+    hide(head["tracking_uri"])
     store = Store(head["store"], head["storage_options"])
     spool = Spool(store, head["dag_run"])
     with spool.exclusive() as mine:

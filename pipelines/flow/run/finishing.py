@@ -37,8 +37,8 @@ def make_manifest(work: NodeWork, records: Mapping[str, PartRecord], provenance:
     if rows.num_out == 0 and not node.stage.allow_zero_rows:
         why = ", ".join(f"{reason} {number}" for reason, number in rows.dropped.items()) or "its inputs are empty"
         raise StageFailed(
-            f"{node.key}: of {rows.num_in} rows in, none came out ({why}). Look at the dropped rows of its parts, then "
-            "change the config or the source"
+            f"{node.key}: of {rows.num_in} rows in, none came out ({why}). `python jobs/why.py <experiment> "
+            f"{node.key}` shows the dropped rows and their reasons; then change the config or the source"
         )
     return Manifest(
         node=node.key,

@@ -10,6 +10,7 @@ from typing import Any
 import pydantic
 
 from pipelines.flow.live import Report, no_report
+from pipelines.flow.safe_text import protect_logs, safe
 from pipelines.flow.stage import Part, PartResult, Stage, part_fingerprint
 from pipelines.flow.store.artifact import CountRecord, PartRecord, ReadRecord
 from pipelines.flow.store.reading import StoreReader
@@ -39,6 +40,7 @@ def try_part(
     report: Report = no_report,
 ) -> PartOutcome:
     """`run_one_part`, with errors as values. KeyboardInterrupt, Stopped and the like still end the process."""
+    protect_logs()
     try:
         return PartOutcome(run_one_part(store, stage, config, part, restore, forced, report))
     except Stopped:
@@ -48,7 +50,7 @@ def try_part(
         if (remedy := remedy_for(error)) is not None:
             name = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
             message = f"{message} ({name}): {remedy}, then rerun the same command. Nothing half-written is visible"
-        return PartOutcome(None, message, traceback.format_exc())
+        return PartOutcome(None, safe(message), safe(traceback.format_exc()))
 
 
 def run_one_part(

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipelines.flow.safe_text import MASK, mask_url
 from pipelines.project import PROJECT_ROOT
 
 LIBRARIES = (
@@ -20,10 +21,7 @@ LIBRARIES = (
 )
 IMAGE_VARIABLES = ("X2VLM_IMAGE", "CONTAINER_IMAGE")
 RAY_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
-MASK = "***"
 _SECRET_WORD = re.compile(r"token|secret|passw|credential|api[-_]?key|access[-_]?key", re.IGNORECASE)
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]+@")
-_SIGNED = re.compile(r"(?P<name>[?&][^=&\s]*(?:signature|token|secret|credential|key)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 
 
 def capture(argv: Sequence[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -68,11 +66,6 @@ def mask_secrets(argv: Sequence[str]) -> list[str]:
             masked.append(mask_url(word))
         mask_next = is_option and not equals and bool(_SECRET_WORD.search(name))
     return masked
-
-
-def mask_url(text: str) -> str:
-    """`text` with the user part of URLs and signatures in their queries masked."""
-    return _SIGNED.sub(rf"\g<name>{MASK}", _USERINFO.sub(rf"\g<scheme>{MASK}@", text))
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

@@ -12,12 +12,14 @@ from pipelines.s1_download.http.guard import Refusal
 
 MAX_LINE_BYTES = 64 << 10
 MAX_HEADERS = 100
-COLON = 0x3A
-MAX_INTERIM_HEADS = 10  # 100 Continue
-STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]+)[ \t]+([1-9][0-9]{2})(?:[ \t]+([^\r\n]*))?\r?\n")
+MAX_LINES = 200  # of one head, folded lines and those that are skipped included
+MAX_HEAD_BYTES = 256 << 10  # of all heads before the body together
+MAX_INTERIM_HEADS = 10  # 100 Continue, 102 Processing, 103 Early Hints
+# Patterns and the code below take linear time whatever a line holds: with blanks on both sides of a lazy group, one
+# line of 30 kB took 10 seconds, in which no other thread of the process went on.
+STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]+)[ \t]+([1-9][0-9]{2})([ \t][^\r\n]*)?\r?\n")
 # Any byte is allowed in a value: its reader decides, and an unreadable opt-out counts as one.
-HEADER_LINE = re.compile(rb"([\x21-\x39\x3b-\x7e]+)[ \t]*:[ \t]*(.*?)[ \t]*\r?\n", re.DOTALL)
-FOLDED_LINE = re.compile(rb"[ \t]+(.*?)[ \t]*\r?\n", re.DOTALL)  # continues the previous line (RFC 9112 5.2)
+NAME = re.compile(rb"[\x21-\x39\x3b-\x7e]+")
 
 
 class Headers:
@@ -69,19 +71,21 @@ class Response:
 
 
 def read_head(stream: Stream) -> Response:
-    """The head of the final response; 100 Continue is skipped.
+    """The head of the final response; interim ones (1xx but 101, RFC 9110 15.2) are skipped.
 
     Refusal with rule connection_reset if there is no response or the head is incomplete, bad_response for another
-    protocol, more than 100 headers or a line of more than 64 KiB.
+    protocol, more than 10 interim heads, 100 headers or 200 lines in one head, a line of more than 64 KiB, or more than
+    256 KiB in all.
     """
+    lines = _Lines(stream)
     for num_interim in range(MAX_INTERIM_HEADS + 1):
-        line = _line(stream)
+        line = lines.next()
         match = STATUS_LINE.fullmatch(line)
         if match is None:
             raise _breaks_off() if b"HTTP/".startswith(line[:5]) and line[-1:] != b"\n" else _no_status_line(line)
         status, reason = int(match[2]), (match[3] or b"").decode("latin-1").strip()
-        headers, is_plain = _headers(stream)
-        if status != 100:
+        headers, is_plain = _headers(lines)
+        if status >= 200 or status == 101:  # nobody asked for another protocol: the caller refuses it
             is_plain = is_plain and match[1] == b"1" and line[-2:] == b"\r\n" and not num_interim
             return Response(stream, status, reason, headers, is_plain)
     raise Refusal("bad_response", f"more than {MAX_INTERIM_HEADS} interim responses")
@@ -101,37 +105,59 @@ def may_stay_open(response: Response) -> bool:
     return not any("close" in value.lower() for value in headers.get_all("Connection", []))
 
 
-def _headers(stream: Stream) -> tuple[Headers, bool]:
+class _Lines:
+    """The lines of all heads of one response, within their budget."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._bytes_left = stream, MAX_HEAD_BYTES
+
+    def next(self) -> bytes:
+        """The next line; without a line end only at the end of the stream."""
+        line = self._stream.readline(MAX_LINE_BYTES + 1)
+        self._bytes_left -= len(line)
+        if len(line) > MAX_LINE_BYTES:
+            raise Refusal("bad_response", f"a line of more than {MAX_LINE_BYTES} bytes in the head")
+        if self._bytes_left < 0:
+            raise Refusal("bad_response", f"more than {MAX_HEAD_BYTES} bytes before the body")
+        return line
+
+
+def _headers(lines: _Lines) -> tuple[Headers, bool]:
     """The header lines, and whether all of them are unambiguous."""
     is_plain = True
-    lines: list[tuple[str, str]] = []
+    names: list[str] = []
+    values: list[list[bytes]] = []  # of each header, with those of its folded lines
     can_go_on = False  # whether a folded line has a header before it
-    while (line := _line(stream)) not in (b"\r\n", b"\n"):
+    num_lines = 0
+    while (line := lines.next()) not in (b"\r\n", b"\n"):
+        num_lines += 1
         is_plain = is_plain and line.find(b"\r") == len(line) - 2  # some parsers take a bare CR for the end of a line
         if not line.endswith(b"\n"):
             raise _breaks_off()
-        if match := HEADER_LINE.fullmatch(line):
-            if len(lines) == MAX_HEADERS:
+        if num_lines > MAX_LINES:
+            raise Refusal("bad_response", f"more than {MAX_LINES} lines in the head")
+        before, colon, after = line.partition(b":")
+        name = before.rstrip(b" \t")
+        if colon and NAME.fullmatch(name):
+            if len(names) == MAX_HEADERS:
                 raise Refusal("bad_response", f"more than {MAX_HEADERS} headers")
-            lines.append((match[1].decode("ascii"), match[2].decode("latin-1")))
+            names.append(name.decode("ascii"))
+            values.append([_value(after)])
             can_go_on = True
-            is_plain = is_plain and line[match.end(1)] == COLON
+            is_plain = is_plain and name == before
             continue
         is_plain = False
-        if not (match := FOLDED_LINE.fullmatch(line)):
+        if line[:1] not in (b" ", b"\t"):
             can_go_on = False
-        elif can_go_on:
-            name, value = lines[-1]
-            lines[-1] = name, f"{value} {match[1].decode('latin-1')}"
-    return Headers(lines), is_plain and line == b"\r\n"
+        elif can_go_on:  # a folded line continues the one before (RFC 9112 5.2)
+            values[-1].append(_value(line))
+    texts = [b" ".join(pieces).decode("latin-1") for pieces in values]
+    return Headers(list(zip(names, texts, strict=True))), is_plain and line == b"\r\n"
 
 
-def _line(stream: Stream) -> bytes:
-    """The next line; without a line end only at the end of the stream."""
-    line = stream.readline(MAX_LINE_BYTES + 1)
-    if len(line) > MAX_LINE_BYTES:
-        raise Refusal("bad_response", f"a line of more than {MAX_LINE_BYTES} bytes in the head")
-    return line
+def _value(text: bytes) -> bytes:
+    """What stands between the blanks of a line, or of its part behind the colon."""
+    return text.removesuffix(b"\n").removesuffix(b"\r").strip(b" \t")
 
 
 def _breaks_off() -> Refusal:

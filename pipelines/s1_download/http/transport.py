@@ -270,9 +270,14 @@ def request_head(target: Target, user_agent: str) -> bytes:
 
 
 def _joined(target: Target, location: str) -> str:
-    """The URL of a redirect; Refusal url_malformed if it cannot be joined."""
+    """The URL of a redirect; Refusal url_malformed if it cannot be joined.
+
+    `location` is as it came, read as Latin-1: each byte that is not ASCII is percent-encoded, whatever encoding it is
+    of. `&amp;` stays what it says, as in browsers: a header is no HTML.
+    """
+    quoted = "".join(c if c.isascii() else f"%{ord(c):02X}" for c in location)
     try:
-        return urllib.parse.urljoin(target.url, location)
+        return urllib.parse.urljoin(target.url, quoted)
     except ValueError as error:
         raise Refusal("url_malformed", f"redirect: {error}") from None
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.flow.fingerprint import canonical_json
-from pipelines.flow.run.provenance import capture, git_state, mask_secrets, mask_url, ray_submission
+from pipelines.flow.run.provenance import capture, git_state, mask_secrets, ray_submission
+from pipelines.flow.safe_text import mask_url
 
 CANARY = "hunter2"
 

@@ -45,7 +45,7 @@ REDIRECT_CASES = {
     "octal": ("http://0177.0.0.2:{port}/good", "address_forbidden"),
     "short": ("http://127.2:{port}/good", "address_forbidden"),
     "dotted-end": ("http://127.0.0.2.:{port}/good", "address_forbidden"),
-    "circled-digits": ("http://%E2%91%A0%E2%91%A1%E2%91%A6.0.0.2:{port}/good", "url_malformed"),
+    "circled-digits": ("http://%E2%91%A0%E2%91%A1%E2%91%A6.0.0.2:{port}/good", "address_forbidden"),
     "unspecified": ("http://0.0.0.0:{port}/good", "address_forbidden"),
     "metadata": ("http://169.254.169.254/latest/meta-data", "address_forbidden"),
     "metadata-v6": ("http://[fd00:ec2::254]/latest/meta-data", "address_forbidden"),
