@@ -7,7 +7,7 @@ import pydantic
 
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
-from pipelines.input_files import folder_files, phase_key, start_inputs
+from pipelines.input_files import card_files, folder_files, phase_key, set_root, start_inputs
 from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
@@ -27,7 +27,7 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import parse_config
-from x2vlm.data.cards import Card, file_paths, load_card
+from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError
 
 
@@ -67,7 +67,6 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
     """From upstream files to scored rows: read, download, domains, filter and score of one source."""
     card_path = PROJECT_ROOT / "datasets" / f"{source.card}.yaml"
     card = load_card(card_path)
-    paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
         Node(
             key=f"read/{name}",
@@ -75,9 +74,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             config=read_config(card, rows_per_file=source.rows_per_part),
             inputs={
                 "card": (SourceFile(source_uri(str(card_path)), card.id),),
-                "files": tuple(
-                    SourceFile(source_uri(paths[role]), card.id, file.sha256) for role, file in card.files.items()
-                ),
+                "files": card_files(card, source.data_root),
             },
             runtime=_runtime(experiment, "read"),
         ),
@@ -297,12 +294,15 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
         "url_base": card.url_base,
         "allow_networks": card.allow_networks,
         "yt_dlp_domains": card.yt_dlp_domains,
+        "set_root": set_root(card, source.data_root),
     }
     if source.role != "train":
         facts["store"] = OriginalBytes(check="decode")
     if source.media_root is None:
         return experiment.download.model_copy(update=facts)
     where = f"{experiment.name}: sources.{name}"
+    if facts["set_root"] is not None:
+        raise ConfigError(f"{where}.media_root: the media of card {card.id} lie in its own files; take the field out")
     if (file_name := source.media_name or card.local_name) is None:
         raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
     local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)

@@ -188,7 +188,7 @@ def local_path_of(uri: str) -> Path | None:
     `project:datasets/sample/coco.yaml` is a file of this repository, wherever it lies: a submitted job unpacks it into
     a folder of its own on every machine, and the record of what was read must outlive that folder.
     """
-    if "::" in uri:
+    if "::" in uri and "://" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
     if uri.startswith(PROJECT_SCHEME):
         return PROJECT_ROOT / uri.removeprefix(PROJECT_SCHEME)
