@@ -25,7 +25,7 @@ from pipelines.s1_download.http.deny_list import DenyList
 from pipelines.s1_download.http.guard import Refusal, parse_target
 from pipelines.s1_download.read_set import members_of
 from x2vlm.data.readers.own.files import CHUNK_BYTES, TAR_SUFFIXES, Member, shown
-from x2vlm.data.readers.own.parquet_shard import PayloadColumn, open_parquet, read_rows
+from x2vlm.data.readers.own.parquet_shard import BrokenParquet, PayloadColumn, open_parquet, read_rows
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.samples import Sample
 
@@ -57,7 +57,7 @@ def open_places(members: Mapping[str, Member], root: str, scratch: Path) -> Mapp
                     places |= _from_stream(uri, rows, spool)
                 else:
                     loose += rows
-            except (OSError, EOFError, pa.ArrowException) as error:
+            except (OSError, EOFError, BrokenParquet) as error:
                 raise _changed(uri, getattr(error, "strerror", None) or str(error)) from error
         places |= _from_bucket(root, loose, spool)
     return places

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from x2vlm.data.boxes import NORMALISED
 from x2vlm.data.readers.hashes import published_hash
@@ -28,6 +28,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # value: its usual field names, the fi
     "md5": ("md5",),
     "boxes": ("boxes", "regions", "objects"),
 }
+ColumnMap = Mapping[str, Sequence[str | int]]  # what a card says: value -> field names, the first that is there counts
 SCORES = ("similarity", "punsafe", "pwatermark")
 BOX_TEXTS = ("text", "phrase", "caption", "label", "category", "categories", "name")
 REGION_TEXTS = ("text", "phrase", "caption")  # a phrase; the others are labels of objects
@@ -37,31 +38,30 @@ MAX_URL_CHARS = 8192
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How boxes are written: `order` xywh, xyxy or cxcywh; `unit` pixels of the stored picture, or fraction of it."""
+    """How boxes are written: xywh, xyxy or cxcywh, in pixels of the stored picture or as a fraction of its sides."""
 
-    order: str = "xywh"
-    unit: str = "pixels"
+    format: Literal["xywh", "xyxy", "cxcywh"] = "xywh"
+    unit: Literal["pixels", "fraction"] = "pixels"
 
 
 class Facts:
     """The fields of one row. Values of a type that cannot be what they are called are read as missing."""
 
-    def __init__(self, values: Mapping[str, Any], columns: Mapping[str, str] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Any], columns: ColumnMap | None = None) -> None:
         self._values = {str(name).lower(): value for name, value in values.items()}
         self._columns = columns or {}
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
-    def with_columns(self, columns: Mapping[str, str]) -> "Facts":
+    def with_columns(self, columns: ColumnMap) -> "Facts":
         """The same fields under other names."""
         return Facts(self._values, columns)
 
     def get(self, what: str) -> Any:
         """The raw value of `what`, a key of NAMES or a field's own name; None where it is missing or NaN."""
-        names = (self._columns[what].lower(),) if what in self._columns else NAMES.get(what, (what,))
-        for name in names:
-            value = self._values.get(name)
+        for name in self._columns.get(what) or NAMES.get(what, (what,)):
+            value = self._values.get(str(name).lower())
             if value is not None and not (isinstance(value, float) and math.isnan(value)):
                 return value
         return None
@@ -109,7 +109,7 @@ class Facts:
         """(annotation id, concept or what is wrong with it) of every box."""
         for number, (text, values, grain) in enumerate(_box_records(self.get("boxes"))):
             item = f"{NORMALISED if boxes.unit == 'fraction' else ''}{number}"
-            box = box_of_format(values, boxes.order)
+            box = box_of_format(values, boxes.format)
             label = clean_text(text or "")
             if box is None:
                 yield str(number), ("malformed_box", f"{values!r:.100} is not four numbers")

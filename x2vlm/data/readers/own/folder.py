@@ -115,7 +115,7 @@ def _listed(files: Sequence[SetFile], options: SetOptions) -> tuple[dict[str, li
                 faults.append((row, values))
                 continue
             facts = Facts(values, options.columns)
-            name = facts.text(options.columns.get("media", FILE_NAME)).strip().removeprefix("./")
+            name = facts.text("media" if "media" in options.columns else FILE_NAME).strip().removeprefix("./")
             if not name or name.startswith("/") or ".." in name.split("/"):
                 faults.append((row, ("bad_metadata", f"row {number}: {FILE_NAME} is {shown(name)[:200]!r}")))
             else:

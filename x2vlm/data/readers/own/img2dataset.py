@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from x2vlm.data.readers.own.facts import Facts
 from x2vlm.data.readers.own.files import STATS_SUFFIX, SetFile
+from x2vlm.data.readers.own.parquet_shard import BrokenParquet, open_parquet
 from x2vlm.data.readers.source import Source
 from x2vlm.samples import Drop
 
@@ -48,7 +48,7 @@ class Statuses:
                     facts = Facts(row)
                     if key := facts.text("key"):
                         self.of_key[key] = facts
-            except (pa.ArrowException, ValueError) as error:
+            except BrokenParquet as error:
                 logger.warning("event=shard_table_unreadable file=%s error=%r", table.name, str(error)[:200])
 
     def missing(self, source: Source, shard: str, found: Collection[str]) -> Iterator[Drop]:
@@ -75,7 +75,7 @@ def note_unfinished(source: Source, shard: str, names: Collection[str], has_stat
 
 
 def _rows(table: SetFile) -> Iterator[Mapping[str, Any]]:
-    with table.open() as stream, pq.ParquetFile(stream) as file:
+    with table.open() as stream, open_parquet(stream) as file:
         schema = file.schema_arrow
         if "key" not in schema.names:
             return

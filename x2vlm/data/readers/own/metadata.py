@@ -5,10 +5,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from x2vlm.data.readers.own.files import SetFile
+from x2vlm.data.readers.own.parquet_shard import BrokenParquet, open_parquet
 from x2vlm.data.readers.source import Fault
 
 FILE_NAME = "file_name"
@@ -28,13 +26,13 @@ def read_metadata(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Faul
 def _parquet_rows(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
     number = 0
     try:
-        with file.open() as stream, pq.ParquetFile(stream) as table:
+        with file.open() as stream, open_parquet(stream) as table:
             for batch in table.iter_batches(batch_size=1000):
                 for values in batch.to_pylist():
                     number += 1
                     yield number, values
-    except (pa.ArrowException, ValueError) as error:
-        yield number + 1, ("bad_metadata", f"not readable as Parquet from row {number + 1} on: {error}"[:300])
+    except BrokenParquet as error:
+        yield number + 1, ("bad_metadata", f"row {number + 1} and what follows: {error}")
 
 
 def _json_lines(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:

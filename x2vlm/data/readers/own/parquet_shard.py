@@ -2,6 +2,7 @@
 Hugging Face's data sets (a struct of `bytes` and `path`)."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -61,9 +62,47 @@ def read_rows(
         start += num_rows
 
 
-def open_parquet(stream: BinaryIO) -> pq.ParquetFile:
-    """The file; raises pa.ArrowException or ValueError if it is none."""
-    return pq.ParquetFile(stream, pre_buffer=False)
+class BrokenParquet(ValueError):
+    """A file that is no Parquet, or not from some place on."""
+
+
+@contextmanager
+def open_parquet(stream: BinaryIO) -> Iterator[pq.ParquetFile]:
+    """The file while the block runs; whatever pyarrow says about its content, there or here, is BrokenParquet.
+
+    pyarrow raises OSError for damage too. Those of the disk or bucket pass through as they are.
+    """
+    watched = _Watched(stream)
+    try:
+        with pq.ParquetFile(watched, pre_buffer=False) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        if watched.error is not None:
+            raise watched.error from error
+        raise BrokenParquet(f"not readable as Parquet: {error}"[:300]) from error
+
+
+class _Watched:
+    """A stream that remembers the error that reading it gave."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        self.seek, self.tell = stream.seek, stream.tell
+        self.closed = False
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        try:
+            return self._stream.read(num_bytes)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -1,10 +1,10 @@
 """From texts, facts and a place to a row: what all readers of a user's own files do the same way."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from x2vlm.data.readers.own.facts import BoxFormat, Facts, parse_json
+from x2vlm.data.readers.own.facts import BoxFormat, ColumnMap, Facts, parse_json
 from x2vlm.data.readers.own.files import Located, Member
 from x2vlm.data.readers.source import Fault, Source
 from x2vlm.data.text.texts import clean_text
@@ -15,7 +15,7 @@ from x2vlm.samples import Concept, Drop, MediaKind
 class SetOptions:
     """What a card says about the fields of a set: `columns` (value: field name) and how boxes are written."""
 
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: ColumnMap = field(default_factory=dict)
     boxes: BoxFormat = BoxFormat()
 
 

@@ -25,8 +25,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from x2vlm.data.readers.own.facts import Facts
 from x2vlm.data.readers.own.files import (
     FACTS,
@@ -43,7 +41,7 @@ from x2vlm.data.readers.own.files import (
     suffix_of,
 )
 from x2vlm.data.readers.own.img2dataset import Statuses, failure, note_unfinished
-from x2vlm.data.readers.own.parquet_shard import open_parquet, payload_column, read_rows
+from x2vlm.data.readers.own.parquet_shard import BrokenParquet, open_parquet, payload_column, read_rows
 from x2vlm.data.readers.own.rows import SetOptions, Texts, located
 from x2vlm.data.readers.own.tar import Break, TarMember, scan_tar
 from x2vlm.data.readers.source import Fault, Source
@@ -163,7 +161,7 @@ def _read_parquet(
     try:
         with table.open() as stream, open_parquet(stream) as file:
             num_rows = file.metadata.num_rows
-            column = payload_column(file.schema_arrow, options.columns.get("media", ""))
+            column = payload_column(file.schema_arrow, str(next(iter(options.columns.get("media", [])), "")))
             if column is None:
                 seen["rows"] += num_rows
                 for number in range(num_rows):
@@ -186,12 +184,12 @@ def _read_parquet(
                 member = Member(table.name, number, len(payload), sha256, column.name)
                 url = local_url(source, table.name, key)
                 yield from located(source, seen, options, row, column.kind, url, member, Texts(facts=facts))
-    except (pa.ArrowException, ValueError, OverflowError) as error:
+    except BrokenParquet as error:
         rest = 1 if num_rows is None else max(0, num_rows - number - 1)
         seen["rows"] += rest
         for later in range(number + 1, number + 1 + rest):
             row = shard if num_rows is None else f"{shard}/{later}"
-            yield source.drop(row, "truncated_shard", f"not readable as Parquet: {error}"[:300])
+            yield source.drop(row, "truncated_shard", str(error))
     note_unfinished(source, shard, names, has_status)
 
 
