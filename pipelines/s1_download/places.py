@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import PartReader, Read
 from pipelines.flow.store.blobs import local_path_of
+from pipelines.flow.store.source_trees import open_forward
 from pipelines.s1_download.child.protocol import Place, Result
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.deny_list import DenyList
@@ -96,7 +97,7 @@ def check_unchanged(samples: Sequence[Sample], members: Mapping[str, Member], re
 def _from_parquet(uri: str, rows: Sequence[tuple[str, Member]], spool: BinaryIO) -> Mapping[str, Place]:
     wanted = {member.offset: key for key, member in rows}
     places = {}
-    with _open(uri) as stream, open_parquet(stream) as file:
+    with open_forward(uri) as stream, open_parquet(stream) as file:
         name = rows[0][1].column
         if name not in file.schema_arrow.names:
             raise OSError(f"no column {name}")
@@ -113,7 +114,7 @@ def _from_parquet(uri: str, rows: Sequence[tuple[str, Member]], spool: BinaryIO)
 def _from_stream(uri: str, rows: Sequence[tuple[str, Member]], spool: BinaryIO) -> Mapping[str, Place]:
     """From a packed or remote tar: one pass over the range that the rows span, keeping their bytes."""
     places = {}
-    with _open(uri) as raw:
+    with open_forward(uri) as raw:
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if uri.lower().endswith("gz") else raw
         for key, member in sorted(rows, key=lambda row: row[1].offset):
             stream.seek(member.offset)
@@ -158,13 +159,6 @@ def _append(spool: BinaryIO, data: bytes) -> Place:
     start = spool.tell()
     spool.write(data)
     return Place(spool.name, start, len(data))
-
-
-def _open(uri: str) -> BinaryIO:
-    path = local_path_of(uri)
-    if path is not None:
-        return path.open("rb")
-    return cast(BinaryIO, fsspec.open(uri, "rb", block_size=8 << 20, cache_type="readahead").open())
 
 
 def _changed(file: str, problem: str) -> SourceUnavailable:

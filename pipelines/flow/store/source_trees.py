@@ -73,7 +73,7 @@ def open_listed(file: InputFile) -> BinaryIO:
         if path is None:
             fs, name = fsspec.core.url_to_fs(file.uri)
             if _stamped(_Listed(file.path, file.uri, *_stamp_of(fs.info(name)))) == file.sha256:
-                return cast(BinaryIO, fs.open(name, "rb", block_size=8 << 20, cache_type="readahead"))
+                return open_forward(file.uri)
         else:
             stat = path.stat()
             now = _stamped(_Listed(file.path, file.uri, stat.st_size, str(stat.st_mtime_ns)))
@@ -82,6 +82,15 @@ def open_listed(file: InputFile) -> BinaryIO:
     except OSError as error:
         raise SourceUnavailable(f"{file.uri}: {error.strerror or error}. Restore the file, or run again") from error
     raise SourceUnavailable(f"{file.uri}: changed since this run was planned; run the same command again")
+
+
+def open_forward(uri: str) -> BinaryIO:
+    """A seekable stream of any file; a remote one is read ahead in large pieces. OSError as the file system says."""
+    path = local_path_of(uri)
+    if path is not None:
+        return path.open("rb")
+    fs, name = fsspec.core.url_to_fs(uri)
+    return cast(BinaryIO, fs.open(name, "rb", block_size=8 << 20, cache_type="readahead"))
 
 
 def _listing(source: SourceFile) -> list[_Listed]:
