@@ -9,8 +9,7 @@ import pydantic
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.idle_settings import check_settings
-from pipelines.input_files import card_file, folder_files, phase_key, start_inputs
-from pipelines.project import PROJECT_ROOT
+from pipelines.input_files import card_file, card_files, folder_files, phase_key, set_root, start_inputs
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DOMAINS
 from pipelines.s1_download.download import DOWNLOAD, RETRY
@@ -29,7 +28,7 @@ from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import did_you_mean, parse_config
-from x2vlm.data.cards import Card, file_paths, load_card
+from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError
 
 T = TypeVar("T")
@@ -79,7 +78,6 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             f"{experiment.name}: sources.{name}.data_root: has no effect, because the card {card.id} says where its "
             f"files are (`root: {card.root}`); take out one of the two"
         )
-    paths = file_paths(card, PROJECT_ROOT, source.data_root)
     nodes = [
         Node(
             key=f"read/{name}",
@@ -87,9 +85,7 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
             config=read_config(card, rows_per_file=source.rows_per_part),
             inputs={
                 "card": (SourceFile(source_uri(str(card_path)), card.id),),
-                "files": tuple(
-                    SourceFile(source_uri(paths[role]), card.id, file.sha256) for role, file in card.files.items()
-                ),
+                "files": card_files(card, source.data_root),
             },
             runtime=_runtime(experiment, "read"),
         ),
@@ -321,12 +317,15 @@ def _download_config(experiment: Experiment, name: str, source: SourceConfig, ca
         "allow_networks": _joined(experiment.download.allow_networks, card.allow_networks),
         "allow_ports": _joined(experiment.download.allow_ports, card.allow_ports),
         "yt_dlp_domains": card.yt_dlp_domains,
+        "set_root": set_root(card, source.data_root),
     }
     if source.role != "train":
         facts["store"] = OriginalBytes(check="decode")
     if source.media_root is None:
         return experiment.download.model_copy(update=facts)
     where = f"{experiment.name}: sources.{name}"
+    if facts["set_root"] is not None:
+        raise ConfigError(f"{where}.media_root: the media of card {card.id} lie in its own files; take the field out")
     if (file_name := source.media_name or card.local_name) is None:
         raise ConfigError(f"{where}: card {card.id} has no `local_name`; say how the files are called in `media_name`")
     local = parse_config(LocalMedia, {"root": source.media_root, "name": file_name}, where)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import SourceFile
-from pipelines.project import PROJECT_ROOT, project_path
+from pipelines.project import PROJECT_ROOT, lasting_root, project_path
+from pipelines.s1_download.read_set import set_patterns
 from pipelines.s5_pretrain.start import START_SLOTS, StartConfig, is_hub_name, text_folder_files
 from x2vlm.config import did_you_mean
+from x2vlm.data.cards import Card, file_paths, files_root
+from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
 from x2vlm.models.files import MODEL_FILES
 
@@ -22,6 +25,25 @@ def card_file(name: str) -> Path:
         hint = f"did you mean `{same[0]}`?" if same else did_you_mean(name, known)
         raise ConfigError(f"no card {path}; {hint}")
     return path
+
+
+def card_files(card: Card, data_root: str | None) -> tuple[SourceFile, ...]:
+    """The files that a card names, or for a reader of sets the one tree of all that match its patterns."""
+    if (root := set_root(card, data_root)) is not None and card.reader is not None:
+        return (SourceFile(root, card.id, patterns=set_patterns(card.reader, [f.path for f in card.files.values()])),)
+    paths = file_paths(card, _root_for(card), data_root)
+    return tuple(SourceFile(source_uri(paths[role]), card.id, file.sha256) for role, file in card.files.items())
+
+
+def set_root(card: Card, data_root: str | None) -> str | None:
+    """Where the files of a set lie, None for readers that take single files."""
+    return source_uri(files_root(card, _root_for(card), data_root)) if card.reader in SET_READERS else None
+
+
+def _root_for(card: Card) -> Path:
+    """Where the card's `root` starts: a folder of the user may lie outside the package of a submitted job."""
+    is_here = project_path(card.root).is_relative_to(PROJECT_ROOT)
+    return PROJECT_ROOT if is_here else lasting_root() or PROJECT_ROOT
 
 
 def folder_files(folder: str | None, card: str) -> tuple[SourceFile, ...]:

@@ -141,11 +141,15 @@ class PartWriter(Protocol):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """An upstream file named by a card. Missing or changed files stop the plan before anything remote happens."""
+    """An upstream file named by a card. Missing or changed files stop the plan before anything remote happens.
+
+    With `patterns` it is all files below the folder `uri` that match one of them (`pipelines.flow.store.source_trees`).
+    """
 
     uri: str
     card: str  # id of the card that names it
     sha256: str | None = None  # where the source publishes it
+    patterns: tuple[str, ...] = ()
 
 
 Sources = Mapping[str, tuple[SourceFile, ...]]  # slot -> the upstream files in it

@@ -26,6 +26,9 @@ class DownloadConfig(FrozenConfig):
 
     url_base: UrlBase | None = None
     local_media: LocalMedia | None = None  # the user's own copy: then nothing is asked of the web
+    # Where the files of a set lie whose rows were read with the places of their media: those bytes are taken. Rows and
+    # places decide what comes out, so the folder may move.
+    set_root: str | None = pydantic.Field(default=None, exclude=True)
     allow_networks: tuple[str, ...] = ()  # beyond public addresses, for example a mirror in ("10.1.0.0/16",)
     allow_ports: tuple[int, ...] = (80, 443)
     user_agent: str = "x2vlm-download/1.0 (research data set builder; honours robots.txt and X-Robots-Tag)"

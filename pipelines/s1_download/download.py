@@ -15,26 +15,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.live import Counters
 from pipelines.flow.stage import (
-    Count,
     Inputs,
     Part,
     PartReader,
     PartResult,
-    PartSummary,
     PartWriter,
     Read,
     Sources,
     Stage,
 )
 from pipelines.s1_download.child.journal_counts import JournalTail
-from pipelines.s1_download.child.protocol import Item, Result
+from pipelines.s1_download.child.protocol import Item, Place, Result
 from pipelines.s1_download.child.runner import fetch_items
 from pipelines.s1_download.child.verify import hash_check, judge_all, wanted_hashes
 from pipelines.s1_download.child.yt_dlp import check_command
@@ -43,9 +40,11 @@ from pipelines.s1_download.domains import DOMAINS_FILE, domain_table
 from pipelines.s1_download.http.deny_list import DenyList
 from pipelines.s1_download.http.guard import Refusal, parse_target
 from pipelines.s1_download.ledger import ledger_table
+from pipelines.s1_download.places import check_denied, check_unchanged, members_in, open_places
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
 from pipelines.s1_download.routes import Endpoints, Route, open_route
+from pipelines.s1_download.summaries import finish_download, part_summary, row_counts
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.data.shards.packs import Payload, write_media_pack
@@ -55,7 +54,6 @@ from x2vlm.samples import (
     Drop,
     Fetch,
     Sample,
-    count_rules,
     drop_table,
     sample_table,
     samples_of,
@@ -68,7 +66,10 @@ ROWS_FILE = re.compile(r"rows-(\d+)\.parquet")
 
 
 def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
-    """One part per rows file, named by its digits. Other lists of denied sites or of placeholders make other parts."""
+    """One part per rows file, named by its digits and, for a set, by its group of files.
+
+    Other lists of denied sites or of placeholders make other parts.
+    """
     parts = []
     _, deny_list_sha256 = config.denied()
     _, placeholders_sha256 = config.known_placeholders()
@@ -76,9 +77,13 @@ def plan_download(config: DownloadConfig, inputs: Inputs) -> list[Part]:
     spec = {name: sha256 for name, sha256 in lists.items() if sha256}
     for artifact in inputs["rows"]:
         for input_part in artifact.parts:
+            files = {file.path: file for file in input_part.files}
             for file in input_part.files:
                 if match := ROWS_FILE.fullmatch(file.path):
-                    parts.append(Part(name=match[1], reads=(Read("rows", file),), spec=spec))
+                    name = match[1] if input_part.name == "all" else f"{input_part.name}-{match[1]}"
+                    members = files.get(f"members-{match[1]}.parquet")  # where the media lie, for rows of a set
+                    reads = (file,) if members is None else (file, members)
+                    parts.append(Part(name=name, reads=tuple(Read("rows", one) for one in reads), spec=spec))
     parts.sort(key=lambda part: part.name)
     if len({part.name for part in parts}) < len(parts):
         raise ConfigError("download: two inputs have rows files of one name; give each source a download node")
@@ -109,12 +114,15 @@ def plan_retry(config: DownloadConfig, inputs: Inputs) -> list[Part]:
 def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Fetch the media of one part's rows and write rows, drops, ledger and media pack."""
     samples = samples_of(pq.read_table(inputs.local_path(part.reads[0].file)))
-    earlier = [pq.read_table(inputs.local_path(read.file)) for read in part.reads[1:]]
+    tables = {slot: [read for read in part.reads[1:] if read.slot == slot] for slot in ("rows", "earlier")}
+    earlier = [pq.read_table(inputs.local_path(read.file)) for read in tables["earlier"]]
     samples, retried = _still_failing(samples, earlier, config.retry)
     check_command(config, f"download, part {part.name}")
     denied, placeholders = _planned_lists(config, part)
     with _route(config) as (route, endpoints), tempfile.TemporaryDirectory(prefix="x2vlm-download-") as scratch:
-        items, item_of_row, refused = _plan_items(samples, route, denied, config)
+        members = members_in(inputs, tables["rows"], samples, config)
+        places = open_places(members, config.set_root or "", Path(scratch)) if members else {}
+        items, item_of_row, refused = _plan_items(samples, route, denied, config, places)
         began = time.monotonic()
         tail = JournalTail(Counter(item_of_row.values()), Counter(refusal.status for refusal in refused.values()))
 
@@ -129,6 +137,8 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         seconds = time.monotonic() - began
         verdicts = [refused.get(row) or results[item_of_row[row]] for row in range(len(samples))]
         verdicts = [_made_public(sample, v, route) for sample, v in zip(samples, verdicts, strict=True)]
+        if members:
+            check_unchanged(samples, members, verdicts)
         checks = [hash_check(sample.published_hash, v) for sample, v in zip(samples, verdicts, strict=True)]
         domains = domain_table(samples, verdicts, checks)
         verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
@@ -146,9 +156,9 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
     write_table(drop_table(drops), out.path / "drops.parquet")
     write_table(ledger_table(samples, verdicts, checks), out.path / "ledger.parquet")
     write_table(domains, out.path / DOMAINS_FILE)
-    counts = _counts(samples, kept, drops)
+    counts = row_counts(samples, kept, drops)
     num_bytes = sum(result.bytes for result in results.values())
-    summary = {**_summary(counts["rows"], num_bytes, seconds), **({"retried": retried} if config.retry else {})}
+    summary = {**part_summary(counts["rows"], num_bytes, seconds), **({"retried": retried} if config.retry else {})}
     summary |= {"hash_checks": dict(sorted(Counter(check or "nothing_came" for check in checks).items()))}
     summary |= {"licences": licence_counts(Counter(sample.licence for sample in kept))}
     rates = " ".join(f"{name}={value:.4g}" for name, value in summary["metrics"].items())
@@ -195,13 +205,13 @@ def _still_failing(
 
 
 def _plan_items(
-    samples: Sequence[Sample], route: Route, denied: DenyList, config: DownloadConfig
+    samples: Sequence[Sample], route: Route, denied: DenyList, config: DownloadConfig, places: Mapping[str, Place]
 ) -> tuple[list[Item], dict[int, int], dict[int, Result]]:
     """Distinct things to fetch, the item of each row, and the rows refused by their URL alone.
 
     A URL that several rows name is fetched once.
     """
-    items: dict[tuple[str, str, float | None, float | None], int] = {}
+    items: dict[tuple[str, str, float | None, float | None, Place | None], int] = {}
     item_of_row: dict[int, int] = {}
     refused: dict[int, Result] = {}
     published: defaultdict[int, set[str]] = defaultdict(set)
@@ -211,17 +221,26 @@ def _plan_items(
                 raise Refusal("unknown_kind", f"{sample.kind!r}; image and video are fetched")
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")
-            url = parse_target(route.to_wire(sample)).url
-            denied.check(parse_target(sample.url.strip()))
-            _require_yt_dlp_allowed(sample, url, route, config)
+            place = places.get(sample.key)
+            if place is None:
+                url = parse_target(route.to_wire(sample)).url
+                denied.check(parse_target(sample.url.strip()))
+                _require_yt_dlp_allowed(sample, url, route, config)
+            else:
+                url = sample.url.strip()
+                check_denied(url, denied)
         except Refusal as refusal:
             refused[row] = Result(-1, refusal.rule, refusal.reason)
             continue
-        identity = (sample.kind, url, sample.start_seconds, sample.end_seconds)
+        identity = (sample.kind, url, sample.start_seconds, sample.end_seconds, place)
         item_of_row[row] = items.setdefault(identity, len(items))
         if sample.published_hash:
             published[item_of_row[row]].add(sample.published_hash)
-    planned = [Item(number, *identity, wanted_hashes(published.get(number, ()))) for identity, number in items.items()]
+    planned = []
+    for (kind, url, start, end, place), number in items.items():
+        # Bytes of a file are compared with those that were read, also of clips, which are not hashed otherwise.
+        hashes = wanted_hashes([*published[number], *(["sha256:"] if place else [])])
+        planned.append(Item(number, kind, url, start, end, hashes, place))
     return planned, item_of_row, refused
 
 
@@ -264,55 +283,9 @@ def _with_media(sample: Sample, verdict: Result) -> Sample:
     return replace(sample, media=verdict.media, fetch=fetch)
 
 
-def _counts(samples: Sequence[Sample], kept: Sequence[Sample], drops: Sequence[Drop]) -> Mapping[str, Count]:
-    """Rows by rule; what hung on a dropped row is dropped as `row_dropped`."""
-
-    def hanging(before: int, after: int) -> Count:
-        return Count(before, after, {"row_dropped": before - after} if before > after else {})
-
-    return {
-        "rows": Count(len(samples), len(kept), count_rules(drops, "row")),
-        "concepts": hanging(sum(len(s.concepts) for s in samples), sum(len(s.concepts) for s in kept)),
-        "captions": hanging(sum(len(s.captions) for s in samples), sum(len(s.captions) for s in kept)),
-    }
-
-
-def _summary(rows: Count, num_bytes: int, seconds: float) -> dict[str, Any]:
-    """How it went: rules that dropped rows, and per second of fetching and decoding (waiting for hosts included)."""
-    return {
-        "dropped": dict(sorted(rows.dropped.items())),
-        "fetched_bytes": num_bytes,
-        "fetch_seconds": seconds,
-        "metrics": {
-            "rows_per_second": rows.num_in / max(seconds, 1e-9),
-            "bytes_per_second": num_bytes / max(seconds, 1e-9),
-            "success_rate": rows.num_out / max(rows.num_in, 1),
-        },
-    }
-
-
 def check_tools(config: DownloadConfig, node: str, sources: Sources) -> None:
     """SourceUnavailable, with the remedy, if the config needs a program that is not installed here."""
     check_command(config, node)
-
-
-def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Mapping[str, Any]:
-    """The parts' summaries added up. Parts run side by side: rates are per second of one part's work."""
-    rows = sum((part.counts["rows"] for part in parts), Count(0, 0))
-    total: dict[str, Any] = {
-        name: sum(part.summary[name] for part in parts)
-        for name in ("num_distinct_media", "media_bytes", "fetched_bytes", "fetch_seconds")
-        if all(name in part.summary for part in parts)  # adopted parts know less
-    }
-    added = {name: Counter[str]() for name in ("hash_checks", "licences", "retried")}
-    for part in parts:
-        for name, counts in added.items():
-            counts.update(part.summary.get(name, {}))
-    total["hash_checks"] = dict(sorted(added["hash_checks"].items()))
-    total["licences"] = licence_counts(added["licences"])
-    if config.retry:
-        total["retried"] = dict(sorted(added["retried"].items()))
-    return {**total, **_summary(rows, total.get("fetched_bytes", 0), total.get("fetch_seconds", 0.0))}
 
 
 DOWNLOAD = Stage(

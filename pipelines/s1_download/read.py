@@ -11,9 +11,13 @@ import pydantic
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Sources, Stage
 from pipelines.flow.store.blobs import local_path_of
+from pipelines.s1_download.read_set import plan_groups, set_files, write_members
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import Card
 from x2vlm.data.readers import READERS, Source
+from x2vlm.data.readers.own.files import Located, Member
+from x2vlm.data.readers.own.rows import SetOptions
+from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
 from x2vlm.samples import DROP_SCHEMA, Drop, Sample, drop_table, sample_table, write_table
 
@@ -28,7 +32,7 @@ class ReadConfig(FrozenConfig):
     reader: str
     source: str  # goes into every key
     card: str  # id of the card, for messages
-    files: dict[str, str]  # role -> file name, as in slot "files"
+    files: dict[str, str]  # role -> file name, as in slot "files"; of a set: what is looked for below its root
     split: str = "train"
     licence: str = ""
     language: str = "en"
@@ -52,7 +56,9 @@ def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_00
         reader=card.reader,
         source=card.id,
         card=card.id,
-        files={role: Path(file.path).name for role, file in card.files.items()},
+        files={
+            role: file.path if card.reader in SET_READERS else Path(file.path).name for role, file in card.files.items()
+        },
         split=split or card.split,
         licence=card.licence,
         language=card.language,
@@ -63,7 +69,9 @@ def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_00
 
 
 def plan_read(config: ReadConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads all files; ConfigError if a role's file is not among them."""
+    """One part that reads all files, or one for each group of files of a set; ConfigError if a role's is missing."""
+    if config.reader in SET_READERS:
+        return plan_groups(config.reader, inputs)
     reads = [
         Read(slot, file)
         for slot in ("card", "files")
@@ -84,6 +92,8 @@ def check_sources(config: ReadConfig, node: str, sources: Sources) -> None:
 
     Raises SourceUnavailable as reading would. Files of an object store are looked into when they are read.
     """
+    if config.reader in SET_READERS:
+        return  # the plan has listed the files, and each part tells what is wrong with its own
     found = {Path(source.uri).name: local_path_of(source.uri) for source in sources["files"]}
     paths = {role: path for role, name in config.files.items() if (path := found[name]) is not None}
     if len(paths) == len(config.files):
@@ -91,14 +101,15 @@ def check_sources(config: ReadConfig, node: str, sources: Sources) -> None:
 
 
 def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Writes rows-00000.parquet, rows-00001.parquet, ... in upstream order and drops.parquet."""
-    paths = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "files"}
-    source = _source(config, {role: paths[name] for role, name in config.files.items()})
+    """Writes rows-00000.parquet, rows-00001.parquet, ... in upstream order and drops.parquet; for a set also
+    members-00000.parquet, ..., which say where the media of the rows lie."""
     seen: Counter[str] = Counter()
-    tables = _Tables(out.path, config.rows_per_file)
-    for item in READERS[config.reader](source, seen):
-        for kept in _check(config, source, item):
-            tables.add(kept)
+    tables = _Tables(out.path, config.rows_per_file, config.reader in SET_READERS)
+    source, items = _open(config, inputs, part, seen)
+    for item in items:
+        member = item.member if isinstance(item, Located) else None
+        for kept in _check(config, source, item.sample if isinstance(item, Located) else item):
+            tables.add(kept, member)
     tables.close()
     counts = {unit: tables.count(unit, seen[unit]) for unit in UNITS if unit in ("rows", "concepts") or seen[unit]}
     summary = {"seen_rows": seen["rows"], "kept_rows": counts["rows"].num_out}
@@ -110,6 +121,18 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
         logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
     logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
     return PartResult(counts, tables.file_rows, summary)
+
+
+def _open(
+    config: ReadConfig, inputs: PartReader, part: Part, seen: Counter[str]
+) -> tuple[Source, Iterator[Located | Sample | Drop]]:
+    """The source of a part, and what its reader makes of it."""
+    if config.reader in SET_READERS:
+        source = _source(config, {})
+        return source, SET_READERS[config.reader](source, set_files(part), seen, SetOptions())
+    paths = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "files"}
+    source = _source(config, {role: paths[name] for role, name in config.files.items()})
+    return source, READERS[config.reader](source, seen)
 
 
 def _source(config: ReadConfig, files: dict[str, Path]) -> Source:
@@ -142,11 +165,13 @@ def _check(config: ReadConfig, source: Source, item: Sample | Drop) -> Iterator[
 class _Tables:
     """The output files, written as they fill up, and how much went into them."""
 
-    def __init__(self, folder: Path, rows_per_file: int) -> None:
+    def __init__(self, folder: Path, rows_per_file: int, has_members: bool) -> None:
         self.file_rows: dict[str, int] = {}
         self._folder = folder
         self._rows_per_file = rows_per_file
         self._samples: list[Sample] = []
+        self._members: list[tuple[str, Member]] | None = [] if has_members else None
+        self._num_files = 0
         self._drops: list[Drop] = []
         self._out: Counter[str] = Counter()
         self._dropped: dict[str, Counter[str]] = {unit: Counter() for unit in UNITS}
@@ -154,7 +179,7 @@ class _Tables:
         self._num_drops = 0
         self.num_hashes = 0  # rows that say what their bytes should be
 
-    def add(self, item: Sample | Drop) -> None:
+    def add(self, item: Sample | Drop, member: Member | None) -> None:
         if isinstance(item, Drop):
             self._dropped[f"{item.unit}s"][item.rule] += 1
             self._drops.append(item)
@@ -163,6 +188,8 @@ class _Tables:
             return
         self.num_hashes += bool(item.published_hash)
         self._samples.append(item)
+        if self._members is not None and member is not None:
+            self._members.append((item.key, member))
         if len(self._samples) == self._rows_per_file:
             self._write_samples()
 
@@ -181,9 +208,15 @@ class _Tables:
         self._out["rows"] += len(self._samples)
         self._out["concepts"] += sum(len(sample.concepts) for sample in self._samples)
         self._out["captions"] += sum(len(sample.captions) for sample in self._samples)
-        name = f"rows-{len(self.file_rows):05d}.parquet"
+        digits = f"{self._num_files:05d}"
+        name = f"rows-{digits}.parquet"
         write_table(sample_table(self._samples), self._folder / name)
         self.file_rows[name] = len(self._samples)
+        if self._members is not None:
+            write_members(self._members, self._folder / f"members-{digits}.parquet")
+            self.file_rows[f"members-{digits}.parquet"] = len(self._members)
+            self._members = []
+        self._num_files += 1
         self._samples = []
 
     def _write_drops(self) -> None:

@@ -12,6 +12,7 @@ import pydantic
 
 from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.data.readers import READERS
+from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Grain
 
@@ -22,7 +23,7 @@ Availability = Literal["shipped", "open", "link_rot", "gated", "withdrawn"]
 class CardFile(FrozenConfig):
     """One upstream file. `sha256` and `expected_rows` only where the source publishes them."""
 
-    path: str  # below the card's root
+    path: str  # below the card's root; for readers of sets a pattern: "*.tar", "{00000..00099}.tar", "**", a folder
     sha256: str | None = pydantic.Field(default=None, pattern="^[0-9a-f]{64}$")
     bytes: int | None = pydantic.Field(default=None, ge=0)
     url: str | None = None  # where to get it
@@ -59,7 +60,8 @@ class Card(FrozenConfig):
     reader: str | None = None  # a key of READERS; None for data that no pre-training reader takes
     split: str = "train"
     language: str = "en"  # of texts that do not name their own
-    root: str = ""  # folder of the files below the project root; "" where the user keeps them (see `file_paths`)
+    # Folder of the files below the project root, an absolute path or a URI; "" where users keep them (`file_paths`).
+    root: str = ""
     files: dict[str, CardFile]
     url_base: UrlBase | None = None
     # How official copies name their files, for users who hold one: "{id}.mp4". Fields: {row} the row's key, {id} the
@@ -81,6 +83,16 @@ class Card(FrozenConfig):
             raise ValueError(
                 "a card with `yt_dlp_domains` must state the `terms` under which their videos may be fetched"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _sets_hold_their_media(self) -> Self:
+        if self.reader in SET_READERS:
+            fields = [name for name in ("url_base", "local_name") if getattr(self, name)]
+            fields += [f"files.{role}.sha256" for role, file in self.files.items() if file.sha256]
+            if fields:
+                names = ", ".join(fields)
+                raise ValueError(f"reader `{self.reader}` takes media out of the set itself; {names} can do nothing")
         return self
 
     @pydantic.field_validator("reader")
@@ -114,12 +126,14 @@ def file_paths(card: Card, project_root: Path, data_root: str | None = None) -> 
 
     `data_root` may be any URI prefix. Nothing is checked to exist. ConfigError if neither root is known.
     """
-    if card.root:
-        base = str(project_root / card.root)
-    elif data_root:
-        base = f"{data_root.rstrip('/')}/{card.id}"
-    else:
-        raise ConfigError(
-            f"card {card.id}: its files are not shipped; set `data_root` to the folder that holds {card.id}/"
-        )
+    base = files_root(card, project_root, data_root)
     return {role: f"{base}/{file.path}" for role, file in card.files.items()}
+
+
+def files_root(card: Card, project_root: Path, data_root: str | None = None) -> str:
+    """The folder or URI prefix below which the card's files lie, see `file_paths`."""
+    if card.root:
+        return card.root.rstrip("/") if "://" in card.root else str(project_root / card.root)
+    if data_root:
+        return f"{data_root.rstrip('/')}/{card.id}"
+    raise ConfigError(f"card {card.id}: its files are not shipped; set `data_root` to the folder that holds {card.id}/")

@@ -5,11 +5,13 @@ Nothing here trusts the code that wrote the records: it reads raw bytes and walk
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from pipelines.flow.fingerprint import sha256_of, sha256_of_file, sha256_of_stream
+from pipelines.flow.stage import SourceFile
 from pipelines.flow.store.artifact import (
     InputRecord,
     Manifest,
@@ -32,8 +34,9 @@ from pipelines.flow.store.layout import (
     part_folder,
     record_path,
 )
+from pipelines.flow.store.source_trees import tree_input, tree_of
 from pipelines.flow.store.store import Store
-from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
+from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable, StageFailed
 
 RERUN = "rerun the node with force, or restore the file from a backup"
 
@@ -50,6 +53,13 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+
+def _local(uri: str) -> Path:
+    path = local_path_of(uri)
+    if path is None:
+        raise SourceUnavailable(f"{uri}: not a file of this machine")
+    return path
 
 
 @dataclass
@@ -216,15 +226,21 @@ class StoreAudit:
     def _hash(self, uri: str) -> tuple[str, int] | None:
         """(sha256, bytes) of a file, sha256 "" where only the size was asked for; None if it cannot be read."""
         try:
-            path = local_path_of(uri)
-            if path is not None:
+            if (tree := tree_of(uri, "?")) is not None:
+                result = self._hash_tree(tree)
+            elif (path := local_path_of(uri)) is not None:
                 result = sha256_of_file(path) if self.full else ("", path.stat().st_size)
             else:
                 result = self._hash_remote(uri)
-        except OSError:
+        except (OSError, SourceUnavailable):
             return None
         self.num_bytes += result[1] if self.full else 0
         return result
+
+    def _hash_tree(self, tree: SourceFile) -> tuple[str, int]:
+        """Root and bytes of the files of a tree: as its plan gave them, contents or sizes and times."""
+        found = tree_input(tree, lambda file: sha256_of_file(_local(file.uri))[0] if self.full else "")
+        return found.root if self.full else "", sum(file.bytes for file in found.parts[0].files)
 
     def _hash_remote(self, uri: str) -> tuple[str, int]:
         blobs = self.store.blobs

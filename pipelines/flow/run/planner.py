@@ -13,6 +13,7 @@ from pipelines.flow.run.reasons import config_changes, why_it_runs
 from pipelines.flow.stage import Graph, Input, Inputs, Node, Part, artifact_fingerprint, part_fingerprint
 from pipelines.flow.store.artifact import InputRecord, Manifest, SealedManifest
 from pipelines.flow.store.layout import manifest_path
+from pipelines.flow.store.source_trees import tree_uri
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed, X2VLMError
@@ -204,8 +205,10 @@ def _resolve(
                 records.append(record)
             else:
                 value = sources.fingerprint(item)
-                file = value.parts[0].files[0]
-                records.append(InputRecord(slot=slot, node=value.node, root=value.root, uri=file.uri, bytes=file.bytes))
+                files = value.parts[0].files
+                uri = tree_uri(item) if item.patterns else files[0].uri
+                num_bytes = sum(file.bytes for file in files)
+                records.append(InputRecord(slot=slot, node=value.node, root=value.root, uri=uri, bytes=num_bytes))
             values.append(value)
         inputs[slot] = tuple(values)
     return inputs, tuple(records)

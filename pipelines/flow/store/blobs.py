@@ -189,7 +189,7 @@ def local_path_of(uri: str) -> Path | None:
     a folder of its own on every machine, and the record of what was read must outlive that folder. What the package
     does not hold is looked for in `lasting_root`.
     """
-    if "::" in uri:
+    if "::" in uri and "://" in uri:
         raise ConfigError(f"{uri}: chained file systems are not supported")
     if uri.startswith(PROJECT_SCHEME):
         return project_path(uri.removeprefix(PROJECT_SCHEME))

@@ -11,6 +11,7 @@ import fsspec
 from pipelines.flow.fingerprint import sha256_of_file, sha256_of_stream
 from pipelines.flow.stage import Input, InputFile, InputPart, SourceFile
 from pipelines.flow.store.blobs import PROJECT_SCHEME, local_path_of
+from pipelines.flow.store.source_trees import tree_input
 from pipelines.flow.store.store import Store
 from x2vlm.errors import SourceUnavailable
 
@@ -29,6 +30,7 @@ class SourceHashes:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[Stamp, str] = {}
+        self._trees: dict[tuple[str, tuple[str, ...]], Input] = {}
         for line in (store.blobs.read(CACHE_PATH) or b"").splitlines():
             try:
                 entry = json.loads(line)
@@ -37,10 +39,14 @@ class SourceHashes:
                 log.warning("event=source_hash_line_ignored store=%s", store.uri)
 
     def fingerprint(self, source: SourceFile) -> Input:
-        """The file as a node's input: node "source:<card>", one part with one file.
+        """The file as a node's input: node "source:<card>", one part with one file, or with all files of a tree.
 
         SourceUnavailable names card, file and remedy where it is missing, unreadable or not the published one.
         """
+        if source.patterns:
+            if (key_of_tree := (source.uri, source.patterns)) not in self._trees:
+                self._trees[key_of_tree] = tree_input(source, lambda file: self.fingerprint(file).root)
+            return self._trees[key_of_tree]
         uri, size, stamp, settled = self._look_at(source)
         key = (uri, size, stamp)
         digest = self._known.get(key)

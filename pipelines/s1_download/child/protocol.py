@@ -16,9 +16,19 @@ JOB_NAME, JOURNAL_NAME, PAYLOADS_NAME = "job.json", "journal.jsonl", "payloads"
 OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose Python ran out of memory: treated like death by a signal
 
 
+@dataclass(frozen=True, order=True)
+class Place:
+    """Bytes of a local file."""
+
+    path: str
+    offset: int
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Item:
-    """One thing to fetch: an image, or a clip of a video. `url` is the URL that is requested."""
+    """One thing to fetch: an image, or a clip of a video. `url` is the URL that is requested; where there is a `place`,
+    the bytes are taken from there and `url` only says what they are."""
 
     id: int
     kind: str
@@ -26,6 +36,7 @@ class Item:
     start_seconds: float | None = None
     end_seconds: float | None = None
     hashes: tuple[str, ...] = ()  # algorithms of the hashes published for its rows
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ def write_job(folder: Path, config: DownloadConfig, policy: Policy, items: Seque
     # A dump omits fields that are excluded from fingerprints, but the child needs them.
     values = {name: getattr(config, name) for name, field in DownloadConfig.model_fields.items() if field.exclude}
     values |= config.model_dump(mode="json")
-    job = {"config": values, "policy": asdict(policy), "items": [vars(item) for item in items]}
+    job = {"config": values, "policy": asdict(policy), "items": [asdict(item) for item in items]}
     (folder / JOB_NAME).write_text(json.dumps(job), encoding="utf-8")
 
 
@@ -78,7 +89,8 @@ def read_job(folder: Path) -> tuple[DownloadConfig, Policy, list[Item]]:
 
 
 def _item(values: Mapping[str, Any]) -> Item:
-    return Item(**{**values, "hashes": tuple(values["hashes"])})
+    place = values["place"]
+    return Item(**{**values, "hashes": tuple(values["hashes"]), "place": place and Place(**place)})
 
 
 class Journal:

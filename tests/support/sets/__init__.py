@@ -1,0 +1,1 @@
+"""Sets of files as their tools write them, and what the pipeline makes of them."""
