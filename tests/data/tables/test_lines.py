@@ -40,11 +40,16 @@ def test_a_file_that_is_cut_off_says_after_which_line(tmp_path: Path, kind: str)
     content = b"".join(b"%d %d\n" % (number, number * 7919 % 10007) for number in range(50_000))
     path.write_bytes({"gz": gzip.compress, "zst": zstd}[kind](content)[:-200])
     found = text_lines(path)
-    with pytest.raises(UnreadableTable, match=r"not readable after line \d+: .*truncated; download it again") as error:
-        for number in range(50_000):
-            assert next(found).startswith(f"{number} ")
+    number = 0
+    try:
+        for number, line in enumerate(found, start=1):
+            assert str(line).startswith(f"{number - 1} ")
+        message = ""
+    except UnreadableTable as error:
+        message = str(error)
     assert number > 30_000
-    assert f"after line {number}:" in str(error.value)
+    assert f"not readable after line {number}: " in message
+    assert message.endswith("truncated; download it again")
 
 
 def test_a_line_without_end_is_skipped_in_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from x2vlm.data.readers.annotated.objects365 import read_objects365
 from x2vlm.data.readers.annotated.openimages import read_openimages
 from x2vlm.data.readers.annotated.refcoco import read_refcoco
 from x2vlm.data.readers.annotated.visual_genome import read_visual_genome
+from x2vlm.data.readers.own.table import read_table
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.videos.howto100m import read_howto100m
 from x2vlm.data.readers.videos.webvid import read_webvid
@@ -43,6 +44,7 @@ READERS: dict[str, Reader] = {
     "refcoco": read_refcoco,
     "gqa": read_gqa,
     "flickr_entities": read_flickr_entities,
+    "table": read_table,
 }
 
 __all__ = ["READERS", "Reader", "Source"]

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from x2vlm.data.readers.own.layout import BoxFormat, ColumnMap
 from x2vlm.data.tables.csv_rows import csv_rows
 from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
 from x2vlm.data.text.texts import clean_text
@@ -27,6 +28,12 @@ class Source:
     files: Mapping[str, Path]
     licence: str = ""  # of rows that do not name their own
     language: str = "en"  # of texts that do not name their own
+    # Of the reader `table` alone: what the card says of the columns, and the folder that stands for `media_url`.
+    columns: ColumnMap = field(default_factory=dict)
+    boxes: BoxFormat | None = None
+    media_url: str = ""
+    media_folder: str = ""
+    kind: MediaKind = "image"  # of rows whose address does not tell
 
     def file(self, role: str) -> Path:
         """The file of `role`; SourceUnavailable if the card names none or it is missing."""

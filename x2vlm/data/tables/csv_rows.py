@@ -7,9 +7,9 @@ swallowed is read again as rows of its own. Line ends inside quotes are fine.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 from x2vlm.data.tables.files import READ_ERRORS, open_text_bytes
 from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
@@ -89,10 +89,9 @@ def _not_utf8(line: str) -> str:
 def csv_records(path: Path, delimiter: str = ",", keeps_bad_bytes: bool = False) -> Iterator[Record | BadRow]:
     """The rows of a file as lists of fields, header included; `number` of a BadRow is that among them all.
 
-    Bytes that are not UTF-8 make a row bad; with `keeps_bad_bytes` they become U+FFFD.
-
-    A row of one line may have any length; one of several lines has as many fields as the first row, or it is a stray
-    quote. UnreadableTable where the file is cut off inside its compression.
+    Bytes that are not UTF-8 make a row bad; with `keeps_bad_bytes` they become U+FFFD. A row of one line may have any
+    length; one of several lines has as many fields as the first row, or it is a stray quote. UnreadableTable where the
+    file is cut off inside its compression.
     """
     number = line = width = 0
     try:
@@ -104,25 +103,41 @@ def csv_records(path: Path, delimiter: str = ",", keeps_bad_bytes: bool = False)
                 lines.begin()
                 first, line = lines.line + 1, lines.line
                 try:
-                    fields = next(reader, None)
+                    fields, problem = next(reader, None), lines.problem
                 except csv.Error as error:
-                    yield BadRow(number, first, *_malformed(lines, str(error)))
+                    fields, problem = [], _malformed(lines, str(error))
+                if fields is None:
+                    break
+                width = width or len(fields)
+                if delimiter == "\t" and (literal := _literal_fields(lines, fields, problem, width)):
                     lines.put_back()
+                    yield Record(first, first, literal)
+                elif len(lines.taken) > 1 and len(fields) != width:
+                    lines.put_back()
+                    yield BadRow(number, first, "malformed_csv", UNCLOSED)
+                elif problem:
+                    yield BadRow(number, first, *problem)
                 else:
-                    if fields is None:
-                        break
-                    width = width or len(fields)
-                    if len(fields) != width and len(lines.taken) > 1:
-                        yield BadRow(number, first, "malformed_csv", UNCLOSED)
-                        lines.put_back()
-                    elif lines.problem:
-                        yield BadRow(number, first, *lines.problem)
-                    else:
-                        yield Record(first, lines.line, fields)
+                    yield Record(first, lines.line, fields)
                 number += 1
     except READ_ERRORS as error:
         problem = f"not readable after line {line}: {error}"
         raise UnreadableTable(problem, "It is probably truncated; download it again") from None
+
+
+def _literal_fields(lines: _Lines, fields: list[str], problem: tuple[str, str] | None, width: int) -> list[str] | None:
+    """The fields of a record's first line between tabs, where that is the better reading; None where it is not.
+
+    In most TSV quotes are characters like any other, in some they enclose fields. They are characters where they make
+    no row, or one that swallows lines which are rows of their own.
+    """
+    first, *others = [line.rstrip("\r\n").split("\t") for line in lines.taken]
+    if len(first) != width or "\0" in lines.taken[0] or _not_utf8(lines.taken[0]):
+        return None
+    is_row = problem is None and len(fields) == width
+    if is_row and (not others or any(len(other) != width for other in others)):
+        return None
+    return None if problem and problem[0] == "field_too_long" else first
 
 
 def _malformed(lines: _Lines, message: str) -> tuple[str, str]:
@@ -185,7 +200,7 @@ def rows_of_records(
                 yield Row(number, record.last_line, values)
 
 
-def pick_doubled(values: dict[str, object], doubled: dict[str, list[object]]) -> str:
+def pick_doubled(values: dict[str, Any], doubled: Mapping[str, Sequence[Any]]) -> str:
     """Puts the one value of every doubled column into `values`; the problem, if two of its columns say two things."""
     for name, found in doubled.items():
         said = [value for value in found if value not in (None, "")]

@@ -1,0 +1,1 @@
+"""Readers of data that users bring in a form of their own."""
