@@ -46,7 +46,7 @@ from pipelines.s1_download.http.guard import Refusal, parse_target
 from pipelines.s1_download.ledger import ledger_table
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
-from pipelines.s1_download.routes import Endpoints, Route, open_route
+from pipelines.s1_download.routes import Endpoints, Route, asked_url, open_route
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.data.shards.packs import Payload, write_media_pack
@@ -213,7 +213,7 @@ def _plan_items(
             if not sample.url or not sample.url.strip():
                 raise Refusal("missing_url")
             url = parse_target(route.to_wire(sample)).url
-            denied.check(parse_target(sample.url.strip()))
+            denied.check(parse_target(asked_url(sample.url.strip())))
             _require_yt_dlp_allowed(sample, url, route, config)
         except Refusal as refusal:
             refused[row] = Result(-1, refusal.rule, refusal.reason)
