@@ -177,9 +177,7 @@ def _decided(size: Size, vocabulary: str, clip_model: str, hosts: Hosts) -> list
     if clip_model == SAMPLE_CLIP:
         lines.append("clip_model  the shipped tiny one, which does not know your images: its scores drop nothing")
     elif clip_model == HUB_CLIP:
-        lines.append(
-            f"clip_model  {clip_model}: get it from the hub first (laion/CLIP-ViT-B-32-laion2B-s34B-b79K, open_clip files)"
-        )
+        lines.append(f"clip_model  {clip_model}: get it from the hub first (laion/CLIP-ViT-B-32-laion2B-s34B-b79K)")
     if hosts.ports:
         lines.append(
             f"download    allow_ports {', '.join(map(str, hosts.ports))} beside 80 and 443, as the addresses need"

@@ -121,8 +121,8 @@ def csv_records(path: Path, delimiter: str = ",", keeps_bad_bytes: bool = False)
                     yield Record(first, lines.line, fields)
                 number += 1
     except READ_ERRORS as error:
-        problem = f"not readable after line {line}: {error}"
-        raise UnreadableTable(problem, "It is probably truncated; download it again") from None
+        message = f"not readable after line {line}: {error}"
+        raise UnreadableTable(message, "It is probably truncated; download it again") from None
 
 
 def _literal_fields(lines: _Lines, fields: list[str], problem: tuple[str, str] | None, width: int) -> list[str] | None:
