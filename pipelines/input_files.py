@@ -31,16 +31,16 @@ def card_files(card: Card, data_root: str | None) -> tuple[SourceFile, ...]:
     """The files that a card names, or for a reader of sets the one tree of all that match its patterns."""
     if (root := set_root(card, data_root)) is not None and card.reader is not None:
         return (SourceFile(root, card.id, patterns=set_patterns(card.reader, [f.path for f in card.files.values()])),)
-    paths = file_paths(card, _root_for(card), data_root)
+    paths = file_paths(card, root_of(card), data_root)
     return tuple(SourceFile(source_uri(paths[role]), card.id, file.sha256) for role, file in card.files.items())
 
 
 def set_root(card: Card, data_root: str | None) -> str | None:
     """Where the files of a set lie, None for readers that take single files."""
-    return source_uri(files_root(card, _root_for(card), data_root)) if card.reader in SET_READERS else None
+    return source_uri(files_root(card, root_of(card), data_root)) if card.reader in SET_READERS else None
 
 
-def _root_for(card: Card) -> Path:
+def root_of(card: Card) -> Path:
     """Where the card's `root` starts: a folder of the user may lie outside the package of a submitted job."""
     is_here = project_path(card.root).is_relative_to(PROJECT_ROOT)
     return PROJECT_ROOT if is_here else lasting_root() or PROJECT_ROOT

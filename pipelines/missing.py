@@ -9,10 +9,11 @@ from pathlib import Path
 from pipelines.experiment import Experiment, SourceConfig, resolve
 from pipelines.flow.stage import Graph
 from pipelines.graph import build_graph
-from pipelines.input_files import card_file, phase_key
+from pipelines.input_files import card_file, phase_key, root_of
 from pipelines.project import PROJECT_ROOT
 from pipelines.s5_pretrain.start import TEXT_WEIGHTS, StartConfig, is_hub_name
-from x2vlm.data.cards import Availability, Card, file_paths, load_card
+from x2vlm.data.cards import Availability, Card, file_paths, files_root, load_card
+from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.models.files import MODEL_FILES
 
@@ -123,12 +124,17 @@ def _of_source(name: str, source: SourceConfig) -> list[MissingInput]:
         return []  # not an input of the user's: its own message says more
     found = []
     try:
-        paths = file_paths(card, PROJECT_ROOT, source.data_root)
+        # Of a set the plan says itself which files are not below its folder.
+        is_set = card.reader in SET_READERS
+        root = root_of(card)
+        paths = (
+            {"folder": files_root(card, root, source.data_root)} if is_set else file_paths(card, root, source.data_root)
+        )
     except ConfigError:
         found.append(MissingInput(f"{field}.data_root is not set", f"card {card.id}", _origin(card), (node,)))
         paths = {}
     for role, path in paths.items():
-        origin = card.files[role].url or _origin(card)
+        origin = (card.files[role].url if role in card.files else None) or _origin(card)
         found += _unless_there(f"{field}, {role} of card {card.id}", path, origin, node)
     if source.media_root is not None:
         origin = f"your own copy of the media; {_origin(card)}"

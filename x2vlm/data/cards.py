@@ -6,12 +6,13 @@ A card holds facts only (`datasets/<folder>/<id>.yaml`). What is done with the d
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
 from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.data.readers import READERS
+from x2vlm.data.readers.own.layout import BOX_FIELDS, SEVERAL, BoxFormat, check_columns
 from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Grain
@@ -63,6 +64,10 @@ class Card(FrozenConfig):
     # Folder of the files below the project root, an absolute path or a URI; "" where users keep them (`file_paths`).
     root: str = ""
     files: dict[str, CardFile]
+    # Of the reader `table`: which columns hold what (`readers.own.layout.ALIASES` lists the fields), by name, or by
+    # position from 0 in a table without a header; and how boxes are written.
+    columns: dict[str, tuple[str | int, ...]] = {}
+    boxes: BoxFormat | None = None
     url_base: UrlBase | None = None
     # How official copies name their files, for users who hold one: "{id}.mp4". Fields: {row} the row's key, {id} the
     # same up to "#" (the video of a clip), {file} and {folder} the last two segments of the URL's path.
@@ -93,6 +98,33 @@ class Card(FrozenConfig):
             if fields:
                 names = ", ".join(fields)
                 raise ValueError(f"reader `{self.reader}` takes media out of the set itself; {names} can do nothing")
+        return self
+
+    @pydantic.field_validator("columns", mode="before")
+    @classmethod
+    def _fields_are_known(cls, columns: Any) -> Any:
+        """One column may be given without a list."""
+        if not isinstance(columns, Mapping):
+            return columns
+        check_columns(columns)
+        single = {field: (name,) if isinstance(name, str | int) else name for field, name in columns.items()}
+        for field, names in single.items():
+            if isinstance(names, list | tuple) and len(names) > 1 and field not in SEVERAL:
+                raise ValueError(f"{field} takes one column, {', '.join(map(str, names))} are {len(names)}")
+        kinds = {type(name) for names in single.values() if isinstance(names, list | tuple) for name in names}
+        if {str, int} <= kinds:
+            raise ValueError("give all columns by name, or all by position in a table without a header")
+        return single
+
+    @pydantic.model_validator(mode="after")
+    def _only_tables_have_columns(self) -> Self:
+        if self.reader != "table" and (self.columns or self.boxes is not None):
+            raise ValueError(f"`columns` and `boxes` are for `reader: table`; the reader here is {self.reader}")
+        if self.boxes is None and (unused := sorted(set(self.columns) & set(BOX_FIELDS))):
+            raise ValueError(
+                f"columns.{unused[0]} has no effect without "
+                "`boxes: {format: xywh|xyxy|cxcywh, unit: pixels|fraction}`"
+            )
         return self
 
     @pydantic.field_validator("reader")

@@ -67,7 +67,7 @@ def test_another_file(tmp_path: Path, text: str, message: str) -> None:
         read("gqa", source(scene_graphs=path))
 
 
-def test_a_list_of_urls_says_where_images_are(tmp_path: Path) -> None:
+def test_a_list_of_urls_says_where_images_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     urls = tmp_path / "urls.tsv"
     urls.write_text("1\thttp://mirror/one.jpg\n2.jpg\thttp://mirror/two.jpg\n")
     graphs = {number: {"objects": {"5": WINDOW}} for number in ("1", "2", "n3")}
@@ -77,6 +77,10 @@ def test_a_list_of_urls_says_where_images_are(tmp_path: Path) -> None:
         "http://mirror/two.jpg",
         "http://gqa.invalid/n3.jpg",
     ]
-    urls.write_text("1\thttp://mirror/one.jpg\nhttp://mirror/two.jpg\n")
-    with pytest.raises(SourceUnavailable, match=r"urls file urls.tsv: line 2 is no id, tab and URL\. Correct the line"):
+    urls.write_bytes(b"\xef\xbb\xbf1\thttp://mirror/one.jpg\nhttp://mirror/two.jpg\n\n2.jpg\thttp://mirror/\xe9.jpg\n")
+    samples, _ = read("gqa", source(scene_graphs=write(tmp_path, graphs), urls=urls))
+    assert [sample.url for sample in samples[:2]] == ["http://mirror/one.jpg", "http://gqa.invalid/2.jpg"]
+    assert "lines_skipped=2 first=2, 4" in caplog.text
+    urls.write_text("http://mirror/one.jpg\nhttp://mirror/two.jpg\n")
+    with pytest.raises(SourceUnavailable, match=r"urls file urls.tsv: line 1 is no id, tab and URL, nor is any other"):
         read("gqa", source(scene_graphs=write(tmp_path, graphs), urls=urls))

@@ -146,11 +146,12 @@ def test_relations_that_cannot_be_put_in_words_or_placed_are_dropped(tmp_path: P
     assert [drop.reason for drop in drops[:2]] == ["no name for /m/nobody", "no name for /m/nothing"]
 
 
-def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    given = files(tmp_path)
-    given["classes"].write_bytes(b"/m/bag,caf\xe9\n")
-    with pytest.raises(SourceUnavailable, match=r"card test_card: classes file classes.csv: not readable: .*utf-8"):
-        read("openimages", source(**given))
+def test_a_name_that_is_not_utf8_is_unknown_and_the_others_are_read(tmp_path: Path) -> None:
+    given = files(tmp_path, boxes=BOXES + "a1,,/m/bag,1,0,1,0,1,0,0,0,0,0\na1,,/m/table,1,0,1,0,1,0,0,0,0,0\n")
+    given["classes"].write_bytes(b'/m/bag,caf\xe9\n/m/odd,"a"b\n/m/table,Table\n')
+    [sample], drops = read("openimages", source(**given))
+    assert [concept.text for concept in sample.concepts] == ["Table"]
+    assert rules(drops) == [("a1", "concept", "bbox:0", "unknown_label")]
 
 
 def test_rows_of_an_image_may_lie_anywhere_and_keep_their_order(tmp_path: Path) -> None:
@@ -208,8 +209,11 @@ def test_class_names_are_read_with_and_without_a_header(tmp_path: Path) -> None:
             {"images": "ImageID,Subset\n"},
             "images file images.csv: line 1 has no column OriginalURL, License, Author, Rotation",
         ),
-        ({"boxes": "ImageID,LabelName\na,b\n"}, "boxes file boxes.csv: not readable: .*XMin"),
-        ({"boxes": ""}, "boxes file boxes.csv: not readable: Empty CSV file"),
+        (
+            {"boxes": "ImageID,LabelName\na,b\n"},
+            "boxes file boxes.csv: line 1 has no column XMin, XMax, .*; it has ImageID, LabelName",
+        ),
+        ({"boxes": ""}, "boxes file boxes.csv: line 1 has no column ImageID, .*; it has nothing"),
         ({"classes": "<html>\n"}, "classes file classes.csv: no row like `/m/011k07,Tortoise`"),
     ],
 )

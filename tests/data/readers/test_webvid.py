@@ -59,16 +59,8 @@ def test_bad_rows_are_dropped(tmp_path: Path) -> None:
     [
         ("videoid,name\n1,a\n", "line 1 has no column contentUrl; it has videoid, name"),
         ("", "line 1 has no column videoid, contentUrl, name; it has nothing"),
-        (HEADER + '1,http://x,PT1S,p,"open', "line 2: not valid CSV"),
     ],
 )
 def test_a_file_of_another_kind(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SourceUnavailable, match=f"card test_card: rows file results.csv: {message}"):
         read("webvid", source(rows=csv_file(tmp_path, text)))
-
-
-def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
-    path = tmp_path / "results.csv"
-    path.write_bytes(HEADER.encode() + b"1,http://x,PT1S,p,caf\xe9\n")
-    with pytest.raises(SourceUnavailable, match="not UTF-8"):
-        read("webvid", source(rows=path))

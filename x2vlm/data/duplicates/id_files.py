@@ -3,7 +3,6 @@
 A file is declared by its format; see `evaluation_ids` and `identities` for what is read from its records.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,13 @@ import pydantic
 
 from x2vlm.config import FrozenConfig
 from x2vlm.data.duplicates import evaluation_ids, identities
+from x2vlm.data.tables.csv_rows import csv_rows
+from x2vlm.data.tables.lines import byte_lines
+from x2vlm.data.tables.rows import BadRow, UnreadableTable
 from x2vlm.errors import SourceUnavailable
+
+# A row that is left out here would let an image of a test into the training set: unlike a source's, it ends the run.
+REPAIR = "Correct that line: an image that is not listed is not looked for"
 
 TestFormat = Literal[
     "karpathy", "karpathy_list", "coco", "ovad", "vqa", "refcoco", "nlvr2", "gqa", "flickr30k", "wit", "openimages",
@@ -83,6 +88,8 @@ def read_links(file: LinkFile, path: Path) -> pa.Table:
 def _explained(path: Path, format_name: str, read: Callable[[], pa.Table]) -> pa.Table:
     try:
         return read()
+    except UnreadableTable as error:
+        raise SourceUnavailable(f"{path.name}: {error.problem}. {error.remedy}") from None
     except (KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError) as error:
         raise SourceUnavailable(
             f"{path.name}: not a file of format {format_name} ({type(error).__name__}: {error}); "
@@ -90,8 +97,9 @@ def _explained(path: Path, format_name: str, read: Callable[[], pa.Table]) -> pa
         ) from error
 
 
+# Texts that are not UTF-8 are no hindrance: ids are ASCII.
 def _json(path: Path) -> Any:
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
         return json.load(stream)
 
 
@@ -102,11 +110,14 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield line.strip()
+    for line in byte_lines(path):
+        if isinstance(line, BadRow):
+            raise UnreadableTable(f"line {line.line}: {line.reason}", REPAIR)
+        yield line.decode("utf-8", "replace").strip()
 
 
 def _csv(path: Path) -> Iterator[Mapping[str, str]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        yield from csv.DictReader(stream)
+    for row in csv_rows(path, (), keeps_bad_bytes=True):
+        if isinstance(row, BadRow):
+            raise UnreadableTable(f"line {row.line}: {row.reason}", REPAIR)
+        yield row.values

@@ -17,6 +17,7 @@ from x2vlm.data.readers.annotated.openimages import read_openimages
 from x2vlm.data.readers.annotated.refcoco import read_refcoco
 from x2vlm.data.readers.annotated.visual_genome import read_visual_genome
 from x2vlm.data.readers.own.sets import read_folder, read_webdataset
+from x2vlm.data.readers.own.table import read_table
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.videos.howto100m import read_howto100m
 from x2vlm.data.readers.videos.webvid import read_webvid
@@ -46,6 +47,7 @@ READERS: dict[str, Reader] = {
     "flickr_entities": read_flickr_entities,
     "folder": read_folder,
     "webdataset": read_webdataset,
+    "table": read_table,
 }
 
 __all__ = ["READERS", "Reader", "Source"]

@@ -4,13 +4,13 @@ A hash is written "md5:<32 hex digits>" or "sha256:<64 hex digits>", in lower ca
 the bytes as fetched when the list was made: a server that has re-encoded its images since returns other bytes.
 """
 
-import gzip
 import logging
-import zlib
 from contextlib import AbstractContextManager
 
 from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.source import Source
+from x2vlm.data.tables.lines import text_lines
+from x2vlm.data.tables.rows import BadRow
 
 HEX_DIGITS = {"md5": 32, "sha256": 64}
 LOOK = 100  # one of the first LOOK lines must hold a hash, or it is the wrong file
@@ -55,21 +55,15 @@ class HashList(AbstractContextManager["HashList"]):
 
     def _read(self, source: Source) -> None:
         good = bad = number = 0
-        path = source.file("hashes")
-        try:
-            with path.open("rb") as raw:
-                is_packed = raw.read(2) == b"\x1f\x8b"
-            with gzip.open(path) if is_packed else path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    columns = [column.strip() for column in line.decode("utf-8", "replace").split("\t")]
-                    found = _best_hash(columns)
-                    good, bad = good + bool(found), bad + (not found)
-                    if found:
-                        self._hashes.add_row(columns[0], {"hash": found})
-                    if number == LOOK and not good:
-                        break
-        except (EOFError, OSError, zlib.error) as error:
-            source.fail("hashes", f"not readable after line {number}: {error}", "It is probably cut off; get it again")
+        with source.reading("hashes"):
+            for number, line in enumerate(text_lines(source.file("hashes")), start=1):
+                columns = [] if isinstance(line, BadRow) else [column.strip() for column in line.split("\t")]
+                found = _best_hash(columns)
+                good, bad = good + bool(found), bad + (not found)
+                if found:
+                    self._hashes.add_row(columns[0], {"hash": found})
+                if number == LOOK and not good:
+                    break
         if number and not good:  # an empty list is allowed
             problem = f"none of its first {min(number, LOOK)} lines is a URL, a SHA256 and an MD5, with tabs between"
             source.fail("hashes", problem, "Check the card, or take the role out: it is optional")

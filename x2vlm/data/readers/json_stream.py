@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from x2vlm.data.readers.source import Source
+from x2vlm.data.tables.values import without_lone_surrogates
 
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_CHARS = 256 << 20  # far above any record of a known source; limit for a file that never closes a bracket
@@ -22,7 +23,6 @@ AROUND_NUMBERS = 1024  # so many characters before and after a list of numbers m
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBERS = re.compile(r"[-+0-9.eE,\[\]\s]*")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Cursor:
@@ -86,7 +86,7 @@ class _Cursor:
                 self._buffer.find("\\ud", self._at, end) >= 0 or self._buffer.find("\\uD", self._at, end) >= 0
             )
             self._at = end
-            return _without_lone_surrogates(value) if text_has_escapes else value
+            return without_lone_surrogates(value) if text_has_escapes else value
 
     def _decode_around_numbers(self, unread: re.Pattern[str]) -> tuple[Any, int] | None:
         """(value, its end) with `[]` in place of the next list of numbers; None if that fails.
@@ -137,16 +137,6 @@ class _Cursor:
             self._fail_at(f"not UTF-8 ({error.reason})", at)
         self._at_end = not data
         return True
-
-
-def _without_lone_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return _LONE_SURROGATE.sub("\ufffd", value)
-    if isinstance(value, list):
-        return [_without_lone_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()}
-    return value
 
 
 def stream_list(source: Source, role: str, expected: str) -> Iterator[Any]:

@@ -1,12 +1,15 @@
 """The input of every reader, and the ways in which it rejects a row, a concept or a whole file."""
 
-import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from x2vlm.data.readers.own.layout import BoxFormat, ColumnMap
+from x2vlm.data.tables.csv_rows import csv_rows
+from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Drop, MediaKind, Sample, sample_key
@@ -25,6 +28,12 @@ class Source:
     files: Mapping[str, Path]
     licence: str = ""  # of rows that do not name their own
     language: str = "en"  # of texts that do not name their own
+    # Of the reader `table` alone: what the card says of the columns, and the folder that stands for `media_url`.
+    columns: ColumnMap = field(default_factory=dict)
+    boxes: BoxFormat | None = None
+    media_url: str = ""
+    media_folder: str = ""
+    kind: MediaKind = "image"  # of rows whose address does not tell
 
     def file(self, role: str) -> Path:
         """The file of `role`; SourceUnavailable if the card names none or it is missing."""
@@ -62,6 +71,10 @@ class Source:
         """The drop of a whole row."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, value=value, reason=reason)
 
+    def drop_bad(self, bad: BadRow, source_row: str = "") -> Drop:
+        """The drop of a row that could not be read; its key is its line in the file where `source_row` gives none."""
+        return self.drop(source_row or f"line {bad.line}", bad.rule, bad.reason, bad.value)
+
     def drop_item(self, source_row: str, unit: str, item: str, rule: str, reason: str = "") -> Drop:
         """The drop of a concept or caption of a row; `item` is its annotation id."""
         return Drop(self.key(source_row), self.name, source_row, STAGE, rule, unit=unit, item=item, reason=reason)
@@ -84,34 +97,23 @@ class Source:
         for item in items:
             yield self.drop_item(source_row, "concept", item, "row_dropped")
 
+    @contextmanager
+    def reading(self, role: str) -> Iterator[None]:
+        """What a table of `role` says is wrong with it as a whole becomes SourceUnavailable."""
+        try:
+            yield
+        except UnreadableTable as error:
+            self.fail(role, error.problem, error.remedy)
+
     def fail(self, role: str, problem: str, remedy: str) -> NoReturn:
         """Raise SourceUnavailable: the file as a whole is not as the card describes it."""
         raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
 
 
-def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | list[str]]]:
-    """(line number, row) of a CSV with a header: a dict by column name, or the bare list where the count is wrong.
-
-    Line numbers count from 1 and are those of the row's last line. SourceUnavailable if a required column is missing or
-    the file is not CSV.
-    """
-    path = source.file(role)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
-        try:
-            header = next(lines, [])
-            if missing := [name for name in required if name not in header]:
-                source.fail(
-                    role,
-                    f"line 1 has no column {', '.join(missing)}; it has {', '.join(header) or 'nothing'}",
-                    "Give the file this card names; columns are read by name, in any order",
-                )
-            for row in lines:
-                yield lines.line_num, dict(zip(header, row, strict=True)) if len(row) == len(header) else row
-        except csv.Error as error:
-            source.fail(role, f"line {lines.line_num}: not valid CSV: {error}", "Download it again")
-        except UnicodeDecodeError as error:
-            source.fail(role, f"after line {lines.line_num}: not UTF-8: {error}", "Download it again")
+def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    """The rows of a CSV with a header, by column name. SourceUnavailable if a required column is missing."""
+    with source.reading(role):
+        yield from csv_rows(source.file(role), required)
 
 
 def distinct_texts(values: Any) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ A sentence reads "[/EN#221796/people A girl] with [/EN#0/notvisual it]". There a
 `http://flickr_entities.invalid/<photo>.jpg`, which the card's `url_base` maps to the folder of photos.
 """
 
+import logging
 import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -21,11 +22,15 @@ from xml.etree import ElementTree
 from x2vlm.data.boxes import union
 from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Fault, Source, box_of, whole_number
+from x2vlm.data.tables.lines import byte_lines
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Box, Caption, Concept, Drop, Grain, Sample
 
 BASE = "http://flickr_entities.invalid/"
 REMEDY = "Expected annotations.zip with the folders Sentences and Annotations"
+LOOK = 100  # one of the first LOOK lines of the token file must be a caption, or it is the wrong file
+logger = logging.getLogger(__name__)
 MAX_MEMBER_BYTES = 1 << 20  # of one photo's sentences or boxes: about a hundred times the largest
 
 PHRASE = re.compile(r"\[/EN#(?P<entity>\d+)(?P<kinds>(?:/[^/\s\]]+)+) (?P<text>[^\]]*)\]")
@@ -69,18 +74,37 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> bytes | N
         return file.read(MAX_MEMBER_BYTES)
 
 
-def _tokens(source: Source) -> dict[str, list[str]]:
-    """Photo id -> its captions."""
-    captions: dict[str, list[str]] = {}
-    with source.file("tokens").open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                name, text = line.decode("utf-8").rstrip("\r\n").split("\t")
-            except ValueError as error:
-                remedy = 'Expected lines like "1000092795.jpg#0, tab, caption"'
-                source.fail("tokens", f"line {number} is no caption: {error}", remedy)
-            captions.setdefault(PurePosixPath(name.split("#")[0]).stem, []).append(text)
+def _tokens(source: Source) -> dict[str, list[str | None]]:
+    """Photo id -> its captions, None for one that is not UTF-8. Lines without a tab are skipped and logged.
+
+    SourceUnavailable if none of the first LOOK lines is a caption.
+    """
+    captions: dict[str, list[str | None]] = {}
+    bad: list[int] = []
+    with source.reading("tokens"):
+        for number, line in enumerate(byte_lines(source.file("tokens")), start=1):
+            name, tab, text = (b"", b"", b"") if isinstance(line, BadRow) else line.rstrip(b"\r\n").partition(b"\t")
+            if not tab or b"\t" in text:
+                bad.append(number)
+            else:
+                photo = PurePosixPath(name.decode("utf-8", "replace").split("#")[0]).stem
+                captions.setdefault(photo, []).append(_utf8(text))
+            if number >= LOOK and not captions:
+                break
+    if bad and not captions:
+        remedy = 'Expected lines like "1000092795.jpg#0, tab, caption"'
+        source.fail("tokens", f"line {bad[0]} is no caption, nor is any other", remedy)
+    if bad:
+        lines = ", ".join(map(str, bad[:10]))
+        logger.warning("card=%s role=tokens lines_skipped=%d first=%s", source.card, len(bad), lines)
     return captions
+
+
+def _utf8(text: bytes) -> str | None:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def _sample(
@@ -88,7 +112,7 @@ def _sample(
     row: str,
     url: str,
     texts: list[bytes | None],
-    tokens: dict[str, list[str]] | None,
+    tokens: dict[str, list[str | None]] | None,
     seen: Counter[str],
 ) -> Iterator[Sample | Drop]:
     sentences_text, boxes_text = texts
@@ -101,9 +125,12 @@ def _sample(
     captions: list[Caption] = []
     concepts: list[Concept] = []
     plain = [PHRASE.sub(lambda phrase: phrase["text"], sentence) for sentence in sentences]
-    for position, text in enumerate(plain if tokens is None else tokens.get(row, [])):
+    texts_of_photo: Sequence[str | None] = plain if tokens is None else tokens.get(row, [])
+    for position, text in enumerate(texts_of_photo):
         seen["captions"] += 1
-        if cleaned := clean_text(text):
+        if text is None:
+            yield source.drop_item(row, "caption", str(position), "not_utf8", "in the tokens file")
+        elif cleaned := clean_text(text):
             captions.append(Caption(cleaned, source.language, "human"))
         else:
             yield source.drop_item(row, "caption", str(position), "empty_caption")

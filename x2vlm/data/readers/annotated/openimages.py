@@ -11,19 +11,19 @@ zero-based data row of the file.
 """
 
 import base64
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from x2vlm.data.boxes import NORMALISED, union
 from x2vlm.data.readers.hashes import published_hash
 from x2vlm.data.readers.source import Fault, Source, box_of, read_csv
+from x2vlm.data.tables.csv_columns import csv_columns
+from x2vlm.data.tables.csv_rows import Record, csv_records
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.data.text.texts import MADE_OF, clean_text
 from x2vlm.samples import Box, Concept, Drop, Grain, Sample
 
@@ -68,12 +68,13 @@ def read_openimages(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
         seen["concepts"] += table.num_rows + len(table.bad_lines)
         yield from table.bad_lines
     known: set[str] = set()
-    for line, values in read_csv(source, "images", IMAGE_COLUMNS):
+    for row in read_csv(source, "images", IMAGE_COLUMNS):
         seen["rows"] += 1
-        if isinstance(values, list):
-            reason = f"{len(values)} columns"
-            yield source.drop(f"line {line}", "wrong_column_count", reason, value=len(values))
-        elif not values["ImageID"]:
+        if isinstance(row, BadRow):
+            yield source.drop_bad(row)
+            continue
+        line, values = row.line, row.values
+        if not values["ImageID"]:
             yield source.drop(f"line {line}", "malformed_row", "no ImageID")
         elif values["ImageID"] in known:
             yield source.drop(values["ImageID"], "duplicate_row", f"line {line} repeats ImageID {values['ImageID']}")
@@ -81,8 +82,9 @@ def read_openimages(source: Source, seen: Counter[str]) -> Iterator[Sample | Dro
             known.add(values["ImageID"])
             yield from _sample(source, values, tables, names)
     for table in tables:
-        for row, record in table.without_image(known):
-            yield source.drop_item(row, "concept", record["id"], "unknown_image", f"{row} is not in the image table")
+        for image_id, record in table.without_image(known):
+            reason = f"{image_id} is not in the image table"
+            yield source.drop_item(image_id, "concept", record["id"], "unknown_image", reason)
 
 
 class _Annotations:
@@ -91,43 +93,16 @@ class _Annotations:
     def __init__(self, source: Source, role: str, columns: tuple[str, ...]) -> None:
         self.role = role
         self.bad_lines: list[Drop] = []
-        table = self._read(source, role, columns)
-        numbers = self._row_numbers(table.num_rows)
+        with source.reading(role):
+            table, numbers, bad = csv_columns(source.file(role), columns)
+        for row, image_id in bad:
+            item = f"{ID[role]}:{row.number}"
+            self.bad_lines.append(source.drop_item(image_id or "(none)", "concept", item, row.rule, row.reason))
         table = table.append_column("id", pa.array([f"{ID[role]}:{number}" for number in numbers], pa.string()))
         # A stable sort: rows of an image keep the order of the file.
         self._table = table.take(pc.sort_indices(table, sort_keys=[("ImageID", "ascending")])).combine_chunks()
         self.num_rows = table.num_rows
         self._spans = self._find_spans()
-
-    def _read(self, source: Source, role: str, columns: tuple[str, ...]) -> pa.Table:
-        self._bad_numbers: list[int] = []
-
-        def record_bad_line(row: Any) -> str:
-            number = row.number - 2  # the header is row 1
-            self._bad_numbers.append(number)
-            image_id = row.text.split(",", 1)[0] or "(none)"
-            reason = f"{row.actual_columns} columns, {row.expected_columns} expected"
-            item = f"{ID[role]}:{number}"
-            self.bad_lines.append(source.drop_item(image_id, "concept", item, "wrong_column_count", reason))
-            return "skip"
-
-        path = source.file(role)
-        text = {name: pa.string() for name in columns}
-        try:
-            return pa.csv.read_csv(
-                path,
-                read_options=pa.csv.ReadOptions(use_threads=False),
-                parse_options=pa.csv.ParseOptions(invalid_row_handler=record_bad_line),
-                convert_options=pa.csv.ConvertOptions(column_types=text, include_columns=list(columns)),
-            )
-        except (pa.ArrowException, KeyError) as error:
-            remedy = f"Expected columns {', '.join(columns)} by name, in any order; check the card or download it again"
-            source.fail(role, f"not readable: {error}", remedy)
-
-    def _row_numbers(self, count: int) -> list[int]:
-        """Data row numbers in the file of the rows that were read."""
-        bad = set(self._bad_numbers)
-        return [number for number in range(count + len(bad)) if number not in bad]
 
     def _find_spans(self) -> dict[str, tuple[int, int]]:
         """Image id -> (first row, number of rows) in the sorted table."""
@@ -154,13 +129,13 @@ class _Annotations:
 
 
 def _names(source: Source, role: str) -> dict[str, str]:
-    """MID -> name. Newer copies have a header, older ones none: names are the rows that start with a MID."""
-    path = source.file(role)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [line for line in csv.reader(file) if len(line) == 2 and line[0].startswith(("/m/", "/g/"))]
-    except (csv.Error, UnicodeDecodeError) as error:
-        source.fail(role, f"not readable: {error}", "Download it again")
+    """MID -> name. Newer copies have a header, older ones none: names are the rows that start with a MID.
+
+    A row that is no good names nothing: annotations with its MID are dropped as `unknown_label`.
+    """
+    with source.reading(role):
+        records = [record for record in csv_records(source.file(role)) if isinstance(record, Record)]
+    lines = [one.fields for one in records if len(one.fields) == 2 and one.fields[0].startswith(("/m/", "/g/"))]
     if not lines:
         source.fail(role, "no row like `/m/011k07,Tortoise`", "Check the card or download the file again")
     return {mid: clean_text(name) for mid, name in lines}

@@ -1,1 +1,1 @@
-"""Readers of what a user already has: folders of files, WebDataset tars, and what img2dataset downloaded."""
+"""Readers of what a user already has: tables, folders of files, WebDataset tars, and what img2dataset downloaded."""

@@ -18,6 +18,7 @@ from x2vlm.data.readers.json_stream import stream_dict
 from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Source, read_csv
 from x2vlm.data.readers.videos.transcripts import clip, video_url
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.samples import Drop, Sample
 
 REMEDY = "Give raw_caption.json, unpacked from raw_caption.zip"
@@ -84,11 +85,12 @@ def _words(record: Any) -> Iterator[str]:
 
 
 def _read_list(source: Source, wanted: dict[str, bool], seen: Counter[str]) -> Iterator[Drop]:
-    for line, values in read_csv(source, "videos", ("video_id",)):
-        if isinstance(values, list):
+    for row in read_csv(source, "videos", ("video_id",)):
+        if isinstance(row, BadRow):
             seen["rows"] += 1
-            yield source.drop(f"line {line}", "wrong_column_count", f"{len(values)} columns", value=len(values))
+            yield source.drop_bad(row)
             continue
+        line, values = row.line, row.values
         # Ids are strings even where they look like numbers or flags: "-1", "1e5", "--help", "_".
         video_id = values["video_id"].strip()
         if not video_id or video_id in wanted:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from x2vlm.data.readers.source import Source, read_csv
 from x2vlm.data.readers.web.cc3m import web_pair
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.samples import Drop, Sample
 
 
@@ -18,11 +19,12 @@ def read_webvid(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     Ids are kept in memory to find repeats: about 1.1 GB of memory for WebVid-10M.
     """
     known: set[str] = set()
-    for line, values in read_csv(source, "rows", ("videoid", "contentUrl", "name")):
+    for row in read_csv(source, "rows", ("videoid", "contentUrl", "name")):
         seen["rows"] += 1
-        if isinstance(values, list):
-            yield source.drop(f"line {line}", "wrong_column_count", f"{len(values)} columns", value=len(values))
+        if isinstance(row, BadRow):
+            yield source.drop_bad(row)
             continue
+        line, values = row.line, row.values
         video_id = values["videoid"].strip()
         if not video_id:
             yield source.drop(f"line {line}", "malformed_row", "no videoid")

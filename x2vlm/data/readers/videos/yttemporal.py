@@ -6,20 +6,19 @@ Roles: `rows`, or several called `rows-<name>` (yttemporal180m_000of100.jsonl.gz
 line: memory is that of one video.
 """
 
-import gzip
-import json
-import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.locations import Locations
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.videos.transcripts import clip, seconds, spoken_text, video_url
+from x2vlm.data.tables.json_rows import json_of
+from x2vlm.data.tables.lines import byte_lines
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Drop, Sample
 
@@ -52,42 +51,32 @@ def _read_file(
 ) -> Iterator[Sample | Drop]:
     good = number = 0
     path = source.file(role)
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                video = _video(line)
-                good += isinstance(video, dict)
-                if number == LOOK and not good:
-                    break
-                if isinstance(video, str):
-                    seen["rows"] += 1
-                    yield source.drop(f"{path.name} line {number}", "malformed_row", video)
-                elif not known.first_listing("videos", video["info"]["id"]):
-                    seen["rows"] += 1
-                    reason = f"video {video['info']['id']} again"
-                    yield source.drop(f"{path.name} line {number}", "duplicate_row", reason)
-                else:
-                    url = video_url(locations, video["info"]["id"])
-                    yield from _clips(source, video, url, seen)
-    except (EOFError, OSError, zlib.error) as error:
-        problem = f"not readable after line {number}: {error}"
-        source.fail(role, problem, "It is probably truncated; download it again")
+    with source.reading(role):
+        for number, line in enumerate(byte_lines(path), start=1):
+            video = line.reason if isinstance(line, BadRow) else _video(line)
+            good += isinstance(video, dict)
+            if number == LOOK and not good:
+                break
+            if isinstance(video, str):
+                seen["rows"] += 1
+                yield source.drop(f"{path.name} line {number}", "malformed_row", video)
+            elif not known.first_listing("videos", video["info"]["id"]):
+                seen["rows"] += 1
+                reason = f"video {video['info']['id']} again"
+                yield source.drop(f"{path.name} line {number}", "duplicate_row", reason)
+            else:
+                url = video_url(locations, video["info"]["id"])
+                yield from _clips(source, video, url, seen)
     if not good:
         problem = f"none of its first {min(number, LOOK)} lines is a video" if number else "the file is empty"
         source.fail(role, problem, "Expected lines of JSON with info and subtitles; check the card")
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.GzipFile(path) if packed else path.open("rb")
-
-
 def _video(line: bytes) -> dict[str, Any] | str:
     """The video of a line, or why there is none."""
     try:
-        video = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        video = json_of(line)
+    except ValueError as error:
         return f"not JSON: {error}"
     if not isinstance(video, dict) or not isinstance(video.get("info"), dict):
         return "no object with info"

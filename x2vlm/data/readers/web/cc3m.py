@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from x2vlm.data.readers.source import Source
+from x2vlm.data.tables.lines import text_lines
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Caption, Drop, MediaKind, Sample
 
@@ -28,8 +30,8 @@ def read_pairs(
 ) -> Iterator[Sample | Drop]:
     """Samples from lines of a URL and a caption in either order; `other` is the data set with the other order."""
     good = swapped = number = 0
-    with source.file("rows").open("rb") as file:
-        for number, line in enumerate(file):
+    with source.reading("rows"):
+        for number, line in enumerate(text_lines(source.file("rows"))):
             seen["rows"] += 1
             row = _row(source, str(number), line, url_first)
             good += isinstance(row, Sample) and "://" in row.url
@@ -46,11 +48,10 @@ def read_pairs(
         source.fail("rows", problem, "Check the card's reader and download the file again")
 
 
-def _row(source: Source, row: str, line: bytes, url_first: bool) -> Sample | Drop:
-    try:
-        columns = line.rstrip(b"\r\n").decode("utf-8").split("\t")
-    except UnicodeDecodeError as error:
-        return source.drop(row, "not_utf8", str(error))
+def _row(source: Source, row: str, line: str | BadRow, url_first: bool) -> Sample | Drop:
+    if isinstance(line, BadRow):
+        return source.drop_bad(line, row)
+    columns = line.split("\t")
     if len(columns) != 2:
         return source.drop(row, "wrong_column_count", f"{len(columns)} columns, 2 expected", value=len(columns))
     text, url = reversed(columns) if url_first else columns

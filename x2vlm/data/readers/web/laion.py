@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from x2vlm.data.readers.hashes import published_hash
 from x2vlm.data.readers.source import Source, finite_number, whole_number
+from x2vlm.data.tables.parquet_rows import ParquetTable, is_textual
+from x2vlm.data.tables.rows import BadRow, Row
+from x2vlm.data.tables.values import text_of
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Caption, Drop, Sample, SourceScores
@@ -50,25 +52,20 @@ def read_laion(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
         raise SourceUnavailable(f"card {source.card}: LAION needs a file for role `rows` (or several, `rows-<name>`)")
     for role in roles:
         prefix = "" if role == "rows" else f"{role.removeprefix('rows-')}:"
-        for number, values in enumerate(_records(source, role)):
+        for row in _records(source, role):
             seen["rows"] += 1
-            yield _row(source, f"{prefix}{number}", values)
+            number = f"{prefix}{row.number}"
+            yield source.drop_bad(row, number) if isinstance(row, BadRow) else _row(source, number, row.values)
 
 
-def _records(source: Source, role: str) -> Iterator[Mapping[str, Any]]:
-    path = source.file(role)
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            names = _columns(source, role, file.schema_arrow)
-            for batch in file.iter_batches(batch_size=10_000, columns=list(names.values())):
-                columns = {what: batch.column(name).to_pylist() for what, name in names.items()}
-                for values in zip(*columns.values(), strict=True):
-                    yield dict(zip(columns, values, strict=True))
-                number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        problem = f"not readable as Parquet after row {number}: {error}"
-        source.fail(role, problem, "It is probably truncated; download it again")
+def _records(source: Source, role: str) -> Iterator[Row | BadRow]:
+    """The rows of a file, their values by the names in COLUMNS."""
+    with source.reading(role), ParquetTable(source.file(role)) as table:
+        names = _columns(source, role, table.schema)
+        for row in table.rows(list(names.values())):
+            if isinstance(row, Row):
+                row = row._replace(values={what: row.values[name] for what, name in names.items()})
+            yield row
 
 
 def _columns(source: Source, role: str, schema: pa.Schema) -> dict[str, str]:
@@ -82,9 +79,8 @@ def _columns(source: Source, role: str, schema: pa.Schema) -> dict[str, str]:
         if what not in found:
             problem = f"no column {what.upper()}; it has {', '.join(schema.names)}"
             source.fail(role, problem, "Give a LAION metadata file, or one with these columns in any case")
-        kind = schema.field(found[what]).type
-        text_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(text_kind) or pa.types.is_large_string(text_kind) or pa.types.is_null(text_kind)):
+        kind = schema.field(schema.get_all_field_indices(found[what])[0]).type
+        if not is_textual(kind):
             source.fail(role, f"column {found[what]} holds {kind}, not text", "Give a LAION metadata file")
     return found
 
@@ -95,7 +91,7 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
         return source.drop(row, "missing_url")
     if not text:
         return source.drop(row, "empty_caption")
-    licence = str(values.get("licence") or "")
+    licence = text_of(values.get("licence"))
     return Sample(
         key=source.key(row),
         source=source.name,
@@ -103,7 +99,7 @@ def _row(source: Source, row: str, values: Mapping[str, Any]) -> Sample | Drop:
         split=source.split,
         kind="image",
         url=url,
-        captions=(Caption(text, str(values.get("language") or source.language), "alt"),),
+        captions=(Caption(text, text_of(values.get("language")) or source.language, "alt"),),
         claimed_width=whole_number(values.get("width")),
         claimed_height=whole_number(values.get("height")),
         licence=source.licence if licence in ("", "?") else licence,
@@ -118,5 +114,5 @@ def _source_scores(values: Mapping[str, Any]) -> SourceScores | None:
         return None
     nsfw = values.get("nsfw")
     return SourceScores(
-        **{name: finite_number(values.get(name)) for name in SCORES}, nsfw=None if nsfw is None else str(nsfw)
+        **{name: finite_number(values.get(name)) for name in SCORES}, nsfw=None if nsfw is None else text_of(nsfw)
     )

@@ -14,6 +14,8 @@ from typing import Any
 from x2vlm.data.readers.json_stream import stream_sections
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.web.cc3m import web_pair
+from x2vlm.data.tables.lines import byte_lines, text_lines
+from x2vlm.data.tables.rows import BadRow
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Drop, Sample
 
@@ -67,18 +69,18 @@ def _list(source: Source, wanted: str) -> Iterator[Any]:
 def _read_lines(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     urls, captions = source.file("urls"), source.file("captions")
     counts = []
-    for path in (urls, captions):
-        with path.open("rb") as file:
-            counts.append(sum(1 for _ in file))
+    for role, path in (("urls", urls), ("captions", captions)):
+        with source.reading(role):
+            counts.append(sum(1 for _ in byte_lines(path)))
     if counts[0] != counts[1]:
         problem = f"{counts[0]} lines, but {captions.name} has {counts[1]}"
         source.fail("urls", problem, "Lines belong together by number; download both again")
-    with urls.open("rb") as first, captions.open("rb") as second:
-        for number, lines in enumerate(zip(first, second, strict=True)):
+    with source.reading("urls"):
+        for number, (url, text) in enumerate(zip(text_lines(urls), text_lines(captions), strict=True)):
             seen["rows"] += 1
-            try:
-                url, text = (line.decode("utf-8") for line in lines)
-            except UnicodeDecodeError as error:
-                yield source.drop(str(number), "not_utf8", str(error))
+            if isinstance(url, BadRow):
+                yield source.drop_bad(url, str(number))
+            elif isinstance(text, BadRow):
+                yield source.drop_bad(text, str(number))
             else:
                 yield web_pair(source, str(number), url, text)
