@@ -205,18 +205,19 @@ def _judge_webp(data: bytes) -> Decodable:
     if data[12:16] == b"VP8X" and len(data) >= 30:
         width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
         check_pixels(width, height)  # libwebp allocates the canvas twice when it is opened
-    position, num_chunks = 12, 0
+    position, num_chunks, hidden, orientation = 12, 0, bytearray(), None
     while position + 8 <= len(data):
         num_chunks += 1
         if num_chunks > MAX_CHUNKS:
             raise InvalidSample(EXCEEDED, f"more than {MAX_CHUNKS} chunks in a WebP")
         length = int.from_bytes(data[position + 4 : position + 8], "little")
-        if data[position : position + 4] == b"EXIF" and not is_small_directory(
-            data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
-        ):
-            raise InvalidSample(EXCEEDED, "the EXIF directory of a WebP names more than the file holds")
+        if data[position : position + 4] == b"EXIF":
+            exif = data[position + 8 : position + 8 + length].removeprefix(b"Exif\0\0")
+            if not is_small_directory(exif):
+                hidden, orientation = hidden or bytearray(data), first_orientation(exif)
+                hidden[position : position + 4] = b"SKIP"
         position += 8 + length + length % 2
-    return Decodable(data)
+    return Decodable(bytes(hidden) or data, orientation)
 
 
 def _judge_gif(data: bytes) -> Decodable:

@@ -1,7 +1,8 @@
 """Orientation of an image: the one thing that is read of its metadata.
 
-Pillow reads all entries of an EXIF directory, and copies what each points at: 65,535 entries that point at the same
-megabyte are 64 GB. So it gets a directory only if that is small, and the others are read here.
+Pillow reads all entries of an EXIF directory, warns about each that is false, and in releases before 13 copies what
+each points at: 65,535 entries that point at the same megabyte are 64 GB. So it gets a directory only if that is small,
+and the others are read here.
 """
 
 import struct

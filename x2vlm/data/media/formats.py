@@ -14,6 +14,7 @@ from x2vlm.data.media.iso import still_format
 from x2vlm.errors import InvalidSample
 
 UNSUPPORTED = "format_unsupported"
+NAMES = {"webp": "WebP"}  # for people; the others in capitals
 
 # Format -> what of it is decoded. The names are Pillow's in lower case, and those of stored media.
 DECODED: Mapping[str, str] = {
@@ -103,7 +104,7 @@ def decoded_format(data: bytes) -> str:
 
 def readable_formats() -> str:
     """The decoded formats, for people: "JPEG, PNG, ... and BMP"."""
-    *most, last = (name.upper() for name in DECODED)
+    *most, last = (NAMES.get(name, name.upper()) for name in DECODED)
     return f"{', '.join(most)} and {last}"
 
 
