@@ -1,17 +1,23 @@
 """JPEGs that lack nothing but their end marker, told from those that break off.
 
 Browsers and OpenCV show a file without its last two bytes as a whole; Pillow refuses it. Whether all pixels are there
-cannot be seen in the bytes, so it is tried: the decoder gets an end marker, and once more 32 other bytes before it. If
+cannot be seen in the bytes, so it is tried: the decoder gets an end marker, and once more arbitrary bytes before it. If
 it needed them, the pixels differ. A progressive file must also have had a scan for every bit of every coefficient.
 """
 
+import hashlib
 from collections.abc import Callable
 
 from PIL import Image
 
 END = b"\xff\xd9"
-# Not zero bits, which are what the decoder itself goes on with, and not one bits, which are padding.
-OTHER_BYTES = b"\xaa" * 32
+# More than the rest of a block can take, so that other blocks would change too. Never 0xFF, which would end the data.
+OTHER_BYTES = bytes(
+    octet for number in range(64) for octet in hashlib.sha256(bytes((number,))).digest() if octet != 0xFF
+)
+# With restart marks the decoder passes over all bytes up to the mark that it waits for.
+RESTARTS = b"".join(bytes((0xFF, 0xD0 + number % 8)) + OTHER_BYTES[:300] for number in range(16))
+RESTART_INTERVAL = b"\xff\xdd\0\4"
 MAX_PIXELS = 32_000_000  # two images are compared
 BAND_ROWS = 256
 NUM_COEFFICIENTS = 64
@@ -29,7 +35,8 @@ def without_end_only(data: bytes, decode: Callable[[bytes], Image.Image]) -> byt
     image = decode(ended)
     if image.width * image.height > MAX_PIXELS:
         return None
-    return ended if _is_same(image, decode(body + OTHER_BYTES + END)) else None
+    others = OTHER_BYTES + (RESTARTS if RESTART_INTERVAL in body else b"")
+    return ended if _is_same(image, decode(body + others + END)) else None
 
 
 def _is_same(left: Image.Image, right: Image.Image) -> bool:
