@@ -149,7 +149,7 @@ OTHERS = {
     "tiff": [encode(PICTURE, "TIFF"), encode(PICTURE, "TIFF", compression="tiff_lzw"), b"MM\0*\0\0\0\x08" + bytes(99)],
     "jp2": [encode(PICTURE, "JPEG2000"), encode(PICTURE, "JPEG2000", no_jp2=True), encode(PICTURE, "JPEG2000")[:60]],
     "jxl": [b"\xff\x0a\xfa\x7f\x01" + bytes(90), b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(90), b"\xff\x0a" + bytes(20)],
-    "ico": [encode(PICTURE, "ICO"), encode(PICTURE, "ICO", sizes=[(16, 16)]), encode(PICTURE, "ICO", bitmap_format="bmp")],
+    "ico": [encode(PICTURE, "ICO"), encode(PICTURE, "ICO", sizes=[(16, 16)]), encode(PICTURE.convert("L"), "ICO")],
     "psd": [b"8BPS\0\1" + bytes(90), b"8BPS\0\2" + bytes(90), b"8BPS\0\1\0\0\0\0\0\0\0\3"],
     "svg": [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xef\xbb\xbf<?xml version='1.0'?>\n<svg />",
             b"<!DOCTYPE svg PUBLIC '-//W3C//DTD SVG 1.1//EN'>\n<svg:svg >"],

@@ -113,3 +113,9 @@ def _has_avif() -> bool:
     from PIL import features
 
     return bool(features.check("avif"))
+
+
+def format_table() -> tuple[str, str]:
+    """For docs/data.md: the rows of decoded formats, and the names of those that are only recognised."""
+    rows = [f"  | {NAMES.get(name, name.upper())} | {what} |" for name, what in DECODED.items()]
+    return "\n".join(rows), ", ".join(name.upper() for name in RECOGNISED)
