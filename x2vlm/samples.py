@@ -76,7 +76,7 @@ class Media:
     bytes: int  # of the original
     width: int  # oriented pixels of the original
     height: int
-    format: str  # of the stored file: "jpeg", "png", "webp", "gif" or "frames"
+    format: str  # of the stored file: one of x2vlm.data.media.formats.DECODED, or "frames"
     num_frames: int = 1
     phash: str = ""  # 64-bit perceptual hash, 16 hex digits; "" until it is computed
 

@@ -86,7 +86,7 @@ WEB_CASES = {
     "type-garbage": "kept",
     "png-as-jpeg": "kept",
     "html": "not_an_image",
-    "svg": "not_an_image",
+    "svg": "format_unsupported",
     "html-as-jpeg": "decode_failed",
     "jpeg-zip": "kept",
     "gif-script": "kept",

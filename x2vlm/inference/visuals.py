@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from x2vlm.data.loading.frames import choose_frames
-from x2vlm.data.media.images import open_image, sniff_format, upright_rgb
+from x2vlm.data.media.formats import readable_formats, sniff_image
+from x2vlm.data.media.images import open_image, upright_rgb
 from x2vlm.data.media.video import sample_clip, sniff_container
 from x2vlm.errors import InvalidSample, SourceUnavailable
 from x2vlm.extras import needs
@@ -89,14 +90,14 @@ def list_files(folder: Path) -> list[Path]:
 def _decode(name: str, data: bytes, frames_per_clip: int, frames_per_second: float) -> Visual:
     if not data:
         raise InvalidSample("empty_body", "0 bytes")
-    if sniff_format(data):
+    if sniff_image(data):  # of a format that is not decoded: format_unsupported
         return Visual(name, (open_image(data),))
     if sniff_container(data):
         with needs(f"the clip {name}"):
             clip = sample_clip(data, frames_per_second)
         chosen = choose_frames(len(clip.frames), frames_per_clip)
         return Visual(name, tuple(clip.frames[number] for number in chosen), is_clip=True)
-    raise InvalidSample("not_media", f"starts with {data[:12]!r}; JPEG, PNG, WebP, GIF and video files are read")
+    raise InvalidSample("not_media", f"starts with {data[:12]!r}; {readable_formats()} and video files are read")
 
 
 def _read_bytes(path: Path) -> bytes:

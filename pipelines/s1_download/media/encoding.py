@@ -13,6 +13,7 @@ from pipelines.s1_download.media.jpeg_head import plain_jpeg_header
 from pipelines.s1_download.media.metadata import size_of_stripped_jpeg, strip_metadata
 from x2vlm.config import FrozenConfig
 from x2vlm.data.media.images import Header, open_image, probe, reencode_image
+from x2vlm.data.media.pixels import Colour
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Media
 
@@ -39,6 +40,7 @@ class Reencoded(FrozenConfig):
     short_edge: int = pydantic.Field(default=256, gt=0)
     quality: int = pydantic.Field(default=95, ge=1, le=100)
     scaled_decode: bool = False
+    colour: Colour = "ignore"  # "srgb" converts colours by the image's profile; the released recipe ignores profiles
 
 
 ImageEncoding = Annotated[OriginalBytes | Reencoded, pydantic.Field(discriminator="kind")]
@@ -57,7 +59,7 @@ def media_to_store(body: bytes, store: OriginalBytes | Reencoded, strips_metadat
     header, sha256 = plain_jpeg_header(body) or probe(body), hashlib.sha256(body).hexdigest()
     media = Media("image", sha256, len(body), header.width, header.height, header.format)
     if isinstance(store, Reencoded):
-        payload = reencode_image(body, store.short_edge, store.quality, store.scaled_decode)
+        payload = reencode_image(body, store.short_edge, store.quality, store.scaled_decode, colour=store.colour)
         media = Media("image", sha256, len(body), header.width, header.height, "jpeg")
         return media, payload, hashlib.sha256(payload).hexdigest()
     if store.check == "decode":

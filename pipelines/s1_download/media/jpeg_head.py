@@ -7,7 +7,8 @@ Pillow, so that it alone decides what is broken, a decompression bomb or rotated
 
 import struct
 
-from x2vlm.data.media.images import MAX_DECODED_PIXELS, Header
+from x2vlm.data.media.budget import MAX_DECODED_PIXELS, MAX_SEGMENTS, check_scans
+from x2vlm.data.media.images import Header
 
 SOF_OF_PLAIN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 DHT, SOS, DQT, DRI, COM = 0xC4, 0xDA, 0xDB, 0xDD, 0xFE
@@ -20,13 +21,14 @@ UNIT_BYTES = {1: 1, 2: 1, SHORT: 2, 4: 4, RATIONAL: 8, 6: 1, 7: 1, 8: 2, 9: 4, 1
 
 
 def plain_jpeg_header(data: bytes) -> Header | None:
-    """The result of `probe` for `data`, or None where it must be called."""
+    """The result of `probe` for `data`, or None where it must be called. InvalidSample (too_many_scans) as there."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
     position, size = 2, len(data)
     frame: tuple[int, int] | None = None
-    orientation, turned_by_xmp = 0, False
-    while position + 4 <= size and data[position] == 0xFF:
+    frame_code, num_components, num_segments, orientation, turned_by_xmp = 0, 0, 0, 0, False
+    while position + 4 <= size and data[position] == 0xFF and num_segments < MAX_SEGMENTS:
+        num_segments += 1
         code = data[position + 1]
         body = position + 4
         position = end = position + 2 + (data[position + 2] << 8 | data[position + 3])
@@ -38,6 +40,7 @@ def plain_jpeg_header(data: bytes) -> Header | None:
         elif code in SOF_OF_PLAIN:
             if frame is not None or (frame := _frame_size(data, body, end)) is None:
                 return None
+            frame_code, num_components = code, data[body + 5]
         elif 0xE0 <= code <= 0xEF:
             start = data[body : min(end, body + 29)]
             if start.startswith(LEFT_TO_PILLOW) or (start.startswith((b"JFIF", b"Adobe")) and end - body < 12):
@@ -51,6 +54,7 @@ def plain_jpeg_header(data: bytes) -> Header | None:
             if frame is None or turned_by_xmp:
                 return None
             width, height = frame
+            check_scans(data, body - 4, frame_code, width, height, num_components)
             return Header("jpeg", *((height, width) if 5 <= orientation <= 8 else frame), _valid(orientation))
         elif code not in (DHT, DRI, COM):
             return None

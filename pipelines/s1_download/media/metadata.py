@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from x2vlm.data.media.iso import read_items, with_hidden_metadata
 from x2vlm.errors import InvalidSample
 
 EXIF_HEADER = b"Exif\0\0"
@@ -26,19 +27,22 @@ KEPT_APPLICATION_DATA = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"
 KEPT_PNG_CHUNKS = frozenset(b"tRNS gAMA cHRM sRGB iCCP cICP mDCV cLLI sBIT bKGD hIST sPLT pHYs acTL fcTL fdAT".split())
 KEPT_WEBP_CHUNKS = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"ICCP"))
 WEBP_EXIF_FLAG, WEBP_XMP_FLAG = 0x08, 0x04
+MAX_STEPS = 1_000_000  # segments or blocks of a file that are walked through, 1 us each; a GIF of 32 MB has 130,000
 
 
 def strip_metadata(data: bytes, image_format: str, orientation: int) -> bytes:
-    """`data` (a "jpeg", "png", "webp" or "gif" that decodes) without metadata except `orientation` (1 to 8).
+    """`data`, an image of one of x2vlm.data.media.formats.DECODED, without metadata except `orientation` (1 to 8).
 
     Files without metadata are returned unchanged. Raises InvalidSample with rule metadata_unreadable if the file's
-    segments cannot be parsed, because metadata could remain.
+    segments cannot be parsed, because metadata could remain, and with decode_budget_exceeded if there are too many.
     """
     strip: dict[str, Callable[[bytes, int], bytes]] = {
         "jpeg": _strip_jpeg,
         "png": _strip_png,
         "webp": _strip_webp,
         "gif": _strip_gif,
+        "avif": _strip_avif,
+        "bmp": _strip_bmp,
     }
     try:
         return strip[image_format](data, orientation)
@@ -78,8 +82,9 @@ def _strip_jpeg(data: bytes, orientation: int) -> bytes:
     view = memoryview(data)  # kept segments are copied once, by the join
     kept: list[bytes | memoryview] = [view[:2]]
     num_leading = 1  # SOI and JFIF, which must come first
-    position, has_pixels = 2, False
+    position, has_pixels, num_steps = 2, False, 0
     while mark := MARKER.search(data, position):
+        num_steps = _counted(num_steps)
         code, end = mark[1][0], mark.end()
         if code == EOI:
             kept.append(b"\xff\xd9")
@@ -137,6 +142,12 @@ def _ends_scan(codes: Any) -> Any:
     return (codes != 0xFF) & (codes & 0xF8 != 0xD0)
 
 
+def _counted(num_steps: int) -> int:
+    if num_steps >= MAX_STEPS:
+        raise InvalidSample("decode_budget_exceeded", f"more than {MAX_STEPS} segments or blocks")
+    return num_steps + 1
+
+
 def _is_kept_in_jpeg(code: int, body: bytes) -> bool:
     if 0xE0 <= code <= 0xEF:
         return code in KEPT_APPLICATION_DATA and body.startswith(KEPT_APPLICATION_DATA[code])
@@ -192,18 +203,20 @@ def _strip_webp(data: bytes, orientation: int) -> bytes:
 
 def _strip_gif(data: bytes, orientation: int) -> bytes:
     """GIFs have no EXIF; comments and XMP are removed, whatever the `orientation`."""
-    position = 13 + _gif_table_bytes(data[10])
+    position, num_steps = 13 + _gif_table_bytes(data[10]), 0
     kept = [data[:position]]
     while position < len(data):
+        num_steps = _counted(num_steps)
         start, block = position, data[position]
         if block == 0x3B:
             kept.append(b";")
             break
         if block == 0x2C:
-            position = _end_of_gif_blocks(data, position + 11 + _gif_table_bytes(data[position + 9]))
+            position = position + 11 + _gif_table_bytes(data[position + 9])
+            position, num_steps = _end_of_gif_blocks(data, position, num_steps)
             kept.append(data[start:position])
         elif block == 0x21:
-            position = _end_of_gif_blocks(data, position + 2)
+            position, num_steps = _end_of_gif_blocks(data, position + 2, num_steps)
             label, name = data[start + 1], data[start + 3 : start + 14]
             if label == 0xF9 or (label == 0xFF and name in (b"NETSCAPE2.0", b"ANIMEXTS1.0")):
                 kept.append(data[start:position])
@@ -216,7 +229,33 @@ def _gif_table_bytes(flags: int) -> int:
     return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
-def _end_of_gif_blocks(data: bytes, position: int) -> int:
+def _end_of_gif_blocks(data: bytes, position: int, num_steps: int) -> tuple[int, int]:
     while position < len(data) and data[position]:
         position += 1 + data[position]
-    return position + 1
+        num_steps = num_steps + 1
+        if num_steps >= MAX_STEPS:
+            break
+    return position + 1, _counted(num_steps)
+
+
+def _strip_avif(data: bytes, orientation: int) -> bytes:
+    """How an AVIF is turned is a property of its picture, and kept with it."""
+    return with_hidden_metadata(data, read_items(data), blanks_unused=True)
+
+
+def _strip_bmp(data: bytes, orientation: int) -> bytes:
+    """Header, palette and pixels; a profile and whatever lies between or behind them are left out."""
+    (pixels, header_bytes) = struct.unpack_from("<II", data, 10)
+    if header_bytes == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        palette_bytes, masks = 3 << bits if bits <= 8 else 0, 0
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        (num_colours,) = struct.unpack_from("<I", data, 46)
+        palette_bytes = 4 * (num_colours or 1 << bits) if bits <= 8 else 0
+        masks = 12 if compression == 3 and header_bytes == 40 else 0
+    tables = 14 + header_bytes + masks + palette_bytes
+    if pixels < tables:
+        raise InvalidSample("metadata_unreadable", "bmp: the pixels begin inside the palette")
+    end = pixels + (width * bits + 31) // 32 * 4 * abs(height)
+    return data[:tables] + bytes(pixels - tables) + data[pixels:end]

@@ -61,7 +61,7 @@ EXPECTED = {
     "gif-bomb": "too_many_pixels",
     "png-bomb": "too_many_pixels",
     "html": "not_an_image",
-    "svg": "not_an_image",
+    "svg": "format_unsupported",
     "truncated": "decode_failed",
     "empty": "empty_body",
     "no-content": "empty_body",

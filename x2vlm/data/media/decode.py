@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2vlm.data.media.images import MAX_DECODED_PIXELS, draft_image, open_image
+from x2vlm.data.media.budget import MAX_SEGMENTS, check_pixels, check_scans
+from x2vlm.data.media.images import draft_image, open_image
+from x2vlm.errors import InvalidSample
 
 log = logging.getLogger(__name__)
 
 RGB = 3  # of torchvision.io.ImageReadMode
+RGB_CHANNELS = 3
 BASELINE, PROGRESSIVE, START_OF_SCAN = 0xC0, 0xC2, 0xDA
 # Tables, restart interval, JFIF's own segment and comments say nothing about how the image is to be shown. EXIF and
 # XMP (0xE1) may turn it, an ICC profile (0xE2) is ignored by both, Adobe's segment (0xEE) may change its colours.
@@ -77,17 +80,28 @@ def is_plain_jpeg(data: bytes) -> bool:
     """True for an 8-bit JPEG of three channels, not too large, whose header leaves nothing to do but to decode it."""
     if data[:3] != b"\xff\xd8\xff":
         return False
-    position, has_three_channels = 2, False
-    while position + 4 <= len(data):
+    position, frame = 2, (0, 0, 0, 0)
+    for _ in range(MAX_SEGMENTS):
+        if position + 4 > len(data):
+            return False
         marker_start, marker, length = struct.unpack_from(">BBH", data, position)
         if marker_start != 0xFF:
             return False
         if marker == START_OF_SCAN:
-            return has_three_channels
+            return frame[3] == RGB_CHANNELS and _is_within_budget(data, position, frame)
         if marker in (BASELINE, PROGRESSIVE) and position + 10 <= len(data):
             bits, height, width, channels = struct.unpack_from(">BHHB", data, position + 4)
-            has_three_channels = bits == 8 and channels == 3 and 0 < width * height <= MAX_DECODED_PIXELS
+            frame = marker, width, height, channels if bits == 8 else 0
         elif marker not in HARMLESS:
             return False
         position += 2 + length
     return False
+
+
+def _is_within_budget(data: bytes, first_scan: int, frame: tuple[int, int, int, int]) -> bool:
+    try:
+        check_pixels(frame[1], frame[2])
+        check_scans(data, first_scan, *frame)
+    except InvalidSample:
+        return False  # Pillow's path names the rule
+    return True

@@ -1,21 +1,24 @@
 """Decoding and measuring untrusted images.
 
 Whatever the bytes are, the result is an image or an InvalidSample with a rule name; no other exception leaves this
-file. Sizes are read from the header and checked before anything is decoded, so a decompression bomb costs only its
-header.
+file. What decoding would cost is judged by the bytes before anything is decoded (`budget.py`), so a decompression bomb
+costs only its header.
 """
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 
-import numpy as np
-from PIL import Image
+from PIL import AvifImagePlugin, Image
 
+from x2vlm.data.media.budget import MAX_DECODED_PIXELS as MAX_DECODED_PIXELS  # of a clip's frames too
+from x2vlm.data.media.budget import Decodable, check_pixels, decodable, png_of_pixels
+from x2vlm.data.media.exif import HEADER, orientation_of
+from x2vlm.data.media.formats import decoded_format
+from x2vlm.data.media.jpeg_end import without_end_only
+from x2vlm.data.media.pixels import Colour, as_rgb, correct_transparency, in_srgb
 from x2vlm.errors import InvalidSample
-
-MAX_DECODED_PIXELS = 64_000_000  # 192 MB as RGB
 
 # What Pillow's parsers and decoders were seen to raise on broken files (85 of them in the tests), beside OSError.
 # DecompressionBombError derives from none of the others; MemoryError is raised when a false header exceeds the address
@@ -39,7 +42,7 @@ BROKEN_FILE_ERRORS = (
     Image.DecompressionBombError,
 )
 
-ORIENTATION_TAG = 0x0112
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # threads are counted where images are decoded: by readers, by scores
 TRANSPOSE_OF_ORIENTATION = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,29 +58,42 @@ TRANSPOSE_OF_ORIENTATION = {
 class Header:
     """The header of an image, read before anything is decoded. Width and height are of the upright image."""
 
-    format: str  # "jpeg", "png", "webp" or "gif"
+    format: str  # one of x2vlm.data.media.formats.DECODED
     width: int
     height: int
     orientation: int  # EXIF (or XMP) orientation 1 to 8; 1 where that is absent or broken
 
 
-def open_image(data: bytes) -> Image.Image:
+@dataclass
+class _Opened:
+    """An image whose header was read: its bytes as Pillow got them, format and orientation."""
+
+    image: Image.Image
+    format: str
+    data: bytes
+    orientation: int
+    draft_size: tuple[int, int] | None = field(default=None)  # stored width and height that are enough
+
+
+def open_image(data: bytes, colour: Colour = "ignore") -> Image.Image:
     """The image in `data` as RGB, upright (EXIF orientation applied), transparency on white, first frame only.
 
-    Raises InvalidSample with rule empty_body, not_an_image (not JPEG, PNG, WebP or GIF), too_many_pixels (more than
-    64 million, judged by the header) or decode_failed (truncated or broken).
+    An embedded colour profile is ignored, as by the released recipe, or with "srgb" its colours are converted.
+
+    Raises InvalidSample with rule empty_body, not_an_image, format_unsupported (an image of a format that is not
+    decoded), too_many_pixels (more than 64 million, judged by the header), too_many_scans or decode_budget_exceeded
+    (see `budget.py`), or decode_failed (truncated or broken).
     """
-    image, _ = _open_header(data)
-    return upright_rgb(image)
+    opened = _open_header(data)
+    return _upright(_decoded(opened, colour), opened.orientation)
 
 
 def draft_image(data: bytes, least_size: tuple[int, int]) -> Image.Image:
     """`open_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves `least_size` (upright)."""
-    image, image_format = _open_header(data)
-    _check_pixels(image)
-    if image_format == "jpeg":
-        _skip_pixels(image, least_size[::-1] if _orientation(image) >= 5 else least_size)
-    return upright_rgb(image)
+    opened = _open_header(data)
+    if opened.format == "jpeg":
+        opened.draft_size = least_size[::-1] if opened.orientation >= 5 else least_size
+    return _upright(_decoded(opened), opened.orientation)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -85,9 +101,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Raises InvalidSample with rule too_many_pixels or decode_failed.
     """
-    _check_pixels(image)
-    orientation = _orientation(image)
-    return _upright(_decoded(image), orientation)
+    check_pixels(*image.size)
+    orientation = orientation_of(image, BROKEN_FILE_ERRORS)
+    try:
+        image.load()
+        return _upright(as_rgb(image), orientation)
+    except BROKEN_FILE_ERRORS as error:
+        raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
 
 
 def reencode_image(
@@ -96,6 +116,7 @@ def reencode_image(
     quality: int,
     scaled_decode: bool = False,
     original: tuple[int, int] | None = None,
+    colour: Colour = "ignore",
 ) -> bytes:
     """The upright image in `data` as a JPEG whose short edge is `short_edge` pixels or, if it was smaller, unchanged.
 
@@ -108,23 +129,21 @@ def reencode_image(
     or an eighth where that is still large enough: the whole then costs 4.2 instead of 6.3 CPU ms, but of 19 real photos
     that it applied to half were below 35 dB against full decoding, the worst 28.5 dB, so it is off by default.
     """
-    image, image_format = _open_header(data)
-    _check_pixels(image)
-    orientation = _orientation(image)
-    size = _stored_size(image.size, orientation, short_edge, original)
-    if scaled_decode and image_format == "jpeg":
-        _skip_pixels(image, size)
-        decoded = _decoded(image)
+    opened = _open_header(data)
+    size = _stored_size(opened.image.size, opened.orientation, short_edge, original)
+    if scaled_decode and opened.format == "jpeg":
+        opened.draft_size = size
+        decoded = _decoded(opened, colour)
     else:
-        decoded = _decoded(image)
+        decoded = _decoded(opened, colour)
         # Again: a GIF frame may be larger than its screen.
-        size = _stored_size(decoded.size, orientation, short_edge, original)
+        size = _stored_size(decoded.size, opened.orientation, short_edge, original)
     try:
         if decoded.size != size:
             decoded = decoded.resize(size, Image.Resampling.HAMMING, reducing_gap=1.5)
         decoded.info = {}  # Pillow would save a comment found there
         buffer = BytesIO()
-        _upright(decoded, orientation).save(buffer, "JPEG", quality=quality)
+        _upright(decoded, opened.orientation).save(buffer, "JPEG", quality=quality)
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"re-encoding: {type(error).__name__}: {error}") from None
     return buffer.getvalue()
@@ -153,82 +172,85 @@ def probe(data: bytes) -> Header:
 
     Raises InvalidSample as `open_image` does.
     """
-    image, image_format = _open_header(data)
-    _check_pixels(image)
-    (width, height), orientation = image.size, _orientation(image)
-    return Header(image_format, *((height, width) if orientation >= 5 else (width, height)), orientation)
+    opened = _open_header(data)
+    (width, height), orientation = opened.image.size, opened.orientation
+    return Header(opened.format, *((height, width) if orientation >= 5 else (width, height)), orientation)
 
 
-def sniff_format(data: bytes) -> str:
-    """The image format by its first bytes, "" if it is none of those allowed."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return ""
-
-
-def _open_header(data: bytes) -> tuple[Image.Image, str]:
-    if not data:
-        raise InvalidSample("empty_body", "0 bytes")
-    image_format = sniff_format(data)
-    if not image_format:
-        raise InvalidSample("not_an_image", f"starts with {data[:12]!r}; JPEG, PNG, WebP and GIF are read")
+def _open_header(data: bytes) -> _Opened:
+    image_format = decoded_format(data)
+    judged = decodable(data, image_format)
     try:
-        # The format is pinned so that no other parser of Pillow ever sees untrusted bytes.
-        image = Image.open(BytesIO(data), formats=(image_format.upper(),))
-        if image_format == "png" and "exif" not in image.info and (exif := _late_png_exif(data)):
-            image.info["exif"] = exif
-    except Image.DecompressionBombError as error:
-        raise InvalidSample("too_many_pixels", str(error)) from None
+        image = _pillow_image(judged.data, image_format)
     except BROKEN_FILE_ERRORS as error:
-        raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
-    return image, image_format
+        if isinstance(error, Image.DecompressionBombError):
+            raise InvalidSample("too_many_pixels", str(error)) from None
+        if image_format != "png":
+            raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
+        judged = png_of_pixels(data)  # texts and profiles beyond Pillow's limits must not cost a good image
+        try:
+            image = _pillow_image(judged.data, image_format)
+        except BROKEN_FILE_ERRORS:
+            raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
+    check_pixels(*image.size)
+    orientation = judged.orientation or orientation_of(image, BROKEN_FILE_ERRORS)
+    return _Opened(image, image_format, judged.data, orientation)
 
 
-def _decoded(image: Image.Image) -> Image.Image:
-    """The opened `image` as RGB, decoded to its end, not yet upright; InvalidSample if it is broken or too large."""
+def _pillow_image(data: bytes, image_format: str) -> Image.Image:
+    # The format is pinned so that no other parser of Pillow ever sees untrusted bytes.
+    image = Image.open(BytesIO(data), formats=(image_format.upper(),))
+    if image_format == "png":
+        correct_transparency(image)
+        if "exif" not in image.info and (exif := _late_png_exif(data)):
+            image.info["exif"] = exif
+    return image
+
+
+def _decoded(opened: _Opened, colour: Colour = "ignore") -> Image.Image:
+    """The opened image as RGB, decoded to its end, not yet upright; InvalidSample if it is broken or too large."""
+    image = opened.image
     try:
-        image.load()
-        _check_pixels(image)  # a GIF frame may be larger than its screen
-        return _as_rgb(image)
+        if opened.draft_size is not None:
+            image.draft(None, opened.draft_size)  # in its own mode
+        try:
+            image.load()
+        except BROKEN_FILE_ERRORS:
+            image = _decoded_again(opened)
+        check_pixels(*image.size)  # a GIF frame may be larger than its screen
+        return as_rgb(in_srgb(image) if colour == "srgb" else image)
     except BROKEN_FILE_ERRORS as error:
         raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
 
 
-def _skip_pixels(image: Image.Image, size: tuple[int, int]) -> None:
-    """Have the JPEG decoder decode at the smallest scale that is enough for `size`."""
-    try:
-        image.draft(None, size)  # in its own mode
-    except BROKEN_FILE_ERRORS as error:
-        raise InvalidSample("decode_failed", f"header: {type(error).__name__}: {error}") from None
+def _decoded_again(opened: _Opened) -> Image.Image:
+    """The pixels of an image that failed to decode but lacks none of them; else the error that is being handled.
+
+    A JPEG without its end marker, or a PNG with texts behind its pixels that Pillow refuses.
+    """
+    judged: Decodable | None = None
+    if opened.format == "png":
+        judged = png_of_pixels(opened.data)
+    elif opened.format == "jpeg" and (ended := without_end_only(opened.data, _pixels_of_jpeg)) is not None:
+        judged = Decodable(ended)
+    if judged is None or judged.data == opened.data:
+        raise  # noqa: PLE0704 (called while an error is handled)
+    image = _pillow_image(judged.data, opened.format)
+    if opened.draft_size is not None:
+        image.draft(None, opened.draft_size)
+    image.load()
+    return image
+
+
+def _pixels_of_jpeg(data: bytes) -> Image.Image:
+    image = _pillow_image(data, "jpeg")
+    image.load()
+    return image
 
 
 def _upright(decoded: Image.Image, orientation: int) -> Image.Image:
     transpose = TRANSPOSE_OF_ORIENTATION.get(orientation)
     return decoded if transpose is None else decoded.transpose(transpose)
-
-
-def _check_pixels(image: Image.Image) -> None:
-    width, height = image.size
-    if width <= 0 or height <= 0:
-        raise InvalidSample("decode_failed", f"size {width} x {height}")
-    if width * height > MAX_DECODED_PIXELS:
-        raise InvalidSample("too_many_pixels", f"{width} x {height}, at most {MAX_DECODED_PIXELS} are decoded")
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF (or XMP) orientation 1 to 8; 1 where the metadata is absent or broken, as viewers do."""
-    try:
-        # PngImageFile.getexif would decode the whole image first to look for a late chunk.
-        value = Image.Image.getexif(image).get(ORIENTATION_TAG)
-    except BROKEN_FILE_ERRORS:
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _late_png_exif(data: bytes) -> bytes:
@@ -237,22 +259,8 @@ def _late_png_exif(data: bytes) -> bytes:
     while position + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
         if kind == b"eXIf":
-            return b"Exif\0\0" + data[position + 8 : position + 8 + length]
+            return HEADER + data[position + 8 : position + 8 + length]
         if kind == b"IEND":
             break
         position += 12 + length
     return b""
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """`image` as RGB: transparency composed on white, 16 bits reduced to the upper 8."""
-    if image.mode.startswith("I"):
-        # convert() would clip every value above 255 to white.
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        canvas.alpha_composite(rgba)
-        return canvas.convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert() would copy: 0.5 ms for a megapixel

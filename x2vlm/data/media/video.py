@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS, MAX_DECODED_PIXELS
+from x2vlm.data.media.iso import still_format
 from x2vlm.errors import InvalidSample
 
 MAGIC = b"X2FRAME1"
@@ -132,6 +133,8 @@ def sniff_container(data: bytes) -> str:
 
     FFmpeg's own probing also accepts playlists, which make it open further files and URLs; these never reach it.
     """
+    if still_format(data):
+        return ""  # AVIF, HEIC and their like: FFmpeg would show a tile, or the alpha plane, as a clip of one frame
     if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return "mov"
     if data.startswith(b"\x1a\x45\xdf\xa3"):

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from x2vlm.data.media.formats import DECODED
 from x2vlm.errors import CorruptArtifact, InvalidSample
 from x2vlm.extras import needs
 
@@ -31,7 +32,7 @@ TAR_SUFFIX, PARQUET_SUFFIX, INDEX_SUFFIX = ".tar", ".media.parquet", ".index"
 # looks at the bytes; img2dataset names originals that it does not re-encode in the same way. `media.format` says what
 # the bytes are.
 IMAGE, CLIP, TEXT, FACTS = "jpg", "frames", "txt", "json"
-FORMATS = {"jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "gif": IMAGE, "frames": CLIP}
+FORMATS = {**dict.fromkeys(DECODED, IMAGE), "frames": CLIP}
 # The facts of a tar's JSON members and their types.
 FACT_TEXTS = ("key", "source", "source_row", "split", "kind", "url", "licence", "format", "sha256", "row")
 FACT_NUMBERS = ("width", "height", "num_frames")

@@ -1,27 +1,22 @@
 """What hostile hosts may cost: memory of a child, and time of a part."""
 
 import logging
-import re
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.s1_download.child.protocol import JOURNAL_NAME, Item, read_journal, write_job
-from pipelines.s1_download.child.runner import child_environment
-from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.http.body import MemoryBudget
 from pipelines.s1_download.http.guard import Refusal
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.names import Behaviour, always, name_server
 from tests.hostile.payloads import photo
+from tests.support.download.child_costs import peak_bytes
 from tests.support.download.stage import download, make_samples
 
 logger = logging.getLogger(__name__)
@@ -39,33 +34,6 @@ BOMBS = {
     "hundred-megabytes": "body_too_large",
     "endless": "body_too_large",
 }
-
-# Not ru_maxrss: that of a child starts at the size of the process that forked it, here a pytest full of libraries.
-RUN_JOB = r"""
-import re, sys
-from pathlib import Path
-from pipelines.s1_download.child.worker import run_job
-run_job(Path(sys.argv[1]))
-print("peak_kib=" + re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-"""
-
-
-def peak_bytes(folder: Path, urls: Sequence[str], port: int) -> tuple[int, Counter[str]]:
-    """The most memory a child ever had while it did these URLs under the default limits, and what became of them."""
-    config = DownloadConfig(allow_networks=("127.0.0.1/32",), allow_ports=(port,), host_connections=1000,
-                            host_requests_per_second=0.0, host_max_failures=0, image_deadline_seconds=120.0,
-                            min_bytes_per_second=0.0, retries=0)  # fmt: skip
-    (folder / "child-0").mkdir(parents=True)
-    write_job(folder / "child-0", config, config.policy(), [Item(i, "image", url) for i, url in enumerate(urls)])
-    command = [sys.executable, "-c", RUN_JOB, str(folder / "child-0")]
-    environment = child_environment() | {"TMPDIR": str(folder)}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results, in_flight = read_journal(folder / "child-0" / JOURNAL_NAME)
-    assert not in_flight
-    match = re.search(r"peak_kib=(\d+)", done.stdout)
-    assert match is not None
-    return int(match[1]) << 10, Counter(result.status for result in results.values())
 
 
 def test_bombs_cost_a_child_less_than_64_mb_more_than_images(tmp_path: Path) -> None:

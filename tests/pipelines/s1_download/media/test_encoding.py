@@ -148,8 +148,8 @@ def test_reencoding_gives_equal_bytes_in_every_process() -> None:
 
 def test_scaled_decoding_leaves_pixels_out(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    whole = x2vlm.data.media.images._as_rgb
-    monkeypatch.setattr(x2vlm.data.media.images, "_as_rgb", lambda image: decoded.append(image.size) or whole(image))
+    whole = x2vlm.data.media.images.as_rgb
+    monkeypatch.setattr(x2vlm.data.media.images, "as_rgb", lambda image: decoded.append(image.size) or whole(image))
     for scaled in (False, True):
         reencode_image(jpeg_of(scene(1200, 800)), 190, 95, scaled)
     assert decoded == [(1200, 800), (300, 200)]  # a quarter is the least that still has 190
