@@ -84,7 +84,7 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
             listener(event)
 
     STATUS.kept = lambda: (
-        f"The {num_done} parts finished in this run and all earlier ones are kept; a training goes on from its last "
+        f"Parts finished in this run: {num_done}. They and all earlier ones are kept; a training goes on from its last "
         "checkpoint."
     )
     with (

@@ -63,7 +63,7 @@ def train_on_this_machine(job_path: str, world_size: int) -> None:
 
 def causes(said: Sequence[str]) -> list[str]:
     """What the trainers themselves said of an error, if anything: the launcher's own report buries it."""
-    own = [line for line in said if line.startswith(("[rank", "ERROR:pipelines", "ERROR:x2vlm"))]
+    own = [line for line in said if line.startswith(("[rank", "ERROR:"))]
     return (own or list(said))[-NUM_SHOWN:]
 
 

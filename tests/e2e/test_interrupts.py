@@ -56,7 +56,7 @@ def test_two_moments_of_a_run_and_the_rerun(tmp_path: Path) -> None:
     words = ["jobs/run_stage.py", "sample", "--inline", "--only", "read/coco", "--only", "download/coco"]
     ended = interrupt(store, words, "event=node_started node=download/coco", 0.2)
     assert ended.returncode == 130
-    assert "The 1 parts finished in this run and all earlier ones are kept" in ended.stderr
+    assert "Parts finished in this run: 1. They and all earlier ones are kept" in ended.stderr
     assert Store(str(store)).read_ref("sample", "read/coco") is not None
     ended = interrupt(store, words, "event=run_finished")
     assert ended.returncode == 130

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from pipelines.flow.lineage.facts import Cache, LineageRecord, NodeFacts, facts_of, is_model
-from pipelines.flow.lineage.sink_process import LIVE_SECONDS, SinkProcess
+from pipelines.flow.lineage.sink_process import LIVE_SECONDS, STOP_SECONDS, SinkProcess
 from pipelines.flow.lineage.spool import Spool, spools
 from pipelines.flow.run import events
 from pipelines.flow.safe_text import safe
@@ -27,7 +27,6 @@ from x2vlm.errors import ConfigError, X2VLMError
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 60.0  # how long the end of a run waits for the sink
-STOP_SECONDS = 1.0  # the same where somebody waits for the process to end
 
 # tag of the job's run -> key of the provenance
 _PROVENANCE_TAGS = {

@@ -11,6 +11,7 @@ from pipelines.project import PROJECT_ROOT
 
 log = logging.getLogger(__name__)
 
+STOP_SECONDS = 1.0  # how long MLflow is waited for where somebody waits for the process to end
 LIVE_SECONDS = 5.0  # between two looks of the sink at the numbers of running nodes
 
 
@@ -65,7 +66,8 @@ class SinkProcess:
             self.process.kill()
             self.process.wait()
         if code:
-            log.warning(
+            log.log(
+                logging.WARNING if grace_seconds > STOP_SECONDS else logging.INFO,  # who stops a run expects it
                 "event=lineage_not_delivered dag_run=%s remedy=%r",
                 self.dag_run,
                 "the records are kept in the store; the next run delivers them",

@@ -67,7 +67,7 @@ def test_a_failure_of_the_processes_comes_home_with_what_they_said(tmp_path):
 
 
 SAID = {
-    "ours": (["E launcher\n"] * 60 + ["ERROR:pipelines.s5_pretrain.torchrun:StageFailed: no\n"] + ["noise\n"] * 90, 1),
+    "ours": (["E launcher\n"] * 60 + ["ERROR:__main__:StageFailed: no\n"] + ["noise\n"] * 90, 1),
     "rank": (["[rank0]: Traceback\n", "[rank0]: OSError: x\n"] + ["noise\n"] * 90, 2),
     "nothing": (["noise\n"] * 90, 30),
 }
