@@ -85,6 +85,15 @@ def test_lock_names_no_index(project_root: Path) -> None:
     assert not (project_root / "uv.lock").exists()
 
 
+def test_every_pin_has_hashes_and_uv_is_one_of_them(project_root: Path) -> None:
+    lock = (project_root / "requirements.lock").read_text()
+    pins = re.findall(r"^(\S+)==\S+(?:[^\n]*\\\n +--hash=sha256:[0-9a-f]{64})+", lock, re.MULTILINE)
+    assert len(pins) == len(re.findall(r"^\S+==", lock, re.MULTILINE)) > 200
+    (version,) = re.findall(r'"uv==(\S+)"', (project_root / "pyproject.toml").read_text())
+    assert f"\nuv=={version} " in lock
+    assert not re.search(r"uv==\d", (project_root / "Makefile").read_text())
+
+
 def test_readme_gives_the_commands_that_the_makefile_has(project_root: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", (project_root / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([a-z]+)`", (project_root / "README.md").read_text()))
