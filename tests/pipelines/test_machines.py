@@ -31,14 +31,22 @@ NUM_GPUS = 2
 @pytest.fixture(scope="module")
 def two_gpus() -> Iterator[None]:
     """A Ray that schedules two GPUs; nothing here touches CUDA."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        num_gpus=NUM_GPUS,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "") or os.getcwd()}},
-    )
+    environment = {"env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "") or os.getcwd()}}
+    for attempt in range(5):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=NUM_GPUS,
+                include_dashboard=False,
+                log_to_driver=False,
+                runtime_env=environment,
+            )
+            break
+        except Exception:  # Ray gives itself 30 s, too few on a busy machine
+            ray.shutdown()
+            if attempt == 4:
+                raise
     yield
     ray.shutdown()
 
