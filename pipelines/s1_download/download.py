@@ -290,7 +290,7 @@ def check_tools(config: DownloadConfig, node: str, sources: Sources) -> None:
 
 DOWNLOAD = Stage(
     name="download",
-    version=3,
+    version=4,
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,
