@@ -18,7 +18,7 @@ SECTIONS = ("download", "domains", "filter", "score", "decontaminate", "deduplic
 
 
 def check_settings(experiment: Experiment, graph: Graph) -> None:
-    """ConfigError for settings that no node of `graph` has, and for runtimes of stages without a node of their own."""
+    """ConfigError for settings that no node of `graph` has, and for runtimes of stages without a node."""
     problems = [*_idle_fields(experiment, graph), *_idle_runtimes(experiment, graph)]
     if problems:
         raise ConfigError("\n".join([f"{experiment.name}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
@@ -50,16 +50,11 @@ def _counts(asked: Any, found: Any) -> bool:
 
 
 def _idle_runtimes(experiment: Experiment, graph: Graph) -> list[str]:
-    """Runtimes of stages that do not exist, that have no node, or whose parts run in the driver."""
+    """Runtimes of stages that have no node; `pipelines.experiment` refuses those that do not exist."""
     stages = {graph[key].stage.name: graph[key].stage for key in graph}
     problems = []
     for name in experiment.runtime:
         if name not in stages:
             hint = did_you_mean(name, stages, "this experiment has the stages")
             problems.append(f"runtime.{name}: this experiment has no node of such a stage; {hint}")
-        elif stages[name].on_driver:
-            problems.append(
-                f"runtime.{name}: has no effect, because Ray Train places its workers; write `train_runtime` "
-                "(cpus_per_worker, placement) and `pretrain.world_size`"
-            )
     return problems

@@ -11,7 +11,7 @@ from pipelines.experiment import Experiment
 from pipelines.flow.lineage.recorder import default_tracking_uri
 from pipelines.flow.run.events import RunResult
 from pipelines.flow.run.planner import Plan, PlannedPart, explain
-from pipelines.flow.run.provenance import mask_url
+from pipelines.flow.safe_text import mask_url
 from pipelines.flow.stage import Graph
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.store import Store
