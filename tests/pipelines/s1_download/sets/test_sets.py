@@ -14,12 +14,13 @@ import pytest
 import webdataset
 from moto.server import ThreadedMotoServer
 
+from pipelines.flow.audit.artifacts import StoreAudit
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.places import open_places
 from tests.support.flow_helpers import run_stage_part
 from tests.support.sets.files import pairs, picture, write_files, write_tar
-from tests.support.sets.pipeline import SetRun, make_card, run_set, set_graph
+from tests.support.sets.pipeline import EXPERIMENT, SetRun, make_card, run_set, set_graph
 from x2vlm.data.cards import Card
 from x2vlm.data.readers.own.files import Member
 from x2vlm.errors import ConfigError, SourceUnavailable
@@ -199,6 +200,29 @@ def test_only_what_changed_is_due(tmp_path: Path, stored: tuple[Path, SetRun], c
     assert made["read/own"] == parts
     assert made["download/own"] == made["filter/own"] == {f"{name}-00000" for name in parts}
     assert len(run_again.samples()) == (12 if change == "add" else 9)
+
+
+@pytest.mark.parametrize("change", ["none", "added", "removed", "altered"])
+def test_an_audit_compares_a_set_with_what_was_read(tmp_path: Path, stored: tuple[Path, SetRun], change: str) -> None:
+    folder = stored[0] / "set"
+    kept = shutil.copytree(folder, tmp_path / "kept")
+    try:
+        if change == "added":
+            write_tar(folder / "00008.tar", pairs([80]))
+        elif change == "removed":
+            (folder / "00002.tar").unlink()
+        elif change == "altered":
+            data = bytearray((folder / "00002.tar").read_bytes())
+            data[900] ^= 1
+            (folder / "00002.tar").write_bytes(data)
+        audit = StoreAudit(stored[1].store)
+        ref = stored[1].store.read_ref(EXPERIMENT, "download/own")
+        assert ref is not None
+        audit.visit(ref.manifest_path, ref.manifest_sha256)
+    finally:
+        shutil.rmtree(folder)
+        shutil.copytree(kept, folder)
+    assert [finding.kind for finding in audit.findings] == ([] if change == "none" else ["source_changed"])
 
 
 def test_a_file_that_changes_between_read_and_download_is_refused(tmp_path: Path) -> None:
