@@ -17,8 +17,10 @@ def config_changes(node: Node, earlier: Manifest) -> list[tuple[str, Any, Any]]:
     config_type = node.stage.config_type
     try:
         before = config_type.model_validate(earlier.config).model_dump(mode="json")
-    except pydantic.ValidationError:  # written by another version of the stage
-        before = dict(earlier.config)
+    except pydantic.ValidationError:
+        # Written by another version of the stage, or with a default that names the type of a value left out: compared
+        # as recorded, without defaults.
+        return _differences("", dict(earlier.config), node.config.model_dump(mode="json", exclude_defaults=True))
     return _differences("", before, node.config.model_dump(mode="json"))
 
 
