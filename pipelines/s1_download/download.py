@@ -318,7 +318,7 @@ def finish_download(config: DownloadConfig, parts: Sequence[PartSummary]) -> Map
 
 DOWNLOAD = Stage(
     name="download",
-    version=3,
+    version=4,
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,

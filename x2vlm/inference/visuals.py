@@ -90,9 +90,8 @@ def _decode(name: str, data: bytes, frames_per_clip: int, frames_per_second: flo
     if sniff_format(data):
         return Visual(name, (open_image(data),))
     if sniff_container(data):
-        clip = sample_clip(data, frames_per_second)
-        chosen = choose_frames(len(clip.frames), frames_per_clip)
-        return Visual(name, tuple(clip.frames[number] for number in chosen), is_clip=True)
+        clip = sample_clip(data, frames_per_second, choose=lambda count: choose_frames(count, frames_per_clip))
+        return Visual(name, clip.frames, is_clip=True)
     raise InvalidSample("not_media", f"starts with {data[:12]!r}; JPEG, PNG, WebP, GIF and video files are read")
 
 

@@ -61,7 +61,10 @@ def _sample(image: Image.Image, wanted: Wanted, budget: Budget, cut: str) -> Sam
     else:
         if cut:
             raise InvalidSample("decode_failed", f"the file breaks off: {cut}")
-    return SampledClip(tuple(pictures), tuple(times), *size) if pictures else None
+    if not pictures:
+        return None
+    chosen = range(len(pictures)) if wanted.choose is None else wanted.choose(len(pictures))
+    return SampledClip(tuple(pictures[n] for n in chosen), tuple(times[n] for n in chosen), *size)
 
 
 def _frames(image: Image.Image, budget: Budget) -> Iterator[tuple[float, float, Image.Image]]:

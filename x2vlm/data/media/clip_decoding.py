@@ -7,7 +7,7 @@ start without trusting an index, and tells what decoding would cost before it be
 import errno
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Wanted:
     end: float  # infinite: to the end of the video
     frames_per_second: float
     max_short_edge: int | None
+    choose: Callable[[int], Sequence[int]] | None = None  # of how many frames, which; the others are not kept
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class _Progress:
     previous: tuple[float, Any] | None = None
 
 
+class _Recount(Exception):
+    """The clip has another number of frames than its packets made expect."""
+
+
 def decode_clip(data: bytes, demuxer: str, wanted: Wanted, limits: ClipLimits) -> SampledClip:
     """The frames of `wanted`; InvalidSample with a rule of `x2vlm.data.media.video.sample_clip`."""
     import av  # FFmpeg: training reads stored frames, on machines that need not have it
@@ -65,18 +70,25 @@ def decode_clip(data: bytes, demuxer: str, wanted: Wanted, limits: ClipLimits) -
         "codec_whitelist": CODEC_WHITELIST,
         "max_streams": str(limits.max_streams),
     }
+    count = None
     try:
-        with av.open(MeteredBytes(data, budget), format=demuxer, options=options, metadata_errors="replace") as file:
-            return _decode(data, file, demuxer, wanted, budget)
+        for _ in range(2):
+            file = MeteredBytes(data, budget)
+            with av.open(file, format=demuxer, options=options, metadata_errors="replace") as container:
+                try:
+                    return _decode(data, container, demuxer, wanted, budget, count)
+                except _Recount as error:
+                    count = error.args[0]
     except InvalidSample:
         raise
     except (av.error.FFmpegError, *BROKEN_FILE_ERRORS) as error:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             raise InvalidSample("out_of_memory", str(error)) from None
         raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
+    raise InvalidSample("decode_failed", "the number of its frames changes from one reading to the next")
 
 
-def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget) -> SampledClip:
+def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget, count: int | None) -> SampledClip:
     stream = _video_stream(file, budget.limits)
     origin = _origin(file, stream)
     ends = _declared_end(file, stream, origin)
@@ -85,27 +97,37 @@ def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget
         raise InvalidSample("too_long", f"{seconds:.0f} seconds, at most {budget.limits.max_seconds}")
     budget.seconds = min(budget.seconds, max(seconds, 0.0))
     packets = _Packets(file, stream, demuxer, origin, wanted, budget)
+    count = packets.expected_frames(wanted) if count is None else count
+    chosen = None if wanted.choose is None else wanted.choose(count)
     progress = _Progress()
-    pixel_aspect = stream.sample_aspect_ratio
-    pictures, times, size = [], [], (0, 0)
+    pictures: dict[int, Image.Image] = {}
+    times, size = [], (0, 0)
     frames = _frames(packets, stream, origin, wanted.start, budget, progress)
-    for time, frame in _nearest(frames, wanted, progress):
-        width, height = display_size(frame.width, frame.height, pixel_aspect)
-        _check_frame(width, height, budget.limits)
-        picture, *shown = picture_of(frame, pixel_aspect, wanted.max_short_edge)
-        size = (shown[0], shown[1])
-        budget.keep(picture.width * picture.height)
-        pictures.append(picture)
+    for number, (time, frame) in enumerate(_nearest(frames, wanted, progress)):
         times.append(time)
+        if chosen is None or number in chosen:
+            _check_frame(*display_size(frame.width, frame.height, stream.sample_aspect_ratio), budget.limits)
+            pictures[number], *shown = picture_of(frame, stream.sample_aspect_ratio, wanted.max_short_edge)
+            size = (shown[0], shown[1])
+            budget.keep(pictures[number].width * pictures[number].height)
+    _check_end(data, demuxer, stream, wanted, progress, len(times))
+    if chosen is None:
+        return SampledClip(tuple(pictures.values()), tuple(times), *size)
+    if len(times) != count:
+        raise _Recount(len(times))
+    return SampledClip(tuple(pictures[n] for n in chosen), tuple(times[n] for n in chosen), *size)
+
+
+def _check_end(data: bytes, demuxer: str, stream: Any, wanted: Wanted, progress: _Progress, num_frames: int) -> None:
+    """InvalidSample unless there are frames, and if they ran out, they did so at the end of a whole file."""
     if progress.ran_out:
         evidence = "its last frame is incomplete" if progress.is_last_corrupt else breaks_off(data, demuxer, stream)
         if evidence:
             seen = f"after {progress.previous[0]:.1f} seconds" if progress.previous else "before the first frame"
             raise InvalidSample("decode_failed", f"the file breaks off {seen}: {evidence}")
-    if not pictures:
+    if not num_frames:
         rule = "clip_out_of_range" if wanted.start > 0 or progress.previous else "decode_failed"
         raise InvalidSample(rule, f"no frame from {wanted.start} seconds on")
-    return SampledClip(tuple(pictures), tuple(times), *size)
 
 
 def _video_stream(file: Any, limits: ClipLimits) -> Any:
@@ -184,6 +206,15 @@ class _Packets:
                 self._budget.spend_packet(packet.size)
             yield packet
         self.ran_out = True
+
+    def expected_frames(self, wanted: Wanted) -> int:
+        """How many frames will be taken, by the times of the packets: exact for a video without errors."""
+        base = float(self._stream.time_base)
+        times = [_order(packet, shown=True) * base - self._origin for packet in self.first if packet.size]
+        known = [time for time in times if math.isfinite(time)]
+        last = max(known) if known else len(times) / float(self._stream.average_rate or 25)
+        skipped = max(0, math.ceil((min(known, default=0.0) - wanted.start) * wanted.frames_per_second) - 1)
+        return max(1, math.floor((min(last, wanted.end) - wanted.start) * wanted.frames_per_second) + 1 - skipped)
 
     def _seek(self, file: Any) -> bool:
         """Go to the keyframe before the start by the index; false, at the beginning, if it led behind the start."""

@@ -5,7 +5,7 @@ A blob is a magic number, the number of frames, then (time, size) of each frame,
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 
 from x2vlm.data.media.animation import decode_animation
@@ -74,11 +74,13 @@ def sample_clip(
     end_seconds: float | None = None,
     max_short_edge: int | None = None,
     limits: ClipLimits = DEFAULT_LIMITS,
+    choose: Callable[[int], Sequence[int]] | None = None,
 ) -> SampledClip:
     """The frames nearest to start, start + 1/rate, ... before `end_seconds`, at least one, as a player shows them.
 
     Seconds count from the first frame; where the file's sound begins more than a second before it, from there. Frames
-    are upright and scaled to square pixels. Of an animated GIF, WebP or PNG the frame shown at each time is taken.
+    are upright and scaled to square pixels. Of an animated GIF, WebP or PNG the frame shown at each time is
+    taken. `choose` says, of how many frames, which ones are wanted: the others never take memory.
 
     The whole clip is decoded, so that a truncated file is detected. Raises InvalidSample with rule empty_body,
     not_a_video, format_unsupported, too_many_pixels, too_long, clip_out_of_range, decode_failed,
@@ -91,7 +93,7 @@ def sample_clip(
         raise InvalidSample("clip_out_of_range", f"from {start} to {end} seconds")
     if end != math.inf and end - start > limits.max_seconds:
         raise InvalidSample("too_long", f"{end - start} seconds, at most {limits.max_seconds}")
-    wanted = Wanted(start, end, frames_per_second, max_short_edge)
+    wanted = Wanted(start, end, frames_per_second, max_short_edge, choose)
     if demuxer := sniff_container(data):
         return decode_clip(data, demuxer, wanted, limits)
     if kind := sniff_animation(data):
