@@ -187,6 +187,7 @@ class _Packets:
     def __init__(self, file: Any, stream: Any, demuxer: str, origin: float, wanted: Wanted, budget: Budget) -> None:
         self._stream, self._origin, self._budget = stream, origin, budget
         base = float(stream.time_base)
+        self.has_times = CONTAINERS[demuxer].has_times
         self._start = math.floor((wanted.start + origin) / base)
         self._stop = (wanted.end + origin) / base
         self._too_late = (wanted.start + budget.limits.max_seconds + 1.0 + origin) / base
@@ -244,7 +245,7 @@ class _Packets:
             if packet.size:
                 self._budget.spend_packet(packet.size)
             order = _order(packet)
-            if may_skip and packet.is_keyframe and _order(packet, shown=True) <= self._start:
+            if self.has_times and may_skip and packet.is_keyframe and _order(packet, shown=True) <= self._start:
                 self.first.clear()
             may_skip = may_skip and not self._start < order
             self.first.append(packet)
@@ -272,7 +273,7 @@ def _frames(
     limits, rate = budget.limits, float(stream.average_rate or 25)
     counted_from, count = 0.0, 0  # for frames without a time
     for number, packet in enumerate(packets):
-        if not number and packet.pts is None and packet.dts is not None:
+        if packets.has_times and not number and packet.pts is None and packet.dts is not None:
             counted_from = float(packet.dts * stream.time_base) - origin
         try:
             decoded = packet.decode()
@@ -286,7 +287,7 @@ def _frames(
         for frame in decoded:
             _check_frame(frame.width, frame.height, limits)
             budget.spend_frame(frame.width * frame.height)
-            is_timed = frame.pts is not None
+            is_timed = packets.has_times and frame.pts is not None
             time = float(frame.pts * frame.time_base) - origin if is_timed else counted_from + count / rate
             count += 1
             if count > limits.max_decoded_frames or time - start > limits.max_seconds + 1.0:

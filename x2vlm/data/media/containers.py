@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Container:
-    """A container that is read: FFmpeg's name of it, its name for people, and whether seeking in it can be trusted."""
+    """A container that is read: FFmpeg's name of it, and its name for people."""
 
     demuxer: str
     title: str
-    is_indexed: bool = False  # else it is read from its start, which costs no decoding
+    is_indexed: bool = False  # else the keyframe is sought by reading from the start, which costs no decoding
+    has_times: bool = True  # else frames are counted, at the rate that the stream says, from the first
 
 
 CONTAINERS = {
@@ -27,7 +28,7 @@ CONTAINERS = {
         Container("asf", "Windows Media (ASF)"),
         Container("mpeg", "MPEG program stream (also DVD)"),
         Container("mpegts", "MPEG transport stream (188, 192 or 204 bytes a packet)"),
-        Container("mpegvideo", "MPEG-1 and MPEG-2 video without a container"),
+        Container("mpegvideo", "MPEG-1 and MPEG-2 video without a container", has_times=False),
     )
 }
 ANIMATIONS = {"gif": "GIF", "webp": "WebP", "png": "PNG (APNG)"}  # with more than one frame; Pillow reads them
