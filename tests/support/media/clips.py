@@ -32,7 +32,7 @@ def encode(
     pixel_aspect: Fraction | None = None,
     sound_seconds: float = 0.0,
 ) -> bytes:
-    """A clip of frames as `grey` makes them, at 1/rate or at `times` (seconds, in milliseconds), with sound or without."""
+    """A clip of frames as `grey` makes them, at 1/rate or at `times` (seconds), with sound or without."""
     with tempfile.TemporaryDirectory() as folder:  # some muxers read again what they wrote
         path = Path(folder) / "clip"
         with av.open(str(path), "w", format=container, options=options or {}) as output:
