@@ -37,7 +37,8 @@ def encode(
         path = Path(folder) / "clip"
         with av.open(str(path), "w", format=container, options=options or {}) as output:
             stream = output.add_stream(codec, rate=rate)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            stream.width, stream.height = WIDTH, HEIGHT
+            stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
             stream.codec_context.gop_size = keyframe_every
             stream.bit_rate = 1_000_000
             if codec == "libvpx":

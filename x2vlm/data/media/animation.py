@@ -14,6 +14,7 @@ from x2vlm.data.media.containers import ANIMATIONS
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 
+COST = 20  # Pillow draws each frame over the whole picture, which takes as long as 20 frames of FFmpeg
 SHORTEST_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # browsers show a frame of 10 ms and less for 100 ms
 
 
@@ -53,7 +54,7 @@ def _sample(image: Image.Image, wanted: Wanted, budget: Budget, cut: str) -> Sam
         while (target := wanted.start + step / wanted.frames_per_second) < min(ends, wanted.end):
             if target >= begins:
                 picture = shrink(_on_white(frame), frame.size, wanted.max_short_edge)
-                budget.keep(picture.width * picture.height)
+                budget.keep(picture.width * picture.height, wanted.frames_per_second)
                 pictures.append(picture)
                 times.append(begins)
                 size = frame.size
@@ -77,7 +78,7 @@ def _frames(image: Image.Image, budget: Budget) -> Iterator[tuple[float, float, 
             return
         if number >= budget.limits.max_decoded_frames:
             raise InvalidSample("too_long", f"more than {budget.limits.max_decoded_frames} frames")
-        budget.spend_frame(image.width * image.height)
+        budget.spend_frame(COST * image.width * image.height)
         image.load()
         seconds = float(image.info.get("duration") or 0.0) / 1000
         ends = begins + (DEFAULT_SECONDS if seconds < SHORTEST_SECONDS else seconds)

@@ -24,7 +24,7 @@ class ClipLimits:
         80_000_000_000  # decoded; ten minutes of 1080p at 60 frames a second have 75 thousand million
     )
     max_cpu_seconds: float = 660.0
-    max_kept_pixels: int = 400_000_000  # of all frames that are kept, after shrinking: 1.2 GB as RGB
+    max_kept_pixels: int = 200_000_000  # of all kept frames after shrinking, at one a second: 800 MB in Pillow
     max_streams: int = 100  # subtitles and fonts count
     max_index_entries: int = 2_000_000  # that a header announces: samples, fragments, edits
     max_bytes_read: int = 1 << 30  # beside 4 times the file itself: a demuxer that goes back and forth
@@ -40,6 +40,7 @@ class Budget:
 
     limits: ClipLimits
     seconds: float  # asked for, or what of it the file has
+    file_bytes: int = 0
     pixels: int = 0
     packets: int = 0
     packet_bytes: int = 0
@@ -52,7 +53,7 @@ class Budget:
         self.packet_bytes += num_bytes
         if self.packets > self.limits.max_decoded_frames + 1000:  # some carry no frame
             raise InvalidSample("too_long", f"more than {self.limits.max_decoded_frames} frames")
-        if self.packet_bytes > self.limits.max_bytes_read:
+        if self.packet_bytes > 2 * self.file_bytes + (64 << 20):  # packets of Matroska may be packed
             raise InvalidSample("decode_budget_exceeded", f"{self.packet_bytes} bytes of packets")
 
     def check_pixels(self, pixels: int) -> None:
@@ -60,7 +61,7 @@ class Budget:
         if pixels > (allowed := self.limits.max_total_pixels * self.limits.share(self.seconds)):
             raise InvalidSample(
                 "decode_budget_exceeded",
-                f"{pixels:.3g} pixels to decode for {self.seconds:.0f} s, at most {allowed:.3g}",
+                f"{pixels:.4g} pixels to decode for {self.seconds:.0f} s, at most {allowed:.4g}",
             )
 
     def spend_frame(self, pixels: int) -> None:
@@ -69,10 +70,10 @@ class Budget:
         self.check_pixels(self.pixels)
         self.check_time()
 
-    def keep(self, pixels: int) -> None:
-        """One frame is kept in memory until the clip ends."""
+    def keep(self, pixels: int, frames_per_second: float) -> None:
+        """One frame is kept in memory until the clip ends; who asks for more a second pays for more."""
         self.kept_pixels += pixels
-        if self.kept_pixels > self.limits.max_kept_pixels:
+        if self.kept_pixels > self.limits.max_kept_pixels * max(1.0, frames_per_second):
             raise InvalidSample("decode_budget_exceeded", f"{self.kept_pixels} pixels in frames to keep")
 
     def check_time(self) -> None:

@@ -64,7 +64,7 @@ def decode_clip(data: bytes, demuxer: str, wanted: Wanted, limits: ClipLimits) -
     import av  # FFmpeg: training reads stored frames, on machines that need not have it
 
     check_header(data, demuxer, limits)
-    budget = Budget(limits, min(wanted.end - wanted.start, limits.max_seconds))
+    budget = Budget(limits, min(wanted.end - wanted.start, limits.max_seconds), len(data))
     options = {
         "protocol_whitelist": "none",
         "codec_whitelist": CODEC_WHITELIST,
@@ -109,7 +109,7 @@ def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget
             _check_frame(*display_size(frame.width, frame.height, stream.sample_aspect_ratio), budget.limits)
             pictures[number], *shown = picture_of(frame, stream.sample_aspect_ratio, wanted.max_short_edge)
             size = (shown[0], shown[1])
-            budget.keep(pictures[number].width * pictures[number].height)
+            budget.keep(pictures[number].width * pictures[number].height, wanted.frames_per_second)
     _check_end(data, demuxer, stream, wanted, progress, len(times))
     if chosen is None:
         return SampledClip(tuple(pictures.values()), tuple(times), *size)
