@@ -19,10 +19,10 @@ from tests.support.media.clips import encode, remux
 
 def slow_frame() -> bytes:
     """A clip of one frame that takes about a second of CPU time inside one call of its decoder."""
-    noise = np.random.default_rng(0).integers(0, 255, (5_000, 6_000, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (2_000, 2_000, 3), dtype=np.uint8)
     buffer = BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG", quality=97)
-    return remux([buffer.getvalue()], encode("matroska", "mjpeg", 2))
+    Image.fromarray(noise).save(buffer, "JPEG2000")
+    return remux([buffer.getvalue()], encode("mov", "jpeg2000", 2), "mov")
 
 
 def test_a_decoder_that_does_not_come_back_costs_its_own_row_alone(tmp_path: Path) -> None:
