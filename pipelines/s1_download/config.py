@@ -62,6 +62,9 @@ class DownloadConfig(FrozenConfig):
     frames_per_second: float = pydantic.Field(default=1.0, gt=0)
     max_frame_short_edge: int = pydantic.Field(default=256, gt=0)
     max_clip_seconds: float = pydantic.Field(default=600.0, gt=0)
+    # What decoding a clip of that length may take; a shorter one its share, and that of a minute more.
+    max_clip_pixels: int = pydantic.Field(default=80_000_000_000, gt=0)  # 1080p at 60 frames a second has 75e9
+    max_clip_cpu_seconds: float = pydantic.Field(default=660.0, gt=0)
     host_connections: int = pydantic.Field(default=8, gt=0, exclude=True)
     host_requests_per_second: float = pydantic.Field(default=20.0, ge=0, exclude=True)  # 0: no limit
     yt_dlp_bytes_per_second: float = pydantic.Field(default=2 << 20, gt=0, exclude=True)
@@ -71,6 +74,7 @@ class DownloadConfig(FrozenConfig):
     # They wait, they do not work: 64 that trickle 1 byte a second hold 64 for as long as the rate's grace lasts.
     threads: int = pydantic.Field(default=64, gt=0, exclude=True)
     video_threads: int = pydantic.Field(default=2, gt=0, exclude=True)
+    clip_grace_seconds: float = pydantic.Field(default=30.0, gt=0, exclude=True)  # until the process ends itself
     # What the child may map beyond what its imports need; 0 sets no limit.
     address_space_headroom_bytes: int = pydantic.Field(default=6 << 30, ge=0, exclude=True)
 
@@ -137,4 +141,8 @@ class DownloadConfig(FrozenConfig):
 
     def clip_limits(self) -> ClipLimits:
         """What a clip may cost to decode."""
-        return ClipLimits(max_seconds=self.max_clip_seconds)
+        return ClipLimits(
+            max_seconds=self.max_clip_seconds,
+            max_total_pixels=self.max_clip_pixels,
+            max_cpu_seconds=self.max_clip_cpu_seconds,
+        )

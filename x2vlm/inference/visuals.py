@@ -94,9 +94,8 @@ def _decode(name: str, data: bytes, frames_per_clip: int, frames_per_second: flo
         return Visual(name, (open_image(data),))
     if sniff_container(data):
         with needs(f"the clip {name}"):
-            clip = sample_clip(data, frames_per_second)
-        chosen = choose_frames(len(clip.frames), frames_per_clip)
-        return Visual(name, tuple(clip.frames[number] for number in chosen), is_clip=True)
+            clip = sample_clip(data, frames_per_second, choose=lambda count: choose_frames(count, frames_per_clip))
+        return Visual(name, clip.frames, is_clip=True)
     raise InvalidSample("not_media", f"starts with {data[:12]!r}; {readable_formats()} and video files are read")
 
 

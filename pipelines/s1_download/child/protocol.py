@@ -14,6 +14,7 @@ from x2vlm.samples import Media
 
 JOB_NAME, JOURNAL_NAME, PAYLOADS_NAME = "job.json", "journal.jsonl", "payloads"
 OUT_OF_MEMORY_STATUS = 77  # exit status of a child whose Python ran out of memory: treated like death by a signal
+GAVE_UP_STATUS = 78  # of a process that ended itself because an item, which has its result, would never end
 
 
 @dataclass(frozen=True, order=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.project import HOME_VARIABLE, PROJECT_ROOT
 from pipelines.s1_download.child.protocol import (
+    GAVE_UP_STATUS,
     JOURNAL_NAME,
     OUT_OF_MEMORY_STATUS,
     Item,
@@ -84,7 +85,8 @@ def _fetch(run: Run, items: list[Item], retries: int) -> None:
         return
     logger.warning("download_child=%s items_left=%d in_flight=%d", how_it_ended or "late", len(left), len(in_flight))
     if how_it_ended is None:
-        _fetch(run, left, retries)  # only the deadline ends a child without a crash: handled in there
+        # The deadline, which is handled in there, or an item without end, which has its result: there are fewer left.
+        _fetch(run, left, retries)
     elif retries or (len(left) < len(items) and not in_flight):
         _fetch(run, left, max(0, retries - 1))
     elif not in_flight:
@@ -127,7 +129,7 @@ def _run_child(run: Run, items: Sequence[Item]) -> tuple[set[int], str | None]:
             child.wait()
     results, in_flight = read_journal(folder / JOURNAL_NAME)
     run.results |= results
-    if status is None or status == 0:
+    if status is None or status in (0, GAVE_UP_STATUS):
         return in_flight, None
     if status < 0 or status == OUT_OF_MEMORY_STATUS:
         return in_flight, "out of memory" if status > 0 else signal.Signals(-status).name

@@ -22,8 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
+from pipelines.s1_download.child.clips import ClipDecoder
 from pipelines.s1_download.child.img2dataset_shard import download_function, run_shard
 from pipelines.s1_download.child.protocol import (
+    GAVE_UP_STATUS,
     JOURNAL_NAME,
     OUT_OF_MEMORY_STATUS,
     PAYLOADS_NAME,
@@ -42,7 +44,7 @@ from pipelines.s1_download.http.guard import Policy
 from pipelines.s1_download.http.resolver import open_resolver
 from pipelines.s1_download.http.transport import Fetcher, Outcome, guarded_opener
 from pipelines.s1_download.media.encoding import decodes, media_to_store
-from x2vlm.data.media.video import frames_blob, sample_clip
+from x2vlm.data.media.video import frames_blob
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.errors import InvalidSample, StageFailed
 from x2vlm.samples import MEDIA_KINDS, Media
@@ -83,6 +85,7 @@ class Worker:
         self._fetchers = {kind: Fetcher(policy, config.limits(kind), crawler_policy, resolver) for kind in MEDIA_KINDS}
         command = check_command(config, "download")
         self._yt_dlp = YtDlp(command, config, policy) if command else None
+        self._clips = ClipDecoder(config, self._give_up)
 
     def fetch_images(self, items: Sequence[Item]) -> None:
         """Fetch each distinct URL once through img2dataset, inspect it, and journal a result for every item."""
@@ -175,6 +178,12 @@ class Worker:
             )
         )
 
+    def _give_up(self, item: Item, reason: str) -> None:
+        """End this process, because `item` would never end; the parent goes on with what has no result."""
+        logger.warning("gave_up=%d reason=%r", item.id, reason)
+        self._journal.finished(Result(item.id, "decode_budget_exceeded", reason))
+        os._exit(GAVE_UP_STATUS)
+
     def _inspect(self, item: Item, body: bytes) -> tuple[Media, bytes, str]:
         """The media in `body`, the bytes to store and their sha256; InvalidSample if it is unusable."""
         config = self._config
@@ -182,14 +191,7 @@ class Worker:
             with self._decoding if decodes(config.store) else nullcontext():
                 return media_to_store(body, config.store, config.strip_metadata)
         digest = hashlib.sha256(body)
-        clip = sample_clip(
-            body,
-            config.frames_per_second,
-            item.start_seconds,
-            item.end_seconds,
-            config.max_frame_short_edge,
-            config.clip_limits(),
-        )
+        clip = self._clips.decode(item, body)
         if item.start_seconds is not None or item.end_seconds is not None:
             # Two clips of one video are two media: the range is part of their identity.
             digest.update(f"#t={item.start_seconds},{item.end_seconds}".encode())
