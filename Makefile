@@ -32,8 +32,11 @@ demo: setup                          ## the whole flow on the shipped sample: mi
 quick: setup                         ## the tests that matter while writing: under 90 seconds on two cores
 	$(PYTHON) -m pytest @tests/quick.txt
 
+# The end-to-end tests go first: they take longest, mostly waiting, in one process of their own.
+TEST_PROCESSES ?= 2
 test: setup                          ## every test but the slow proofs
-	$(PYTHON) -m pytest --cov=pipelines/flow --cov-report=term --cov-fail-under=90
+	$(PYTHON) -m pytest tests/e2e tests -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
+		--cov=pipelines/flow --cov-report=term --cov-fail-under=90
 
 slow: setup                          ## the long proofs: kills at random moments, many workers, large plans
 	$(PYTHON) -m pytest -m slow

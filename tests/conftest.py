@@ -14,6 +14,19 @@ hypothesis.settings.load_profile("x2vlm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where `make test` uses several processes, what shares a fixture of a file stays in one of them.
+
+    Folders of tests on the one real cluster, with the one finished run of the sample, are one group.
+    """
+    for item in items:
+        folder, _, name = item.nodeid.partition("::")[0].rpartition("/")
+        group = folder if folder == "tests/e2e" else f"{folder}/{name}"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The repository's root folder."""
