@@ -25,8 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
-
-
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     """The repository's root folder."""
