@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipelines.s1_download.http.body import UNDONE_CODINGS
-from x2vlm.data.media.containers import ANIMATIONS, CONTAINERS, VIDEO_CODECS
+from x2vlm.data.media.clips.containers import ANIMATIONS, CONTAINERS, VIDEO_CODECS
 from x2vlm.data.media.formats import format_table
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"

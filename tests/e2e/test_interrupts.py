@@ -14,7 +14,7 @@ from pipelines.flow.store.artifact import unseal
 from pipelines.flow.store.lease import LeaseRecord
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import run_job
-from tests.support.jobs import Ended, processes_with, start, stop
+from tests.support.processes.jobs import Ended, processes_with, start, stop
 
 SEED = 20261130
 MOMENTS = 10

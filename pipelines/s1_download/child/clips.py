@@ -1,6 +1,6 @@
 """Decoding clips inside the child: nobody's clip takes the memory or the time of the others.
 
-A clip ends by its own budget (`x2vlm.data.media.clip_budget`) wherever Python is reached. For one call of a decoder
+A clip ends by its own budget (`x2vlm.data.media.clips.budget`) wherever Python is reached. For one call of a decoder
 that does not return there is a watch: it writes down a result for the clip and ends the process, whose parent runs the
 others in a new one.
 """

@@ -17,7 +17,7 @@ from pipelines.flow.store.lease import acquire
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import run_job
-from tests.support.jobs import ROOT
+from tests.support.processes.jobs import ROOT
 
 ONLY = ("--only", "read/coco", "--only", "read/laion", "--only", "read/cc3m")
 # A job in a process of its own that says afterwards what it had imported, which processes it started, and its CPU time.

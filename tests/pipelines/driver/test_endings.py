@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import ROOT, processes_with, python, start, stop, wait_for, write_job
+from tests.support.processes.jobs import ROOT, processes_with, python, start, stop, wait_for, write_job
 
 SLEEP = "time.sleep(600)"
 # A library that swallows the exception and goes on.

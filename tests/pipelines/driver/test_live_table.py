@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.terminal import Terminal
+from tests.support.processes.terminal import Terminal
 
 # A run of made-up events on the screen of a job, with everything that likes to write across a table: workers' output
 # on both descriptors, a library that prints, a child process, warnings.

@@ -8,10 +8,10 @@ import struct
 from collections.abc import Callable, Sequence
 from io import BytesIO
 
-from x2vlm.data.media.animation import decode_animation
-from x2vlm.data.media.clip_budget import DEFAULT_LIMITS, ClipLimits
-from x2vlm.data.media.clip_decoding import SampledClip, Wanted, decode_clip
-from x2vlm.data.media.containers import other_media, sniff_animation, sniff_container
+from x2vlm.data.media.clips.animation import decode_animation
+from x2vlm.data.media.clips.budget import DEFAULT_LIMITS, ClipLimits
+from x2vlm.data.media.clips.containers import other_media, sniff_animation, sniff_container
+from x2vlm.data.media.clips.decoding import SampledClip, Wanted, decode_clip
 from x2vlm.errors import InvalidSample
 
 __all__ = [

@@ -7,10 +7,10 @@ from io import BytesIO
 
 from PIL import Image
 
-from x2vlm.data.media.clip_budget import Budget, ClipLimits
-from x2vlm.data.media.clip_decoding import SampledClip, Wanted
-from x2vlm.data.media.clip_frames import shrink
-from x2vlm.data.media.containers import ANIMATIONS
+from x2vlm.data.media.clips.budget import Budget, ClipLimits
+from x2vlm.data.media.clips.containers import ANIMATIONS
+from x2vlm.data.media.clips.decoding import SampledClip, Wanted
+from x2vlm.data.media.clips.frames import shrink
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from x2vlm.data.media.clip_budget import ClipLimits
-from x2vlm.data.media.containers import ts_packet_size
+from x2vlm.data.media.clips.budget import ClipLimits
+from x2vlm.data.media.clips.containers import ts_packet_size
 from x2vlm.errors import InvalidSample
 
 MAX_ELEMENTS = 1_000_000  # looked at, in Python: about a second

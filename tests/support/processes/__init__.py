@@ -1,0 +1,1 @@
+"""Processes of jobs, and terminals that they write to."""
