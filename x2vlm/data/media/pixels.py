@@ -6,7 +6,7 @@ memory of what was decoded and of the result (0.5 GB at most), not of every step
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -63,8 +63,8 @@ def correct_transparency(image: Image.Image) -> None:
 
     Pillow keeps the value of the file, which counts from 0 to 3 or 15 for grey of 2 or 4 bits, and in 16 bits for RGB.
     """
-    colour: object = image.info.get("transparency")
-    tiles: Sequence[Any] = getattr(image, "tile", ())
+    colour = image.info.get("transparency")
+    tiles: list[Any] = getattr(image, "tile", [])
     raw_mode = tiles[0].args if len(tiles) == 1 else ""
     if isinstance(colour, int) and raw_mode in ("L;2", "L;4"):
         image.info["transparency"] = colour * (85 if raw_mode == "L;2" else 17) & 255
