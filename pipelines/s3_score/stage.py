@@ -238,7 +238,7 @@ def _named_clip(name: str, weights_sha256: str, device: str) -> "Clip":
 
 SCORE = Stage(
     name="score",
-    version=3,
+    version=4,  # 4: transparent colours of PNGs of 2, 4 and 16 bits, and JPEGs that lack only their end
     config_type=ScoreConfig,
     slots=("rows", "media", "model"),
     plan_parts=plan_score,

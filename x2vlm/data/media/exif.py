@@ -36,12 +36,8 @@ def is_small_directory(tiff: bytes) -> bool:
         count * UNIT_BYTES.get(kind, 0)
         for _, kind, count, _ in struct.iter_unpack(order + "HHI4s", tiff[start + 2 : stop])
     )
-<<<<<<< HEAD
-    return bool(sum(length for length in lengths if length <= len(tiff)) <= 4 * len(tiff) + (64 << 10))
-=======
     named: int = sum(length for length in lengths if length <= len(tiff))
     return named <= 4 * len(tiff) + (64 << 10)
->>>>>>> images
 
 
 def first_orientation(exif: bytes) -> int:
