@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -41,7 +42,7 @@ class ReadConfig(FrozenConfig):
     known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
     expected_rows: int | None = None  # published count; a difference is reported, not an error
     rows_per_file: int = pydantic.Field(default=10_000, ge=1)
-    # Of the reader `table`: fields of the card, and the kind of rows whose address does not tell.
+    # Of readers of a user's own files: fields of the card; of `table` also the kind of rows that do not tell it.
     columns: dict[str, tuple[str | int, ...]] = {}
     boxes: BoxFormat | None = None
     local_media: UrlBase | None = None
@@ -140,10 +141,16 @@ def _open(
     """The source of a part, and what its reader makes of it."""
     if config.reader in SET_READERS:
         source = _source(config, {})
-        return source, SET_READERS[config.reader](source, set_files(part), seen, SetOptions())
+        return source, SET_READERS[config.reader](source, set_files(part), seen, _set_options(config))
     paths = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "files"}
     source = _source(config, {role: paths[name] for role, name in config.files.items()})
     return source, READERS[config.reader](source, seen)
+
+
+def _set_options(config: ReadConfig) -> SetOptions:
+    """What the card says about the fields of a set; boxes are xywh in pixels where it says nothing."""
+    options = SetOptions(columns=config.columns)
+    return options if config.boxes is None else replace(options, boxes=config.boxes)
 
 
 def _source(config: ReadConfig, files: dict[str, Path]) -> Source:

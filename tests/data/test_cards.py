@@ -85,7 +85,7 @@ def test_files_lie_below_the_data_root_unless_shipped(tmp_path: Path) -> None:
         ({"allow_networks": ["10.0.0.0/99"]}, "allow_networks"),
         ({"url_base": {"from": "ftp://x", "serve": "a"}}, "url_base.from"),
         ({"columns": {"captoin": "a"}}, "columns: .*did you mean `caption`?"),
-        ({"columns": {"caption": "a"}}, "`columns` and `boxes` are for `reader: table`"),
+        ({"columns": {"caption": "a"}}, "`columns` and `boxes` are for the readers folder, table, webdataset"),
         ({"reader": "table", "columns": {"url": ["a", "b"]}}, "url takes one column, a, b are 2"),
         ({"reader": "table", "columns": {"url": 0, "caption": "a"}}, "all columns by name, or all by position"),
         ({"reader": "table", "columns": {"labels": "a"}}, "columns.labels has no effect without `boxes"),

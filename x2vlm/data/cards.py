@@ -12,6 +12,7 @@ import pydantic
 
 from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.data.readers import READERS
+from x2vlm.data.readers.own.facts import NAMES as SET_FIELDS
 from x2vlm.data.readers.own.layout import BOX_FIELDS, SEVERAL, BoxFormat, check_columns
 from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
@@ -64,8 +65,8 @@ class Card(FrozenConfig):
     # Folder of the files below the project root, an absolute path or a URI; "" where users keep them (`file_paths`).
     root: str = ""
     files: dict[str, CardFile]
-    # Of the reader `table`: which columns hold what (`readers.own.layout.ALIASES` lists the fields), by name, or by
-    # position from 0 in a table without a header; and how boxes are written.
+    # Of readers of a user's own files: which columns hold what (`readers.own.layout.ALIASES` lists the fields), by
+    # name, or by position from 0 in a table without a header; and how boxes are written.
     columns: dict[str, tuple[str | int, ...]] = {}
     boxes: BoxFormat | None = None
     url_base: UrlBase | None = None
@@ -117,10 +118,13 @@ class Card(FrozenConfig):
         return single
 
     @pydantic.model_validator(mode="after")
-    def _only_tables_have_columns(self) -> Self:
-        if self.reader != "table" and (self.columns or self.boxes is not None):
-            raise ValueError(f"`columns` and `boxes` are for `reader: table`; the reader here is {self.reader}")
-        if self.boxes is None and (unused := sorted(set(self.columns) & set(BOX_FIELDS))):
+    def _columns_take_effect(self) -> Self:
+        if self.reader != "table" and self.reader not in SET_READERS and (self.columns or self.boxes is not None):
+            own = ", ".join(sorted({"table", *SET_READERS}))
+            raise ValueError(f"`columns` and `boxes` are for the readers {own}; the reader here is {self.reader}")
+        if self.reader in SET_READERS and (unused := sorted(set(self.columns) - set(SET_FIELDS))):
+            raise ValueError(f"columns.{unused[0]} has no effect with `reader: {self.reader}`")
+        if self.reader == "table" and self.boxes is None and (unused := sorted(set(self.columns) & set(BOX_FIELDS))):
             raise ValueError(
                 f"columns.{unused[0]} has no effect without "
                 "`boxes: {format: xywh|xyxy|cxcywh, unit: pixels|fraction}`"

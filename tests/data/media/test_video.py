@@ -1,12 +1,10 @@
 """Clips: which frames are taken, how they are stored, and what becomes of files that are none."""
 
 import math
-import struct
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,34 +86,6 @@ def test_real_clips_of_every_container_and_codec(excerpts_dir: Path, name: str) 
     assert all((frame.width < frame.height) == (clip.width < clip.height) for frame in clip.frames)
     seconds = np.round(np.asarray(clip.timestamps))
     assert seconds.tolist() == list(range(len(seconds)))
-
-
-# Quarter turns clockwise -> a, b, c, d of the matrix in a track header (ISO 14496-12), and the side that is then dark.
-MATRICES = {0: (1, 0, 0, 1, "left"), 1: (0, 1, -1, 0, "top"), 2: (-1, 0, 0, -1, "right"), 3: (0, -1, 1, 0, "bottom")}
-
-
-@pytest.mark.parametrize("quarters", MATRICES)
-def test_the_display_matrix_turns_frames_upright(quarters: int) -> None:
-    pixels = np.full((48, 64, 3), 220, dtype=np.uint8)
-    pixels[:, :32] = 20  # the left half is dark
-    buffer = BytesIO()
-    with av.open(buffer, "w", format="mp4") as output:
-        stream = output.add_stream("mpeg4", rate=1)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        output.mux(stream.encode())
-    a, b, c, d, side = MATRICES[quarters]
-    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    video = bytearray(buffer.getvalue())
-    position = video.index(b"tkhd") + 44
-    video[position : position + 36] = matrix
-    sampled = sample_clip(bytes(video))
-    frame = np.asarray(sampled.frames[0]).mean(axis=2)
-    height, width = frame.shape
-    assert (sampled.width, sampled.height) == (width, height) == ((64, 48) if quarters % 2 == 0 else (48, 64))
-    halves = {"left": frame[:, : width // 2], "right": frame[:, width // 2 :]}
-    halves |= {"top": frame[: height // 2], "bottom": frame[height // 2 :]}
-    assert min(halves, key=lambda name: halves[name].mean()) == side
 
 
 def test_a_video_that_breaks_off_is_refused(excerpts_dir: Path) -> None:

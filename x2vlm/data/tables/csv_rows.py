@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from x2vlm.data.tables.files import READ_ERRORS, open_text_bytes
 from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
@@ -93,36 +93,44 @@ def csv_records(path: Path, delimiter: str = ",", keeps_bad_bytes: bool = False)
     length; one of several lines has as many fields as the first row, or it is a stray quote. UnreadableTable where the
     file is cut off inside its compression.
     """
-    number = line = width = 0
+    line = 0
     try:
         with open_text_bytes(path) as file:
-            text = io.TextIOWrapper(cast(io.BufferedReader, file), "utf-8", "surrogateescape", newline="")
-            lines = _Lines(text, keeps_bad_bytes)
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            while True:
-                lines.begin()
-                first, line = lines.line + 1, lines.line
-                try:
-                    fields, problem = next(reader, None), lines.problem
-                except csv.Error as error:
-                    fields, problem = [], _malformed(lines, str(error))
-                if fields is None:
-                    break
-                width = width or len(fields)
-                if delimiter == "\t" and (literal := _literal_fields(lines, fields, problem, width)):
-                    lines.put_back()
-                    yield Record(first, first, literal)
-                elif len(lines.taken) > 1 and len(fields) != width:
-                    lines.put_back()
-                    yield BadRow(number, first, "malformed_csv", UNCLOSED)
-                elif problem:
-                    yield BadRow(number, first, *problem)
-                else:
-                    yield Record(first, lines.line, fields)
-                number += 1
+            for record in records_of(file, delimiter, keeps_bad_bytes):
+                line = record.last_line if isinstance(record, Record) else record.line
+                yield record
     except READ_ERRORS as error:
         message = f"not readable after line {line}: {error}"
         raise UnreadableTable(message, "It is probably truncated; download it again") from None
+
+
+def records_of(file: BinaryIO, delimiter: str = ",", keeps_bad_bytes: bool = False) -> Iterator[Record | BadRow]:
+    """`csv_records` of an open file of plain text."""
+    number = width = 0
+    text = io.TextIOWrapper(cast(io.BufferedReader, file), "utf-8", "surrogateescape", newline="")
+    lines = _Lines(text, keeps_bad_bytes)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.begin()
+        first = lines.line + 1
+        try:
+            fields, problem = next(reader, None), lines.problem
+        except csv.Error as error:
+            fields, problem = [], _malformed(lines, str(error))
+        if fields is None:
+            break
+        width = width or len(fields)
+        if delimiter == "\t" and (literal := _literal_fields(lines, fields, problem, width)):
+            lines.put_back()
+            yield Record(first, first, literal)
+        elif len(lines.taken) > 1 and len(fields) != width:
+            lines.put_back()
+            yield BadRow(number, first, "malformed_csv", UNCLOSED)
+        elif problem:
+            yield BadRow(number, first, *problem)
+        else:
+            yield Record(first, lines.line, fields)
+        number += 1
 
 
 def _literal_fields(lines: _Lines, fields: list[str], problem: tuple[str, str] | None, width: int) -> list[str] | None:

@@ -7,11 +7,11 @@ Field names are looked for in any case; a card's `columns` names the field of a 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from x2vlm.data.boxes import NORMALISED
 from x2vlm.data.readers.hashes import published_hash
+from x2vlm.data.readers.own.layout import BoxFormat, ColumnMap
 from x2vlm.data.readers.source import Fault, finite_number, whole_number
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Box, Caption, Concept, Grain, SourceScores
@@ -28,20 +28,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # value: its usual field names, the fi
     "md5": ("md5",),
     "boxes": ("boxes", "regions", "objects"),
 }
-ColumnMap = Mapping[str, Sequence[str | int]]  # what a card says: value -> field names, the first that is there counts
 SCORES = ("similarity", "punsafe", "pwatermark")
 BOX_TEXTS = ("text", "phrase", "caption", "label", "category", "categories", "name")
 REGION_TEXTS = ("text", "phrase", "caption")  # a phrase; the others are labels of objects
 BOX_VALUES = ("box", "bbox")
 MAX_URL_CHARS = 8192
-
-
-@dataclass(frozen=True)
-class BoxFormat:
-    """How boxes are written: xywh, xyxy or cxcywh, in pixels of the stored picture or as a fraction of its sides."""
-
-    format: Literal["xywh", "xyxy", "cxcywh"] = "xywh"
-    unit: Literal["pixels", "fraction"] = "pixels"
 
 
 class Facts:

@@ -1,6 +1,5 @@
 """The table of a Hugging Face imagefolder: `metadata.csv`, `.jsonl` or `.parquet`, whose `file_name` names files."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 from x2vlm.data.readers.own.files import SetFile
 from x2vlm.data.readers.own.parquet_shard import BrokenParquet, open_parquet
 from x2vlm.data.readers.source import Fault
+from x2vlm.data.tables.csv_rows import records_of
+from x2vlm.data.tables.rows import BadRow
 
 FILE_NAME = "file_name"
-MAX_FIELD_CHARS = 1 << 20
 
 
 def read_metadata(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
@@ -52,26 +52,15 @@ def _json_lines(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Fault]
 
 
 def _csv_rows(file: SetFile) -> Iterator[tuple[int, Mapping[str, Any] | Fault]]:
-    csv.field_size_limit(MAX_FIELD_CHARS)
+    header: list[str] | None = None
     with file.open() as stream:
-        # Surrogates stand for bytes that are not UTF-8, so that only the rows that hold them are bad.
-        lines = (line.decode("utf-8", "surrogateescape") for line in stream)
-        rows = csv.reader(lines)
-        header: list[str] | None = None
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield rows.line_num, ("bad_metadata", f"line {rows.line_num}: {error}")
-                continue
-            if row is None:
-                return
-            if header is None:
-                header = [name.removeprefix("\ufeff").strip() for name in row]
-            elif any("\udc80" <= char <= "\udcff" for value in row for char in value):
-                yield rows.line_num, ("bad_metadata", f"line {rows.line_num} is not UTF-8")
-            elif len(row) == len(header):
-                yield rows.line_num, dict(zip(header, row, strict=True))
-            elif row:
-                problem = f"line {rows.line_num} has {len(row)} fields, the header {len(header)}"
-                yield rows.line_num, ("bad_metadata", problem)
+        for row in records_of(stream):
+            if isinstance(row, BadRow):
+                yield row.line, ("bad_metadata", f"line {row.line}: {row.reason}")
+            elif header is None:
+                header = [name.removeprefix("\ufeff").strip() for name in row.fields]
+            elif len(row.fields) == len(header):
+                yield row.last_line, dict(zip(header, row.fields, strict=True))
+            elif row.fields:
+                problem = f"line {row.last_line} has {len(row.fields)} fields, the header {len(header)}"
+                yield row.last_line, ("bad_metadata", problem)

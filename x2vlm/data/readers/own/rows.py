@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from x2vlm.data.readers.own.facts import BoxFormat, ColumnMap, Facts, parse_json
+from x2vlm.data.readers.own.facts import Facts, parse_json
 from x2vlm.data.readers.own.files import Located, Member
+from x2vlm.data.readers.own.layout import BoxFormat, ColumnMap
 from x2vlm.data.readers.source import Fault, Source
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Concept, Drop, MediaKind
@@ -16,7 +17,7 @@ class SetOptions:
     """What a card says about the fields of a set: `columns` (value: field name) and how boxes are written."""
 
     columns: ColumnMap = field(default_factory=dict)
-    boxes: BoxFormat = BoxFormat()
+    boxes: BoxFormat = BoxFormat(format="xywh", unit="pixels")
 
 
 @dataclass
