@@ -68,6 +68,8 @@ class Cluster:
         """Its size in words, for messages."""
         if len(self.machines) == 1 and self.is_local:
             whose = "this machine's Ray has"
+        elif len(self.machines) == 1:
+            whose = "the cluster's one machine has"
         else:
             whose = f"the cluster's {len(self.machines)} machines have"
         return f"{whose} {self.total('CPU'):g} CPU and {self.total('GPU'):g} GPU"
