@@ -13,10 +13,17 @@ from typing import Any
 
 from PIL import Image
 
+<<<<<<< HEAD:x2vlm/data/media/clips/decoding.py
 from x2vlm.data.media.clips.budget import Budget, ClipLimits, MeteredBytes
 from x2vlm.data.media.clips.containers import CODEC_WHITELIST, CONTAINERS, VIDEO_CODECS
 from x2vlm.data.media.clips.frames import display_size, picture_of
 from x2vlm.data.media.clips.structure import breaks_off, check_header
+=======
+from x2vlm.data.media.clip_budget import Budget, ClipLimits, MeteredBytes
+from x2vlm.data.media.clip_frames import Pictures, display_size
+from x2vlm.data.media.clip_structure import breaks_off, check_header
+from x2vlm.data.media.containers import CODEC_WHITELIST, CONTAINERS, VIDEO_CODECS
+>>>>>>> videos:x2vlm/data/media/clip_decoding.py
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 
@@ -82,7 +89,7 @@ def decode_clip(data: bytes, demuxer: str, wanted: Wanted, limits: ClipLimits) -
     except InvalidSample:
         raise
     except (av.error.FFmpegError, *BROKEN_FILE_ERRORS) as error:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):
             raise InvalidSample("out_of_memory", str(error)) from None
         raise InvalidSample("decode_failed", f"{type(error).__name__}: {error}") from None
     raise InvalidSample("decode_failed", "the number of its frames changes from one reading to the next")
@@ -100,6 +107,7 @@ def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget
     count = packets.expected_frames(wanted) if count is None else count
     chosen = None if wanted.choose is None else wanted.choose(count)
     progress = _Progress()
+    maker = Pictures(stream.sample_aspect_ratio, wanted.max_short_edge)
     pictures: dict[int, Image.Image] = {}
     times, size = [], (0, 0)
     frames = _frames(packets, stream, origin, wanted.start, budget, progress)
@@ -107,7 +115,7 @@ def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget
         times.append(time)
         if chosen is None or number in chosen:
             _check_frame(*display_size(frame.width, frame.height, stream.sample_aspect_ratio), budget.limits)
-            pictures[number], *shown = picture_of(frame, stream.sample_aspect_ratio, wanted.max_short_edge)
+            pictures[number], *shown = maker.picture(frame)
             size = (shown[0], shown[1])
             budget.keep(pictures[number].width * pictures[number].height, wanted.frames_per_second)
     _check_end(data, demuxer, stream, wanted, progress, len(times))

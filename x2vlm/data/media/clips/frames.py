@@ -46,21 +46,35 @@ def transpose_of(matrix: bytes) -> Image.Transpose | None:
     return max(_TRANSPOSES, key=lambda item: round(sum(x * y for x, y in zip(item[0], found, strict=True)), 6))[1]
 
 
-def picture_of(frame: Any, pixel_aspect: Fraction | None, max_short_edge: int | None) -> tuple[Image.Image, int, int]:
-    """A frame as RGB, shrunk to `max_short_edge` where that is given, with the displayed width and height in full.
+class Pictures:
+    """Makes pictures of the frames of one clip."""
 
-    FFmpeg converts with the colour matrix and range that the stream names; high dynamic range is not tone-mapped.
-    """
-    from av.sidedata.sidedata import Type
+    def __init__(self, pixel_aspect: Fraction | None, max_short_edge: int | None) -> None:
+        self._pixel_aspect, self._max_short_edge = pixel_aspect, max_short_edge
+        self._transposes: dict[float, Image.Transpose | None] = {}
 
-    side = frame.side_data.get(Type.DISPLAYMATRIX)
-    transpose = transpose_of(bytes(side)) if side is not None else None
-    size = display_size(frame.width, frame.height, pixel_aspect)
-    image: Image.Image = frame.to_image()
-    if transpose is not None:
-        image = image.transpose(transpose)
-        size = size[::-1] if transpose in _EDGES_SWAPPED else size
-    return shrink(image, size, max_short_edge), *size
+    def picture(self, frame: Any) -> tuple[Image.Image, int, int]:
+        """A frame as RGB, shrunk to the short edge where one is given, with the displayed width and height in full.
+
+        FFmpeg converts with the colour matrix and range that the stream names; high dynamic range is not tone-mapped.
+        """
+        transpose = self._transpose(frame)
+        size = display_size(frame.width, frame.height, self._pixel_aspect)
+        # FFmpeg would start threads for every frame, which take address space and find none in a limited process.
+        image: Image.Image = frame.to_image(threads=1)
+        if transpose is not None:
+            image = image.transpose(transpose)
+            size = size[::-1] if transpose in _EDGES_SWAPPED else size
+        return shrink(image, size, self._max_short_edge), *size
+
+    def _transpose(self, frame: Any) -> Image.Transpose | None:
+        """Looked at once for each turn: PyAV's side data and their frame hold each other, so the frame would stay."""
+        from av.sidedata.sidedata import Type
+
+        if frame.rotation not in self._transposes:
+            side = frame.side_data.get(Type.DISPLAYMATRIX)
+            self._transposes[frame.rotation] = transpose_of(bytes(side)) if side is not None else None
+        return self._transposes[frame.rotation]
 
 
 def shrink(image: Image.Image, size: tuple[int, int], max_short_edge: int | None) -> Image.Image:
