@@ -79,11 +79,23 @@ def _of_file(path: Path) -> Place:
             with path.open("rb") as stream:
                 if holds_media(stream):
                     return Place("webdataset", root, _literal(path.name), path.name)
+            _refuse_table_of_shard(path)
     except UnreadableTable as error:
         if media_kind(suffix_of(path.name)) is not None or path.suffix.lower() in (".zip", ".7z", ".rar"):
             raise ConfigError(f"{path.name}: no table; give the folder with the (unpacked) media and texts") from error
         raise ConfigError(f"{path.name}: {error}") from error
     return Place("table", root, path.name, path.name)
+
+
+def _refuse_table_of_shard(path: Path) -> None:
+    """The table that img2dataset writes beside a shard holds addresses that have been fetched already."""
+    shard = path.with_suffix("")
+    there = [one for one in (path.with_suffix(".tar"), shard) if one.exists()]
+    if there and path.with_name(f"{shard.name}{STATS_SUFFIX}").exists():
+        raise ConfigError(
+            f"{path.name}: img2dataset's table of the addresses whose media lie in {there[0].name}; to use those give "
+            f"their folder: {path.parent}"
+        )
 
 
 def _literal(name: str) -> str:

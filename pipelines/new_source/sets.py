@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pipelines.flow.stage import InputFile, SourceFile
 from pipelines.flow.store.source_trees import open_forward, tree_input
@@ -32,6 +32,7 @@ from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Sample
 
 LOOK_BYTES = 512 << 20  # of one shard, and of all of them together
+STATS = ("count", "successes", *FAILURES)  # what they hold, of each shard
 MAX_STATS = 10_000  # files of statistics that are read
 CUT_OFF = ("truncated_shard", "missing_from_shard")  # what a shard seems to lack of which only the beginning was read
 
@@ -156,7 +157,7 @@ def _shown(member: Member) -> str:
     return f"{member.file}: {member.column}" if member.column else member.file
 
 
-def _stats(files: Mapping[str, InputFile]) -> dict[str, dict[str, Any]]:
+def _stats(files: Mapping[str, InputFile]) -> dict[str, dict[str, int]]:
     """What img2dataset counted in each shard; files that are no such statistics are left out."""
     found = {}
     for name in [name for name in files if name.endswith(STATS_SUFFIX)][:MAX_STATS]:
@@ -165,8 +166,9 @@ def _stats(files: Mapping[str, InputFile]) -> dict[str, dict[str, Any]]:
                 values = json.loads(stream.read(1 << 20))
             except ValueError:
                 continue
-        if isinstance(values, dict) and all(isinstance(values.get(one), int) for one in ("count", "successes")):
-            found[stem_of(name)] = values
+        counts = {one: values.get(one) for one in STATS} if isinstance(values, dict) else {}
+        if counts and all(isinstance(count, int) for count in counts.values()):
+            found[stem_of(name)] = counts
     return found
 
 
@@ -175,7 +177,7 @@ def _num_rows(
     look: _Look,
     groups: Mapping[str, Sequence[str]],
     files: Mapping[str, InputFile],
-    stats: Mapping[str, Mapping[str, Any]],
+    stats: Mapping[str, Mapping[str, int]],
 ) -> tuple[int, bool]:
     """Rows of all groups, and whether that is counted."""
     if look.num_groups == len(groups) and not look.is_cut:
@@ -204,19 +206,19 @@ def _partly(reader: str, look: _Look, groups: Mapping[str, Sequence[str]]) -> li
 def _img2dataset(
     files: Mapping[str, InputFile],
     groups: Mapping[str, Sequence[str]],
-    stats: Mapping[str, Mapping[str, Any]],
+    stats: Mapping[str, Mapping[str, int]],
     dropped: Counter[str],
 ) -> list[str]:
     """What img2dataset left beside the media: how many rows it got and failed to get, and shards it did not finish."""
     if not stats and not any(dropped[rule] for rule in FAILURES):
         return []
     tables = {stem_of(name) for name in files if name.lower().endswith(PARQUET_SUFFIX)}
-    counts = {name: sum(one.get(name, 0) for one in stats.values()) for name in ("count", "successes", *FAILURES)}
+    counts = {name: sum(one[name] for one in stats.values()) for name in STATS}
     failed = ", ".join(f"{counts[rule]:,} {rule}" for rule in FAILURES)
     notes = [
-        f"img2dataset: {len(stats)} shards with _stats.json, {len(tables)} with a table of their addresses; of "
+        f"img2dataset: shards with _stats.json: {len(stats)}, with a table of their addresses: {len(tables)}; of "
         f"{counts['count']:,} addresses {counts['successes']:,} were stored, {failed}"
-    ]
+    ] * bool(stats)
     shards = {stem_of(name) for names in groups.values() for name in names if _is_shard(name)}
     unfinished = sorted(shards - {stem_of(name) for name in files if name.endswith(STATS_SUFFIX)})
     if unfinished:
