@@ -15,9 +15,12 @@ from x2vlm.models.files import MODEL_FILES
 
 
 def card_file(name: str) -> Path:
-    """The file of the card that a source names ("pretrain/coco"); ConfigError with the nearest one if there is none."""
+    """The file of the card that a source names: "pretrain/coco", or an absolute path without its suffix.
+
+    ConfigError with the nearest one if there is none.
+    """
     folder = PROJECT_ROOT / "datasets"
-    path = project_path(f"datasets/{name}.yaml")
+    path = project_path(Path("datasets", f"{name}.yaml"))
     if not path.is_file():
         known = [str(card.relative_to(folder).with_suffix("")) for card in sorted(folder.rglob("*.yaml"))]
         # Who left the folder out, or names another one, means the card of that name.

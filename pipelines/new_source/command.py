@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiment import shipped_experiments
-from pipelines.new_source.look import SHOWN_ROWS, Found, Wishes, look_at
+from pipelines.new_source.arguments import COLUMN_OPTIONS
+from pipelines.new_source.found import SHOWN_ROWS, Found, Wishes
 from pipelines.new_source.media import Hosts, hosts_of
+from pipelines.new_source.places import Place, find_place
+from pipelines.new_source.sets import look_at_set
 from pipelines.new_source.sizes import (
     HUB_CLIP,
     HUB_VOCABULARY,
@@ -19,53 +22,28 @@ from pipelines.new_source.sizes import (
     Size,
     size_for,
 )
+from pipelines.new_source.tables import look_at_table
 from pipelines.new_source.write import card_of, card_text, experiment_text, experiment_values, shown, write_files
 from pipelines.project import PROJECT_ROOT
 from x2vlm.config import parse_config
-from x2vlm.data.readers.own.layout import ALIASES, BoxFormat
+from x2vlm.data.readers.own.layout import BoxFormat
 from x2vlm.data.readers.own.places import LOCAL_HOST
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Sample
 
 SOURCES = PROJECT_ROOT / "runs" / "sources"
-COLUMN_OPTIONS = ("url", "caption", *(field for field in ALIASES if field not in ("url", "caption")))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command: every field of a row is one."""
-    parser.add_argument(
-        "path", type=Path, help="a .csv, .tsv, .jsonl or .parquet file (also .gz, .zst), a folder, or tars"
-    )
-    for name in COLUMN_OPTIONS:
-        several = " (may be given several times)" if name == "caption" else ""
-        parser.add_argument(
-            f"--{name}", action="append", help=f"the column with the {name}, or its position from 0{several}"
-        )
-    parser.add_argument(
-        "--box-format", choices=("xywh", "xyxy", "cxcywh"), help="read boxes: corner and size, corners, ..."
-    )
-    parser.add_argument("--box-unit", choices=("pixels", "fraction"), default="pixels")
-    parser.add_argument("--media", type=Path, help="the folder where paths in the table begin")
-    parser.add_argument("--name", help="of the source: a-z, 0-9 and _; default: that of the file")
-    parser.add_argument("--text-language", default="en", help="language of texts that do not name theirs")
-    parser.add_argument("--text-licence", default="not stated", help="licence of rows that do not name theirs")
-    parser.add_argument("--size", choices=tuple(PRESETS), help="of the model; default: by the number of rows")
-    parser.add_argument("--vocabulary", help=f"a WordPiece vocab.txt; for a toy the shipped {SAMPLE_VOCABULARY}")
-    parser.add_argument("--clip", help=f"a folder with an open_clip model; for a toy the shipped {SAMPLE_CLIP}")
-    parser.add_argument("--allow-private", action="store_true", help="fetch from this machine and private networks")
-    parser.add_argument("--out", type=Path, help="folder for the files; default: runs/sources/NAME")
-    parser.add_argument("--force", action="store_true", help="write files again that are there")
 
 
 def new_source(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """What to print, and the same as data. ConfigError says what is missing, before anything is written."""
-    name = _name(options)
-    found = look_at(options.path, Wishes(name, _columns(options), _boxes(options), options.media))
-    hosts = hosts_of(sample.url for sample in found.samples)
+    place = find_place(options.path)
+    name = _name(options, place)
+    found = look_at(place, Wishes(name, _columns(options), _boxes(options), options.media))
+    hosts = hosts_of(sample.url for sample in found.samples if not found.places)  # of a set nothing is fetched
     if hosts.private and not options.allow_private:
         listed = ", ".join(f"{host} ({', '.join(networks)})" for host, networks in list(hosts.private.items())[:5])
         raise ConfigError(
-            f"{options.path}: addresses lead to this machine or a private network: {listed}. Nothing is fetched from "
+            f"{place.name}: addresses lead to this machine or a private network: {listed}. Nothing is fetched from "
             "there unless you say so: give --allow-private, which writes `allow_networks` into the card"
         )
     size: Size = options.size or size_for(int(found.num_rows * found.share_kept))
@@ -73,20 +51,20 @@ def new_source(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     clip_model = options.clip or (SAMPLE_CLIP if size == "toy" else HUB_CLIP)
     out = (options.out or SOURCES / name).resolve()
     experiment_path, card_path = out / f"{name}.yaml", out / "card" / f"{name}.yaml"
-    card = card_of(name, options.path.name, options.text_licence, options.text_language, found, hosts.networks)
+    card = card_of(name, place.name, options.text_licence, options.text_language, found, hosts.networks)
     values = experiment_values(name, card_path, found, hosts, size, vocabulary, clip_model)
     command = f"python jobs/full_pretrain.py {shlex.quote(shown(experiment_path))}" + (
         " --inline" if size == "toy" else ""
     )
     header = [
-        f"{options.path.name}: {_count(found)}, a model of size `{size}`.",
+        f"{printable(place.name, 200)}: {_count(found)}, a model of size `{size}`.",
         "Written by jobs/new_source.py; change what you like.",
         f"Run:     {command}",
         f"Needs:   {PRESETS[size].needs}",
     ]
     write_files({card_path: card_text(card), experiment_path: experiment_text(values, header)}, options.force)
     lines = [
-        *_understood(options.path, found),
+        *_understood(options.path[0], found),
         "",
         *_decided(size, vocabulary, clip_model, hosts),
         f"card        {shown(card_path)}",
@@ -97,6 +75,7 @@ def new_source(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     ]
     data = {
         "name": name,
+        "reader": found.reader,
         "card": str(card_path),
         "experiment": str(experiment_path),
         "num_rows": found.num_rows,
@@ -108,8 +87,20 @@ def new_source(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), data
 
 
-def _name(options: argparse.Namespace) -> str:
-    given = options.name or re.sub(r"[^a-z0-9_]+", "_", options.path.name.partition(".")[0].lower()).strip("_") or "own"
+def look_at(place: Place, wishes: Wishes) -> Found:
+    """What a user's data are. ConfigError names what is missing to understand them."""
+    is_table = place.reader == "table"
+    found = look_at_table(Path(place.root, place.path), wishes) if is_table else look_at_set(place, wishes)
+    if not found.samples:
+        rules = "; ".join(f"{rule} {number} ({found.reasons[rule]})" for rule, number in found.dropped.most_common(3))
+        raise ConfigError(
+            f"{place.name}: none of the first {found.num_looked} rows can be used: {rules or 'it is empty'}"
+        )
+    return found
+
+
+def _name(options: argparse.Namespace, place: Place) -> str:
+    given = options.name or re.sub(r"[^a-z0-9_]+", "_", place.name.partition(".")[0].lower()).strip("_") or "own"
     if not re.fullmatch("[a-z0-9_]+", given):
         raise ConfigError(f"--name {given}: lower case letters, digits and _ only")
     if given in shipped_experiments():
@@ -141,20 +132,28 @@ def _count(found: Found) -> str:
     return f"{found.num_rows:,} rows" if found.is_counted else f"about {found.num_rows:,} rows"
 
 
-def _understood(path: Path, found: Found) -> list[str]:
+def _understood(path: str, found: Found) -> list[str]:
     """What was understood, with five rows as a table."""
-    rows = [("", "address", "captions", "boxes"), *(_cells(sample) for sample in found.samples[:SHOWN_ROWS])]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    header = ("", "row", "media in", "captions", "boxes") if found.places else ("", "address", "captions", "boxes")
+    places = found.places or [""] * SHOWN_ROWS
+    rows = [header, *map(_cells, found.samples[:SHOWN_ROWS], places)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     drops = [f"{rule} {number} ({printable(found.reasons[rule], 70)})" for rule, number in found.dropped.most_common()]
-    lines = [f"{path}: {_count(found)}; of the first {found.num_looked:,}, {len(found.samples):,} can be used", *table]
+    lines = [
+        f"{printable(path, 200)}: {_count(found)}; of the first {found.num_looked:,}, {len(found.samples):,} "
+        "can be used",
+        *table,
+    ]
     return [*lines, *(f"not used: {drop}" for drop in drops), *(f"note: {note}" for note in found.notes)]
 
 
-def _cells(sample: Sample) -> tuple[str, str, str, str]:
+def _cells(sample: Sample, place: str) -> tuple[str, ...]:
     more = f" (+{len(sample.captions) - 1})" if len(sample.captions) > 1 else ""
     caption = printable(sample.captions[0].text, 44) + more if sample.captions else "-"
     boxes = f"{len(sample.concepts)}: {printable(sample.concepts[0].text, 16)}" if sample.concepts else "-"
+    if place:
+        return sample.kind, printable(sample.source_row, 40), printable(place, 40), caption, boxes
     local = sample.url.removeprefix(f"{LOCAL_HOST}/")
     address = sample.url if local == sample.url else urllib.parse.unquote(local)
     return sample.kind, printable(address, 48), caption, boxes

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from pipelines.experiment import Experiment
-from pipelines.new_source.look import Found
+from pipelines.new_source.found import Found
 from pipelines.new_source.media import Hosts
 from pipelines.new_source.sizes import PRESETS, ROWS_PER_SHARD, SAMPLE_CLIP, Size, steps_for, streams_for
 from pipelines.project import PROJECT_ROOT
@@ -33,7 +33,7 @@ def card_of(name: str, title: str, licence: str, language: str, found: Found, ne
         "grains": tuple(grains),
         "reader": found.reader,
         "language": language,
-        "root": shown(found.root),
+        "root": found.root if "://" in found.root else shown(Path(found.root)),
         "files": {role: CardFile(path=path) for role, path in found.files.items()},
         "columns": found.columns,
         "boxes": found.boxes,

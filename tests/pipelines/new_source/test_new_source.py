@@ -1,6 +1,5 @@
 """`jobs/new_source.py`: what it understands of a table, what it refuses, and that what it writes can be run."""
 
-import argparse
 import http.server
 import threading
 from collections.abc import Iterator
@@ -10,23 +9,14 @@ from typing import Any
 import pytest
 
 from pipelines.experiment import load_experiment
-from pipelines.flow.run.executor import run
-from pipelines.flow.run.planner import plan
-from pipelines.flow.run.runner import InlineRunner
-from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
-from pipelines.new_source.command import add_arguments, new_source, printable
+from pipelines.new_source.command import printable
 from tests.hostile.payloads import jpeg
+from tests.support.new_source import look, rows_of
 from x2vlm.data.cards import load_card
 from x2vlm.errors import ConfigError
 
 WEB = "https://a.example/{}.jpg"
-
-
-def look(tmp_path: Path, table: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return new_source(parser.parse_args([str(table), "--out", str(tmp_path / "out"), *arguments]))
 
 
 def csv_of(folder: Path, rows: list[str], name: str = "my data.csv", header: str = "url,caption") -> Path:
@@ -37,7 +27,7 @@ def csv_of(folder: Path, rows: list[str], name: str = "my data.csv", header: str
 
 def test_a_table_of_addresses_becomes_a_card_and_an_experiment(tmp_path: Path) -> None:
     rows = [f"{WEB.format(number)},text {number}" for number in range(30)]
-    text, data = look(tmp_path, csv_of(tmp_path, [*rows, "bad", f"{WEB.format(99)},\x1b[31mred"]))
+    text, data = look(tmp_path / "out", csv_of(tmp_path, [*rows, "bad", f"{WEB.format(99)},\x1b[31mred"]))
     assert (data["num_rows"], data["size"], data["dropped"]) == (32, "toy", {"wrong_column_count": 1})
     assert "of the first 32, 31 can be used" in text
     assert "not used: wrong_column_count 1" in text
@@ -77,13 +67,13 @@ def test_what_is_not_understood_is_said_before_anything_is_written(
 ) -> None:
     table = csv_of(tmp_path, rows, "t.csv" if header else "t.tsv", header)
     with pytest.raises(ConfigError, match=message):
-        look(tmp_path, table, *arguments)
+        look(tmp_path / "out", table, *arguments)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_table_without_header_is_told_by_its_first_line(tmp_path: Path) -> None:
     table = csv_of(tmp_path, [f"a dog {number}\t{WEB.format(number)}" for number in range(8)], "t.tsv", "")
-    text, data = look(tmp_path, table)
+    text, data = look(tmp_path / "out", table)
     assert "no header: column 1 holds addresses, column 0 captions" in text
     assert load_card(Path(data["card"])).columns == {"url": (1,), "caption": (0,)}
     assert data["num_rows"] == 8
@@ -91,7 +81,7 @@ def test_a_table_without_header_is_told_by_its_first_line(tmp_path: Path) -> Non
 
 def test_private_addresses_and_ports_are_written_where_they_take_effect(tmp_path: Path) -> None:
     rows = [f"http://127.0.0.1:8899/{number}.jpg,a dog" for number in range(4)] + ["http://a.example:8080/1.jpg,b"]
-    text, data = look(tmp_path, csv_of(tmp_path, rows), "--allow-private")
+    text, data = look(tmp_path / "out", csv_of(tmp_path, rows), "--allow-private")
     assert load_card(Path(data["card"])).allow_networks == ("127.0.0.1/32",)
     experiment = load_experiment(data["experiment"])
     config = build_graph(experiment)["download/my_data"].config
@@ -116,7 +106,7 @@ def test_paths_are_found_wherever_they_begin(tmp_path: Path, table: str, paths: 
         (tmp_path / "photos" / f"{number}.jpg").write_bytes(jpeg(40, 40))
     rows = [f"{path.format(root=tmp_path)},a dog" for path in paths]
     media = ("--media", str(tmp_path / "photos")) if paths[0] == "1.jpg" else ()
-    _, data = look(tmp_path, csv_of(tmp_path, rows, table), *media)
+    _, data = look(tmp_path / "out", csv_of(tmp_path, rows, table), *media)
     card = load_card(Path(data["card"]))
     assert card.url_base is not None
     assert Path(card.url_base.serve) == (tmp_path / serve).resolve()
@@ -126,26 +116,18 @@ def test_paths_are_found_wherever_they_begin(tmp_path: Path, table: str, paths: 
 
 def _read(tmp_path: Path, data: dict[str, Any], *targets: str) -> set[str]:
     """The addresses of the rows after the stages up to `targets` have run."""
-    import pyarrow.parquet as pq
-
-    graph = build_graph(load_experiment(data["experiment"]))
-    store = Store(str(tmp_path / "store"))
-    wanted = [f"{stage}/{data['name']}" for stage in ("read", *targets)]
-    run(graph, plan(graph, store, data["name"], wanted), store, InlineRunner(), lambda event: None, {})
-    stage = wanted[-1].partition("/")[0]
-    files = (tmp_path / "store" / "parts" / stage).glob("*/*/rows*.parquet")
-    return {url for file in files for url in pq.read_table(file)["url"].to_pylist()}
+    return {row["url"] for row in rows_of(tmp_path / "store", data, *targets)}
 
 
 def test_files_that_somebody_changed_are_kept(tmp_path: Path) -> None:
     table = csv_of(tmp_path, [f"{WEB.format(number)},a dog" for number in range(4)])
-    _, data = look(tmp_path, table)
-    assert look(tmp_path, table)[1] == data  # the same once more changes nothing
+    _, data = look(tmp_path / "out", table)
+    assert look(tmp_path / "out", table)[1] == data  # the same once more changes nothing
     Path(data["experiment"]).write_text("# mine\n")
     with pytest.raises(ConfigError, match=r"my_data.yaml: there already, .* --force"):
-        look(tmp_path, table)
+        look(tmp_path / "out", table)
     assert Path(data["experiment"]).read_text() == "# mine\n"
-    look(tmp_path, table, "--force")
+    look(tmp_path / "out", table, "--force")
     assert load_experiment(data["experiment"])
 
 
@@ -153,7 +135,7 @@ def test_files_that_somebody_changed_are_kept(tmp_path: Path) -> None:
 def test_every_size_is_an_experiment(tmp_path: Path, size: str) -> None:
     header = "url,caption,kind,boxes,labels"
     rows = [f'{WEB.format(number)},a,{("image", "clip")[number % 2]},"[[1,2,3,4]]",dog' for number in range(40)]
-    text, data = look(tmp_path, csv_of(tmp_path, rows, "t.csv", header), "--size", size, "--box-format", "xywh")
+    text, data = look(tmp_path / "out", csv_of(tmp_path, rows, "t.csv", header), "--size", size, "--box-format", "xywh")
     experiment = load_experiment(data["experiment"])
     assert [stream.kind for stream in experiment.pretrain.data.streams] == ["image", "region", "video"]
     assert ("hub" in text) == (size != "toy")
@@ -193,5 +175,5 @@ def test_addresses_with_html_escapes_are_fetched_and_stay_as_written(tmp_path: P
     escapes = ["?w=64&amp;h=64", "?w=64&#38;h=64", "?w=64&amp;amp;h=64", "?w=64&h=64"]
     urls = {f"http://127.0.0.1:{server}/{number}.jpg{escape}" for number, escape in enumerate(escapes)}
     table = csv_of(tmp_path, [f"{url},a dog" for url in sorted(urls)])
-    _, data = look(tmp_path, table, "--allow-private")
+    _, data = look(tmp_path / "out", table, "--allow-private")
     assert _read(tmp_path, data, "download") == urls

@@ -1,60 +1,24 @@
-"""What a user's data are, as their reader understands them: read in part, and nothing is fetched."""
+"""What a user's table is, as its reader understands it: read in part, and nothing is fetched."""
 
 import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.new_source.found import LOOK_ROWS, Found, Wishes
 from pipelines.new_source.media import served_folder
 from x2vlm.data.readers import READERS, Source
 from x2vlm.data.readers.own.formats import format_of, head_of, table_rows
-from x2vlm.data.readers.own.layout import BoxFormat, match_columns
+from x2vlm.data.readers.own.layout import match_columns
 from x2vlm.data.readers.own.places import LOCAL_HOST, is_local
 from x2vlm.data.tables.parquet_rows import ParquetTable
 from x2vlm.data.tables.rows import Row, UnreadableTable
 from x2vlm.data.tables.values import text_of
 from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, Sample
-
-LOOK_ROWS = 20_000  # read to count kinds, hosts and drops
-SHOWN_ROWS = 5
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user said about the data; everything may be left to be found out."""
-
-    name: str
-    columns: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
-    boxes: BoxFormat | None = None
-    media: Path | None = None  # where paths begin
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a source holds, for its card and its experiment."""
-
-    reader: str
-    root: Path  # absolute; the card's files lie below it
-    files: dict[str, str]  # role -> path below `root`
-    samples: list[Sample]  # of the rows looked at
-    dropped: Counter[str]  # rule -> rows of them
-    reasons: dict[str, str]  # rule -> the first reason
-    num_looked: int
-    num_rows: int  # of all, estimated where `is_counted` is false
-    is_counted: bool
-    columns: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
-    boxes: BoxFormat | None = None
-    media_folder: Path | None = None  # whose files are served on this machine while they are fetched
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def share_kept(self) -> float:
-        return len(self.samples) / max(self.num_looked, 1)
 
 
 def look_at_table(path: Path, wishes: Wishes) -> Found:
@@ -78,7 +42,7 @@ def look_at_table(path: Path, wishes: Wishes) -> Found:
         media_url=LOCAL_HOST if media else "",
         media_folder=str(media or ""),
     )
-    found = look_with("table", source, path.parent, {"rows": path.name})
+    found = _look_with("table", source, path.parent, {"rows": path.name})
     if found.num_looked < LOOK_ROWS:
         num_rows, is_counted = found.num_looked, True
     return dataclasses.replace(
@@ -92,7 +56,7 @@ def look_at_table(path: Path, wishes: Wishes) -> Found:
     )
 
 
-def look_with(reader: str, source: Source, root: Path, files: dict[str, str]) -> Found:
+def _look_with(reader: str, source: Source, root: Path, files: dict[str, str]) -> Found:
     """The first rows of a source through its reader."""
     seen: Counter[str] = Counter()
     samples: list[Sample] = []
@@ -106,7 +70,7 @@ def look_with(reader: str, source: Source, root: Path, files: dict[str, str]) ->
             reasons.setdefault(item.rule, f"row {item.source_row}: {item.reason}" if item.reason else item.source_row)
         if seen["rows"] >= LOOK_ROWS:
             break
-    return Found(reader, root, files, samples, dropped, reasons, seen["rows"], seen["rows"], True)
+    return Found(reader, str(root), files, samples, dropped, reasons, seen["rows"], seen["rows"], True)
 
 
 def _columns(path: Path, wishes: Wishes) -> tuple[dict[str, tuple[str | int, ...]], list[str]]:
@@ -166,29 +130,3 @@ def _in_words_of_options(message: str) -> str:
     """A reader's message, which speaks of the card, in the words of this command."""
     message = re.sub(r"Say which in the card: `columns: \{(\w+): ([^}]+)\}`", r"Say which: --\1 \2", message)
     return message.replace("which the card gives for", "given for")
-
-
-LOOKERS: dict[str, Callable[[Path, Wishes], Found]] = {"table": look_at_table}
-
-
-def kind_of_source(path: Path) -> str:
-    """table, folder or tars. ConfigError if there is nothing."""
-    if "*" in path.name or path.suffix == ".tar":
-        return "tars"
-    if path.is_dir():
-        return "tars" if any(path.glob("*.tar")) else "folder"
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file or folder")
-    return "table"
-
-
-def look_at(path: Path, wishes: Wishes) -> Found:
-    """What a user's data are. ConfigError names what is missing to understand them."""
-    kind = kind_of_source(path)
-    if kind not in LOOKERS:
-        raise ConfigError(f"{path} is read as {kind}, which is not known here; there are {', '.join(sorted(LOOKERS))}")
-    found = LOOKERS[kind](path, wishes)
-    if not found.samples:
-        rules = "; ".join(f"{rule} {number} ({found.reasons[rule]})" for rule, number in found.dropped.most_common(3))
-        raise ConfigError(f"{path}: none of the first {found.num_looked} rows can be used: {rules or 'it is empty'}")
-    return found
