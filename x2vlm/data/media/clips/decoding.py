@@ -13,17 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-<<<<<<< HEAD:x2vlm/data/media/clips/decoding.py
 from x2vlm.data.media.clips.budget import Budget, ClipLimits, MeteredBytes
 from x2vlm.data.media.clips.containers import CODEC_WHITELIST, CONTAINERS, VIDEO_CODECS
-from x2vlm.data.media.clips.frames import display_size, picture_of
+from x2vlm.data.media.clips.frames import Pictures, display_size
 from x2vlm.data.media.clips.structure import breaks_off, check_header
-=======
-from x2vlm.data.media.clip_budget import Budget, ClipLimits, MeteredBytes
-from x2vlm.data.media.clip_frames import Pictures, display_size
-from x2vlm.data.media.clip_structure import breaks_off, check_header
-from x2vlm.data.media.containers import CODEC_WHITELIST, CONTAINERS, VIDEO_CODECS
->>>>>>> videos:x2vlm/data/media/clip_decoding.py
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 
