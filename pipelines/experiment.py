@@ -130,6 +130,13 @@ class Experiment(FrozenConfig):
             key: {**sources[key], "filter": filters and filters[name]} for key, name in named.items()
         }
 
+    @pydantic.field_validator("runtime")
+    @classmethod
+    def _runtimes_take_effect(cls, runtimes: dict[str, Runtime]) -> dict[str, Runtime]:
+        if problems := _runtime_problems(runtimes):
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, problems)
+        return runtimes
+
     @pydantic.model_validator(mode="after")
     def _nothing_is_secret(self) -> "Experiment":
         """No string of the file holds a password: what is decided here is written into manifests and reports."""
@@ -181,18 +188,6 @@ class Experiment(FrozenConfig):
             raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
         return self
 
-    @pydantic.model_validator(mode="after")
-    def _runtimes_take_effect(self) -> "Experiment":
-        for stage, runtime in self.runtime.items():
-            if stage not in STAGES:
-                raise ValueError(f"runtime.{stage}: no stage has that name; {did_you_mean(stage, STAGES)}")
-            if stage == "pretrain" and (idle := sorted(runtime.model_fields_set - {"num_gpus"})):
-                raise ValueError(
-                    f"runtime.pretrain.{idle[0]}: has no effect, Ray Train starts the workers: see `cpus_per_worker`, "
-                    "`max_failures` and `placement` of `train_runtime`; only `num_gpus` is set here"
-                )
-        return self
-
     @property
     def store_uri(self) -> str:
         """Where artifacts go: a URI, or an absolute local path. Errors as in `store_location`."""
@@ -242,6 +237,21 @@ def _naming_problems(named: Mapping[str, str], filters: Mapping[str, FilterConfi
         field_problem((), f"none names the filter `{name}` of `filters`; write `filter: {name}` at one, or take it out")
         for name in idle
     ]
+
+
+def _runtime_problems(runtimes: Mapping[str, Runtime]) -> list[InitErrorDetails]:
+    """Runtimes that change nothing: of no stage, or of workers that another setting describes."""
+    found = [
+        field_problem((stage,), f"no stage has that name; {did_you_mean(stage, STAGES)}")
+        for stage in runtimes
+        if stage not in STAGES
+    ]
+    default = Runtime()
+    for name, value in runtimes.get("pretrain", default):
+        if name != "num_gpus" and value != getattr(default, name):
+            words = "has no effect, Ray Train starts the workers: see `cpus_per_worker`, `max_failures` and `placement`"
+            found.append(field_problem(("pretrain", name), f"{words} of `train_runtime`"))
+    return found
 
 
 def resolve(path: str) -> Path:
