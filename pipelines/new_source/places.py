@@ -22,6 +22,7 @@ from x2vlm.errors import ConfigError, SourceUnavailable
 PATTERN_CHARS = re.compile(r"[*?\[{]")
 PROBED_ROWS = 50  # of a Parquet file, to tell media from texts in a column of bytes
 SHOWN_NAMES = 5
+ARCHIVES = (".zip", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -67,23 +68,24 @@ def holds_media(stream: BinaryIO) -> bool:
     except BrokenParquet:
         return False  # the reader of tables says what is wrong with it
     is_media = [bool(sniff_image(payload) or sniff_container(payload)) for payload in found]
-    return sum(is_media) * 2 > len(is_media) if found else column.name.lower() in PREFERRED
+    return sum(is_media) * 2 >= len(is_media) if found else column.name.lower() in PREFERRED
 
 
 def _of_file(path: Path) -> Place:
     root = str(path.parent)
     if path.name.lower().endswith(TAR_SUFFIXES):
         return Place("webdataset", root, _literal(path.name), path.name)
+    if media_kind(suffix_of(path.name)) is not None or path.suffix.lower() in ARCHIVES:
+        raise ConfigError(f"{path.name}: no table; give the folder with the (unpacked) media and their texts")
     try:
-        if format_of(path) == "parquet" and path.suffix.lower() not in PACKED:
-            with path.open("rb") as stream:
-                if holds_media(stream):
-                    return Place("webdataset", root, _literal(path.name), path.name)
-            _refuse_table_of_shard(path)
+        is_parquet = format_of(path) == "parquet" and path.suffix.lower() not in PACKED
     except UnreadableTable as error:
-        if media_kind(suffix_of(path.name)) is not None or path.suffix.lower() in (".zip", ".7z", ".rar"):
-            raise ConfigError(f"{path.name}: no table; give the folder with the (unpacked) media and texts") from error
         raise ConfigError(f"{path.name}: {error}") from error
+    if is_parquet:
+        with path.open("rb") as stream:
+            if holds_media(stream):
+                return Place("webdataset", root, _literal(path.name), path.name)
+        _refuse_table_of_shard(path)
     return Place("table", root, path.name, path.name)
 
 
@@ -157,7 +159,9 @@ def _pattern_for(names: Sequence[str], suffixes: Sequence[str]) -> str:
     if len(endings) > 1 or not all(name.endswith(tuple(endings)) for name in names):
         return "**"
     (ending,) = endings
-    return f"**/*{ending}" if any("/" in name for name in names) else f"*{ending}"
+    folders = {name.rpartition("/")[0] for name in names}
+    folder = _literal(folders.pop()) if len(folders) == 1 else "**"
+    return f"{folder}/*{ending}".removeprefix("/")
 
 
 def _nothing_usable(root: str, files: dict[str, InputFile]) -> str:

@@ -1,6 +1,5 @@
 """`jobs/new_source.py` in this process, and the first stages of what it wrote."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from pipelines.new_source.arguments import add_arguments
 from pipelines.new_source.command import new_source
+from x2vlm.command_line import JobParser
 
 
 def look(out: Path, data: str | Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     """What the command prints, and the same as data; its files go to `out`."""
-    parser = argparse.ArgumentParser()
+    parser = JobParser(None)
     add_arguments(parser)
-    return new_source(parser.parse_args([str(data), "--out", str(out), *arguments]))
+    return new_source(parser.parse([str(data), "--out", str(out), *arguments]))
 
 
 def rows_of(store: Path, written: dict[str, Any], *stages: str) -> list[dict[str, Any]]:

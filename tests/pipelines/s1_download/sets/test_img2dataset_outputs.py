@@ -2,13 +2,12 @@
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from pipelines.why.trace import trace_rows
-from tests.support.sets.img2dataset_runs import BROKEN, FORMATS, GONE, NUM_ROWS, caption, make_outputs
+from tests.support.sets.img2dataset_runs import BROKEN, FORMATS, GONE, NUM_ROWS, caption
 from tests.support.sets.pipeline import EXPERIMENT, SetRun, make_card, run_set
 
 READERS = {"webdataset": ("webdataset", "*.tar"), "parquet": ("webdataset", "*.parquet"), "files": ("folder", "**")}
@@ -16,21 +15,12 @@ GOOD = [number for number in range(NUM_ROWS) if number not in (*GONE, *BROKEN)]
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one output of each format."""
-    assert version("img2dataset") == "1.47.0"
-    folder = tmp_path_factory.mktemp("img2dataset")
-    make_outputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def runs(outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SetRun]:
+def runs(img2dataset_outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SetRun]:
     """One run of the three stages on each."""
     found = {}
     for output_format in FORMATS:
         reader, path = READERS[output_format]
-        card = make_card(reader, str(outputs / output_format), path)
+        card = make_card(reader, str(img2dataset_outputs / output_format), path)
         found[output_format] = run_set(tmp_path_factory.mktemp(output_format), card)
     return found
 
@@ -79,10 +69,10 @@ def test_why_tells_the_reason_of_a_row_that_img2dataset_could_not_fetch(
 
 
 def test_a_shard_that_was_not_finished_is_said_and_used(
-    outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    img2dataset_outputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As img2dataset leaves it when it is killed: no statistics, no end of the table, a tar that breaks off."""
-    shutil.copytree(outputs / "webdataset", tmp_path / "set")
+    shutil.copytree(img2dataset_outputs / "webdataset", tmp_path / "set")
     (tmp_path / "set" / "00001_stats.json").unlink()
     for name in ("00001.parquet", "00001.tar"):
         path = tmp_path / "set" / name
@@ -98,8 +88,8 @@ def test_a_shard_that_was_not_finished_is_said_and_used(
     assert "shard=00000" not in caplog.text
 
 
-def test_a_picture_that_the_table_promises_is_missed(outputs: Path, tmp_path: Path) -> None:
-    shutil.copytree(outputs / "files", tmp_path / "set")
+def test_a_picture_that_the_table_promises_is_missed(img2dataset_outputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(img2dataset_outputs / "files", tmp_path / "set")
     for ending in ("jpg", "txt", "json"):
         (tmp_path / "set" / "00002" / f"000020.{ending}").unlink()
     stats = json.loads((tmp_path / "set" / "00002_stats.json").read_text())
