@@ -15,7 +15,7 @@ from x2vlm.data.media.video import sample_clip
 from x2vlm.errors import InvalidSample
 
 LATE = "a late clip behind one keyframe"
-MAX_CPU_SECONDS = 30.0  # seen: 6.4 for the GIF, 2 for the next, below 0.5 for most
+MAX_CPU_SECONDS = 30.0  # seen: 3 to 10 for the GIF, below 3 for the others
 MAX_MEMORY = 2 << 30  # of address space of the child, beyond its imports, with two clips at a time
 
 

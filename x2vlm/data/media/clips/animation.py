@@ -14,7 +14,7 @@ from x2vlm.data.media.clips.frames import shrink
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 
-COST = 20  # Pillow draws each frame over the whole picture, which takes as long as 20 frames of FFmpeg
+COST = 40  # Pillow draws each frame over the whole picture, which takes as long as 40 frames of FFmpeg
 SHORTEST_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # browsers show a frame of 10 ms and less for 100 ms
 
 
