@@ -166,9 +166,8 @@ def _stats(files: Mapping[str, InputFile]) -> dict[str, dict[str, int]]:
                 values = json.loads(stream.read(1 << 20))
             except ValueError:
                 continue
-        counts = {one: values.get(one) for one in STATS} if isinstance(values, dict) else {}
-        if counts and all(isinstance(count, int) for count in counts.values()):
-            found[stem_of(name)] = counts
+        if isinstance(values, dict) and all(isinstance(values.get(one), int) for one in STATS):
+            found[stem_of(name)] = {one: int(values[one]) for one in STATS}
     return found
 
 

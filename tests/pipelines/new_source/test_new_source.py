@@ -12,7 +12,7 @@ from pipelines.experiment import load_experiment
 from pipelines.graph import build_graph
 from pipelines.new_source.command import printable
 from tests.hostile.payloads import jpeg
-from tests.support.new_source import look, rows_of
+from tests.support.sets.new_source import look, rows_of
 from x2vlm.data.cards import load_card
 from x2vlm.errors import ConfigError
 

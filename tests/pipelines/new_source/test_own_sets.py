@@ -15,9 +15,9 @@ from pipelines.experiment import load_experiment
 from pipelines.new_source import sets
 from pipelines.new_source.arguments import COLUMN_OPTIONS
 from pipelines.new_source.places import find_place
-from tests.support.new_source import look, rows_of
 from tests.support.sets.files import pairs, picture, write_files, write_tar
 from tests.support.sets.img2dataset_runs import BROKEN, GONE, NUM_ROWS
+from tests.support.sets.new_source import look, rows_of
 from x2vlm.data.cards import load_card
 from x2vlm.data.readers.own.layout import ALIASES
 from x2vlm.errors import ConfigError
