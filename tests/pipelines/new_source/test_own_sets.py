@@ -196,9 +196,8 @@ def test_parquet_with_media_is_told_from_a_table(tmp_path: Path, columns: dict[s
         ({"1.jpg": picture(1)}, "1.jpg", (), r"1\.jpg: no table; give the folder"),
         ({"1.jpg": picture(1)}, "", (), r"none of the first 1 rows can be used: no_caption 1 \(1\.jpg"),
         ({"1.tar": "no tar"}, "", (), r"none of the first 1 rows can be used: truncated_shard 1"),
-        ({"1.jpg": picture(1), "1.txt": "a"}, "", ("--caption", "x"), "--caption: is for tables; .* from .txt"),
+        ({"1.jpg": picture(1), "1.txt": "a"}, "", ("--start", "x"), "--start: is for tables; .* can be named: caption"),
         ({"1.jpg": picture(1), "1.txt": "a"}, "", ("--media", "x"), "--media: is for tables"),
-        ({"1.jpg": picture(1), "1.txt": "a"}, "", ("--box-format", "xywh"), "--box-format: is for tables"),
         ({"1.tar": "x", "2.tar": "x"}, "1.tar", ("2.tar",), "2 paths were given .* a pattern in quotes"),
     ],
 )  # fmt: skip
@@ -230,3 +229,14 @@ def test_of_large_sets_a_part_is_looked_at(
 def test_every_field_of_a_table_is_an_option() -> None:
     assert set(COLUMN_OPTIONS) == set(ALIASES)
     assert len(COLUMN_OPTIONS) == len(ALIASES)
+
+
+@pytest.mark.parametrize("field", ["beschreibung", "Alt Text", "说明"])
+def test_captions_in_a_field_of_another_name(tmp_path: Path, field: str) -> None:
+    files = {f"{n}.jpg": picture(n) for n in range(6)} | {
+        f"{n}.json": json.dumps({field: f"text {n}"}) for n in range(6)
+    }
+    folder = write_files(tmp_path / "photos", files)
+    text, data = look(tmp_path / "out", str(folder), "--caption", field, "--name", "mine")
+    assert "text 4" in text
+    assert load_card(Path(data["card"])).columns == {"caption": (field,)}
