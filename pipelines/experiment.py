@@ -44,6 +44,7 @@ EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 FILLED_IN: Mapping[tuple[str, str], str] = {
     ("download", "url_base"): "a fact of one dataset: write `url_base` into its card",
     ("download", "yt_dlp_domains"): "a fact of one dataset: write `yt_dlp_domains`, with `terms`, into its card",
+    ("download", "set_root"): "follows from the `root` of a card, or from `data_root` of the source",
     ("download", "retry"): "later rounds are written beside `download`: `retries: [[dns, timeout]]`",
     ("score", "variants"): "follows from the `role` of each source: held-out images have variants, others have none",
     ("decontaminate", "readers"): "follows from the cards of the sources",

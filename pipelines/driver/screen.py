@@ -32,7 +32,7 @@ def screen(store: Store, nodes: Sequence[str]) -> Iterator[OnEvent]:
     path = log_path(store)
     with contextlib.ExitStack() as stack:
         person = stack.enter_context(_person())
-        lines = logging.FileHandler(path, encoding="utf-8")
+        lines = _LogFile(path, encoding="utf-8")
         stack.callback(lines.close)
         if person.isatty():
             from pipelines.driver.live_table import LiveTable  # rich: nobody else needs it
@@ -54,6 +54,18 @@ def screen(store: Store, nodes: Sequence[str]) -> Iterator[OnEvent]:
         STATUS.leave_terminal = stack.close
         stack.callback(setattr, STATUS, "leave_terminal", lambda: None)
         yield no_op if table is None else table
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk only makes shorter: the run's own error is the one to be told."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 def log_path(store: Store) -> Path:

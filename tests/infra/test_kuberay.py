@@ -150,7 +150,8 @@ def test_names_in_the_walk_are_those_of_the_files() -> None:
         f"Ray {spec['rayVersion']}",
     ):
         assert words in page, words
-    assert f"ray=={spec['rayVersion']}" in (INFRA.parent / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    lock = (INFRA.parent / "requirements.lock").read_text(encoding="utf-8")
+    assert f"\nray=={spec['rayVersion']} " in lock
     (redis,) = [document for document in documents(CORE) if document["kind"] == "Service"]
     host, _, port = spec["gcsFaultToleranceOptions"]["redisAddress"].partition(":")
     assert host == f"{redis['metadata']['name']}.{space}.svc.cluster.local"
