@@ -35,7 +35,7 @@ quick: setup                         ## the tests that matter while writing: und
 # The end-to-end tests go first: they take longest, mostly waiting, in one process of their own.
 TEST_PROCESSES ?= 2
 test: setup                          ## every test but the slow proofs
-	$(PYTHON) -m pytest tests/e2e tests -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder \
+	$(PYTHON) -m pytest tests/e2e tests -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
 		--cov=pipelines/flow --cov-report=term --cov-fail-under=90
 
 slow: setup                          ## the long proofs: kills at random moments, many workers, large plans

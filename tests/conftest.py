@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,16 +15,20 @@ hypothesis.settings.load_profile("x2vlm")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where `make test` uses several processes, what shares a fixture of a file stays in one of them.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where `make test` uses several processes, tests of one file stay in one of them, for the fixtures they share.
 
-    Folders of tests on the one real cluster, with the one finished run of the sample, are one group.
+    So do all tests on the one real cluster, with the one finished run of the sample.
     """
-    for item in items:
-        folder, _, name = item.nodeid.partition("::")[0].rpartition("/")
-        group = folder if folder == "tests/e2e" else f"{folder}/{name}"
-        item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
