@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.project import PROJECT_ROOT
 from pipelines.s1_download.child.runner import child_environment
-from pipelines.s1_download.config import PROJECT_ROOT
 from tests.hostile.behaviours import hostile_server
 from tests.support.download.stage import download, make_samples
 
