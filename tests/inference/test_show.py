@@ -246,7 +246,7 @@ def test_any_bytes_in_file_names_are_shown_and_harm_nothing(model_folder, tmp_pa
     assert any(item["name"].endswith(r"caf\xe9.jpg.txt") for item in data["skipped"])
     page = Page(out.read_text(encoding="utf-8"))
     words = " ".join(page.text)
-    for name in (r"caf\xe9.jpg", r"\xff\xfe\x80.jpg", r"a\x1b[2Jb.jpg", r"two\x0alines.jpg", "\u96ea\\x9b.jpg"):
+    for name in (r"caf\xe9.jpg", r"\xff\xfe\x80.jpg", r"a\x1b[2Jb.jpg", r"two\nlines.jpg", "\u96ea\\x9b.jpg"):
         assert name in words
     assert not [record for record in caplog.records if not record.getMessage().isprintable()]
 
