@@ -60,8 +60,8 @@ def test_secrets_of_the_command_line_are_not_repeated(tmp_path: Path) -> None:
     path = write_job(tmp_path, f"Path({str(tmp_path / 'ready')!r}).write_text('ready')\n{SLEEP}")
     text = (
         path.read_text()
-        .replace("argparse.ArgumentParser())", "parser)")
-        .replace("text, code", "parser = argparse.ArgumentParser()\nparser.add_argument('--tracking-uri')\ntext, code")
+        .replace("JobParser(None))", "parser)")
+        .replace("text, code", "parser = JobParser(None)\nparser.add_argument('--tracking-uri')\ntext, code")
     )
     path.write_text(text)
     process = start(python(path, "--tracking-uri", "http://ann:hunter2@127.0.0.1:9"))
