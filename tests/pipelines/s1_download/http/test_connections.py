@@ -177,7 +177,7 @@ def test_what_can_be_read_in_two_ways_ends_its_connection(first: bytes) -> None:
     [
         (ok(b"long", b"X-Robots-Tag: noai"), "opted_out"),
         (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone", "http_404"),
-        (b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + ok(b"early"), "http_103"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n" + ok(b"early"), "http_101"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", "empty_body"),
         (b"HTTP/1.1 206 Partial\r\nContent-Length: 4\r\n\r\npart", "http_206"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: -4\r\n\r\nfour", "bad_response"),
