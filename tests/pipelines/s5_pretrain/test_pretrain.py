@@ -140,7 +140,7 @@ def test_how_a_run_is_watched_and_placed_is_no_part_of_what_it_is(inputs):
     watched = experiment.model_copy(update={"train_runtime": TrainRuntime(log_every=7, stall_seconds=9.0)})
     nodes = [build_graph(one)["pretrain/sample"] for one in (experiment, watched)]
     assert nodes[0].config == nodes[1].config
-    assert nodes[1].stage.run_part.keywords == {"runtime": watched.train_runtime}
+    assert nodes[1].stage.run_part.keywords["runtime"] == watched.train_runtime
     (part,) = plan_pretrain(CONFIG, inputs)
     first, second = (part_fingerprint(node.stage, CONFIG, part) for node in nodes)
     assert first == second
