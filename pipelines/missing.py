@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pipelines.experiment import Experiment, SourceConfig, resolve
-from pipelines.flow.stage import Graph
 from pipelines.graph import build_graph
 from pipelines.input_files import card_file, phase_key, root_of
 from pipelines.project import PROJECT_ROOT
@@ -193,16 +192,5 @@ def _needed(experiment: Experiment, targets: Sequence[str], missing: Sequence[Mi
         graph = build_graph(experiment)
     except (ConfigError, SourceUnavailable):
         return list(missing)
-    keys = _with_ancestors(graph, targets)
+    keys = graph.with_ancestors(key for key in graph if any(fnmatchcase(key, target) for target in targets))
     return [item for item in missing if any(fnmatchcase(key, glob) for key in keys for glob in item.nodes)]
-
-
-def _with_ancestors(graph: Graph, targets: Sequence[str]) -> set[str]:
-    waiting = [key for key in graph if any(fnmatchcase(key, target) for target in targets)]
-    needed: set[str] = set()
-    while waiting:
-        key = waiting.pop()
-        if key not in needed:
-            needed.add(key)
-            waiting += graph[key].upstream()
-    return needed

@@ -1,6 +1,6 @@
 """What a stage, a node and a part are: values that describe work. Building them runs nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -278,6 +278,17 @@ class Graph(Mapping[str, Node]):
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    def with_ancestors(self, keys: Iterable[str]) -> set[str]:
+        """`keys`, and all nodes that they read directly or through others."""
+        needed: set[str] = set()
+        waiting = list(keys)
+        while waiting:
+            key = waiting.pop()
+            if key not in needed:
+                needed.add(key)
+                waiting += self[key].upstream()
+        return needed
 
 
 def part_fingerprint(stage: Stage, config: pydantic.BaseModel, part: Part) -> str:

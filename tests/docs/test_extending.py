@@ -1,15 +1,13 @@
 """docs/extending.md, executed: every example on a copy of the project, every command with what it prints."""
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.support.documentation import run_typed
 
 COPIED = ("datasets", "jobs", "pipelines", "tests", "x2vlm", "pyproject.toml")
 LINKED = "datasets/sample/media"  # large, and no example changes it
@@ -43,18 +41,6 @@ def changed(text: str, diff: str) -> str:
     return text.replace(before, after)
 
 
-def run(command: str, folder: Path) -> str:
-    """What a command of the page prints, with this Python, in `folder`, which also comes first for imports."""
-    words = shlex.split(command)
-    assert words[0] == "python"
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture
 def project(project_root: Path, tmp_path: Path) -> Path:
     """A copy of the project to change; the photos and clips of the sample are a link."""
@@ -81,7 +67,7 @@ def test_the_example_works_as_it_stands(title: str, project: Path) -> None:
         path = project / block.path
         if block.language == "console":
             for command, expected in re.findall(r"^\$ (.+)\n((?:(?!\$ ).+\n)*)", block.text, re.MULTILINE):
-                printed = run(command, project)
+                printed = run_typed(command, project)
                 for line in expected.splitlines():
                     assert " ".join(line.split()) in " ".join(printed.split()), f"{command}\n{printed}"
         elif block.language == "diff":

@@ -1,31 +1,17 @@
 """docs/your_data.md, executed: every command on a copy of the project, with what it prints."""
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.documentation import run_typed
 
 COPIED = ("datasets", "jobs", "pipelines", "x2vlm")
 PAGE = Path(__file__).resolve().parents[2] / "docs/your_data.md"
 COMMANDS = re.findall(r"^\$ (.+)\n((?:(?!\$ |```).+\n)*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
 TRAINS = "python jobs/full_pretrain.py"
-
-
-def run(command: str, folder: Path) -> str:
-    """What a command of the page prints, with this Python, in `folder`."""
-    words = shlex.split(command)
-    assert words[0] == "python"
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-4000:]}"
-    return done.stdout
 
 
 @pytest.fixture
@@ -38,7 +24,7 @@ def project(project_root: Path, tmp_path: Path) -> Path:
 
 def check(commands: list[tuple[str, str]], folder: Path) -> None:
     for command, expected in commands:
-        printed = " ".join(run(command, folder).split())
+        printed = " ".join(run_typed(command, folder).split())
         for line in expected.splitlines():
             assert " ".join(line.split()) in printed, f"{command}\n{line}\n{printed}"
 

@@ -1,6 +1,10 @@
 """What README, docs and other pages tell a reader to type: commands, and the example in Python."""
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "datasets/*.md", "datasets/sample/*.md")
@@ -34,6 +38,18 @@ def documented_commands(root: Path) -> dict[str, list[str]]:
                     if program in PROGRAMS and arguments:
                         found.setdefault(command, []).append(page.relative_to(root).as_posix())
     return found
+
+
+def run_typed(command: str, folder: Path) -> str:
+    """What a command of a page prints, with this Python, in `folder`, which also comes first for imports."""
+    words = shlex.split(command)
+    assert words[0] == "python"
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 def readme_example(root: Path) -> str:

@@ -112,7 +112,7 @@ def plan(
     forced = _matching(graph, tuple(force), "force")
     if extra := forced - selected:
         raise ConfigError(f"force names {sorted(extra)}, which the targets {list(globs)} leave out; add them there")
-    needed = _with_ancestors(graph, selected)
+    needed = graph.with_ancestors(selected)
     sources = SourceHashes(store)
     fingerprint_sources(graph, needed, sources)
     planned: dict[str, PlannedNode] = {}
@@ -292,17 +292,6 @@ def _matching(graph: Graph, globs: Sequence[str], what: str) -> set[str]:
             raise ConfigError(f"{what} {glob!r} matches no node; {hint}")
         found |= keys
     return found
-
-
-def _with_ancestors(graph: Graph, keys: Collection[str]) -> set[str]:
-    needed: set[str] = set()
-    waiting = list(keys)
-    while waiting:
-        key = waiting.pop()
-        if key not in needed:
-            needed.add(key)
-            waiting += graph[key].upstream()
-    return needed
 
 
 def _require_finished_ancestors(planned: Mapping[str, PlannedNode], selected: Collection[str], experiment: str) -> None:

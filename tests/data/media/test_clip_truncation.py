@@ -2,20 +2,15 @@
 
 import struct
 from fractions import Fraction
+from functools import partial
 
 import pytest
 
 from tests.support.media.clips import CLIPS, clip_in, encode
+from tests.support.media.verdicts import rule_of as rule_of_media
 from x2vlm.data.media.video import sample_clip
-from x2vlm.errors import InvalidSample
 
-
-def rule_of(data: bytes, **options) -> str:  # type: ignore[no-untyped-def]
-    try:
-        sample_clip(data, max_short_edge=32, **options)
-    except InvalidSample as error:
-        return error.rule
-    return "ok"
+rule_of = partial(rule_of_media, sample_clip, max_short_edge=32)
 
 
 @pytest.mark.parametrize("name", CLIPS)

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from pipelines.s1_download.media.metadata import strip_metadata
 from tests.hostile.image_bombs import avif_grid, box, encode
 from tests.hostile.payloads import clip
+from tests.support.media.verdicts import rule_of
 from x2vlm.data.media.formats import DECODED, RECOGNISED, sniff_image
 from x2vlm.data.media.images import open_image, probe
 from x2vlm.data.media.video import sample_clip, sniff_container
@@ -18,14 +19,6 @@ from x2vlm.inference.visuals import Skipped, read_visual, read_visuals
 
 COLOURS = ("red", "lime", "blue", "yellow", "black", "white")
 PICTURE = Image.radial_gradient("L").resize((60, 40)).convert("RGB")
-
-
-def rule_of(function, data: bytes) -> str:  # type: ignore[no-untyped-def]
-    try:
-        function(data)
-    except InvalidSample as error:
-        return error.rule
-    return "ok"
 
 
 def near(left: Image.Image, right: Image.Image, difference: float = 4.0) -> bool:

@@ -13,20 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests.hostile.payloads import gif_bomb, jpeg, png_header_bomb
+from tests.support.media.verdicts import rule_of
 from x2vlm.data.media.images import TRANSPOSE_OF_ORIENTATION, Header, open_image, probe
-from x2vlm.errors import InvalidSample
 
 RULES = {"empty_body", "not_an_image", "format_unsupported", "too_many_pixels", "too_many_scans", "decode_failed"}
 RULES |= {"decode_budget_exceeded"}
 UNSUPPORTED = {".heif", ".tif", ".tiff", ".jp2"}
-
-
-def rule_of(function, data: bytes) -> str:  # type: ignore[no-untyped-def]
-    try:
-        function(data)
-    except InvalidSample as error:
-        return error.rule
-    return "ok"
 
 
 def encode(image: Image.Image, image_format: str, **options: object) -> bytes:

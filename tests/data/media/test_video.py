@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.hostile.payloads import clip as make_clip
+from tests.support.media.verdicts import rule_of as rule_of_media
 from x2vlm.data.media.video import ClipLimits, decode_frames, encode_frames, frames_blob, sample_clip
 from x2vlm.errors import InvalidSample
 
@@ -22,12 +24,7 @@ def grey_levels(frames: Sequence[Image.Image]) -> list[float]:
     return [float(np.asarray(frame).mean()) for frame in frames]
 
 
-def rule_of(data: bytes, **options) -> str:  # type: ignore[no-untyped-def]
-    try:
-        sample_clip(data, **options)
-    except InvalidSample as error:
-        return error.rule
-    return "ok"
+rule_of = partial(rule_of_media, sample_clip)
 
 
 def nearest(num_frames: int, rate: int, start: float, end: float) -> list[int]:
