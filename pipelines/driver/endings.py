@@ -108,6 +108,7 @@ class Endings:
         if not self._is_said.acquire(blocking=False):
             return
         assert self.signal is not None
+        # On the way out: nothing that the broken run has left may keep the process from saying its word and leaving.
         with contextlib.suppress(Exception):
             STATUS.leave_terminal()
         seconds = time.monotonic() - self._started
@@ -187,7 +188,7 @@ def _stat(pid: int) -> list[str]:
 
 def _adopt_orphans() -> None:
     """Processes whose parent dies from now on come to this one (Linux), so that none gets away."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(AttributeError, OSError):  # no such call outside of Linux
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 

@@ -74,7 +74,7 @@ def test_an_image_is_pinned_and_ends_without_root(path: Path) -> None:
 def test_the_cluster_image_holds_the_locked_dependencies_and_nothing_else() -> None:
     found = steps(INFRA / "Dockerfile")
     assert [rest.split()[0] for word, rest in found if word in ("COPY", "ADD")] == ["requirements.lock"]
-    assert any("-r /tmp/requirements.lock" in rest for word, rest in found if word == "RUN")
+    assert any("--require-hashes --requirement /tmp/requirements.lock" in rest for word, rest in found if word == "RUN")
     ignored = (INFRA / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     assert [line for line in ignored if line and not line.startswith("#")] == ["*", "!requirements.lock"]
 
