@@ -30,11 +30,12 @@ class Stop(BaseException):
 
 
 class Status:
-    """What a job says it has kept, should it be stopped now, and how it lets go of the terminal."""
+    """What a job says it has kept, should it be stopped now, and how it lets go of the terminal and of its leases."""
 
     def __init__(self) -> None:
         self.kept: Callable[[], str] = lambda: "It had changed nothing."
         self.leave_terminal: Callable[[], None] = lambda: None
+        self.release: Callable[[], None] = lambda: None
         self.litter: list[Path] = []  # folders to remove once nobody writes there any more
 
 
@@ -76,10 +77,13 @@ class Endings:
         signal.set_wakeup_fd(-1)
 
     def finish(self) -> NoReturn:
-        """Say what is kept, end every process below this one, and leave with 128 + the signal."""
+        """Say what is kept, let go, end every process below this one, and leave with 128 + the signal."""
         if self.signal is None:  # raised by somebody else, as `signal` would have
             self.signal = signal.SIGINT
         self._say()
+        if threading.current_thread() is threading.main_thread():  # else that one hangs, perhaps in its store
+            with contextlib.suppress(Exception):
+                STATUS.release()
         self._kill_all()
         for folder in STATUS.litter:
             shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,7 @@ from pipelines.flow.run.planner import Plan, check_due, plan
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.run.provenance import capture
 from pipelines.flow.stage import Graph
+from pipelines.flow.store.lease import release_held
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import temporary_home
 from pipelines.graph import build_graph
@@ -87,6 +88,7 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
         f"Parts finished in this run: {num_done}. They and all earlier ones are kept; a training goes on from its last "
         "checkpoint."
     )
+    STATUS.release = release_held
     with (
         screen(store, [node.key for node in planned.selected]) as show,
         temporary_home() as home,

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from pipelines.new_source.sizes import PRESETS, SAMPLE_CLIP, SAMPLE_VOCABULARY
 
-COLUMN_OPTIONS = (  # the fields of a row in a table (`x2vlm.data.readers.own.layout.ALIASES`)
+# The fields of a row in a table (`x2vlm.data.readers.own.layout.ALIASES`). Elsewhere some of them only: those of
+# `x2vlm.data.readers.own.facts.NAMES`; the rest is refused by name.
+COLUMN_OPTIONS = (
     *("url", "caption", "id", "language", "licence", "author", "width", "height", "sha256", "md5", "kind", "start"),
     *("end", "similarity", "punsafe", "pwatermark", "nsfw", "boxes", "labels", "phrases"),
 )
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         nargs="+",
-        help="a table (.csv, .tsv, .jsonl or .parquet, also .gz, .zst); a folder of pictures or clips with texts; "
+        help="a table (.csv, .tsv, .jsonl or .parquet, also .gz, .zst); a folder of images or clips with texts; "
         "or tars or Parquet with media inside: one file, a folder of them, or a quoted pattern such as 'data/*.tar'",
     )
     for name in COLUMN_OPTIONS:
@@ -24,10 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             action="append",
-            help=f"of a table: the column with the {name}, or its position from 0{several}",
+            help=f"the column or field with the {name}, or the column's position from 0{several}",
         )
     parser.add_argument(
-        "--box-format", choices=("xywh", "xyxy", "cxcywh"), help="of a table: read boxes: corner and size, corners, ..."
+        "--box-format",
+        choices=("xywh", "xyxy", "cxcywh"),
+        help="read boxes: corner and size, corners, or centre and size",
     )
     parser.add_argument("--box-unit", choices=("pixels", "fraction"), default="pixels")
     parser.add_argument("--media", type=Path, help="of a table: the folder where its paths begin")

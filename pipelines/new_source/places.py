@@ -1,4 +1,4 @@
-"""Which reader takes what a user named: a table, a folder of pictures or clips, or shards with media inside."""
+"""Which reader takes what a user named: a table, a folder of images or clips, or shards with media inside."""
 
 import itertools
 import re
@@ -169,12 +169,10 @@ def _nothing_usable(root: str, files: dict[str, InputFile]) -> str:
     tables = [one for one in files if _is_table(one)]
     if tables:
         several = f" (it holds {len(tables)} tables, and a source has one)" if len(tables) > 1 else ""
-        return f"no pictures, clips or tars; give the table itself: {root.rstrip('/')}/{printable(tables[0])}{several}"
+        return f"no images, clips or tars; give the table itself: {root.rstrip('/')}/{printable(tables[0])}{several}"
     kinds = Counter(suffix_of(one) or "no suffix" for one in files).most_common(SHOWN_NAMES)
     listed = ", ".join(f"{printable(kind)} ({number})" for kind, number in kinds)
-    return (
-        f"no pictures, clips, tars or tables; its {len(files)} files are: {listed}. Unpack archives such as zip first"
-    )
+    return f"no images, clips, tars or tables; its {len(files)} files are: {listed}. Unpack archives such as zip first"
 
 
 def _is_table(name: str) -> bool:

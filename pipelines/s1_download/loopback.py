@@ -103,8 +103,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
             self.send_error(404)
             return
-        except OSError as error:  # a name that is too long, or a store that does not respond
-            self.send_error(404 if error.errno == errno.ENAMETOOLONG else 503)
+        except Exception as error:  # each store's library has errors of its own, not all of them OSError
+            is_long_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+            self.send_error(404 if is_long_name else 503)
             return
         self.send_response(200)
         self.send_header(

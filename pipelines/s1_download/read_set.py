@@ -43,7 +43,7 @@ def plan_groups(reader: str, inputs: Inputs) -> list[Part]:
     """One part a group of files that belong together, so that a new tar makes one part.
 
     Files count by name and identity in the part's `spec`; as lookups they do not fill its record, which a folder of
-    100,000 pictures would. ConfigError if there is nothing that the reader takes.
+    100,000 images would. ConfigError if there is nothing that the reader takes.
     """
     cards = tuple(Read("card", file) for source in inputs["card"] for part in source.parts for file in part.files)
     files = {file.path: file for source in inputs["files"] for part in source.parts for file in part.files}

@@ -1,50 +1,26 @@
 """Stores to test against (a local folder, memory, a real S3 protocol server on this machine)."""
 
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from moto.s3.responses import S3Response
-from moto.server import ThreadedMotoServer
 
 from pipelines.flow.store.store import Store
-
-S3_CREDENTIALS = {"key": "test", "secret": "test"}
+from tests.support.s3 import s3_client, s3_options, s3_server
 
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """Address of an S3 server of our own.
-
-    S3 decides about a conditional PUT (`If-None-Match: *`) and does it in one step; moto looks first and writes then,
-    so of several at a time more than one may win. Here its PUTs go one after the other.
-    """
-    lock, put_object = threading.Lock(), S3Response.put_object
-
-    def put_one_at_a_time(self: S3Response) -> Any:
-        with lock:
-            return put_object(self)
-
-    S3Response.put_object = put_one_at_a_time  # type: ignore[method-assign]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-    S3Response.put_object = put_object  # type: ignore[method-assign]
+    """Address of an S3 server of our own."""
+    with s3_server() as endpoint:
+        yield endpoint
 
 
 def s3_store(endpoint: str, bucket: str = "") -> Store:
     bucket = bucket or f"bucket-{uuid.uuid4().hex[:12]}"
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
-    )
-    client.create_bucket(Bucket=bucket)
-    return Store(f"s3://{bucket}/store", {**S3_CREDENTIALS, "client_kwargs": {"endpoint_url": endpoint}})
+    s3_client(endpoint).create_bucket(Bucket=bucket)
+    return Store(f"s3://{bucket}/store", s3_options(endpoint))
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -9,7 +9,7 @@ import torch
 from x2vlm.errors import ConfigError
 
 # With fewer parameters a thread does not have work enough to be worth waking: it spins, which costs CPU and no less
-# time. Four pictures through the sample's model (1 million) took 29.7 CPU seconds on two threads and 7.3 on one.
+# time. Four images through the sample's model (1 million) took 29.7 CPU seconds on two threads and 7.3 on one.
 PARAMETERS_PER_THREAD = 10_000_000
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: "<microseconds> <of so many>", or "max ..."

@@ -127,7 +127,7 @@ def _head(model_name: str) -> str:
         f'<h1>What the model sees</h1><p class="faint">Model: {_text(model_name)}. '
         "Captions and boxes are the model's, unedited. It gives a box for every "
         "phrase, also for what is not there; the percentage is how probable it finds that the phrase describes the "
-        'picture.</p><div class="all">\n'
+        'image.</p><div class="all">\n'
     )
 
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 TTL_SECONDS = 60.0
 ATTEMPTS = 5
 
+_held: set["Lease"] = set()  # of this process
+
 
 class LeaseRecord(Record):
     """Who holds a lease. `expires` (the holder's clock) is for people; nothing is decided by it."""
@@ -87,6 +89,7 @@ class Lease:
             self._thread.join()
         if not self._lost and latest_token(self.store, self.name) == self.token:
             self.store.blobs.write(_path(self.name, self.token), seal(self.record(released=True))[0])
+        _held.discard(self)
 
     def __enter__(self) -> "Lease":
         self._thread.start()
@@ -120,12 +123,23 @@ def acquire(store: Store, name: str, ttl_seconds: float = TTL_SECONDS) -> Lease:
         if token and (holder := _holder(store, name, token, ttl_seconds)) is not None:
             raise PlanBusy(holder)
         lease = Lease(store, name, token + 1, ttl_seconds)
+        _held.add(lease)
         if store.blobs.create(_path(name, token + 1), seal(lease.record())[0]):
             for old in _tokens(store, name):
                 if old <= token:
                     store.blobs.delete(_path(name, old))
             return lease
+        _held.discard(lease)
     raise StageFailed(f"plan {name}: its lease kept changing hands; see who is running it, then rerun the command")
+
+
+def release_held() -> None:
+    """Let go of every lease that this process still holds, on its way out.
+
+    `with` alone does not see to it: a signal handler may raise at the first instruction of `__exit__`.
+    """
+    for lease in list(_held):
+        lease.release()
 
 
 def latest_token(store: Store, name: str) -> int:

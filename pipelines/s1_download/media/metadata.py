@@ -239,7 +239,7 @@ def _end_of_gif_blocks(data: bytes, position: int, num_steps: int) -> tuple[int,
 
 
 def _strip_avif(data: bytes, orientation: int) -> bytes:
-    """How an AVIF is turned is a property of its picture, and kept with it."""
+    """How an AVIF is turned is a property of its image, and kept with it."""
     return with_hidden_metadata(data, read_items(data), blanks_unused=True)
 
 

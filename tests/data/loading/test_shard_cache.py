@@ -4,32 +4,26 @@ import hashlib
 import multiprocessing
 import uuid
 
-import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
+from tests.support.s3 import s3_client, s3_options, s3_server
 from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import CachedFile, ShardCache, local_shards
 from x2vlm.errors import ConfigError, CorruptArtifact
 
-CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-
 
 @pytest.fixture(scope="module")
 def endpoint():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def bucket(endpoint):
     """Puts bytes into a new bucket; gives back their address and sha256."""
-    client = boto3.client("s3", endpoint_url=endpoint, **CREDENTIALS)
+    client = s3_client(endpoint)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
 
@@ -43,7 +37,7 @@ def bucket(endpoint):
 
 @pytest.fixture
 def options(endpoint):
-    return {"key": "test", "secret": "test", "client_kwargs": {"endpoint_url": endpoint}}
+    return s3_options(endpoint)
 
 
 def _kept(folder):

@@ -182,7 +182,7 @@ def test_animations_are_clips_that_are_played_once(kind: str) -> None:
 def test_a_still_picture_is_no_video_and_the_drop_says_which(kind: str) -> None:
     buffer = BytesIO()
     Image.new("RGB", (24, 24), "red").save(buffer, kind)
-    with pytest.raises(InvalidSample, match="not_a_video: a still picture") as caught:
+    with pytest.raises(InvalidSample, match="not_a_video: a still image") as caught:
         sample_clip(buffer.getvalue())
     assert {"JPEG2000": "jp2"}.get(kind, kind.lower()) in caught.value.message.lower()
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.s1_download.loopback import serve_folder
+from pipelines.s1_download.loopback import serve_bucket, serve_folder
+from tests.support.s3 import s3_client, s3_in_environment, s3_server
 from x2vlm.errors import SourceUnavailable
 
 
@@ -47,3 +48,14 @@ def test_files_are_served_with_their_type_and_nothing_outside_is(tmp_path: Path)
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable, match="no such folder"), serve_folder(tmp_path / "absent"):
         pass
+
+
+def test_a_bucket_that_does_not_answer_is_asked_again_later() -> None:
+    with s3_server() as endpoint:
+        s3_client(endpoint).create_bucket(Bucket="media")
+        s3_client(endpoint).put_object(Bucket="media", Key="a/1.jpg", Body=b"photo")
+        with s3_in_environment(endpoint), serve_bucket("s3://media/a") as address:
+            assert get(address, "/1.jpg") == (200, "image/jpeg", b"photo")
+            assert get(address, "/2.jpg")[0] == 404
+    with s3_in_environment(endpoint), serve_bucket("s3://media/a") as address:  # nobody listens there any more
+        assert get(address, "/1.jpg")[0] == 503

@@ -5,9 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipelines.experiment import Experiment
 from pipelines.flow.stage import PartSummary
@@ -17,6 +15,7 @@ from pipelines.s1_download.download import finish_download
 from pipelines.s1_download.routes import LocalMedia
 from tests.hostile.payloads import clip, jpeg
 from tests.support.download.routes import download_by_route, read_card
+from tests.support.s3 import s3_client, s3_in_environment, s3_server
 from x2vlm.config import parse_config
 from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError
@@ -123,17 +122,9 @@ def coco(folder: Path, project_root: Path) -> list[Sample]:
     return read_card(folder, card, {"captions": json.dumps(captions), "instances": json.dumps(instances)})
 
 
-def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(
-    tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t"}
-        for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-            monkeypatch.setenv(name, value)
-        client = boto3.client("s3")
+def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(tmp_path: Path, project_root: Path) -> None:
+    with s3_server() as endpoint, s3_in_environment(endpoint):
+        client = s3_client(endpoint)
         client.create_bucket(Bucket="copy")
         client.put_object(Bucket="copy", Key="oi/train/b2.jpg", Body=jpeg())
         client.put_object(Bucket="copy", Key="oi/train/9.jpg", Body=jpeg())
@@ -142,8 +133,6 @@ def test_images_of_a_copy_in_a_bucket_keep_url_licence_and_author(
         ledger, kept, result = download_by_route(
             tmp_path, samples, local_media={"root": "s3://copy/oi/train", "name": card.local_name}
         )
-    finally:
-        server.stop()
     assert [row["status"] for row in ledger] == ["http_404", "kept", "kept"]
     assert kept[0].media is not None
     assert kept[0].media.sha256 == hashlib.sha256(jpeg()).hexdigest()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines import driver
+from pipelines.flow.safe_text import safe
 from tests.support.experiments import ROOT
 from tests.support.settings import sample_values
 
@@ -140,4 +141,4 @@ def test_no_secret_is_in_anything_a_run_leaves(failed: Failed) -> None:
             assert OF_SERVER.encode() not in data, path
             assert OF_ROW.encode() not in data, path
     shown = failed.why("download/own")
-    assert OF_ROW not in driver.safe(shown.text)
+    assert OF_ROW not in safe(shown.text)

@@ -153,7 +153,7 @@ def _end_of_junk(data: bytes, position: int) -> int:
 
 
 def _with_cheap_metadata(data: bytes, segments: list[tuple[int, int, int]]) -> Decodable:
-    """`data`, or without its application data where Pillow would take long over them (EXIF, multi-picture index)."""
+    """`data`, or without its application data where Pillow would take long over them (EXIF, multi-image index)."""
     exif = [
         data[start + 4 : end]
         for code, start, end in segments
@@ -241,7 +241,7 @@ def _judge_gif(data: bytes) -> Decodable:
 def _judge_avif(data: bytes) -> Decodable:
     items = iso.read_items(data)
     if items.primary is None or items.primary not in items.types:
-        raise InvalidSample("format_unsupported", "an AVIF without a still picture (an image sequence)")
+        raise InvalidSample("format_unsupported", "an AVIF without a still image (an image sequence)")
     pixels = iso.av1_pixels(data, items)
     if pixels > MAX_AVIF_PIXELS:
         raise InvalidSample("too_many_pixels", f"{pixels} in the AV1 data of an AVIF, at most {MAX_AVIF_PIXELS}")

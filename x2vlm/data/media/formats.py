@@ -22,7 +22,7 @@ DECODED: Mapping[str, str] = {
     "png": "all colour types and depths, interlaced or not; of an APNG the default image",
     "webp": "lossy, lossless and alpha; of an animation the first frame",
     "gif": "the first frame",
-    "avif": "still pictures with alpha, grids, irot and imir; of an animation its still picture, if it has one",
+    "avif": "still images with alpha, grids, irot and imir; of an animation its still image, if it has one",
     "bmp": "uncompressed (no run-length coding)",
 }
 
@@ -94,10 +94,10 @@ def decoded_format(data: bytes) -> str:
     if not found:
         raise InvalidSample("not_an_image", f"starts with {data[:12]!r}; {readable_formats()} are read")
     if found not in DECODED:
-        raise InvalidSample(UNSUPPORTED, f"a picture in {found.upper()}; {readable_formats()} are read: convert it")
+        raise InvalidSample(UNSUPPORTED, f"an image in {found.upper()}; {readable_formats()} are read: convert it")
     if found == "avif" and not _has_avif():
         raise InvalidSample(
-            UNSUPPORTED, "a picture in AVIF, which this build of Pillow does not read: pip install pillow"
+            UNSUPPORTED, "an image in AVIF, which this build of Pillow does not read: pip install pillow"
         )
     return found
 

@@ -1,6 +1,6 @@
-"""Still pictures in ISO base media files (AVIF, HEIC): told from clips, and judged before libavif sees them.
+"""Still images in ISO base media files (AVIF, HEIC): told from clips, and judged before libavif sees them.
 
-An AVIF names the size of its picture, but its AV1 data have a size of their own, which the decoder allocates before
+An AVIF names the size of its image, but its AV1 data have a size of their own, which the decoder allocates before
 anybody compares the two. So the data of every item are read up to their sequence headers (AV1 specification 5.5).
 """
 
@@ -34,9 +34,9 @@ class Items:
 
 
 def still_format(data: bytes) -> str:
-    """ "avif", "heic" (any other still picture of the family) or "cr3" (a raw photo) by the brands; "" for a clip.
+    """ "avif", "heic" (any other still image of the family) or "cr3" (a raw photo) by the brands; "" for a clip.
 
-    A file whose major brand is that of a clip is one, unless it has the brands of a picture and no movie box.
+    A file whose major brand is that of a clip is one, unless it has the brands of an image and no movie box.
     """
     if data[4:8] != b"ftyp":
         return ""
@@ -152,11 +152,11 @@ def _read_locations(data: bytes, first: int, idat: int, items: Items) -> None:
 
 
 def with_hidden_metadata(data: bytes, items: Items, blanks_unused: bool = False) -> bytes:
-    """The AVIF without its EXIF, XMP and other metadata items, and as a still picture if it was an animation.
+    """The AVIF without its EXIF, XMP and other metadata items, and as a still image if it was an animation.
 
     Every byte stays in its place, so that no table has to be written again: the type of such an item becomes one that
-    readers pass over. With `blanks_unused` all bytes outside the tables and the picture's own data become 0. `data`
-    itself if nothing changes. The orientation of an AVIF is a property of its picture (irot, imir), not EXIF's.
+    readers pass over. With `blanks_unused` all bytes outside the tables and the image's own data become 0. `data`
+    itself if nothing changes. The orientation of an AVIF is a property of its image (irot, imir), not EXIF's.
     """
     hidden = [number for number, kind in items.types.items() if kind in METADATA_ITEMS]
     changed = bytearray(data)
@@ -176,7 +176,7 @@ def with_hidden_metadata(data: bytes, items: Items, blanks_unused: bool = False)
         position = items.type_positions[number]
         changed[position : position + 4] = HIDDEN
     major, _ = _box_extent(data, 0)
-    changed[major : major + 4] = b"avif"  # libavif then reads the picture, not a track
+    changed[major : major + 4] = b"avif"  # libavif then reads the image, not a track
     return data if changed == data else bytes(changed)
 
 
@@ -246,11 +246,11 @@ class _Bits:
 def sequence_pixels(header: bytes) -> int:
     """Pixels of the largest frame that an AV1 sequence header allows (AV1 specification 5.5.1).
 
-    A frame may override the size unless the header is that of a still picture; then all that its fields can say counts.
+    A frame may override the size unless the header is that of a still image; then all that its fields can say counts.
     """
     bits = _Bits(header)
-    bits.take(4)  # profile, still picture
-    if bits.take(1):  # reduced header of a still picture
+    bits.take(4)  # profile, still image
+    if bits.take(1):  # reduced header of a still image
         bits.take(5)
         width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
         return (bits.take(width_bits) + 1) * (bits.take(height_bits) + 1)

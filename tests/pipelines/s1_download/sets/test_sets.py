@@ -7,18 +7,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
-from moto.server import ThreadedMotoServer
 
 from pipelines.flow.audit.artifacts import StoreAudit
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.places import open_places
 from tests.support.flow_helpers import run_stage_part
+from tests.support.s3 import s3_client, s3_in_environment, s3_server
 from tests.support.sets.files import pairs, picture, write_files, write_tar
 from tests.support.sets.pipeline import EXPERIMENT, SetRun, make_card, run_set, set_graph
 from x2vlm.data.cards import Card
@@ -118,14 +117,8 @@ def test_clips_are_taken_as_clips(tmp_path: Path, project_root: Path) -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Callable[[Path], str]]:
     """Puts a folder into a bucket of an S3 server of our own and gives its URI."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "t", "AWS_SECRET_ACCESS_KEY": "t"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**settings, "AWS_DEFAULT_REGION": "us-east-1"}.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3")
+    with s3_server() as endpoint, s3_in_environment(endpoint):
+        client = s3_client(endpoint)
         client.create_bucket(Bucket="sets")
 
         def put(folder: Path) -> str:
@@ -136,7 +129,6 @@ def bucket() -> Iterator[Callable[[Path], str]]:
             return f"s3://sets/{folder.parent.name}"
 
         yield put
-    server.stop()
 
 
 @pytest.mark.parametrize("make", [open_clip_tars, packed_tars, imagefolder, hugging_face_parquet])

@@ -14,20 +14,20 @@ from x2vlm.data.media.clips.frames import shrink
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
 
-COST = 40  # Pillow draws each frame over the whole picture, which takes as long as 40 frames of FFmpeg
+COST = 40  # Pillow draws each frame over the whole image, which takes as long as 40 frames of FFmpeg
 SHORTEST_SECONDS, DEFAULT_SECONDS = 0.011, 0.1  # browsers show a frame of 10 ms and less for 100 ms
 
 
 def decode_animation(data: bytes, kind: str, wanted: Wanted, limits: ClipLimits) -> SampledClip:
     """The frame that is shown at start, start + 1/rate, ... before the end; transparency on white.
 
-    Raises InvalidSample with rule not_a_video for a still picture, and as `x2vlm.data.media.video.sample_clip` does.
+    Raises InvalidSample with rule not_a_video for a still image, and as `x2vlm.data.media.video.sample_clip` does.
     """
     budget = Budget(limits, min(wanted.end - wanted.start, limits.max_seconds))
     try:
         with Image.open(BytesIO(data), formats=(kind.upper(),)) as image:
             if not getattr(image, "is_animated", False):
-                raise InvalidSample("not_a_video", f"a still picture ({ANIMATIONS[kind]})")
+                raise InvalidSample("not_a_video", f"a still image ({ANIMATIONS[kind]})")
             if image.width * image.height > limits.max_pixels:
                 raise InvalidSample("too_many_pixels", f"frames of {image.width} x {image.height}")
             clip = _sample(image, wanted, budget, _is_cut(data, kind))
@@ -43,7 +43,7 @@ def decode_animation(data: bytes, kind: str, wanted: Wanted, limits: ClipLimits)
 
 
 def _sample(image: Image.Image, wanted: Wanted, budget: Budget, cut: str) -> SampledClip | None:
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     times: list[float] = []
     size, step = (0, 0), 0
     for begins, ends, frame in _frames(image, budget):
@@ -53,19 +53,19 @@ def _sample(image: Image.Image, wanted: Wanted, budget: Budget, cut: str) -> Sam
             raise InvalidSample("too_long", f"{begins - wanted.start:.0f} seconds and no end")
         while (target := wanted.start + step / wanted.frames_per_second) < min(ends, wanted.end):
             if target >= begins:
-                picture = shrink(_on_white(frame), frame.size, wanted.max_short_edge)
-                budget.keep(picture.width * picture.height, wanted.frames_per_second)
-                pictures.append(picture)
+                shown = shrink(_on_white(frame), frame.size, wanted.max_short_edge)
+                budget.keep(shown.width * shown.height, wanted.frames_per_second)
+                images.append(shown)
                 times.append(begins)
                 size = frame.size
             step += 1
     else:
         if cut:
             raise InvalidSample("decode_failed", f"the file breaks off: {cut}")
-    if not pictures:
+    if not images:
         return None
-    chosen = range(len(pictures)) if wanted.choose is None else wanted.choose(len(pictures))
-    return SampledClip(tuple(pictures[n] for n in chosen), tuple(times[n] for n in chosen), *size)
+    chosen = range(len(images)) if wanted.choose is None else wanted.choose(len(images))
+    return SampledClip(tuple(images[n] for n in chosen), tuple(times[n] for n in chosen), *size)
 
 
 def _frames(image: Image.Image, budget: Budget) -> Iterator[tuple[float, float, Image.Image]]:

@@ -137,7 +137,7 @@ def ts_packet_size(data: bytes) -> int:
 
 
 def sniff_animation(data: bytes) -> str:
-    """Pillow's name, in small letters, of a picture format that can hold several frames; "" if it is none."""
+    """Pillow's name, in small letters, of an image format that can hold several frames; "" if it is none."""
     if data[:6] in (b"GIF87a", b"GIF89a"):
         return "gif"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -154,5 +154,5 @@ def other_media(data: bytes) -> tuple[str, str]:
                 f"{name}; read are {', '.join(CONTAINERS)} and animated {', '.join(ANIMATIONS)}",
             )
     if still := sniff_image(data):
-        return "not_a_video", f"a still picture ({still.upper()})"
+        return "not_a_video", f"a still image ({still.upper()})"
     return "not_a_video", f"starts with {data[:12]!r}"

@@ -15,7 +15,7 @@ from PIL import Image
 
 from x2vlm.data.media.clips.budget import Budget, ClipLimits, MeteredBytes
 from x2vlm.data.media.clips.containers import CODEC_WHITELIST, CONTAINERS, VIDEO_CODECS
-from x2vlm.data.media.clips.frames import Pictures, display_size
+from x2vlm.data.media.clips.frames import FrameConverter, display_size
 from x2vlm.data.media.clips.structure import breaks_off, check_header
 from x2vlm.data.media.images import BROKEN_FILE_ERRORS
 from x2vlm.errors import InvalidSample
@@ -100,23 +100,23 @@ def _decode(data: bytes, file: Any, demuxer: str, wanted: Wanted, budget: Budget
     count = packets.expected_frames(wanted) if count is None else count
     chosen = None if wanted.choose is None else wanted.choose(count)
     progress = _Progress()
-    maker = Pictures(stream.sample_aspect_ratio, wanted.max_short_edge)
-    pictures: dict[int, Image.Image] = {}
+    converter = FrameConverter(stream.sample_aspect_ratio, wanted.max_short_edge)
+    images: dict[int, Image.Image] = {}
     times, size = [], (0, 0)
     frames = _frames(packets, stream, origin, wanted.start, budget, progress)
     for number, (time, frame) in enumerate(_nearest(frames, wanted, progress)):
         times.append(time)
         if chosen is None or number in chosen:
             _check_frame(*display_size(frame.width, frame.height, stream.sample_aspect_ratio), budget.limits)
-            pictures[number], *shown = maker.picture(frame)
+            images[number], *shown = converter.image_of(frame)
             size = (shown[0], shown[1])
-            budget.keep(pictures[number].width * pictures[number].height, wanted.frames_per_second)
+            budget.keep(images[number].width * images[number].height, wanted.frames_per_second)
     _check_end(data, demuxer, stream, wanted, progress, len(times))
     if chosen is None:
-        return SampledClip(tuple(pictures.values()), tuple(times), *size)
+        return SampledClip(tuple(images.values()), tuple(times), *size)
     if len(times) != count:
         raise _Recount(len(times))
-    return SampledClip(tuple(pictures[n] for n in chosen), tuple(times[n] for n in chosen), *size)
+    return SampledClip(tuple(images[n] for n in chosen), tuple(times[n] for n in chosen), *size)
 
 
 def _check_end(data: bytes, demuxer: str, stream: Any, wanted: Wanted, progress: _Progress, num_frames: int) -> None:
@@ -132,7 +132,7 @@ def _check_end(data: bytes, demuxer: str, stream: Any, wanted: Wanted, progress:
 
 
 def _video_stream(file: Any, limits: ClipLimits) -> Any:
-    """The first video that is no cover picture; its decoder limited, all other streams discarded."""
+    """The first video that is no cover image; its decoder limited, all other streams discarded."""
     from av.stream import Discard, Disposition
 
     videos = [stream for stream in file.streams.video if not stream.disposition & Disposition.attached_pic]

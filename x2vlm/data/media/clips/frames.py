@@ -1,4 +1,4 @@
-"""One decoded frame as an upright RGB picture in the proportions in which a player shows it."""
+"""One decoded frame as an upright RGB image in the proportions in which a player shows it."""
 
 from fractions import Fraction
 from typing import Any
@@ -46,14 +46,14 @@ def transpose_of(matrix: bytes) -> Image.Transpose | None:
     return max(_TRANSPOSES, key=lambda item: round(sum(x * y for x, y in zip(item[0], found, strict=True)), 6))[1]
 
 
-class Pictures:
-    """Makes pictures of the frames of one clip."""
+class FrameConverter:
+    """Makes images of the frames of one clip."""
 
     def __init__(self, pixel_aspect: Fraction | None, max_short_edge: int | None) -> None:
         self._pixel_aspect, self._max_short_edge = pixel_aspect, max_short_edge
         self._transposes: dict[float, Image.Transpose | None] = {}
 
-    def picture(self, frame: Any) -> tuple[Image.Image, int, int]:
+    def image_of(self, frame: Any) -> tuple[Image.Image, int, int]:
         """A frame as RGB, shrunk to the short edge where one is given, with the displayed width and height in full.
 
         FFmpeg converts with the colour matrix and range that the stream names; high dynamic range is not tone-mapped.

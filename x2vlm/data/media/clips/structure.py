@@ -29,7 +29,7 @@ MAX_VIDEO_STREAMS = 8  # FFmpeg opens a decoder, with frames of its own, for eac
 
 
 def check_header(data: bytes, demuxer: str, limits: ClipLimits) -> None:
-    """InvalidSample for a header that would cost too much to read, or that is the header of a still picture."""
+    """InvalidSample for a header that would cost too much to read, or that is the header of a still image."""
     if demuxer == "mov":
         _check_boxes(data, limits)
     elif demuxer == "matroska":
@@ -106,7 +106,7 @@ def _check_boxes(data: bytes, limits: ClipLimits) -> None:
         if total > limits.max_index_entries:
             raise InvalidSample("decode_budget_exceeded", f"the header announces {total} samples or more")
     if b"meta" in kinds and not kinds & {b"moov", b"moof"}:
-        raise InvalidSample("not_a_video", f"a still picture (HEIF or AVIF, brand {data[8:12]!r})")
+        raise InvalidSample("not_a_video", f"a still image (HEIF or AVIF, brand {data[8:12]!r})")
 
 
 def _announced(data: bytes, kind: bytes, start: int, end: int, handler: bytes) -> int:

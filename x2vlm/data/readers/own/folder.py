@@ -1,9 +1,9 @@
-"""Reader `folder`: pictures and clips beside their texts, a Hugging Face imagefolder, or img2dataset's files output.
+"""Reader `folder`: images and clips beside their texts, a Hugging Face imagefolder, or img2dataset's files output.
 
 A file pairs with the texts of its own folder that are called like it up to the last dot (`cat.v2.jpg`, `cat.v2.txt`)
 or like all of it (`cat.jpg.txt`): `.txt` and `.caption` have one caption a line, `.json` an object with `caption`,
 `captions` or `text` and optionally boxes. Where a `metadata.csv`, `.jsonl` or `.parquet` lies, its `file_name` names
-files below its folder; rows with one name are captions of one picture. Captions come from texts and metadata, else from
+files below its folder; rows with one name are captions of one image. Captions come from texts and metadata, else from
 the JSON.
 
 The row key is the file's path below the set's root. Drops of its own: `no_caption`, `no_media` (a text or a row of the
@@ -145,6 +145,6 @@ def _read_texts(files: Sequence[SetFile], entries: Sequence[Facts], options: Set
 def _without_media(texts_of: dict[str, list[str]], listed: dict[str, list[Facts]]) -> Iterator[tuple[str, Fault]]:
     for names in texts_of.values():
         for name in names:
-            yield shown(name), ("no_media", "no picture or clip is called like it")
+            yield shown(name), ("no_media", "no image or clip is called like it")
     for name in listed:
-        yield shown(name), ("no_media", "the metadata name it, but there is no such picture or clip")
+        yield shown(name), ("no_media", "the metadata name it, but there is no such image or clip")

@@ -22,7 +22,7 @@ class SetOptions:
 
 @dataclass
 class Texts:
-    """The texts that lie beside one picture or clip, as they are read."""
+    """The texts that lie beside one image or clip, as they are read."""
 
     texts: list[str] = field(default_factory=list)  # of text files, whole
     listed: list[str] = field(default_factory=list)  # captions that a table of files gives

@@ -2,7 +2,7 @@
 users have them.
 
 A tar's members pair by key as webdataset pairs them: the name up to the first dot of its last segment. A sample is a
-picture or clip (by its suffix), its text (`.txt` or `.caption`: one caption) and facts (`.json`). Captions come from
+image or clip (by its suffix), its text (`.txt` or `.caption`: one caption) and facts (`.json`). Captions come from
 the text, else from the JSON. Members of a key may lie anywhere in the tar; memory holds texts and places only.
 
 Row keys are `<shard>/<key>`; `<shard>/<row number>` in Parquet without a column `key`. Drops of its own:
@@ -11,7 +11,7 @@ Row keys are `<shard>/<key>`; `<shard>/<row number>` in Parquet without a column
 |---|---|
 | `no_caption`, `no_media` | a key with one and not the other |
 | `duplicate_key` | a key whose members come a second time: the first counts |
-| `second_media` | a further picture or clip of a key |
+| `second_media` | a further image or clip of a key |
 | `failed_to_download`, `failed_to_resize` | img2dataset's own classes, with its message |
 | `missing_from_shard` | img2dataset's table says that a row was stored, but it is not there |
 | `not_a_plain_file`, `unsafe_name`, `name_not_utf8` | links, devices, names that lead out of the tar or are no text |
