@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.new_source.sizes import PRESETS, SAMPLE_CLIP, SAMPLE_VOCABULARY
 
 # The fields of a row in a table (`x2vlm.data.readers.own.layout.ALIASES`). Elsewhere some of them only: those of
-# `x2vlm.data.readers.own.facts.NAMES`; the rest is refused by name.
+# `pipelines.new_source.sets.SET_FIELDS`; the rest is refused by name.
 COLUMN_OPTIONS = (
     *("url", "caption", "id", "language", "licence", "author", "width", "height", "sha256", "md5", "kind", "start"),
     *("end", "similarity", "punsafe", "pwatermark", "nsfw", "boxes", "labels", "phrases"),
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--box-format",
         choices=("xywh", "xyxy", "cxcywh"),
-        help="read boxes: corner and size, corners, or centre and size",
+        help="how boxes are written: corner and size, corners, or centre and size",
     )
     parser.add_argument("--box-unit", choices=("pixels", "fraction"), default="pixels")
     parser.add_argument("--media", type=Path, help="of a table: the folder where its paths begin")
