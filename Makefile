@@ -32,8 +32,9 @@ demo: setup                          ## the whole flow on the shipped sample: mi
 quick: setup                         ## the tests that matter while writing: under 90 seconds on two cores
 	$(PYTHON) -m pytest @tests/quick.txt
 
-# TEST_PROCESSES=2 halves the time on two cores; tests of one file, and all end-to-end ones, stay in one process.
-TEST_PROCESSES ?= 0
+# Two processes halve the time on two cores; tests of one file, and all end-to-end ones, stay in one of them. With
+# TEST_PROCESSES=0 there is one, in which a debugger can be used.
+TEST_PROCESSES ?= 2
 test: setup                          ## every test but the slow proofs
 	$(PYTHON) -m pytest tests/e2e tests -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder \
 		--cov=pipelines/flow --cov-report=term --cov-fail-under=90
