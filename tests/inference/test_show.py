@@ -202,7 +202,7 @@ def test_a_page_is_whole_whenever_it_is_read_and_stays_so_after_a_signal(model_f
     watcher.start()
     text, found = show(None, [str(model_folder), str(folder), "--out", str(out), "--json"])
     watcher.join()
-    assert time.monotonic() - sent[0] < 5
+    assert time.monotonic() - sent[0] < 15  # 5 s and what a busy machine adds
     data = json.loads(text)
     assert (found, data["exit_code"], data["files"]) == (code, code, 400)
     assert 8 <= data["shown"] < 400

@@ -20,8 +20,9 @@ from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_ret
 from x2vlm.tasks.scoring import box_iou
 from x2vlm.tasks.task import TaskContext, data_digest
 
-WORDS = ["red", "green", "blue", "dog", "cat", "bus"]
-VOCABULARY = [*SPECIAL_TOKENS, *WORDS]
+COLOURS = ["red", "green", "blue", "black", "white"]  # one an image, so that no two texts are equal
+THINGS = ["dog", "cat", "bus"]
+VOCABULARY = [*SPECIAL_TOKENS, *COLOURS, *THINGS]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,9 @@ def ids_by_hand(text: str) -> tuple[Tensor, Tensor]:
 
 def make_sample(index: int, captions: int = 2) -> Sample:
     row = str(index)
-    texts = [f"{WORDS[index % 3]} {WORDS[3 + (index + turn) % 3]}" for turn in range(captions)]
+    texts = [f"{COLOURS[index]} {THINGS[(index + turn) % 3]}" for turn in range(captions)]
     concepts = (
-        Concept(Grain.OBJECT, WORDS[3 + index % 3], Box(4, 4, 20, 16), (WORDS[index % 3],), f"{index}-a"),
+        Concept(Grain.OBJECT, THINGS[index % 3], Box(4, 4, 20, 16), (COLOURS[index],), f"{index}-a"),
         Concept(Grain.OBJECT, "cat", Box(0, 0, 8, 8), (), f"{index}-b"),
         Concept(Grain.OBJECT, "cat", Box(9, 9, 8, 8), (), f"{index}-c"),
     )

@@ -137,7 +137,7 @@ def test_ctrl_c_while_libraries_are_imported(delay: float) -> None:
     process = start(python(ROOT / "jobs" / "full_pretrain.py", "sample", "--dry-run"))
     time.sleep(delay + _seconds_to_start_python())
     ended = stop(process, signal.SIGINT)
-    if ended.returncode != 2:  # it was faster
+    if ended.returncode not in (2, -signal.SIGINT):  # it was faster, or had nothing left to do but to leave
         assert ended.returncode == 130, ended.stderr
         assert re.search("^Stopped by Ctrl-C", ended.stderr, re.MULTILINE), ended.stderr
         assert "Traceback" not in ended.stderr
