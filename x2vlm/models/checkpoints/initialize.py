@@ -111,19 +111,23 @@ def text_state(raw: Mapping[str, Tensor], num_text: int, num_fusion: int) -> tup
 def layer_sources(num_raw: int, num_text: int, num_fusion: int) -> list[int]:
     """Which raw layer each of the text and then fusion layers starts from.
 
-    Equal to all of them: one to one. Equal to the text layers: fusion repeats the last ones. Twice the text layers:
-    every second one (1, 3, 5, ...), fusion repeats the last of those. ConfigError for anything else.
+    Equal to all of them: one to one. Twice all of them: every second one (1, 3, 5, ...). Equal to the text layers:
+    fusion repeats the last ones. Twice the text layers: every second one, fusion repeats the last of those.
+    ConfigError for anything else.
     """
     if num_raw == num_text + num_fusion:
         return list(range(num_raw))
+    if num_raw == 2 * (num_text + num_fusion):
+        return list(range(1, num_raw, 2))
     if num_raw == num_text and num_fusion <= num_text:
         text = list(range(num_raw))
     elif num_raw == 2 * num_text and num_fusion <= num_text:
         text = list(range(1, num_raw, 2))
     else:
+        depths = sorted({num_text, 2 * num_text, num_text + num_fusion, 2 * (num_text + num_fusion)})
         raise ConfigError(
             f"a text backbone of {num_raw} layers cannot start {num_text} text and {num_fusion} fusion layers; "
-            f"{num_text}, {2 * num_text} or {num_text + num_fusion} layers can"
+            f"one of {', '.join(map(str, depths[:-1]))} or {depths[-1]} layers can"
         )
     return text + text[num_text - num_fusion :]
 

@@ -55,8 +55,8 @@ _WORD_HEAD = {
 }
 # Integer constants the reference stores beside its parameters; ours are computed.
 _CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
-# Heads of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
-_TASK_HEADS = re.compile(r"^(cls_head|text_decoder)\.")
+# Parts of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
+_TASK_HEADS = re.compile(r"^(cls_head|text_decoder|crit_mask_lm_smoothed)\.")
 _TABLE = "relative_position_bias_table"
 _FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
 
