@@ -392,7 +392,7 @@ def _tokenizer(folder: Path, recorded: dict[str, Any]) -> WordPieceTokenizer:
 
 def _caption(text: str, max_words: int) -> str | None:
     try:
-        return pre_caption(text, max_words)
+        return pre_caption(text, max_words, parity="reference")
     except InvalidSample:
         return None
 

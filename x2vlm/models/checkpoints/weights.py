@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from x2vlm.errors import CorruptArtifact
 
+_WRAPPERS = ("module.", "_orig_mod.")
+
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of a model without duplicates: tensors that share memory appear once, under their first name."""
@@ -39,32 +41,47 @@ def load_own_tensors(model: nn.Module, state: Mapping[str, Tensor], origin: str)
     model.load_state_dict(dict(state), strict=False)
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors in an untrusted weight file, and the training config beside them (empty: none). Executes no code.
 
-    Tensors are those under the key `model` or `module`, or the file's own; `.safetensors` holds no config.
+    Tensors are those under the key `model` or `module`, or the file's own; `.safetensors` holds no config. `name`: what
+    the file is called where it comes from, if `path` is a copy under another name; its suffix tells the format.
     CorruptArtifact if the file is damaged, holds anything but tensors and plain values, or requires code to be
     executed.
     """
+    where = shown_file(path, name or path.name)
     try:
-        if path.suffix == ".safetensors":
+        if (name or path.name).endswith(".safetensors"):
             return load_file(path), {}
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
-        raise CorruptArtifact(f"{path}: not a readable file of tensors ({error}); download it again") from error
-    except Exception as error:  # a malicious or truncated file may make the unpickler raise anything
+        raise CorruptArtifact(f"{where}: not a readable file of tensors ({error}); download it again") from error
+    except Exception as error:  # a malicious or truncated file may make the reader raise anything
         raise CorruptArtifact(
-            f"{path}: not a file of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
+            f"{where}: not a file of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
             "download it again, and do not load it by other means: it may hold code"
         ) from error
     if not isinstance(content, Mapping):
-        raise CorruptArtifact(f"{path}: holds a {type(content).__name__}, not a mapping of names to tensors")
+        raise CorruptArtifact(f"{where}: holds a {type(content).__name__}, not a mapping of names to tensors")
     state, config = content.get("model", content.get("module", content)), content.get("config") or {}
     if not isinstance(state, Mapping) or not isinstance(config, Mapping):
-        raise CorruptArtifact(f"{path}: `model` and `config` must be mappings")
+        raise CorruptArtifact(f"{where}: `model` and `config` must be mappings")
     invalid_entries = [
         str(name) for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if invalid_entries or not state:
-        raise CorruptArtifact(f"{path}: entries of the model that are no named tensors: {invalid_entries[:10]}")
+        raise CorruptArtifact(f"{where}: entries of the model that are no named tensors: {invalid_entries[:10]}")
     return dict(state), dict(config)
+
+
+def shown_file(path: Path, name: str) -> str:
+    """As messages name a file: a copy may lie under another name than its own."""
+    return str(path) if path.name == name else f"{name} ({path})"
+
+
+def without_wrappers(key: str) -> str:
+    """`key` without what wrappers of a whole model (data parallel training, torch.compile) put before its names."""
+    while key.startswith(_WRAPPERS):
+        for wrapper in _WRAPPERS:
+            key = key.removeprefix(wrapper)
+    return key
