@@ -54,12 +54,14 @@ def initialize(
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     origins: dict[str, str] = {}
+    read: list[str] = []
     if vision is not None:
         image = vision if isinstance(vision, Backbone) else read_vision_backbone(vision)
         raw = {without_wrappers(key): value for key, value in image.state.items()}
         found, left = vision_state(raw, model.config.vision.depth, model.config.vision.backbone)
         state, unused = state | found, unused + left
         origins |= entry_origins(found, image)
+        read.append(image.where)
     if text is not None:
         words = text if isinstance(text, Backbone) else read_text_backbone(text)
         # A multilingual model takes its fusion layers from an X2-VLM checkpoint, not from its text encoder.
@@ -69,7 +71,11 @@ def initialize(
             found = {name: value for name, value in found.items() if ".cls." not in name}
         state, unused = state | found, unused + left
         origins |= entry_origins(found, words)
-    report = load_reference_state(model, state)
+        read.append(words.where)
+    try:
+        report = load_reference_state(model, state)
+    except ConfigError as error:
+        raise ConfigError(f"start from {' and '.join(read)}: {error}") from error
     report.unexpected += unused
     report.origins = {name: origins[key] for name, key in report.origins.items()}
     log.info(

@@ -1,5 +1,6 @@
 """The state of a model without duplicates, loading it with checked names and shapes, and reading untrusted files."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def read_tensors(path: Path, name: str | None = None) -> tuple[dict[str, Tensor]
         raise CorruptArtifact(f"{where}: not a readable file of tensors ({error}); download it again") from error
     except Exception as error:  # a malicious or truncated file may make the reader raise anything
         raise CorruptArtifact(
-            f"{where}: not a file of tensors and plain values ({type(error).__name__}: {str(error)[:200]}); "
+            f"{where}: not a file of tensors and plain values ({type(error).__name__}: {_reason(error)}); "
             "download it again, and do not load it by other means: it may hold code"
         ) from error
     if not isinstance(content, Mapping):
@@ -72,6 +73,14 @@ def read_tensors(path: Path, name: str | None = None) -> tuple[dict[str, Tensor]
     if invalid_entries or not state:
         raise CorruptArtifact(f"{where}: entries of the model that are no named tensors: {invalid_entries[:10]}")
     return dict(state), dict(config)
+
+
+def _reason(error: Exception) -> str:
+    """What a reader said, without torch's advice to load the file with code."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    if found := re.search(r"unsupported global:? (?:GLOBAL )?([\w.]+)", text, re.IGNORECASE):
+        return f"it needs {found[1]}, which is no tensor and no plain value"
+    return "no pickle of tensors" if text.startswith("Weights only load failed") else " ".join(text.split())[:200]
 
 
 def shown_file(path: Path, name: str) -> str:
