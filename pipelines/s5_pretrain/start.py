@@ -41,20 +41,20 @@ class StartConfig(FrozenConfig):
         models = (self.checkpoint is not None) + (self.node is not None)
         if self.text is not None and models:
             raise ValueError(
-                "give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these; a text encoder "
-                "that replaces the one of a checkpoint or node is `swap_text`"
+                "give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these; a text "
+                "encoder that replaces the one of a checkpoint or node is `swap_text`"
             )
         if self.swap_text is not None and not models:
             raise ValueError(
-                "swap_text replaces the text tower of a trained model: give its `checkpoint` or `node` beside it; a new "
-                "model starts its text tower from `text`"
+                "swap_text replaces the text tower of a trained model: give its `checkpoint` or `node` beside it; a "
+                "new model starts its text tower from `text`"
             )
         if backbones + models != 1:
             raise ValueError("give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these")
         if self.checkpoint is not None and is_hub_name(self.checkpoint):
             raise ValueError(
-                f"checkpoint: {self.checkpoint} is a hub name, and a checkpoint is a file or a folder; hub names are for "
-                "vision, text and swap_text"
+                f"checkpoint: {self.checkpoint} is a hub name, and a checkpoint is a file or a folder; hub names are "
+                "for vision, text and swap_text"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Start weights are what a file holds: nothing is filled in, and whatever is wrong with a file is said with its name."""
+"""Start weights are what a file holds: nothing is filled in, and what is wrong with a file is said with its name."""
 
 import json
 import os
@@ -236,7 +236,7 @@ BROKEN = {
     "index_no_map": (sharded({"metadata": {}}), CorruptArtifact, INDEX),
     "index_numbers": (sharded({"weight_map": {"a": 3}}), CorruptArtifact, INDEX),
     "index_outside": (sharded({"weight_map": {"a": "../../etc/passwd"}}), SourceUnavailable, "passwd"),
-    "index_gone_shard": (sharded({"weight_map": {"a": "model-00002-of-00002.safetensors"}}), SourceUnavailable, "00002"),
+    "index_gone_shard": (sharded({"weight_map": {"a": "model-2.safetensors"}}), SourceUnavailable, "model-2"),
     "index_other": (sharded({"weight_map": {"a": "model-00001-of-00001.safetensors"}}), CorruptArtifact, INDEX),
 }  # fmt: skip
 

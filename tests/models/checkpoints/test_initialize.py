@@ -15,7 +15,7 @@ from tests.support.models.backbones import (
     small_xlmr,
     text_folder,
 )
-from tests.support.models.tiny import region_batch, tiny_config, tiny_model
+from tests.support.models.tiny import region_batch, tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.inference.pretrained import from_pretrained, save_pretrained
 from x2vlm.models.blocks.position_bias import resize_position_bias

@@ -1,4 +1,4 @@
-"""Another text encoder below a trained model: every tensor from where it is said to come from, in the tower it is for."""
+"""Another text encoder below a trained model: every tensor comes from where the report says, in its own tower."""
 
 import pytest
 import torch
@@ -78,13 +78,14 @@ def test_what_a_pretrained_checkpoint_gives_and_what_starts_anew(xlmr):
     )
     entry = "swap_text: roberta.encoder.layer.2.output.dense.bias"
     assert origins["text_encoder.encoder.layer.2.output.dense.bias"] == entry
-    assert {"text_encoder.bert.encoder.layer.1.output.dense.bias", "text_encoder.cls.predictions.bias",
-            "text_encoder.bert.embeddings.word_embeddings.weight", "lm_head.bias"} <= set(report.unexpected)  # fmt: skip
+    left = {"encoder.layer.1.output.dense.bias", "embeddings.word_embeddings.weight"}
+    left = {f"text_encoder.bert.{name}" for name in left} | {"text_encoder.cls.predictions.bias", "lm_head.bias"}
+    assert left <= set(report.unexpected)
 
 
 def test_files_and_modules_swap_to_the_same_model(xlmr):
     """`swap_text_encoder` of a model in memory and `load_swapped` of its file agree but for what is new."""
-    state, model, report = swapped("pretraining", xlmr)
+    state, model, _ = swapped("pretraining", xlmr)
     torch.manual_seed(2)
     bert = tiny_config(text={"width": 16, "num_layers": 2, "num_heads": 2, "intermediate": 40, "vocab_size": 50,
                              "max_positions": 20}).text  # fmt: skip

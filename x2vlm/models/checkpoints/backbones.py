@@ -170,11 +170,12 @@ def _from_hub(name: str) -> Path:
     import huggingface_hub
 
     try:
-        found = huggingface_hub.snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, INDEX, "model-*.safetensors"])
+        patterns = [CONFIG_FILE, WEIGHTS_FILE, INDEX, "model-*.safetensors"]
+        found = huggingface_hub.snapshot_download(name, allow_patterns=patterns)
     except Exception as error:  # a name that is no name, the network, a cache without it
         raise SourceUnavailable(
             f"text backbone {name}: no such folder here, and the hub does not give it "
-            f"({type(error).__name__}: {str(error)[:200]}); check the name and the connection, or copy the folder by hand"
+            f"({type(error).__name__}: {str(error)[:200]}); check name and connection, or copy the folder by hand"
         ) from error
     return Path(found)
 
@@ -217,4 +218,3 @@ def _existing(path: Path, name: str) -> Path:
         why = f"a link to {path.readlink()}, where no file is" if path.is_symlink() else "no file"
         raise SourceUnavailable(f"{shown_file(path, name)}: {why}; copy it again")
     return path
-

@@ -87,7 +87,7 @@ def decoder_shapes(bare: X2VLM, whole: Mapping[str, Tensor], state: Mapping[str,
 
 
 def _own_tables(width: int, state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """Shapes of the decoder's tables with as many rows as the file's have; those of another width or rank stay wrong."""
+    """Shapes of the decoder's tables: rows as in the file, where another width or rank is an error."""
     embeddings = f"{DECODER}bert.embeddings."
     shapes = {}
     for table in ("position_embeddings", "token_type_embeddings"):
