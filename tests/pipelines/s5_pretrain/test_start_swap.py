@@ -1,19 +1,26 @@
 """Starts that combine a trained model with another text encoder, and what is said about starts that cannot be."""
 
+import hashlib
 import json
 import os
 
+import pyarrow.parquet as pq
 import pydantic
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.flow.stage import Input, InputFile, InputPart
 from pipelines.input_files import start_inputs
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.stage import plan_pretrain, pretrain_part
 from pipelines.s5_pretrain.start import StartConfig, is_hub_name
 from pipelines.s5_pretrain.start_weights import lay_down_start, started_model
 from tests.support.models.backbones import small_bert, small_xlmr, text_folder
+from tests.support.models.folders import tokenizer_of
 from tests.support.training.corpus import DATA, MODEL, WORDS
+from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
+from x2vlm import inference
 from x2vlm.errors import ConfigError, CorruptArtifact, X2VLMError
 from x2vlm.inference.pretrained import save_pretrained
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
@@ -161,6 +168,44 @@ def test_a_hub_name_without_an_owner_gives_the_files_of_its_commit(monkeypatch, 
     )
     for name, value in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_a_multilingual_run_trains_from_its_start_and_its_folder_is_a_model(folders, tmp_path):
+    """Checkpoint, text encoder and tokenizer.json given as an experiment does; one step; then what a user does."""
+    tokenizer = tokenizer_of("xlm-roberta", tmp_path / "tokenizer")
+    (tmp_path / "corpus").mkdir()
+    inputs = toy_inputs(tmp_path / "corpus")
+    content = (tmp_path / "tokenizer" / "tokenizer.json").read_text()
+    # The engine may keep a file under its hash.
+    (tmp_path / "a7e1").write_text(content)
+    inputs |= {"vocabulary": local_input("vocabulary", {"tokenizer.json": tmp_path / "a7e1"})}
+    files = files_of(folders, "model.th", "xlmr")
+    inputs |= {slot: local_input(slot, named) for slot, named in files.items()}
+    config = config_of({"checkpoint": "local", "swap_text": "local"}, MULTILINGUAL)
+    out = Out(tmp_path / "out", str(tmp_path / "state"))
+    out.path.mkdir()
+    (part,) = plan_pretrain(config, inputs)
+    result = pretrain_part(config, LocalInputs(), part, out)
+    assert result.summary["start"]["num_missing"] == 2
+    assert not (out.path / "vocab.txt").exists()
+    assert (out.path / "tokenizer.json").read_text() == content
+    before, after = load_file(tmp_path / "state/start.safetensors"), load_file(out.path / "model.safetensors")
+    name = "text.encoder.encoder.layer.2.output.dense.weight"
+    assert 0 < float((before[name] - after[name]).abs().max()) < 0.01
+    pretrained = inference.load(out.path)
+    assert len(pretrained.processor.tokenizer) == len(tokenizer)
+    assert inference.embed_texts(pretrained, ["ein Hund", "a dog"]).shape == (2, 16)
+    assert pq.read_table(out.path / "samples.parquet").num_rows > 0
+
+
+def local_input(slot, files):
+    def file_of(name, path):
+        data = path.read_bytes()
+        return InputFile(name, len(data), hashlib.sha256(data).hexdigest(), str(path))
+
+    return tuple(
+        Input(f"source:{slot}", "root", (InputPart(name, (file_of(name, path),)),)) for name, path in files.items()
+    )
 
 
 def cut(path):
