@@ -152,7 +152,7 @@ def test_a_pickled_and_a_sharded_folder_start_the_same_tower(bert, tmp_path):
            for k, v in state.items()}  # fmt: skip
     old["cls.predictions.decoder.weight"] = old["bert.embeddings.word_embeddings.weight"]
     old |= {"cls.seq_relationship.bias": torch.zeros(2), "bert.pooler.dense.bias": torch.zeros(16)}
-    old["bert.embeddings.position_ids"] = torch.arange(20)[None]
+    old |= {"bert.embeddings.position_ids": torch.arange(20)[None], "classifier.weight": torch.zeros(3, 16)}
     torch.save(old, pickled / "pytorch_model.bin")
     small_bert().save_pretrained(sharded, max_shard_size="6KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 3

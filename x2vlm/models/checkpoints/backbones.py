@@ -142,7 +142,7 @@ def _is_known(name: str) -> bool:
 
 # Heads of text backbones, and constants stored beside the weights.
 TEXT_HEADS = re.compile(
-    r"^(pooler|lm_head|cls\.seq_relationship)\."
+    r"^(pooler|lm_head|classifier|qa_outputs|cls\.seq_relationship)\."
     r"|^cls\.predictions\.(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias))$"
     r"|^embeddings\.(position_ids|token_type_ids)$"
 )
