@@ -139,6 +139,11 @@ def test_starts_that_contradict_themselves_are_refused_when_loaded(values, messa
         StartConfig(**values)
 
 
+def test_an_xlm_r_alone_is_refused_when_loaded_since_it_fills_no_fusion_layers():
+    with pytest.raises(pydantic.ValidationError, match=r"start\.text: .*xlm-roberta fills no fusion .*`swap_text`"):
+        config_of({"text": "xlmr"}, MULTILINGUAL)
+
+
 def test_a_swap_is_read_and_recorded_like_other_starts(folders):
     start = StartConfig(checkpoint=str(folders / "model.th"), swap_text=str(folders / "xlmr"))
     inputs = start_inputs(start, "toy")
