@@ -107,7 +107,7 @@ class Experiment(FrozenConfig):
     deduplicate: DeduplicateConfig | None = None  # the paper removes no duplicates
     partition: PartitionConfig
     pack: PackConfig = PackConfig()
-    vocabulary: str  # a WordPiece vocab.txt
+    vocabulary: str  # a WordPiece vocab.txt, or the tokenizer.json of XLM-R
     # Trainings before `pretrain`, by name; `pretrain` is the last. Each has shards of its own, of the sources that its
     # streams name, and is started from by name: `start: {node: phase1}`.
     phases: dict[str, PretrainConfig] = {}

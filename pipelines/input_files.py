@@ -72,11 +72,12 @@ def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[
         return inputs
     if start.vision is not None and not is_hub_name(start.vision):
         inputs["start_vision"] = (_start_file(start.vision, "start.vision"),)
-    if start.text is not None and not is_hub_name(start.text):
-        folder = resolve(start.text)
+    if start.text_source is not None and not is_hub_name(start.text_source[1]):
+        setting, given = start.text_source
+        folder = resolve(given)
         names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-        files = text_folder_files(names, str(folder))
-        inputs["start_text"] = tuple(_start_file(f"{start.text}/{name}", "start.text") for name in files)
+        files = text_folder_files(names, str(folder), setting)
+        inputs["start_text"] = tuple(_start_file(f"{given}/{name}", f"start.{setting}") for name in files)
     if start.checkpoint is not None:
         is_folder = resolve(start.checkpoint).is_dir()
         files = [f"{start.checkpoint}/{name}" for name in MODEL_FILES] if is_folder else [start.checkpoint]

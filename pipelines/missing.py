@@ -10,11 +10,11 @@ from pipelines.experiment import Experiment, SourceConfig, resolve
 from pipelines.graph import build_graph
 from pipelines.input_files import card_file, phase_key, root_of
 from pipelines.project import PROJECT_ROOT
-from pipelines.s5_pretrain.start import TEXT_WEIGHTS, StartConfig, is_hub_name
+from pipelines.s5_pretrain.start import StartConfig, is_hub_name
 from x2vlm.data.cards import Availability, Card, file_paths, files_root, load_card
 from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError, SourceUnavailable
-from x2vlm.models.files import MODEL_FILES
+from x2vlm.models.files import MODEL_FILES, TEXT_WEIGHTS
 
 AVAILABILITY: dict[Availability, str] = {
     "shipped": "shipped with this project: restore it with git",
@@ -43,6 +43,7 @@ LINKS = {
 }
 BEIT2 = "https://github.com/microsoft/unilm/tree/master/beit2"
 BERT = "https://huggingface.co/google-bert"
+XLM_R = "https://huggingface.co/FacebookAI/xlm-roberta-base"
 CLIP = (
     "any model of open_clip on the Hugging Face hub; give the folder with open_clip_config.json and its one "
     ".safetensors file, such as those of https://huggingface.co/laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
@@ -147,12 +148,13 @@ def _of_start(start: StartConfig | None, field: str, node: str) -> list[MissingI
     found = []
     if start.vision is not None and not is_hub_name(start.vision):
         found += _unless_there(f"{field}.vision", start.vision, BEIT2, node)
-    if start.text is not None and not is_hub_name(start.text):
+    if start.text_source is not None and not is_hub_name(start.text_source[1]):
+        setting, given = start.text_source
         files = f"config.json and {TEXT_WEIGHTS[0]} or {TEXT_WEIGHTS[-1]}"
-        origin = _bert(start.text, files)
-        if resolve(start.text).is_dir() and not _is_text_folder(resolve(start.text)):
-            found.append(MissingInput(f"{field}.text, in this folder", _shown(start.text), origin, (node,)))
-        found += _unless_there(f"{field}.text", start.text, origin, node)
+        origin = _bert(given, files) if setting == "text" else f"{files} of a text encoder, such as {XLM_R}"
+        if resolve(given).is_dir() and not _is_text_folder(resolve(given)):
+            found.append(MissingInput(f"{field}.{setting}, in this folder", _shown(given), origin, (node,)))
+        found += _unless_there(f"{field}.{setting}", given, origin, node)
     if start.checkpoint is not None:
         origin = f"a checkpoint of the reference, or a folder of this project with {', '.join(MODEL_FILES)}"
         found += _unless_there(f"{field}.checkpoint", start.checkpoint, origin, node)

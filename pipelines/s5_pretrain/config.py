@@ -28,6 +28,15 @@ class PretrainConfig(FrozenConfig):
     record_samples: bool = True
 
     @pydantic.model_validator(mode="after")
+    def _start_fills_the_model(self) -> "PretrainConfig":
+        if self.start is not None and self.start.text is not None and self.model.text.architecture != "bert":
+            raise ValueError(
+                f"start.text: an encoder of the architecture {self.model.text.architecture} fills no fusion layers; "
+                "start from a trained model (`checkpoint` or `node`) and give the encoder as `swap_text`"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _sizes_fit(self) -> "PretrainConfig":
         for stream in self.data.streams:
             if stream.batch_size % self.world_size:

@@ -16,7 +16,7 @@ from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.shards.media_files import index_name, is_media_file
-from x2vlm.data.text.tokenizer import WordPieceTokenizer, load_tokenizer
+from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary
 from x2vlm.errors import StageFailed
 from x2vlm.inference.card import CardFacts
 from x2vlm.inference.pretrained import save_weights
@@ -86,7 +86,7 @@ def processor_of(config: PretrainConfig, vocabulary: Path) -> Processor:
     examples = config.data.examples
     return processor_for(
         config.model,
-        load_tokenizer(vocabulary),
+        read_tokenizer(read_vocabulary(vocabulary), str(vocabulary)),
         max_tokens=examples.max_tokens,
         frames_per_clip=examples.frames_per_clip,
     )
@@ -122,7 +122,7 @@ def _write_samples(
     loader = StepLoader(
         trained,
         config.data,
-        WordPieceTokenizer(inputs.local_path(part.reads[-1].file).read_text(encoding="utf-8").rstrip("\n").split("\n")),
+        read_tokenizer(read_vocabulary(inputs.local_path(part.reads[-1].file))),
         config.model.vision.image_res,
         config.model.vision.patch_size,
     )

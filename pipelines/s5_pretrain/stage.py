@@ -1,8 +1,8 @@
 """The pretrain stage: its inputs, training and outputs.
 
 One part. Its checkpoints are in the part's state folder, so after a killed worker, a killed driver or a lost machine
-the same command continues from the newest valid checkpoint. A part writes `model.safetensors`,
-`config.json`, `vocab.txt`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step),
+the same command continues from the newest valid checkpoint. A part writes `model.safetensors`, `config.json`,
+`vocab.txt` or `tokenizer.json`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step),
 `samples.parquet` (every sample of every step) and, unless initialised randomly, `start.json` (the origin of every
 parameter): a folder that `x2vlm.inference.load` can read.
 """
@@ -41,11 +41,13 @@ def pretrain_part(
     any); no result depends on them.
     """
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
-    words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    if len(words) > config.model.text.vocab_size:
+    from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary  # a library that planning does not need
+
+    words = read_vocabulary(vocabulary)
+    if (size := len(read_tokenizer(words, str(vocabulary)))) > config.model.text.vocab_size:
         raise ConfigError(
-            f"the vocabulary has {len(words)} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
-            "set it to at least the number of lines of the vocabulary"
+            f"the vocabulary has {size} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
+            "set it to at least the number of entries of the vocabulary"
         )
     job: dict[str, Any] = {
         "config": config.model_dump(mode="json"),

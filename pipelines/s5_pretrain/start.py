@@ -1,7 +1,8 @@
 """The initial weights of a run, and the files that the pretrain node reads for them.
 
 A local file is identified by its content, never by its name or folder. A name on the Hugging Face hub is identified as
-written, and so must include the commit: `owner/name@<40 hex digits>`.
+written, and so must include the commit: `owner/name@<40 hex digits>`, or `name@<40 hex digits>` for the few models that
+have no owner.
 """
 
 import re
@@ -12,11 +13,9 @@ import pydantic
 from pipelines.flow.stage import InputFile, Inputs, Read
 from x2vlm.config import FrozenConfig
 from x2vlm.errors import ConfigError
-from x2vlm.models.files import MODEL_FILES
+from x2vlm.models.files import MODEL_FILES, TEXT_WEIGHTS
 
-HUB_NAME = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
-# What transformers takes of a folder, best first; a sharded one is led by its index.
-TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+HUB_NAME = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})$")
 LOCAL = "local"
 START_SLOTS = ("start_vision", "start_text", "start_model")
 
@@ -26,20 +25,45 @@ class StartConfig(FrozenConfig):
 
     `vision`: a weight file (.pth, .safetensors) or a timm model on the hub; `text`: a folder of a transformers model or
     one on the hub; `checkpoint`: a reference file (.th, .pth) or a folder this project saved; `node`: the name of an
-    earlier phase of the experiment. Paths are relative to the project's root.
+    earlier phase of the experiment. Paths are relative to the project's root. `swap_text`, beside a checkpoint or node:
+    a folder or hub name as of `text`, whose encoder replaces the text tower of that model.
     """
 
-    vision: str | None = None
-    text: str | None = None
-    checkpoint: str | None = None
-    node: str | None = None
+    vision: str | None = pydantic.Field(default=None, min_length=1)
+    text: str | None = pydantic.Field(default=None, min_length=1)
+    checkpoint: str | None = pydantic.Field(default=None, min_length=1)
+    node: str | None = pydantic.Field(default=None, min_length=1)
+    swap_text: str | None = pydantic.Field(default=None, min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _is_one_thing(self) -> "StartConfig":
         backbones = self.vision is not None or self.text is not None
-        if backbones + (self.checkpoint is not None) + (self.node is not None) != 1:
+        models = (self.checkpoint is not None) + (self.node is not None)
+        if self.text is not None and models:
+            raise ValueError(
+                "give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these; a text "
+                "encoder that replaces the one of a checkpoint or node is `swap_text`"
+            )
+        if self.swap_text is not None and not models:
+            raise ValueError(
+                "swap_text replaces the text tower of a trained model: give its `checkpoint` or `node` beside it; a "
+                "new model starts its text tower from `text`"
+            )
+        if backbones + models != 1:
             raise ValueError("give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these")
+        if self.checkpoint is not None and is_hub_name(self.checkpoint):
+            raise ValueError(
+                f"checkpoint: {self.checkpoint} is a hub name, and a checkpoint is a file or a folder; hub names are "
+                "for vision, text and swap_text"
+            )
         return self
+
+    @property
+    def text_source(self) -> tuple[str, str] | None:
+        """The setting that names a folder or hub name of a text encoder, and its value."""
+        if self.text is not None:
+            return "text", self.text
+        return None if self.swap_text is None else ("swap_text", self.swap_text)
 
     def recorded(self) -> "StartConfig":
         """The part that is in the node's fingerprint: hub names, and whether there are local files or a phase."""
@@ -69,12 +93,12 @@ def start_reads(inputs: Inputs) -> list[Read]:
     return reads
 
 
-def text_folder_files(names: Sequence[str], folder: str) -> list[str]:
+def text_folder_files(names: Sequence[str], folder: str, setting: str = "text") -> list[str]:
     """Of the file names in a transformers folder, those its weights are read from; ConfigError if it has none."""
     weights = next((name for name in TEXT_WEIGHTS if name in names), None)
     if "config.json" not in names or weights is None:
         raise ConfigError(
-            f"start.text: {folder} is no folder of a transformers model: it needs config.json and one of "
+            f"start.{setting}: {folder} is no folder of a transformers model: it needs config.json and one of "
             f"{', '.join(TEXT_WEIGHTS)}"
         )
     shards = [name for name in names if re.match(r"^model-\d+-of-\d+\.safetensors$", name)]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,14 +15,15 @@ from safetensors.torch import load, save
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import HUB_NAME, StartConfig, is_hub_name
 from x2vlm.data.randomness import derive_seed
-from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
 from x2vlm.inference.hub import locate_model
 from x2vlm.inference.pretrained import load_pretrained
-from x2vlm.models.checkpoints.initialize import initialize
-from x2vlm.models.checkpoints.reference import LoadReport, load_reference_state, named_state
-from x2vlm.models.checkpoints.released import read_checkpoint
-from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
-from x2vlm.models.files import MODEL_FILES
+from x2vlm.models.checkpoints.backbones import Backbone, read_text_files, read_vision_file
+from x2vlm.models.checkpoints.initialize import entry_origins, initialize
+from x2vlm.models.checkpoints.reference import LoadReport, load_reference_state, named_state, reference_names
+from x2vlm.models.checkpoints.swap import load_swapped
+from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors, read_tensors, shown_file
+from x2vlm.models.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.train.optim import NEW_HEADS
 
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 # Local copies of the input files: slot -> file name -> path, possibly with another name.
 Files = Mapping[str, Mapping[str, Path]]
 
-HUB_WEIGHTS = "model.safetensors"  # of a timm model on the hub
 REPORT = "start.json"
 WEIGHTS = "start.safetensors"
 # Parameters that may stay random beside NEW_HEADS; no others of a tower or of the fusion layers. Reference names.
@@ -49,15 +48,16 @@ def random_model(config: PretrainConfig) -> X2VLM:
 def started_model(config: PretrainConfig, files: Files) -> tuple[X2VLM, LoadReport]:
     """The model that `config.start` describes, and its load report; `files` are local copies by slot.
 
-    ConfigError if a tower or a fusion layer would stay random, SourceUnavailable if the hub lacks a name.
+    ConfigError if a tower or a fusion layer would stay random or a file is of another model, CorruptArtifact if one is
+    damaged, SourceUnavailable if one is not there or the hub lacks a name; all of them name the file.
     """
     start = config.start
     assert start is not None
     model = random_model(config)
     if start.vision or start.text:
-        report = _from_backbones(model, start, files)
+        report = initialize(model, _vision(start.vision, files), _text(start.text, "text", files))
     else:
-        report = _from_model(model, files["start_model"])
+        report = _from_model(model, start, files)
     _require_filled(report, start)
     return model, report
 
@@ -101,48 +101,70 @@ def summary_of(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"weights_sha256": report["sha256"], **numbers}
 
 
-def _from_backbones(model: X2VLM, start: StartConfig, files: Files) -> LoadReport:
-    with tempfile.TemporaryDirectory() as scratch:
-        vision, text = (
-            _locate(given, files[slot], Path(scratch) / slot)
-            for given, slot in ((start.vision, "start_vision"), (start.text, "start_text"))
-        )
-        if vision is not None:
-            vision = vision / HUB_WEIGHTS if is_hub_name(str(start.vision)) else next(iter(vision.iterdir()))
-        report = initialize(model, vision, text)
-    for used, name in ((vision, "vision"), (text, "text")):
-        report.origins = {key: origin.replace(str(used), name) for key, origin in report.origins.items()}
+def _vision(given: str | None, files: Files) -> Backbone | None:
+    if given is None:
+        return None
+    found = _of_hub(given) or files["start_vision"]
+    if is_hub_name(given) and WEIGHTS_FILE not in found:
+        raise SourceUnavailable(f"start.vision: {given} has no {WEIGHTS_FILE} on the hub; name a timm model")
+    ((name, path),) = [(WEIGHTS_FILE, found[WEIGHTS_FILE])] if is_hub_name(given) else list(found.items())
+    return read_vision_file(path, name, "vision")
+
+
+def _text(given: str | None, setting: str, files: Files) -> Backbone | None:
+    return None if given is None else read_text_files(_of_hub(given) or files["start_text"], setting)
+
+
+def _of_hub(given: str) -> dict[str, Path] | None:
+    """The files of a hub name by their names; None for what is no hub name."""
+    found = HUB_NAME.match(given)
+    if found is None:
+        return None
+    log.info("start_from_hub name=%s revision=%s", found["name"], found["revision"])
+    return {path.name: path for path in locate_model(found["name"], found["revision"]).iterdir()}
+
+
+def _trained(model: X2VLM, files: Mapping[str, Path], origin: str, swaps_text: bool) -> Backbone:
+    """A folder of ours (config and weights) or a reference checkpoint, under reference names.
+
+    ConfigError if a folder's model has other heads than `model`, which no shape would tell.
+    """
+    if not set(MODEL_FILES) <= set(files):
+        ((name, path),) = files.items()
+        return Backbone(read_tensors(path, name)[0], origin, shown_file(path, name))
+    config, weights = (files[name] for name in (CONFIG_FILE, WEIGHTS_FILE))
+    saved = load_pretrained(config, weights)
+    parts = ("vision", "fusion") if swaps_text else ("vision", "text", "fusion")
+    for part in parts:
+        theirs, ours = (getattr(one.config, part).num_heads for one in (saved, model))
+        if theirs != ours:
+            raise ConfigError(
+                f"{shown_file(config, CONFIG_FILE)}: {part}.num_heads is {theirs}, pretrain.model.{part}.num_heads is "
+                f"{ours}: the same weights would be another function; set it to {theirs}"
+            )
+    entries = {reference: name for name, reference in reference_names(saved).items()}
+    where = shown_file(weights, WEIGHTS_FILE)
+    return Backbone(named_state(saved), origin, where, entries=entries)
+
+
+def _from_model(model: X2VLM, start: StartConfig, files: Files) -> LoadReport:
+    """From a trained model, with another text tower if the start says so."""
+    text = _text(start.swap_text, "swap_text", files)
+    origin = "checkpoint" if start.node is None else "node"
+    trained = _trained(model, files["start_model"], origin, text is not None)
+    try:
+        if text is not None:
+            return load_swapped(model, trained, text)
+        report = load_reference_state(model, trained.state)
+    except ConfigError as error:
+        raise ConfigError(f"start from {trained.where}: {error}") from error
+    origins = entry_origins(trained.state, trained)
+    report.origins = {name: origins[key] for name, key in report.origins.items()}
     return report
 
 
-def _from_model(model: X2VLM, files: Mapping[str, Path]) -> LoadReport:
-    """From a folder of ours (config and weights) or a reference checkpoint."""
-    if set(MODEL_FILES) <= set(files):
-        saved = load_pretrained(*(files[name] for name in MODEL_FILES))
-        return load_reference_state(model, named_state(saved))
-    with tempfile.TemporaryDirectory() as scratch:
-        (path,) = _folder_of(files, Path(scratch) / "checkpoint").iterdir()
-        return load_reference_state(model, read_checkpoint(path).state)
-
-
-def _locate(given: str | None, files: Mapping[str, Path], folder: Path) -> Path | None:
-    """The folder of a backbone: the hub's, or `folder` with links to all its files."""
-    if given is None:
-        return None
-    if found := HUB_NAME.match(given):
-        log.info("start_from_hub name=%s revision=%s", found["name"], found["revision"])
-        return locate_model(found["name"], found["revision"])
-    return _folder_of(files, folder)
-
-
-def _folder_of(files: Mapping[str, Path], folder: Path) -> Path:
-    folder.mkdir()
-    for name, path in files.items():
-        (folder / name).symlink_to(path.resolve())
-    return folder
-
-
 def _require_filled(report: LoadReport, start: StartConfig) -> None:
+    """ConfigError if a layer of a tower or of the fusion layers would stay at random."""
     missing = [name for name in report.missing if not name.startswith((*NEW_HEADS, *_WORD_HEADS, _FINAL_NORM))]
     if start.vision or start.text:
         missing = [name for name in missing if "crossattention." not in name]

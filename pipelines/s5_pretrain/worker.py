@@ -24,7 +24,7 @@ from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
 from x2vlm.data.loading.streams import ShardFiles
-from x2vlm.data.text.tokenizer import WordPieceTokenizer
+from x2vlm.data.text.tokenizer import read_tokenizer
 from x2vlm.errors import ConfigError, NotEnoughRoom, StageFailed
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
@@ -72,7 +72,7 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     ranks = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
     _check_world_size(ranks.world_size, config)
-    tokenizer = WordPieceTokenizer(job["vocabulary"])
+    tokenizer = read_tokenizer(job["vocabulary"])
 
     def loader(shards: Sequence[ShardFiles]) -> StepLoader:
         image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size

@@ -28,6 +28,7 @@ from x2vlm.objectives.parallel_text import parallel_text_losses, sentence_as_ima
 from x2vlm.objectives.step import pretrain_losses
 
 PAIR_LOSS_NAMES = LOSS_NAMES | {"contrastive": "loss_ttc", "matching": "loss_ttm"}
+Negatives = tuple[Tensor, Tensor]
 Compute = Callable[[X2VLM], dict[str, Tensor]]
 
 
@@ -38,8 +39,9 @@ def check_batch(folder: Path) -> list[Difference]:
     if "in.text_ids_2" in case.tensors:
         return _parallel_text(model, case)
     batch = to_batch(case)
+    negatives = case_negatives(model, batch, case)
     with torch.no_grad():
-        found = _activations(model, batch, case)
+        found = compare_activations(activations(model, batch, negatives), case.tensors)
     if (folder / "tables.safetensors").exists():
         found.append(_tables(model, load_file(folder / "tables.safetensors")))
     if "losses" not in case.info:  # inputs of another case, such as the text batch of `mixed`
@@ -48,12 +50,12 @@ def check_batch(folder: Path) -> list[Difference]:
         matching=bool(case.info.get("options", {}).get("ret_match_loss", True)),
         box_loss_on_whole_images="in.is_image" not in case.tensors,
     )
-    negatives = case.negatives if "out.image_neg_idx" in case.tensors else None
+    is_known = negatives is not None or batch.kind == "text" or not config.matching
 
     def compute(model: X2VLM) -> dict[str, Tensor]:
         return pretrain_losses(model, batch, negatives, config=config)
 
-    found += losses_and_gradients(model, case, compute, LOSS_NAMES)
+    found += losses_and_gradients(model, case, compute, LOSS_NAMES, is_known)
     if case.info["losses"].get("loss_itm") == 0 and not config.matching:
         found.append(equal("match head without gradient", model.match_head[0].weight.grad, None))
     return found
@@ -66,10 +68,15 @@ def _tables(model: X2VLM, recorded: dict[str, Tensor]) -> Difference:
     return worst("tables", [arrays(name, state[name], value) for name, value in ours.items()])
 
 
-def losses_and_gradients(model: X2VLM, case: Case, compute: Compute, names: dict[str, str]) -> list[Difference]:
-    """Losses against both recorded precisions, then the gradient of their sum where one is recorded."""
+def losses_and_gradients(
+    model: X2VLM, case: Case, compute: Compute, names: dict[str, str], is_known: bool = True
+) -> list[Difference]:
+    """Losses against both recorded precisions, then the gradient of their sum where one is recorded.
+
+    Without known negatives (`is_known`) neither the matching loss nor what includes it.
+    """
     model.zero_grad()
-    has_gradients = "grad_norms" in case.info
+    has_gradients = "grad_norms" in case.info and is_known
     with torch.set_grad_enabled(has_gradients):
         losses = compute(model)
     ours = {name: losses[key].item() if key in losses else 0.0 for key, name in names.items()}
@@ -79,12 +86,17 @@ def losses_and_gradients(model: X2VLM, case: Case, compute: Compute, names: dict
         found += [
             numbers(name.replace("loss", kind, 1), ours[name], value)
             for name, value in case.info.get(kind, {}).items()
+            if is_known or name != names["matching"]
         ]  # fmt: skip
+    if not is_known:  # what cannot be computed can at least not be zero
+        name = names["matching"]
+        found.append(equal(f"{name} is recorded", case.info["losses"].get(name, 1) != 0, True))
     if not has_gradients:
         return found
     total = torch.stack(list(losses.values())).sum()
     total.backward()
-    found.append(numbers("loss_total", total.item(), case.info["loss_total"]))
+    if "loss_total" in case.info:
+        found.append(numbers("loss_total", total.item(), case.info["loss_total"]))
     return found + _gradients(model, case)
 
 
@@ -100,8 +112,9 @@ def _gradients(model: X2VLM, case: Case) -> list[Difference]:
     found = [
         equal("gradients of unknown or unrecorded parameters", unknown + unrecorded, []),
         worst("grad_norms", every),
-        norms("grad_global_norm", whole, case.info["grad_global_norm"]),
     ]
+    if "grad_global_norm" in case.info:
+        found.append(norms("grad_global_norm", whole, case.info["grad_global_norm"]))
     for name, value in case.tensors.items():
         if name.startswith("grad."):
             gradient = gradients[name.removeprefix("grad.")]
@@ -109,14 +122,8 @@ def _gradients(model: X2VLM, case: Case) -> list[Difference]:
     return found
 
 
-def _activations(model: X2VLM, batch: Batch, case: Case) -> list[Difference]:
-    """Every recorded `out.*`, each from the public step that gives it."""
-    ours = activations(model, batch, case.negatives if "out.image_neg_idx" in case.tensors else None)
-    return compare_activations(ours, case.tensors)
-
-
 def compare_activations(ours: dict[str, Tensor], recorded: dict[str, Tensor]) -> list[Difference]:
-    """Differences of all recorded `out.*` arrays but the negatives, which are inputs; one we lack is an excess."""
+    """Differences of the recorded `out.*` arrays but the negatives, which are inputs; one that we lack is an excess."""
     found = []
     for name, value in recorded.items():
         short = name.removeprefix("out.")
@@ -129,7 +136,42 @@ def compare_activations(ours: dict[str, Tensor], recorded: dict[str, Tensor]) ->
     return found
 
 
-def activations(model: X2VLM, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+@torch.no_grad()
+def case_negatives(model: X2VLM, batch: Batch, case: Case) -> Negatives | None:
+    """Image and text negatives of the matching loss; None for a batch of texts and where no recorded array tells."""
+    if batch.kind == "text":
+        return None
+    if {"out.image_neg_idx", "out.text_neg_idx"} <= case.tensors.keys():
+        return case.negatives
+    vision, _ = _encode(model, batch)
+    return _told_negatives(
+        model, model.encode_text(batch.text_ids_BL, batch.text_mask_BL), batch.text_mask_BL, vision, case
+    )
+
+
+def _told_negatives(model: X2VLM, text: Tensor, mask: Tensor, vision: VisionTokens, case: Case) -> Negatives | None:
+    """The recorded negatives; missing ones are of all pairs the nearest to the recorded states or logits."""
+    rows = torch.arange(len(text))
+    recorded = case.tensors.get("out.fused_match_neg", case.tensors.get("out.itm_logits", text[:0])[len(text) :])
+    found = [case.tensors.get(f"out.{side}_neg_idx") for side in ("image", "text")]
+    if not len(recorded):
+        return None if None in found else (found[0], found[1])
+    states = model.fuse(
+        text.repeat_interleave(len(text), dim=0),
+        mask.repeat_interleave(len(text), dim=0),
+        vision.select(rows.repeat(len(text))),
+    )
+    if recorded.ndim == 2:
+        states = model.match(states)
+    pairs = states.flatten(1).reshape(len(text), len(text), -1)  # by text, then image
+    own = torch.eye(len(text)).bool()
+    of_text, of_image = recorded.flatten(1)[: len(text)], recorded.flatten(1)[len(text) :]
+    image = (pairs - of_text[:, None]).norm(dim=-1).masked_fill(own, torch.inf).argmin(dim=1)
+    words = (pairs.transpose(0, 1) - of_image[:, None]).norm(dim=-1).masked_fill(own, torch.inf).argmin(dim=1)
+    return (image if found[0] is None else found[0], words if found[1] is None else found[1])
+
+
+def activations(model: X2VLM, batch: Batch, negatives: Negatives | None) -> dict[str, Tensor]:
     """What a batch computes on the way to its losses, under the golden names."""
     if batch.kind == "text":
         return {"mlm_logits": _words(model, batch, None)[1]}
@@ -141,8 +183,7 @@ def activations(model: X2VLM, batch: Batch, negatives: tuple[Tensor, Tensor] | N
     text = ours["text_embeds"] = model.encode_text(batch.text_ids_BL, batch.text_mask_BL)
     ours["image_feat"], ours["text_feat"] = model.project(vision, text)
     ours |= _negatives(ours["image_feat"], ours["text_feat"], model.temperature)
-    if negatives is not None:
-        ours |= _matches(model, text, batch.text_mask_BL, vision, negatives)
+    ours |= _matches(model, text, batch.text_mask_BL, vision, negatives)
     masked, ours["mlm_logits"] = _words(model, batch, vision)
     boxes = None
     if whole is not None:
@@ -178,12 +219,14 @@ def _negatives(image: Tensor, text: Tensor, temperature: Tensor) -> dict[str, Te
 
 
 def _matches(
-    model: X2VLM, text: Tensor, mask: Tensor, vision: VisionTokens, negatives: tuple[Tensor, Tensor]
+    model: X2VLM, text: Tensor, mask: Tensor, vision: VisionTokens, negatives: Negatives | None
 ) -> dict[str, Tensor]:
+    positive = model.fuse(text, mask, vision)
+    if negatives is None:
+        return {"fused_match_pos": positive}
     image_negative, text_negative = negatives
     rows = torch.arange(len(text))
     text_rows, image_rows = torch.cat([rows, text_negative]), torch.cat([image_negative, rows])
-    positive = model.fuse(text, mask, vision)
     negative = model.fuse(text[text_rows], mask[text_rows], vision.select(image_rows))
     logits = model.match(torch.cat([positive, negative]))
     return {"fused_match_pos": positive, "fused_match_neg": negative, "itm_logits": logits}
@@ -195,34 +238,38 @@ def _words(model: X2VLM, batch: Batch, vision: VisionTokens | None) -> tuple[Ten
 
 
 def _parallel_text(model: X2VLM, case: Case) -> list[Difference]:
-    """A case of sentence pairs. Which sentence played the image is seen from the recorded similarity's orientation."""
+    """A case of sentence pairs, with the sentence as the image that agrees better with what is recorded."""
+    tried = [_parallel_text_with(model, case, image) for image in (0, 1)]
+    return min(tried, key=lambda found: sum(difference.is_excess for difference in found))
+
+
+def _parallel_text_with(model: X2VLM, case: Case, image: int) -> list[Difference]:
+    """The first (0) or the second sentence is the image."""
     batch = to_batch(case)
     other_ids, other_mask = case.tensors["in.text_ids_2"], case.tensors["in.text_atts_2"]
+    asking = 1 - image
     with torch.no_grad():
         texts = model.encode_text(batch.text_ids_BL, batch.text_mask_BL), model.encode_text(other_ids, other_mask)
         masks = batch.text_mask_BL, other_mask
-        similarity = model.project_text(texts[0]) @ model.project_text(texts[1]).T / model.temperature
-        recorded = case.tensors["out.sim_over_temp"]
-        image = 0 if (similarity - recorded).norm() <= (similarity.T - recorded).norm() else 1
-        asking = 1 - image
         ours = _negatives(model.project_text(texts[image]), model.project_text(texts[asking]), model.temperature)
-        ours |= _matches(
-            model, texts[asking], masks[asking], sentence_as_image(texts[image], masks[image]), case.negatives
-        )
+        shown = sentence_as_image(texts[image], masks[image])
+        negatives = _told_negatives(model, texts[asking], masks[asking], shown, case)
+        ours |= _matches(model, texts[asking], masks[asking], shown, negatives)
         masked, ours["mlm_logits"] = _words(model, batch, sentence_as_image(texts[1], masks[1]))
         ours |= _late_passes(model, masked, None)
-        # One array for two sentences: the first, unless the recorded one is the other's.
-        ours["text_embeds"] = min(texts, key=lambda text: (text - case.tensors["out.text_embeds"]).norm().item())
+        if (recorded := case.tensors.get("out.text_embeds")) is not None:
+            # One array for two sentences: the first, unless the recorded one is the other's.
+            ours["text_embeds"] = min(texts, key=lambda text: (text - recorded).norm().item())
         found = compare_activations(ours, case.tensors)
 
     def compute(model: X2VLM) -> dict[str, Tensor]:
         if image == 0:
-            return parallel_text_losses(model, batch, other_ids, other_mask, case.negatives)
+            return parallel_text_losses(model, batch, other_ids, other_mask, negatives)
         swapped = _swapped(batch, other_ids, other_mask)
-        matched = parallel_text_losses(model, swapped, batch.text_ids_BL, batch.text_mask_BL, case.negatives)
+        matched = parallel_text_losses(model, swapped, batch.text_ids_BL, batch.text_mask_BL, negatives)
         return matched | {"masked_lm": parallel_text_losses(model, batch, other_ids, other_mask)["masked_lm"]}
 
-    return found + losses_and_gradients(model, case, compute, PAIR_LOSS_NAMES)
+    return found + losses_and_gradients(model, case, compute, PAIR_LOSS_NAMES, negatives is not None)
 
 
 def _swapped(batch: Batch, other_ids: Tensor, other_mask: Tensor) -> Batch:
@@ -240,8 +287,9 @@ def check_all_image_rows(path: Path) -> list[Difference]:
     model, batch = case_model(folder, case), to_batch(case)
     batch = replace(batch, is_whole_image_R=torch.ones(batch.num_rows, dtype=torch.bool))
     with torch.no_grad():
-        ours = pretrain_losses(model, batch, case.negatives)
-        parity = pretrain_losses(model, batch, case.negatives, config=ObjectiveConfig(parity="reference"))
+        negatives = case_negatives(model, batch, case)
+        ours = pretrain_losses(model, batch, negatives)
+        parity = pretrain_losses(model, batch, negatives, config=ObjectiveConfig(parity="reference"))
     found = [numbers(f"{key} by default", ours[key].item(), 0.0) for key in ("box_l1", "box_giou")]
     for key, name in LOSS_NAMES.items():
         if name not in recorded:

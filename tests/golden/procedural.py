@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.golden.differences import Difference, equal, norms, worst
 from tests.golden.folders import case_config, nearest
-from tests.golden.model_cases import activations, compare_activations, losses_and_gradients
+from tests.golden.model_cases import activations, case_negatives, compare_activations, losses_and_gradients
 from tests.support.models.golden_cases import LOSS_NAMES, Case, read_case, to_batch
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state, reference_names
 from x2vlm.models.config import model_config_from_reference
@@ -67,13 +67,14 @@ def check_base(folder: Path) -> list[Difference]:
     found.append(worst("weight_checks", _weight_checks(state, json.loads(checks.read_text()))))
     pixels = recipe_image(**case.info["image_recipe"])
     batch = to_batch(Case(case.info, case.tensors | {"in.image": pixels}))
+    negatives = case_negatives(model, batch, case)
     with torch.no_grad():
-        found += compare_activations(_slices(activations(model, batch, case.negatives)), case.tensors)
+        found += compare_activations(_slices(activations(model, batch, negatives)), case.tensors)
 
     def compute(model: X2VLM) -> dict[str, Tensor]:
-        return pretrain_losses(model, batch, case.negatives)
+        return pretrain_losses(model, batch, negatives)
 
-    return found + losses_and_gradients(model, case, compute, LOSS_NAMES)
+    return found + losses_and_gradients(model, case, compute, LOSS_NAMES, negatives is not None)
 
 
 def _slices(ours: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,15 @@
 """Finds the golden cases below a folder and runs each with the check of its kind.
 
 A kind is seen from a case's place (`data/boxes`, `resolution/table_resize`) and from what its files hold, so any folder
-of the layout will do, also a single case. A kind nobody knows is an error, not a pass.
+of the layout will do, also a single case. A kind without a check is said by its name, and is no pass.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors import safe_open
 
 from tests.golden import data_cases, model_cases, procedural, starting_cases, training_cases
 from tests.golden.differences import Check, Difference
@@ -18,18 +20,19 @@ BESIDE_CASES = {
     "bert_origin.json": starting_cases.check_text_origins,
     "all_image_rows.json": model_cases.check_all_image_rows,
 }
-# Tasks after pre-training; their checks come with the tasks.
-UNSUPPORTED = "downstream"
+# Tasks after pre-training, whose checks come with the tasks, and arrays that only they have.
+DOWNSTREAM = "downstream"
+_DOWNSTREAM_ARRAYS = ("in.targets", "in.question_ids", "in.target_bbox", "w.", "train.")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case: its differences, why it could not be run, or that its kind is not supported yet."""
+    """What became of one case: its differences, why it could not be run, or the kind that has no check."""
 
     name: str
     differences: list[Difference] = field(default_factory=list)
     error: str | None = None
-    is_supported: bool = True
+    unsupported: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -37,8 +40,8 @@ class Outcome:
 
     def line(self) -> str:
         """One line for people."""
-        if not self.is_supported:
-            return f"----  {self.name}: not supported yet"
+        if self.unsupported is not None:
+            return f"----  {self.name}: no check for a case of the kind {self.unsupported}"
         if self.error is not None:
             return f"FAIL  {self.name}: {self.error}"
         listed = "; ".join(
@@ -51,34 +54,31 @@ class Outcome:
 def run_folder(root: Path) -> Iterator[Outcome]:
     """The outcome of every case below `root`, in the order of their names."""
     root = root.resolve()
-    found = {path.parent: _check_of(path) for path in root.rglob("case.json")}
-    extra = {path: BESIDE_CASES[path.name] for path in root.rglob("*.json") if path.name in BESIDE_CASES}
-    for path, check in sorted((found | extra).items()):
+    cases = {path.parent: path for path in root.rglob("case.json")}
+    extra = {path: path for path in root.rglob("*.json") if path.name in BESIDE_CASES}
+    for path, file in sorted((cases | extra).items()):
         name = str(path.relative_to(root)) if path != root else root.name
-        yield _run(name, path, check)
+        yield _run(name, path, file)
 
 
-def _run(name: str, path: Path, check: Check | None) -> Outcome:
-    if check is None:
-        return Outcome(name, is_supported=False)
+def _run(name: str, path: Path, file: Path) -> Outcome:
     try:
+        check = BESIDE_CASES.get(file.name) or _check_of(file)
+        if isinstance(check, str):
+            return Outcome(name, unsupported=check)
         differences = check(path)
     except Exception as error:  # whatever a case does to us, the others still run and this one is counted as failed
         return Outcome(name, error=f"{type(error).__name__}: {error}")
     return Outcome(name, differences) if differences else Outcome(name, error="the check compared nothing")
 
 
-def unknown_kind(folder: Path) -> list[Difference]:
-    """Fails: a kind without a check must not look like a pass."""
-    raise NotImplementedError(f"no check for a case of the kind {folder.parent.name}/{folder.name}")
-
-
-def _check_of(path: Path) -> Check | None:
+def _check_of(path: Path) -> Check | str:
+    """The check of a case by its `case.json`, or the name of a kind that has none."""
     folder, info = path.parent.resolve(), json.loads(path.read_text())
-    if folder.parent.name == UNSUPPORTED:
-        return None
+    if folder.parent.name == DOWNSTREAM:
+        return f"{DOWNSTREAM}/{folder.name}"
     if folder.parent.name == "data":
-        return data_cases.check_of(folder.name) or unknown_kind
+        return data_cases.check_of(folder.name) or f"data/{folder.name}"
     if folder.name == "table_resize":
         return starting_cases.check_table_resize
     if (folder / "raw.safetensors").exists():
@@ -87,4 +87,16 @@ def _check_of(path: Path) -> Check | None:
         return procedural.check_base
     if "history" in info:
         return training_cases.check_trajectory
-    return model_cases.check_batch
+    names = _arrays_of(folder / "tensors.safetensors")
+    if {"in.text_ids", "in.masked_pos"} <= names:
+        return model_cases.check_batch
+    if any(name.startswith(_DOWNSTREAM_ARRAYS) for name in names):
+        return f"{DOWNSTREAM}/{folder.name}"
+    return data_cases.check_of(folder.name) or f"{folder.parent.name}/{folder.name}"
+
+
+def _arrays_of(path: Path) -> set[str]:
+    if not path.exists():
+        return set()
+    with safe_open(path, "pt") as file:
+        return set(file.keys())

@@ -332,7 +332,14 @@ def write_starting_weights(root: Path) -> None:
     both = {f"blocks.{i}.{table}": resized(raw[f"blocks.1.{table}"], after.grid) for i in range(2)}
     save_case(root / "shared_table", shared, loaded | both)
     (root / "bert_origin.json").write_text(
-        json.dumps({"12_to_12_and_6": origins(12, 6), "6_to_6_and_3": origins(6, 3)})
+        json.dumps(
+            {
+                "12_to_12_and_6": origins(12, 6, lambda layer: layer if layer < 12 else layer - 6),
+                "6_to_6_and_3": origins(6, 3, lambda layer: layer if layer < 6 else layer - 3),
+                "24_to_8_and_4": origins(8, 4, lambda layer: 2 * layer + 1),
+                "24_to_12_and_6": origins(12, 6, lambda layer: 2 * (layer if layer < 12 else layer - 6) + 1),
+            }
+        )
     )
 
 
@@ -342,8 +349,8 @@ def save_case(folder: Path, raw: Arrays, loaded: Arrays) -> None:
     save_file({name: value.clone() for name, value in loaded.items()}, folder / "loaded.safetensors")
 
 
-def origins(num_text: int, num_fusion: int) -> dict[str, str | None]:
-    """Raw BERT entry of every text parameter: fusion layers repeat the last ones, cross-attention is new."""
+def origins(num_text: int, num_fusion: int, source_of: Callable[[int], int]) -> dict[str, str | None]:
+    """Raw BERT entry of every text parameter, its layer by `source_of`; cross-attention is new."""
     s = Sizes(text_layers=num_text, fusion_layers=num_fusion)
     found: dict[str, str | None] = {}
     for name in pretrained(s):
@@ -352,8 +359,7 @@ def origins(num_text: int, num_fusion: int) -> dict[str, str | None]:
         raw = name.removeprefix("text_encoder.")
         if ".layer." in raw:
             number = int(raw.split(".")[3])
-            source = number if number < num_text else number - num_fusion
-            raw = raw.replace(f".layer.{number}.", f".layer.{source}.")
+            raw = raw.replace(f".layer.{number}.", f".layer.{source_of(number)}.")
         found[name] = None if "crossattention" in name else raw
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,30 @@ from torch import Tensor
 
 from tests.golden.differences import EXACT, Difference, directions, equal, norms, numbers, worst
 from tests.golden.folders import case_model, nearest
+from tests.golden.model_cases import case_negatives
+from tests.golden.siblings import part_case
 from tests.support.models.golden_cases import LOSS_NAMES, Case, read_case, to_batch
+from x2vlm.data.loading.batch import Batch
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.objectives.step import pretrain_losses
-from x2vlm.train.optim import OptimizerConfig, build_optimizer, parameter_groups
-
-# What the parts of a mix are called, and the sibling folder that holds each one's batch.
-PARTS = {"video": "video", "image": "image", "regions": "regions", "text": "mixed_text_batch"}
+from x2vlm.train.optim import OptimizerConfig, build_optimizer, new_parameter_names, parameter_groups
 
 
 def check_trajectory(folder: Path) -> list[Difference]:
-    """Losses, gradient norm and parameters over the recorded steps."""
+    """Losses, gradient norm and parameters over the recorded steps.
+
+    Where a part's negatives are neither recorded nor told by its arrays, only what does not depend on them is compared:
+    the other losses of the first step.
+    """
     case = read_case(folder)
     info = case.info
     weights = info.get("loss_weights") or {"image": 1.0}
-    parts = {name: read_case(folder.parent / PARTS[name]) for name in weights}
     model = case_model(folder, case)
-    new = json.loads(nearest(folder, "param_groups.json").read_text())["new_parameters"]
+    parts = {name: _Part.of(model, part_case(folder, case, name)) for name in weights}
+    if unknown := {name for name, part in parts.items() if part.negatives is None and part.batch.kind != "text"}:
+        return [worst("step 0: losses without matching", _losses_without_matching(model, parts, info, unknown))]
+    new = _new_parameters(folder, model)
     config = OptimizerConfig(
         lr=info["lr"], lr_multiplier=info["lr_mult"], weight_decay=info["weight_decay"], betas=tuple(info["betas"]),
         eps=info["eps"],
@@ -36,7 +43,7 @@ def check_trajectory(folder: Path) -> list[Difference]:
     start = {name: value.clone() for name, value in export_reference_state(model).items()}
     found = [equal("steps", len(info["history"]), info["steps"])]
     for step, recorded in enumerate(info["history"]):
-        losses = {name: _losses(model, part) for name, part in parts.items()}
+        losses = {name: part.losses(model) for name, part in parts.items()}
         total = torch.stack([weights[name] * sum(part.values()) for name, part in losses.items()]).sum()
         optimizer.zero_grad()
         total.backward()
@@ -62,9 +69,40 @@ def _moved(name: str, start: Tensor, ours: Tensor, recorded: Tensor) -> Differen
     return directions(name, ours - start, recorded - start)
 
 
-def _losses(model: X2VLM, part: Case) -> dict[str, Tensor]:
-    negatives = part.negatives if "out.image_neg_idx" in part.tensors else None
-    return {LOSS_NAMES[key]: value for key, value in pretrain_losses(model, to_batch(part), negatives).items()}
+@dataclass(frozen=True)
+class _Part:
+    """The batch of one part of a mix, and the negatives of its matching loss (None: none, or not known)."""
+
+    batch: Batch
+    negatives: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, model: X2VLM, case: Case) -> "_Part":
+        batch = to_batch(case)
+        return cls(batch, case_negatives(model, batch, case))
+
+    def losses(self, model: X2VLM) -> dict[str, Tensor]:
+        found = pretrain_losses(model, self.batch, self.negatives)
+        return {LOSS_NAMES[key]: value for key, value in found.items()}
+
+
+def _losses_without_matching(
+    model: X2VLM, parts: dict[str, _Part], info: dict[str, Any], unknown: set[str]
+) -> list[Difference]:
+    with torch.no_grad():
+        ours = {f"{n}.{key}": v.item() for n, part in parts.items() for key, v in part.losses(model).items()}
+    skipped = {f"{name}.{LOSS_NAMES['matching']}" for name in unknown}
+    return [numbers(key, ours[key], value) for key, value in info["history"][0].items() if key in set(ours) - skipped]
+
+
+def _new_parameters(folder: Path, model: X2VLM) -> list[str]:
+    """The parameters with the larger learning rate: as recorded, or without a record those that no backbone has."""
+    try:
+        path = nearest(folder, "param_groups.json")
+    except FileNotFoundError:
+        return new_parameter_names(model)
+    recorded: list[str] = json.loads(path.read_text())["new_parameters"]
+    return recorded
 
 
 def _step_losses(ours: dict[str, float], recorded: dict[str, float]) -> list[Difference]:

@@ -11,6 +11,7 @@ from tests.golden.naive import Naive, image_tokens, text_layer, word_logits
 from tests.golden.synthetic import describe, drawn_state
 from tests.support.models.reference_shapes import Sizes, pretrained
 from tests.support.models.tiny import tiny_model
+from x2vlm.inference.api import CAPTION
 from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import model_config_from_reference
 from x2vlm.models.generate import GenerateConfig, generate
@@ -55,15 +56,23 @@ def write(model, pixels, **config):
         return generate(model, model.encode_image(pixels), PROMPT, MASK, END, GenerateConfig(**config))
 
 
+@pytest.mark.parametrize("no_repeat", [0, None])
 @pytest.mark.parametrize("min_tokens", [0, 4])
-def test_greedy_text_takes_the_likeliest_word_of_the_naive_version(both, min_tokens):
+def test_greedy_text_takes_the_likeliest_word_of_the_naive_version(both, min_tokens, no_repeat):
+    """Of all words, or by default of those that repeat no three words."""
     m, model, pixels = both
-    for image, found in zip(pixels, write(model, pixels, max_tokens=7, min_tokens=min_tokens), strict=True):
+    config = {"max_tokens": 7, "min_tokens": min_tokens} | ({} if no_repeat is None else {"no_repeat": no_repeat})
+    texts = write(model, pixels, **config)
+    assert any(repeats(text.tokens, 3) for text in texts) is (no_repeat == 0)
+    for image, found in zip(pixels, texts, strict=True):
         written, score = [], 0.0
         for step in range(7):
             log_probs = naive_log_probs(m, image, written)
             if step < min_tokens:
                 log_probs[END] = -torch.inf
+            if no_repeat is None:
+                banned = [word for word in range(12) if repeats([*written, word], 3)]
+                log_probs[banned] = -torch.inf
             score += log_probs.max().item()
             word = log_probs.argmax().item()
             if word == END:
@@ -90,7 +99,7 @@ def test_enough_beams_find_the_best_of_all_texts(both, length_penalty):
     assert found.score == pytest.approx(ranked[best], abs=1e-4)
 
 
-@pytest.mark.parametrize("config", [{}, {"num_beams": 3}, {"num_beams": 3, "no_repeat": 3, "length_penalty": 1.0}])
+@pytest.mark.parametrize("config", [{}, {"num_beams": 3}, {"num_beams": 3, "no_repeat": 0, "length_penalty": 1.0}])
 def test_a_text_does_not_depend_on_the_batch(both, config):
     _, model, pixels = both
     together = write(model, pixels, max_tokens=8, min_tokens=8, **config)
@@ -103,11 +112,17 @@ def test_a_text_does_not_depend_on_the_batch(both, config):
 
 def test_no_run_of_words_comes_twice_when_forbidden(both):
     _, model, pixels = both
-    free = write(model, pixels, max_tokens=12, min_tokens=12)
+    free = write(model, pixels, max_tokens=12, min_tokens=12, no_repeat=0)
     assert any(repeats(text.tokens, 2) for text in free)  # else the test would prove nothing
     for num_beams in (1, 3):
         for text in write(model, pixels, max_tokens=12, min_tokens=12, no_repeat=2, num_beams=num_beams):
             assert not repeats(text.tokens, 2)
+
+
+def test_the_released_setting_repeats_no_trigram():
+    """The reference's `generate` forbids them unless it is told not to, whatever the number of beams."""
+    assert GenerateConfig().no_repeat == CAPTION.no_repeat == 3
+    assert (CAPTION.num_beams, CAPTION.min_tokens) == (3, 5)
 
 
 def repeats(tokens, size):

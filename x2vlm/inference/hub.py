@@ -9,13 +9,15 @@ from x2vlm.models.files import ALL_FILES
 def locate_model(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model: `name` itself if it is one, else a snapshot of the hub's repository `owner/name`.
 
+    With a `revision`, `name` may also be one of the few repositories without an owner (`xlm-roberta-base`).
     huggingface_hub decides about cache, token and offline use (HF_HUB_OFFLINE). ConfigError if `name` is neither,
     SourceUnavailable if the hub does not give it.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
-    if isinstance(name, Path) or name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    is_hub_name = not isinstance(name, Path) and name.count("/") in ((1,) if revision is None else (0, 1))
+    if isinstance(name, Path) or not is_hub_name or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise ConfigError(f"{name}: no such folder, and not a hub name (owner/name); give a folder with config.json")
     try:
         from huggingface_hub import snapshot_download

@@ -6,5 +6,8 @@ PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILES = {"wordpiece": "vocab.txt", "unigram": "tokenizer.json"}  # by `ProcessorConfig.tokenizer`
 CARD_FILE = "README.md"
 
+# What of a transformers folder holds its weights, best first; a sharded one is led by its index.
+TEXT_WEIGHTS = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin")
+
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 ALL_FILES = (*MODEL_FILES, PROCESSOR_FILE, *TOKENIZER_FILES.values(), CARD_FILE)

@@ -26,14 +26,15 @@ class GenerateConfig(FrozenConfig):
     """Settings of the search; lengths count tokens after the prompt.
 
     A finished text's sum of log probabilities is divided by ((5 + length) / 6) ** length_penalty. `no_repeat`: no
-    n-gram of this size may occur twice (0: no limit). One beam is greedy search.
+    n-gram of this size may occur twice in the text after the prompt (0: no limit); by default trigrams, as in the
+    released evaluation. One beam is greedy search.
     """
 
     max_tokens: int = Field(default=50, ge=1)
     min_tokens: int = Field(default=0, ge=0)
     num_beams: int = Field(default=1, ge=1)
     length_penalty: float = 0.0
-    no_repeat: int = Field(default=0, ge=0)
+    no_repeat: int = Field(default=3, ge=0)
 
 
 @dataclass(frozen=True)

@@ -152,10 +152,11 @@ def build_model(config: ModelConfig) -> X2VLM:
 
 
 def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
-    """A model with `encoder` as text tower and a new, untied MLM head; all other modules are shared with `model`.
+    """A model with `encoder` as text tower and an untied MLM head; all other modules are shared with `model`.
 
-    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 4.5: the multilingual model).
-    ConfigError if the widths differ.
+    The vision side, the fusion layers and the other heads keep their weights (X2-VLM 4.5: the multilingual model). Of
+    the MLM head the transform does; its output matrix and bias, which depend on the vocabulary, are new.
+    ConfigError if the widths differ. `x2vlm.models.checkpoints.swap` does the same with files.
     """
     text = TextEncoder(encoder)
     if text.width != model.config.text.width:
@@ -170,6 +171,9 @@ def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
     swapped.temperature, swapped.frame_position = model.temperature, model.frame_position
     swapped.text = text
     swapped.word_head = WordHead(text.width, vocab_size, cfg.layer_norm_eps, tied=False)
+    swapped.word_head.transform = model.word_head.transform
+    # A module of its own, whose epsilon is that of the new encoder.
+    swapped.word_head.norm.weight, swapped.word_head.norm.bias = model.word_head.norm.weight, model.word_head.norm.bias
     changed = model.config.text.model_copy(
         update={
             "architecture": cfg.model_type,

@@ -1,6 +1,7 @@
 """Cleaning, tokens and the left/right test, against what the reference did with odd strings."""
 
 import json
+import re
 
 import pytest
 from transformers import BertTokenizerFast
@@ -22,7 +23,7 @@ def vocabulary(golden_dir):
 
 def _cleaned(text, max_words):
     try:
-        return pre_caption(text, max_words)
+        return pre_caption(text, max_words, parity="reference")
     except InvalidSample:
         return None
 
@@ -31,6 +32,36 @@ def test_captions_are_cleaned_like_the_reference_does(case):
     assert len(case["rows"]) > 50
     for row in case["rows"]:
         assert _cleaned(row["text"], row["max_words"]) == row["caption"], row
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "ours"),
+    [
+        ("\tdog", "\tdog", "dog"),
+        ("dog\t", "dog\t", "dog"),
+        ("\ndog\n", "\ndog", "dog"),
+        ("dog\n\n", "dog", "dog"),
+        ("\u3000dog ", "\u3000dog", "dog"),
+        (" ? dog! ", "dog", "dog"),
+        ("a\tdog\non", "a\tdog\non", "a\tdog\non"),
+    ],
+)
+def test_the_reference_strips_blanks_and_a_newline_and_we_strip_white_space(vocabulary, text, reference, ours):
+    """By its rule, written out: runs of white space are a blank, then the newline at the end and blanks go."""
+    assert re.sub(r"\s{2,}", " ", re.sub(r"[?!]", " ", text)).rstrip("\n").strip(" ") == reference
+    assert pre_caption(text, 5, parity="reference") == reference
+    assert pre_caption(text, 5) == ours
+    tokenizer = load_tokenizer(vocabulary)
+    assert tokenizer.encode(reference, 20) == tokenizer.encode(ours, 20)
+
+
+def test_a_caption_of_white_space_is_empty_to_us_only():
+    assert pre_caption("\t", 5, parity="reference") == "\t"
+    for parity in (None, "reference"):
+        with pytest.raises(InvalidSample):
+            pre_caption("\n", 5, parity=parity)
+    with pytest.raises(InvalidSample):
+        pre_caption("\t", 5)
 
 
 def test_left_and_right_are_found_like_the_reference_does_where_asked(case):

@@ -4,49 +4,25 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.beit import Beit
 from torch.testing import assert_close
-from transformers import BertConfig, BertForMaskedLM, BertModel, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers import BertModel
 
-from tests.support.models.tiny import region_batch, tiny_config, tiny_model
-from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
+from tests.support.models.backbones import (
+    XLM_TEXT,
+    bert_sized_model,
+    small_beit,
+    small_bert,
+    small_xlmr,
+    text_folder,
+)
+from tests.support.models.tiny import region_batch, tiny_model
+from x2vlm.errors import ConfigError
 from x2vlm.inference.pretrained import from_pretrained, save_pretrained
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.initialize import initialize, layer_sources, text_state, vision_state
-from x2vlm.models.config import TextConfig, VisionConfig
-from x2vlm.models.x2vlm import build_model
+from x2vlm.models.config import VisionConfig
 from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.optim import new_parameter_names
-
-
-def small_beit(shared: bool = False, image_res: int = 64) -> Beit:
-    torch.manual_seed(5)
-    beit = Beit(
-        img_size=image_res, embed_dim=24, depth=2, num_heads=2, num_classes=7, init_values=0.1, global_pool="avg",
-        use_abs_pos_emb=False, use_rel_pos_bias=not shared, use_shared_rel_pos_bias=shared,
-    )  # fmt: skip
-    for parameter in beit.parameters():
-        torch.nn.init.normal_(parameter)
-    return beit
-
-
-def small_bert(num_layers: int = 2) -> BertForMaskedLM:
-    torch.manual_seed(6)
-    bert = BertForMaskedLM(
-        BertConfig(
-            vocab_size=50, hidden_size=16, num_hidden_layers=num_layers, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=20,
-        )
-    )  # fmt: skip
-    for parameter in bert.parameters():
-        torch.nn.init.normal_(parameter)
-    return bert
-
-
-def bert_sized_model(num_fusion: int = 1):
-    fusion = {"num_layers": num_fusion, "num_heads": 2, "intermediate": 32}
-    torch.manual_seed(0)
-    return build_model(tiny_config(fusion=fusion)).eval()
 
 
 @pytest.mark.parametrize("wrapper", ["model", "module", None, "safetensors"])
@@ -128,16 +104,7 @@ def test_old_layer_norm_names_are_understood():
 
 
 def test_multilingual_start_takes_only_the_text_layers(tmp_path):
-    config = XLMRobertaConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=20, type_vocab_size=1, pad_token_id=1,
-    )  # fmt: skip
-    XLMRobertaForMaskedLM(config).save_pretrained(tmp_path)
-    text = TextConfig(
-        architecture="xlm-roberta", width=16, num_layers=2, num_heads=2, intermediate=32, vocab_size=50,
-        max_positions=20, type_vocab_size=1, pad_id=1,
-    )  # fmt: skip
-    report = initialize(tiny_model(text=text, tie_words=False), text=tmp_path)
+    report = initialize(tiny_model(text=XLM_TEXT, tie_words=False), text=text_folder(tmp_path, small_xlmr()))
     assert {name.split(".")[0] for name in report.loaded} == {"text_encoder"}
     assert "mlm_head.predictions.bias" in report.missing
     assert "cross_encoder.encoder.layer.0.attention.self.query.weight" in report.missing
@@ -149,6 +116,9 @@ def test_multilingual_start_takes_only_the_text_layers(tmp_path):
         ((12, 12, 6), [*range(12), *range(6, 12)]),
         ((24, 12, 6), [*range(1, 24, 2), *range(13, 24, 2)]),
         ((12, 6, 6), list(range(12))),
+        ((24, 6, 6), list(range(1, 24, 2))),
+        ((24, 9, 3), list(range(1, 24, 2))),
+        ((36, 12, 6), list(range(1, 36, 2))),
         ((18, 12, 6), list(range(18))),
         ((4, 4, 0), list(range(4))),
     ],
@@ -252,16 +222,3 @@ def test_the_report_says_where_every_value_came_from(tmp_path):
     assert table == f"{tmp_path}/beit.safetensors: rel_pos_bias.relative_position_bias_table"
     fused = report.origins["text_encoder.bert.encoder.layer.2.output.dense.weight"]
     assert fused == f"{tmp_path}/bert: bert.encoder.layer.1.output.dense.weight"
-
-
-def test_damaged_backbones_are_named(tmp_path):
-    (tmp_path / "beit.pth").write_bytes(b"short")
-    with pytest.raises(CorruptArtifact, match=r"beit\.pth"):
-        initialize(bert_sized_model(), vision=tmp_path / "beit.pth")
-
-
-def test_missing_backbones_are_named(tmp_path):
-    with pytest.raises(SourceUnavailable, match=r"absent\.pth"):
-        initialize(bert_sized_model(), vision=tmp_path / "absent.pth")
-    with pytest.raises(SourceUnavailable, match="absent"):
-        initialize(bert_sized_model(), text=tmp_path / "absent")

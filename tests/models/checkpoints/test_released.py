@@ -1,9 +1,5 @@
 """Checkpoint files of every kind the reference writes: exact round trips, and refusals that name the entry."""
 
-import io
-import os
-import pickle
-import zipfile
 from dataclasses import replace
 
 import pytest
@@ -11,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.models import reference_shapes as tables
-from tests.support.models.reference_shapes import TIED, Sizes, random_state
-from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
+from tests.support.models.reference_shapes import SMOOTHED_TARGETS, START_ID, TIED, Sizes, random_state
+from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state
 from x2vlm.models.checkpoints.released import (
@@ -21,9 +17,9 @@ from x2vlm.models.checkpoints.released import (
     export_checkpoint,
     kind_of,
     load_checkpoint,
-    read_checkpoint,
 )
 from x2vlm.models.checkpoints.released_sizes import read_sizes
+from x2vlm.models.checkpoints.task_parts import is_smoothed_targets, smoothed_targets
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 
@@ -31,7 +27,7 @@ TINY = Sizes(
     vision=24, depth=2, vision_heads=3, grid=4, vision_inner=96, text=16, text_layers=2, fusion_layers=2, inner=40,
     vocab=50, positions=20, embed=8,
 )  # fmt: skip
-TINY_XLM = replace(TINY, positions=22, types=1)
+TINY_XLM = replace(TINY, positions=22, types=1, cross_positions=20, cross_types=2)
 FILES = {
     "pretraining": (tables.pretrained, TINY),
     "pretraining_frames": (tables.pretrained, replace(TINY, frames=3)),
@@ -44,6 +40,7 @@ FILES = {
     "multilingual_pretraining": (tables.multilingual, TINY_XLM),
     "multilingual_retrieval": (tables.multilingual_retrieval, TINY_XLM),
     "multilingual_classification": (tables.multilingual_classification, TINY_XLM),
+    "multilingual_classification_two_images": (tables.multilingual_two_images, TINY_XLM),
     "multilingual_question_answering": (tables.multilingual_question_answering, TINY_XLM),
 }
 
@@ -82,7 +79,9 @@ def test_all_kinds_are_tried():
     assert {kind_of(file_of(state_of(name))) for name in FILES} == set(KINDS)
 
 
-@pytest.mark.parametrize("name", ["pretraining_frames", "question_answering", "multilingual_pretraining"])
+@pytest.mark.parametrize(
+    "name", ["pretraining_frames", "captioning", "question_answering", "multilingual_question_answering"]
+)
 def test_a_removed_renamed_or_resized_entry_is_named(name):
     """Entries all over the file."""
     check_entries(name, slice(None, None, 40))
@@ -99,7 +98,7 @@ def check_entries(name, some):
     state = state_of(name)
     for key in sorted(state)[some]:
         value = state.pop(key)
-        if key.endswith(("position_ids", "relative_position_index")) or key in TIED:
+        if key.endswith(("position_ids", "relative_position_index", SMOOTHED_TARGETS)) or key in TIED:
             load_and_expect_absent(state, key)
         else:
             refused(state, key)
@@ -178,6 +177,58 @@ def test_layer_numbers_with_a_gap_are_refused_before_anything_is_built(name, old
         load(state)
 
 
+def test_a_decoder_of_a_multilingual_model_has_positions_and_types_of_its_own():
+    """It is built from the description of the cross encoder: of the text tower's 22 positions it has 20."""
+    state = state_of("multilingual_question_answering")
+    embeddings = "text_decoder.bert.embeddings"
+    loaded = load(state)
+    assert loaded.model.config.text.max_positions == 22
+    assert loaded.task_state[f"{embeddings}.position_embeddings.weight"].shape == (20, 16)
+    assert loaded.task_state[f"{embeddings}.token_type_embeddings.weight"].shape == (2, 16)
+    report = load_reference_state(loaded.model, state)
+    assert set(report.unexpected) >= set(loaded.task_state) - {f"{embeddings}.position_ids"}
+    refused(state | {f"{embeddings}.position_ids": torch.arange(22)[None]}, f"{embeddings}.position_ids")
+    narrow = {f"{embeddings}.position_embeddings.weight": torch.zeros(20, 15)}
+    refused(state | narrow, f"{embeddings}.position_embeddings.weight has shape (20, 15) instead of (20, 16)")
+
+
+def test_smoothed_targets_follow_from_vocabulary_start_token_and_smoothing():
+    """The rule of the loss: the target has 1 - e, the rest of the tokens but the start token share e."""
+    for smoothing in (0.1, 0.25, 1.0):
+        targets = smoothed_targets(50, START_ID, smoothing)
+        assert is_smoothed_targets(targets)
+        target = 20
+        targets[0, target] = 1 - smoothing
+        assert targets[0, START_ID] == 0
+        assert targets.double().sum().item() == pytest.approx(1.0, abs=1e-6)
+    assert torch.equal(state_of("captioning")[SMOOTHED_TARGETS], smoothed_targets(50, START_ID))
+    assert is_smoothed_targets(smoothed_targets(30522).half())
+
+
+@pytest.mark.parametrize(
+    "change", [lambda t: t * 0, lambda t: t * 11, lambda t: -t, lambda t: t.long(), lambda t: t.fill_(0.1),
+               lambda t: t.index_fill(1, torch.tensor([3]), 0.5), lambda t: t * float("nan")],
+    ids=["zero", "more_than_one", "negative", "integer", "no_start_token", "one_differs", "nan"],
+)  # fmt: skip
+def test_smoothed_targets_that_no_loss_has_are_refused(change):
+    state = state_of("captioning")
+    with pytest.raises(ConfigError, match=SMOOTHED_TARGETS):
+        load(state | {SMOOTHED_TARGETS: change(state[SMOOTHED_TARGETS].clone())})
+
+
+def test_a_captioning_file_of_a_model_of_ours_has_the_released_targets():
+    """A model that never was a captioning file: its export has the buffer that the reference's loader expects."""
+    loaded = load(state_of("captioning"))
+    with pytest.raises(ConfigError, match="start token 101 is not in a vocabulary of 50"):
+        export_checkpoint(replace(loaded, task_state={}))
+    larger = replace(TINY, vocab=120)
+    state = random_state(tables.captioning(larger), larger)
+    exported = export_checkpoint(replace(load(state), task_state={}))
+    assert exported.keys() == state.keys()
+    assert torch.equal(exported[SMOOTHED_TARGETS], smoothed_targets(120))
+    assert load(exported).kind == "captioning"
+
+
 def test_a_fixed_temperature_comes_from_the_config():
     state = state_of("pretraining")
     del state["temp"]
@@ -244,67 +295,6 @@ def test_another_model_than_expected_is_refused(part, change, message):
 def test_values_that_cannot_be_right_are_refused(key, value):
     with pytest.raises(ConfigError, match=key):
         load(state_of("pretraining") | {key: value})
-
-
-class Bomb:
-    """Runs a command when it is unpickled the ordinary way."""
-
-    def __init__(self, target) -> None:
-        self.target = target
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
-
-
-def test_code_in_a_checkpoint_is_refused_and_never_run(tmp_path):
-    target = tmp_path / "executed"
-    bombs = {"plain.th": pickle.dumps({"model": Bomb(target)})}
-    buffer = io.BytesIO()
-    torch.save({"model": state_of("grounding"), "config": Bomb(target)}, buffer)
-    bombs["beside_weights.th"] = buffer.getvalue()
-    for name, content in bombs.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CorruptArtifact, match=name):
-            load_checkpoint(tmp_path / name)
-    assert not target.exists()
-    pickle.loads(bombs["plain.th"])  # the bomb is a real one
-    assert target.exists()
-
-
-def test_broken_files_are_refused_with_their_name(tmp_path):
-    buffer = io.BytesIO()
-    torch.save({"model": state_of("grounding")}, buffer)
-    whole = buffer.getvalue()
-    save_file(state_of("grounding"), tmp_path / "whole.safetensors")
-    cut = (tmp_path / "whole.safetensors").read_bytes()
-    contents = {
-        "cut.th": whole[: len(whole) // 2],
-        "empty.th": b"",
-        "text.th": b"<html>404 not found</html>",
-        "cut.safetensors": cut[: len(cut) // 2],
-        "header.safetensors": b"\xff" * 16,
-        "zip.th": _zip_of_nothing(),
-    }
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(CorruptArtifact, match=name):
-            read_checkpoint(tmp_path / name)
-    with pytest.raises(SourceUnavailable, match=r"absent\.th"):
-        load_checkpoint(tmp_path / "absent.th")
-
-
-def _zip_of_nothing() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", b"")
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"model": 3}, {"model": {"a": "text"}}, {"model": {}}, {"config": {}}])
-def test_files_that_hold_no_model_are_refused(tmp_path, content):
-    torch.save(content, tmp_path / "other.th")
-    with pytest.raises(CorruptArtifact, match=r"other\.th"):
-        read_checkpoint(tmp_path / "other.th")
 
 
 def test_a_mix_of_parts_nobody_wrote_is_refused():

@@ -34,7 +34,9 @@ class Case:
 
 
 def read_case(folder: Path) -> Case:
-    return Case(json.loads((folder / "case.json").read_text()), load_file(folder / "tensors.safetensors"))
+    """The case in `folder`; one without arrays has no tensors.safetensors."""
+    arrays = folder / "tensors.safetensors"
+    return Case(json.loads((folder / "case.json").read_text()), load_file(arrays) if arrays.exists() else {})
 
 
 def read_model(folder: Path) -> X2VLM:

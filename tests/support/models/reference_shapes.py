@@ -4,7 +4,7 @@ Every kind of file is a function of a few sizes, so the same tables give the rel
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ TIED = {
     "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
     "mlm_head.predictions.decoder.bias": "mlm_head.predictions.bias",
 }
+
+
+# Label smoothing 0.1 over all tokens but two, and 0 at the start token; a buffer of the captioning loss.
+SMOOTHED_TARGETS = "crit_mask_lm_smoothed.one_hot"
+START_ID = 7
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,9 @@ class Sizes:
     vocab: int = 30522
     positions: int = 512
     types: int = 2
+    # Positions and types of a decoder made from the cross encoder's description; None: those of the text tower.
+    cross_positions: int | None = None
+    cross_types: int | None = None
     embed: int = 256
     frames: int | None = None
 
@@ -45,10 +53,10 @@ BASE = Sizes()
 BASE_FRAMES = Sizes(frames=3)
 LARGE = Sizes(vision=1024, depth=24, vision_heads=16, vision_inner=4096, text=1024, inner=4096)
 LARGE_FRAMES = Sizes(vision=1024, depth=24, vision_heads=16, vision_inner=4096, text=1024, inner=4096, frames=3)
-MULTILINGUAL_BASE = Sizes(vocab=250002, positions=514, types=1)
+MULTILINGUAL_BASE = Sizes(vocab=250002, positions=514, types=1, cross_positions=512, cross_types=2)
 MULTILINGUAL_LARGE = Sizes(
     vision=1024, depth=24, vision_heads=16, vision_inner=4096, text=1024, inner=4096, text_layers=24, vocab=250002,
-    positions=514, types=1,
+    positions=514, types=1, cross_positions=512, cross_types=2,
 )  # fmt: skip
 
 
@@ -162,10 +170,12 @@ def two_images(s: Sizes) -> Shapes:
 
 
 def captioning(s: Sizes) -> Shapes:
-    return vision_encoder(s) | stack("text_encoder.bert.", s) | words("text_encoder.cls.predictions", s)
+    shapes = vision_encoder(s) | stack("text_encoder.bert.", s) | words("text_encoder.cls.predictions", s)
+    return shapes | {SMOOTHED_TARGETS: (1, s.vocab)}
 
 
 def decoder(s: Sizes) -> Shapes:
+    s = replace(s, positions=s.cross_positions or s.positions, types=s.cross_types or s.types)
     shapes = embeddings("text_decoder.bert.embeddings", s) | words("text_decoder.cls.predictions", s)
     return shapes | layers("text_decoder.bert.encoder", s, [], range(s.fusion_layers), s.text)
 
@@ -186,6 +196,10 @@ def multilingual_classification(s: Sizes) -> Shapes:
     return vision_encoder(s) | separate(s) | mlp("cls_head", s.text, 3)
 
 
+def multilingual_two_images(s: Sizes) -> Shapes:
+    return vision_encoder(s) | separate(s) | mlp("cls_head", 2 * s.text, 2)
+
+
 def random_state(shapes: Shapes, s: Sizes, seed: int = 0) -> dict[str, Tensor]:
     """Random values for every entry; constants as the reference stores them, tied entries equal."""
     generator = torch.Generator().manual_seed(seed)
@@ -197,6 +211,9 @@ def random_state(shapes: Shapes, s: Sizes, seed: int = 0) -> dict[str, Tensor]:
             state[name] = relative_position_index(s.grid)
         elif name == "temp":
             state[name] = torch.tensor(0.0625)
+        elif name == SMOOTHED_TARGETS:
+            state[name] = torch.full(shape, 0.1 / (s.vocab - 2))
+            state[name][0, START_ID] = 0
         else:
             state[name] = torch.randn(shape, generator=generator)
     return {name: state[TIED.get(name, name)].clone() for name in state}

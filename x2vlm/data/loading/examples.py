@@ -38,7 +38,7 @@ from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.rows import Row
 from x2vlm.data.text.captions import mentions_a_side
 from x2vlm.data.text.encoding import TextEncoder
-from x2vlm.data.text.tokenizer import WordPieceTokenizer
+from x2vlm.data.text.tokenizer import TextTokenizer
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box
 
@@ -48,7 +48,7 @@ class Recipe:
     """Everything that determines rows of samples: configuration, tokenizer, image resolution and the run's seed."""
 
     config: ExampleConfig
-    tokenizer: WordPieceTokenizer
+    tokenizer: TextTokenizer
     image_res: int
     patch_size: int
     seed: int

@@ -36,7 +36,7 @@ from x2vlm.data.loading.regions import choose_rows
 from x2vlm.data.loading.streams import ShardFiles, ShardSet, Slot, Stream
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.rows import Row
-from x2vlm.data.text.tokenizer import WordPieceTokenizer
+from x2vlm.data.text.tokenizer import TextTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 
 # Consecutive unusable rows after which the shards are considered broken.
@@ -89,7 +89,7 @@ class StepLoader(Dataset[StepData]):
         self,
         shards: Sequence[ShardFiles],
         config: DataConfig,
-        tokenizer: WordPieceTokenizer,
+        tokenizer: TextTokenizer,
         image_res: int,
         patch_size: int,
         rank: int = 0,

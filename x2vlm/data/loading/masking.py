@@ -8,7 +8,7 @@ from pydantic import Field
 
 from x2vlm.config import FrozenConfig
 from x2vlm.data.randomness import Draws
-from x2vlm.data.text.tokenizer import WordPieceTokenizer
+from x2vlm.data.text.tokenizer import TextTokenizer
 
 
 class MaskingConfig(FrozenConfig):
@@ -35,7 +35,7 @@ class MaskedText:
     labels: list[int]
 
 
-def mask_text(ids: Sequence[int], tokenizer: WordPieceTokenizer, draws: Draws, config: MaskingConfig) -> MaskedText:
+def mask_text(ids: Sequence[int], tokenizer: TextTokenizer, draws: Draws, config: MaskingConfig) -> MaskedText:
     """`ids` ([CLS] ... [SEP]) with tokens masked: 80 % become [MASK], 10 % a random entry, 10 % stay as they are."""
     continues = [tokenizer.continues_word[number] for number in ids]
     positions = sorted(choose_positions(continues, draws, config))
@@ -45,7 +45,7 @@ def mask_text(ids: Sequence[int], tokenizer: WordPieceTokenizer, draws: Draws, c
     return MaskedText(masked, positions, [ids[position] for position in positions])
 
 
-def _replacement(original: int, tokenizer: WordPieceTokenizer, draws: Draws, config: MaskingConfig) -> int:
+def _replacement(original: int, tokenizer: TextTokenizer, draws: Draws, config: MaskingConfig) -> int:
     if draws.chance(0.8):
         return tokenizer.mask_id
     if draws.chance(0.5):

@@ -21,12 +21,18 @@ XLMR_SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 
 
 class TextTokenizer(Protocol):
-    """What a model asks of a tokenizer of either kind."""
+    """What a model and its training ask of a tokenizer of either kind.
+
+    `special_ids`: those of padding, start, end, mask and unknown; `continues_word`: by id, whether the piece continues
+    the word of the piece before it.
+    """
 
     pad_id: int
     cls_id: int
     sep_id: int
     mask_id: int
+    special_ids: frozenset[int]
+    continues_word: tuple[bool, ...]
 
     def __len__(self) -> int: ...
 
@@ -111,6 +117,11 @@ class UnigramTokenizer:
         ids: list[int] = [number for number in found.values() if number is not None]
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         self.special_ids = frozenset(ids)
+        tokens = [self._tokenizer.id_to_token(number) or "" for number in range(len(self))]
+        # A word begins with a blank, which SentencePiece writes as U+2581.
+        self.continues_word = tuple(
+            not token.startswith("\u2581") and number not in self.special_ids for number, token in enumerate(tokens)
+        )
 
     def __len__(self) -> int:
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -126,6 +137,22 @@ class UnigramTokenizer:
         written = [number for number in ids if number < len(self) and number not in self.special_ids]
         text: str = self._tokenizer.decode(written)
         return text
+
+
+def read_tokenizer(vocabulary: str | Sequence[str], origin: str = "vocabulary") -> TextTokenizer:
+    """The tokenizer of the entries of a `vocab.txt`, or of the content of a `tokenizer.json`."""
+    if isinstance(vocabulary, str):
+        return UnigramTokenizer(vocabulary, origin)
+    return WordPieceTokenizer(vocabulary, origin)
+
+
+def read_vocabulary(path: Path) -> str | list[str]:
+    """What `read_tokenizer` takes, of a `vocab.txt` or `tokenizer.json` under any name: the second is a JSON object."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"vocabulary {path}: not a readable text file: {error}") from error
+    return content if content.lstrip().startswith("{") else content.rstrip("\n").split("\n")
 
 
 def load_tokenizer(path: Path) -> WordPieceTokenizer:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias, resize_window_bias
+from x2vlm.models.checkpoints.weights import without_wrappers
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
     from x2vlm.models.x2vlm import X2VLM
@@ -55,8 +56,8 @@ _WORD_HEAD = {
 }
 # Integer constants the reference stores beside its parameters; ours are computed.
 _CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
-# Heads of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
-_TASK_HEADS = re.compile(r"^(cls_head|text_decoder)\.")
+# Parts of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
+_TASK_HEADS = re.compile(r"^(cls_head|text_decoder|crit_mask_lm_smoothed)\.")
 _TABLE = "relative_position_bias_table"
 _FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
 
@@ -65,7 +66,8 @@ _FRAME_TABLES = ("absolute_frame_pos_embed", "vision_temporal.frame_embedding")
 class LoadReport:
     """The result of a load, in reference names: loaded, missing and unexpected entries.
 
-    `origins`: for initialisation from backbones, the entry that each parameter was loaded from.
+    `origins`: the entry that each parameter was loaded from, by its name in the state or, as "<file>: <name>", in one
+    of several files.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -86,13 +88,13 @@ def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadRepor
 
     Position tables of another resolution are resized, frame positions and frame embeddings cut to the common count, all
     listed under `resized`. Heads of downstream tasks are listed under `unexpected`, parameters without a value under
-    `missing`.
-    ConfigError, before anything is changed, for unknown keys, shapes that do not fit, and tied entries
-    that differ.
+    `missing`. Prefixes of wrappers (`module.`) are no part of a name.
+    ConfigError, before anything is changed, for unknown keys, values that are no finite numbers, shapes that do not
+    fit, and entries of one parameter that differ.
     """
     ours = {reference: name for name, reference in reference_names(model).items()}
-    named = {_canonical_name(model, key): value for key, value in state.items() if not _CONSTANTS.search(key)}
-    named = _without_duplicates(model, named)
+    keys = _keys_by_name(model, state)
+    named = {name: state[key] for name, key in keys.items()}
     report = LoadReport(unexpected=sorted(key for key in named if _TASK_HEADS.match(key)))
     unexplained = sorted(set(named) - set(ours) - set(report.unexpected))
     if unexplained:
@@ -106,6 +108,7 @@ def load_reference_state(model: X2VLM, state: Mapping[str, Tensor]) -> LoadRepor
         value, target = named[reference], parameters[name]
         fitted[name] = _fit(reference, value, target)
         report.loaded.append(reference)
+        report.origins[reference] = keys[reference]
         if value.shape != target.shape:
             report.resized.append(reference)
     for name, value in fitted.items():
@@ -185,24 +188,26 @@ def _canonical_name(model: X2VLM, key: str) -> str:
     return f"{_text_prefix(model)}embeddings.{embeddings[1]}" if embeddings else key
 
 
-def _without_duplicates(model: X2VLM, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`named` with one entry per tied parameter; ConfigError if two entries of one parameter differ."""
+def _keys_by_name(model: X2VLM, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The key in `state` of each parameter's name, constants left out; ConfigError if two of one parameter differ."""
     words = _words_prefix(model)
     tied = {words + "decoder.bias": words + "bias"}
     if model.word_head.decoder is None:
         tied[words + "decoder.weight"] = _text_prefix(model) + "embeddings.word_embeddings.weight"
-    kept = dict(named)
-    for copy, original in tied.items():
-        if copy not in kept:
-            continue
-        value = kept.pop(copy)
-        if not torch.equal(kept.setdefault(original, value), value):
-            raise ConfigError(f"reference state: {copy} and {original} are one parameter but hold different values")
-    return kept
+    keys: dict[str, str] = {}
+    # Second names of tied parameters come last, so that a parameter is known by its first.
+    named = [(_canonical_name(model, without_wrappers(key)), key) for key in state if not _CONSTANTS.search(key)]
+    for name, key in sorted(named, key=lambda pair: pair[0] in tied):
+        first = keys.setdefault(tied.get(name, name), key)
+        if first != key and not torch.equal(state[first], state[key]):
+            raise ConfigError(f"reference state: {key} and {first} are one parameter but hold different values")
+    return keys
 
 
 def _fit(key: str, value: Tensor, target: Tensor) -> Tensor:
     """`value` in the shape of `target`: tables resized, frame positions cut; ConfigError for any other difference."""
+    if not value.is_floating_point() or not bool(value.float().isfinite().all()):
+        raise ConfigError(f"reference state: {key} ({value.dtype}) does not hold finite floating-point numbers")
     if value.shape == target.shape:
         return value
     if key.endswith(_TABLE) and value.ndim == 2 and value.shape[1] == target.shape[1]:

@@ -4,7 +4,7 @@ Ten kinds are supported, identified by the names of the text layers and by the h
 grounding, captioning, question answering (a decoder), classification (also of two images), and the multilingual ones
 with their separate encoders. Sizes are read from the shapes and checked against the training config in the file. Every
 entry must be accounted for: an unexpected or missing one, or one of another shape, is an error that names it. No code
-in a file is executed.
+in a file is executed. What each downstream task adds is in `task_parts`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,14 @@ from torch import Tensor
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.models.checkpoints.reference import LoadReport, export_reference_state, load_reference_state
 from x2vlm.models.checkpoints.released_sizes import read_sizes
+from x2vlm.models.checkpoints.task_parts import (
+    DECODER,
+    SMOOTHED_TARGETS,
+    classifier_shapes,
+    decoder_shapes,
+    is_smoothed_targets,
+    smoothed_targets,
+)
 from x2vlm.models.checkpoints.weights import read_tensors
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import X2VLM, build_model
@@ -34,8 +42,8 @@ HEADS = {
     "box": ("bbox_head.",),
     "words": ("text_encoder.cls.", "mlm_head."),
 }
-TASK_PARTS = ("text_decoder.", "cls_head.")
-_CONSTANT_SUFFIXES = ("relative_position_index", "position_ids")
+TASK_PARTS = (DECODER, "cls_head.")
+_CONSTANT_SUFFIXES = ("relative_position_index", "position_ids", SMOOTHED_TARGETS)
 
 
 @dataclass(frozen=True)
@@ -45,19 +53,20 @@ class Kind:
     layout: Layout
     heads: frozenset[str]
     task_part: str | None = None
+    has_smoothed_targets: bool = False
 
 
 KINDS = {
     "pretraining": Kind("bert", frozenset(HEADS)),
-    "captioning": Kind("bert", frozenset({"words"})),
+    "captioning": Kind("bert", frozenset({"words"}), has_smoothed_targets=True),
     "retrieval": Kind("plain", frozenset({"contrast", "match"})),
     "grounding": Kind("plain", frozenset({"box"})),
     "classification": Kind("plain", frozenset(), "cls_head."),
-    "question_answering": Kind("plain", frozenset(), "text_decoder."),
+    "question_answering": Kind("plain", frozenset(), DECODER),
     "multilingual_pretraining": Kind("separate", frozenset(HEADS)),
     "multilingual_retrieval": Kind("separate", frozenset({"contrast", "match"})),
     "multilingual_classification": Kind("separate", frozenset(), "cls_head."),
-    "multilingual_question_answering": Kind("separate", frozenset(), "text_decoder."),
+    "multilingual_question_answering": Kind("separate", frozenset(), DECODER),
 }
 
 
@@ -131,15 +140,21 @@ def load_checkpoint(
         devices=[]
     ):  # heads the file lacks are initialised without advancing the caller's generator
         model = build_model(config)
-    task_state = {name: value for name, value in file.state.items() if name.startswith(TASK_PARTS)}
+    task_state = {name: value for name, value in file.state.items() if name.startswith((*TASK_PARTS, SMOOTHED_TARGETS))}
     report = load_reference_state(model, {n: v for n, v in file.state.items() if n not in task_state})
     return LoadedCheckpoint(kind_name, model.eval(), task_state, report, absent)
 
 
 def export_checkpoint(loaded: LoadedCheckpoint) -> dict[str, Tensor]:
-    """The state as in a file of the same kind: same names and entries, loaded values bit for bit."""
+    """The state as in a file of the same kind: same names and entries, loaded values bit for bit.
+
+    A captioning file without smoothed targets of its own gets those of the released label smoothing.
+    """
     kind = KINDS[loaded.kind]
-    state = _named_as(export_reference_state(loaded.model), kind) | loaded.task_state
+    state = _named_as(export_reference_state(loaded.model), kind)
+    state |= loaded.task_state
+    if kind.has_smoothed_targets and not {SMOOTHED_TARGETS} & (loaded.absent | loaded.task_state.keys()):
+        state[SMOOTHED_TARGETS] = smoothed_targets(loaded.model.config.text.vocab_size)
     return {name: value for name, value in state.items() if name not in loaded.absent}
 
 
@@ -178,42 +193,11 @@ def _expected_shapes(bare: X2VLM, kind: Kind, state: Mapping[str, Tensor]) -> di
     shapes = {name: value.shape for name, value in _named_as(whole, kind).items()}
     width = bare.config.text.width
     if kind.task_part == "cls_head.":
-        shapes |= _classifier_shapes(width, state)
-    if kind.task_part == "text_decoder.":
-        shapes |= _decoder_shapes(bare, whole, state)
-    return shapes
-
-
-def _classifier_shapes(width: int, state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """A perceptron on one fused state, or on two side by side (NLVR2), with as many labels as its last bias has."""
-    first, last = state.get("cls_head.0.weight"), state.get("cls_head.3.bias")
-    into = 2 * width if first is not None and first.ndim == 2 and first.shape[1] == 2 * width else width
-    labels = last.shape[0] if last is not None and last.ndim == 1 else 0
-    shapes = {"0.weight": (2 * into, into), "0.bias": (2 * into,), "1.weight": (2 * into,), "1.bias": (2 * into,)}
-    shapes |= {"3.weight": (labels, 2 * into), "3.bias": (labels,)}
-    return {f"cls_head.{name}": torch.Size(shape) for name, shape in shapes.items()}
-
-
-def _decoder_shapes(bare: X2VLM, whole: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    """The answer decoder: the text embeddings and the MLM head again, and fusion layers that attend to fused text."""
-    prefixes = {name.split(".")[4] for name in state if name.startswith("text_decoder.bert.encoder.layer.")}
-    numbers = range(len(prefixes))  # any other number than these is an unexpected entry
-    shapes: dict[str, torch.Size] = {}
-    separate = bare.word_head.decoder is not None
-    prefix, words = ("text_encoder.", "mlm_head.") if separate else ("text_encoder.bert.", "text_encoder.cls.")
-    first = "cross_encoder.encoder.layer.0." if separate else f"{prefix}encoder.layer.{bare.config.text.num_layers}."
-    width = bare.config.text.width
-    for name, value in whole.items():
-        if name.startswith(f"{prefix}embeddings."):
-            shapes["text_decoder.bert." + name.removeprefix(prefix)] = value.shape
-        elif name.startswith(words):
-            shapes["text_decoder.cls." + name.removeprefix(words)] = value.shape
-        elif name.startswith(first):
-            part = name.removeprefix(first)
-            is_key = part in ("crossattention.self.key.weight", "crossattention.self.value.weight")
-            for number in numbers:
-                shape = torch.Size((width, width)) if is_key else value.shape
-                shapes[f"text_decoder.bert.encoder.layer.{number}.{part}"] = shape
+        shapes |= classifier_shapes(width, state)
+    if kind.task_part == DECODER:
+        shapes |= decoder_shapes(bare, whole, state)
+    if kind.has_smoothed_targets:
+        shapes[SMOOTHED_TARGETS] = torch.Size((1, bare.config.text.vocab_size))
     return shapes
 
 
@@ -265,6 +249,8 @@ def _check_values(file: CheckpointFile, bare: X2VLM) -> None:
             sound = torch.equal(value.long().flatten(), torch.arange(value.numel()))
         elif name.endswith("relative_position_index"):
             sound = value.dtype == torch.long and torch.equal(value, _index_of(bare.config.vision.grid))
+        elif name == SMOOTHED_TARGETS:
+            sound = is_smoothed_targets(value)
         else:
             sound = value.is_floating_point() and bool(value.isfinite().all())
         if not sound:
