@@ -4,6 +4,7 @@ Decoding a row of the index into a `Sample` takes 0.15 ms, a seventh of what an 
 A shard of ten thousand images with eight boxes each is 10 MB of arrays here and 40 MB as the whole index.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from x2vlm.data.kinds import StreamKind
 from x2vlm.data.shards.shard import OpenableFile, read_index
 from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.data.text.texts import concept_text
-from x2vlm.samples import Box, MediaKind, Sample
+from x2vlm.samples import Box, Grain, MediaKind, Sample
 
+GRAIN = "concepts.list.element.grain"
 COLUMNS = (
     "key",
     "source",
@@ -36,7 +38,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sample as training reads it. `texts` describe the boxes, attributes included; `labels` are without them."""
+    """A sample as training reads it. `texts` describe the boxes, attributes included; `labels` are without them.
+
+    `variant` is part of the labels of a row's draws: rows of one image with a caption each are cut and masked each in
+    their own way.
+    """
 
     key: str
     kind: MediaKind
@@ -47,6 +53,7 @@ class Row:
     labels: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
+    variant: str = ""
 
 
 def row_of(sample: Sample) -> Row:
@@ -79,6 +86,7 @@ class ShardRows:
     """The rows of one shard's index (key order). CorruptArtifact if it is missing or not an index."""
 
     def __init__(self, index: OpenableFile) -> None:
+        self._index = index
         table = read_index(index, COLUMNS).combine_chunks()
         self._keys, self._sources, self._kinds = (_array(table, name) for name in ("key", "source", "kind"))
         media = _array(table, "media")
@@ -112,6 +120,25 @@ class ShardRows:
             boxes=tuple(Box(*sides) for sides in self._boxes[concepts].tolist()),
         )
 
+    def phrases(self, number: int) -> list[str]:
+        """The phrases of the regions of that row, in the order of its concepts."""
+        concepts = _span(self._concept_ends, number)
+        return [self._texts[concepts.start + int(place)].as_py() for place in np.flatnonzero(self._is_region[concepts])]
+
+    def num_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many captions, and how many region phrases, each row has."""
+        return np.diff(self._caption_ends), num_regions(self._grains)
+
+    @functools.cached_property
+    def _is_region(self) -> np.ndarray:
+        """True for the concepts that are regions."""
+        return _is_one_of(self._grains.flatten().field("grain"), (Grain.REGION,))
+
+    @functools.cached_property
+    def _grains(self) -> pa.ListArray:
+        """The concepts with their grain alone. Read when it is asked for: most streams never do."""
+        return _array(read_index(self._index, (GRAIN,)).combine_chunks(), "concepts")
+
     def location(self, number: int) -> Location:
         """Where the payload of that row lies."""
         return Location(
@@ -120,6 +147,10 @@ class ShardRows:
             int(self._bytes[number]),
             self._payload_sha256[number].as_py(),
         )
+
+    def of(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
+        """Ascending numbers of the rows of some sources with the medium of that kind of stream, texts or not."""
+        return np.flatnonzero(usable(self._kinds, self._sources, np.ones(len(self)), kind, sources))
 
     def usable(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
         """Ascending numbers of the rows that a stream can use: see `usable`."""
@@ -144,6 +175,14 @@ def _is_one_of(texts: pa.Array, wanted: Sequence[str]) -> np.ndarray:
     codes, names = encoded(texts)
     found: np.ndarray = np.isin(codes, [code for code, name in enumerate(names) if name in wanted])
     return found
+
+
+def num_regions(concepts: pa.ListArray) -> np.ndarray:
+    """How many concepts of each row are regions, of concepts with their field `grain`."""
+    is_region = _is_one_of(concepts.flatten().field("grain"), (Grain.REGION,))
+    before = np.concatenate([[0], np.cumsum(is_region, dtype=np.int64)])
+    counts: np.ndarray = np.diff(before[list_ends(concepts)])
+    return counts
 
 
 def encoded(texts: pa.Array) -> tuple[np.ndarray, list[str]]:
