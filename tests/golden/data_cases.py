@@ -74,7 +74,7 @@ def check_augment(folder: Path) -> list[Difference]:
     pixels_NCHW = torch.from_numpy(recorded["image"]).permute(2, 0, 1)[None].contiguous()
     found = []
     for name, values in arguments.items():
-        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0, wraps=name == "Sharpness")
+        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0, wraps=True)
         ours = apply_operation(pixels_NCHW, operation)[0].permute(1, 2, 0).numpy().astype(int)
         largest = int(np.abs(ours - recorded[f"out_{name}"]).max())
         found.append(Difference(name, largest, GREY_LEVELS.get(name, EXACT)))
