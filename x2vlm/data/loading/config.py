@@ -70,6 +70,9 @@ class StreamConfig(FrozenConfig):
                 )
         return self
 
+    def __hash__(self) -> int:
+        return hash((self.kind, self.label, self.batch_size))  # mappings have no hash
+
     @property
     def row_groups(self) -> int:
         """Number of groups of the images of a region step; rows are chosen within each group.
