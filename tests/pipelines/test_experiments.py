@@ -348,10 +348,14 @@ def test_each_ablation_differs_from_ours_in_what_its_name_says_and_in_nothing_el
         assert ours["pretrain"]["train"]["objective"][field] is True
         other["pretrain"]["train"]["objective"][field] = True
         assert other == ours
-    for name, grain in (("no_object", "object"), ("no_region", "region")):
+    for name, kept in (("no_object", "region"), ("no_region", "object")):
         other = values(name)
-        assert other["partition"].pop("without_grains") == (grain,)
-        assert other == {**ours, "partition": {k: v for k, v in ours["partition"].items() if k != "without_grains"}}
+        # In the stream and not in the shards: region phrases go on to be captions, and all ablations share shards.
+        images, regions = other["pretrain"]["data"]["streams"]
+        assert regions.pop("grains") == (kept,)
+        regions["grains"] = ()
+        assert images["region_captions"] == {"visual_genome": 8}
+        assert other == ours
     other = values("no_grains")
     streams = ours["pretrain"]["data"]["streams"]
     assert other["pretrain"]["data"]["streams"] == tuple(stream for stream in streams if stream["kind"] == "image")

@@ -137,6 +137,25 @@ def test_region_rows_of_a_source_stay_as_they_are(shards):
         assert not other.is_whole_image_R[~torch.tensor(with_caption)].any()
 
 
+@pytest.mark.parametrize(("grain", "prefix"), [("region", "p"), ("object", "thing")])
+def test_a_region_stream_of_one_grain_has_its_boxes_and_images_alone(shards, grain, prefix):
+    """Images without such a box are no rows of it; the rest of the shard, and so its captions, stays."""
+    regions = StreamConfig(kind="region", batch_size=24, num_images=12, sources=("vg", "web"), grains=(grain,))
+    config = DataConfig.model_validate({"seed": 5, "streams": (regions,), "examples": {"max_tokens": 8}})
+    loader = StepLoader(shards, config, TOKENIZER, 32, 16)
+    (stream,) = loader.streams
+    with_box = [texts for source, texts in KEYS.values() if source in ("vg", "web") and (texts[1] or grain == "object")]
+    assert stream.size() == len(with_box) == (11 if grain == "region" else 36)
+    keys = set()
+    for step in range(8):
+        batch = loader[step].batches["region"]
+        keys |= set(batch.keys)
+        for ids, length, whole in zip(batch.text_ids_BL, batch.lengths, batch.is_whole_image_R, strict=True):
+            (text,) = TOKENIZER.tokens(ids[1 : length - 1].tolist())
+            assert text.startswith("c" if whole else prefix)
+    assert {KEYS[key][1][1] > 0 for key in keys} == ({True} if grain == "region" else {True, False})
+
+
 def test_rows_of_one_image_are_cut_and_masked_each_in_its_own_way(shards):
     loader = loader_of(shards, rows_per="caption", sources=("coco",), batch_size=60)
     batch = loader[0].batches["image"]
@@ -207,6 +226,8 @@ def test_the_record_of_samples_tells_two_rows_of_one_broken_image_apart(tmp_path
         ({"kind": "region", "num_images": 4, "rows_per": "caption"}, "rows_per: caption is for images and clips"),
         ({"region_captions": {"vg": 8}}, "region_captions has no effect without kind: image and rows_per: caption"),
         ({"kind": "video", "rows_per": "caption", "region_captions": {"vg": 8}}, "region_captions has no effect"),
+        ({"grains": ["object"]}, "grains has no effect without kind: region"),
+        ({"kind": "region", "num_images": 4, "grains": ["objects"]}, "grains.0: .*did you mean `object`"),
         ({"rows_per": "captions"}, "rows_per: .*did you mean `caption`"),
         (
             {"rows_per": "caption", "sources": ["coco", "visual_genome"], "region_captions": {"visual_genom": 8}},

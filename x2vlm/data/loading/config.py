@@ -29,7 +29,8 @@ class StreamConfig(FrozenConfig):
     masked each in their own way. `region_captions` adds to those rows the phrases of an image's regions, as captions of
     the whole image: for each source at most so many in a pass, others in the next (Visual Genome has no captions).
     `weights`: how often a pass draws the rows of a source, 1 where none is given; 0.5 draws every second, and the rest
-    in the next pass. Both name sources of the stream.
+    in the next pass. Both name sources of the stream. `grains` restricts a region stream to boxes of objects or of
+    regions (none named: both); the shards keep the others, as captions for example.
     """
 
     kind: StreamKind
@@ -44,6 +45,7 @@ class StreamConfig(FrozenConfig):
     negative_group_size: int | None = Field(default=None, ge=2)
     rows_per: Literal["image", "caption"] = "image"
     region_captions: dict[str, Annotated[int, Field(ge=1)]] = {}
+    grains: tuple[Literal["object", "region"], ...] = ()
     weights: dict[str, Annotated[float, Field(ge=MIN_WEIGHT, le=MAX_WEIGHT)]] = {}
 
     @model_validator(mode="after")
@@ -62,6 +64,8 @@ class StreamConfig(FrozenConfig):
             raise ValueError("rows_per: caption is for images and clips; rows of a region stream are boxes")
         if self.region_captions and (self.kind != "image" or self.rows_per != "caption"):
             raise ValueError("region_captions has no effect without kind: image and rows_per: caption")
+        if self.grains and self.kind != "region":
+            raise ValueError("grains has no effect without kind: region; other streams read no boxes")
         for field in ("region_captions", "weights"):
             if self.sources and (unknown := sorted(set(getattr(self, field)) - {*self.sources, *self.aux_sources})):
                 known = (*self.sources, *self.aux_sources)

@@ -56,9 +56,11 @@ class ShardSet:
 
     def text_counts(self, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases) -> list[int]:
         """How many rows of each shard a stream with a row per caption has in a pass."""
-        if not self._text_counts:
-            self._text_counts = count_texts([files.index for files in self.files])
-        return [counts.of(kind, sources, dict(phrases)) for counts in self._text_counts]
+        return [counts.of(kind, sources, dict(phrases)) for counts in self._all_text_counts()]
+
+    def grain_counts(self, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...]) -> list[int]:
+        """How many rows of each shard have a box of one of these grains."""
+        return [counts.with_grain(kind, sources, grains) for counts in self._all_text_counts()]
 
     def sources(self) -> list[str]:
         """Every source that has a row in a shard."""
@@ -71,9 +73,16 @@ class ShardSet:
             self._counts = count_rows([files.index for files in self.files])
         return self._counts
 
-    def _usable(self, shard: int, kind: StreamKind, sources: tuple[str, ...]) -> np.ndarray:
+    def _all_text_counts(self) -> tuple[TextCounts, ...]:
+        if not self._text_counts:
+            self._text_counts = count_texts([files.index for files in self.files])
+        return self._text_counts
+
+    def _usable(
+        self, shard: int, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...] = ()
+    ) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""
-        return self.rows(shard).usable(kind, sources)
+        return self.rows(shard).usable(kind, sources, grains)
 
     def _texts(
         self, shard: int, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases
@@ -106,7 +115,8 @@ def _shard_set(
 class RowGroup:
     """The rows of some sources of a stream, ranked together in each shard: images, or with `per_caption` texts.
 
-    The texts of an image are its captions, then as many of its region phrases as `phrases` allows in a pass.
+    The texts of an image are its captions, then as many of its region phrases as `phrases` allows in a pass. With
+    `grains` its boxes are those of these grains alone.
     """
 
     shards: ShardSet
@@ -114,9 +124,12 @@ class RowGroup:
     sources: tuple[str, ...]
     per_caption: bool = False
     phrases: Phrases = ()
+    grains: tuple[str, ...] = ()
 
     def counts(self) -> list[int]:
         """Rows of each shard."""
+        if self.grains:
+            return self.shards.grain_counts(self.kind, self.sources, self.grains)
         if self.per_caption:
             return self.shards.text_counts(self.kind, self.sources, self.phrases)
         return self.shards.counts(self.kind, self.sources)
@@ -124,14 +137,14 @@ class RowGroup:
     def images(self, shard: int) -> np.ndarray:
         """The image of every row of a shard, by number."""
         if not self.per_caption:
-            return np.arange(len(self.shards.usable(shard, self.kind, self.sources)))
+            return np.arange(len(self.shards.usable(shard, self.kind, self.sources, self.grains)))
         _, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
         return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
 
     def number(self, place: Place) -> int:
         """Number of the row in the shard's index."""
         if not self.per_caption:
-            return int(self.shards.usable(place.shard, self.kind, self.sources)[place.row])
+            return int(self.shards.usable(place.shard, self.kind, self.sources, self.grains)[place.row])
         numbers, ends = self.shards.texts(place.shard, self.kind, self.sources, self.phrases)
         return int(numbers[np.searchsorted(ends, place.row, side="right")])
 
@@ -139,6 +152,11 @@ class RowGroup:
         """The row; with `per_caption` it has one caption and a variant of its own."""
         rows, number = self.shards.rows(place.shard), self.number(place)
         row = rows.row(number)
+        if self.grains:
+            kept = rows.of_grains(number, self.grains)
+            labels, texts = (tuple(each[place] for place in kept) for each in (row.labels, row.texts))
+            boxes = tuple(row.boxes[place] for place in kept)
+            return replace(row, labels=labels, texts=texts, boxes=boxes)
         if not self.per_caption:
             return row
         numbers, ends = self.shards.texts(place.shard, self.kind, self.sources, self.phrases)
@@ -177,12 +195,13 @@ def row_groups(shards: ShardSet, config: StreamConfig, sources: tuple[str, ...])
     per_caption = config.rows_per == "caption"
     phrases = tuple(sorted(config.region_captions.items()))
     if not per_caption and not config.weights:
-        return RowGroups((RowGroup(shards, config.kind, sources),), (Fraction(1),))
+        return RowGroups((RowGroup(shards, config.kind, sources, grains=config.grains),), (Fraction(1),))
     by_weight: dict[Fraction, list[str]] = {}
     for source in sorted(sources or shards.sources()):
         by_weight.setdefault(weight_of(config, source), []).append(source)
     groups = tuple(
-        RowGroup(shards, config.kind, tuple(members), per_caption, phrases) for members in by_weight.values()
+        RowGroup(shards, config.kind, tuple(members), per_caption, phrases, config.grains)
+        for members in by_weight.values()
     )
     return RowGroups(groups, tuple(by_weight))
 

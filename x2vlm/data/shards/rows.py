@@ -123,21 +123,32 @@ class ShardRows:
     def phrases(self, number: int) -> list[str]:
         """The phrases of the regions of that row, in the order of its concepts."""
         concepts = _span(self._concept_ends, number)
-        return [self._texts[concepts.start + int(place)].as_py() for place in np.flatnonzero(self._is_region[concepts])]
+        return [self._texts[concepts.start + place].as_py() for place in self.of_grains(number, (Grain.REGION,))]
+
+    def of_grains(self, number: int, grains: Sequence[str]) -> list[int]:
+        """Which concepts of that row are of one of these grains, in their order."""
+        own = self._grain_codes[_span(self._concept_ends, number)]
+        codes = [code for code, name in enumerate(self._grain_names) if name in grains]
+        places: list[int] = np.flatnonzero(np.isin(own, codes)).tolist()
+        return places
 
     def num_texts(self) -> tuple[np.ndarray, np.ndarray]:
         """How many captions, and how many region phrases, each row has."""
-        return np.diff(self._caption_ends), num_regions(self._grains)
-
-    @functools.cached_property
-    def _is_region(self) -> np.ndarray:
-        """True for the concepts that are regions."""
-        return _is_one_of(self._grains.flatten().field("grain"), (Grain.REGION,))
+        return np.diff(self._caption_ends), num_of_grains(self._grains, (Grain.REGION,))
 
     @functools.cached_property
     def _grains(self) -> pa.ListArray:
         """The concepts with their grain alone. Read when it is asked for: most streams never do."""
         return _array(read_index(self._index, (GRAIN,)).combine_chunks(), "concepts")
+
+    @functools.cached_property
+    def _grain_codes(self) -> np.ndarray:
+        """The grain of every concept, as a number into `_grain_names`."""
+        return encoded(self._grains.flatten().field("grain"))[0]
+
+    @functools.cached_property
+    def _grain_names(self) -> list[str]:
+        return encoded(self._grains.flatten().field("grain"))[1]
 
     def location(self, number: int) -> Location:
         """Where the payload of that row lies."""
@@ -152,9 +163,11 @@ class ShardRows:
         """Ascending numbers of the rows of some sources with the medium of that kind of stream, texts or not."""
         return np.flatnonzero(usable(self._kinds, self._sources, np.ones(len(self)), kind, sources))
 
-    def usable(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
-        """Ascending numbers of the rows that a stream can use: see `usable`."""
+    def usable(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> np.ndarray:
+        """Ascending numbers of the rows that a stream can use: see `usable`. `grains` of boxes; none named: any."""
         counts = np.diff(self._concept_ends if kind == "region" else self._caption_ends)
+        if grains:
+            counts = num_of_grains(self._grains, grains)
         return np.flatnonzero(usable(self._kinds, self._sources, counts, kind, sources)).astype(np.int32)
 
 
@@ -177,10 +190,10 @@ def _is_one_of(texts: pa.Array, wanted: Sequence[str]) -> np.ndarray:
     return found
 
 
-def num_regions(concepts: pa.ListArray) -> np.ndarray:
-    """How many concepts of each row are regions, of concepts with their field `grain`."""
-    is_region = _is_one_of(concepts.flatten().field("grain"), (Grain.REGION,))
-    before = np.concatenate([[0], np.cumsum(is_region, dtype=np.int64)])
+def num_of_grains(concepts: pa.ListArray, grains: Sequence[str]) -> np.ndarray:
+    """How many concepts of each row are of one of these grains, of concepts with their field `grain`."""
+    is_one = _is_one_of(concepts.flatten().field("grain"), grains)
+    before = np.concatenate([[0], np.cumsum(is_one, dtype=np.int64)])
     counts: np.ndarray = np.diff(before[list_ends(concepts)])
     return counts
 

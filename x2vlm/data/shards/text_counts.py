@@ -1,7 +1,7 @@
-"""How many captions and region phrases the rows of each shard hold: what streams with a row per caption count by.
+"""How many captions and region phrases the rows of each shard hold, and which have objects.
 
-A histogram for each medium and source, so that the number of rows follows for any limit of phrases per image without
-opening an index again.
+Streams with a row per caption, and region streams of one grain, count by it. A histogram for each medium and source, so
+that the number of rows follows for any limit of phrases per image without opening an index again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,18 @@ import numpy as np
 import pyarrow as pa
 
 from x2vlm.data.kinds import StreamKind
-from x2vlm.data.shards.rows import encoded, list_ends, num_regions
+from x2vlm.data.shards.rows import encoded, list_ends, num_of_grains
 from x2vlm.data.shards.shard import OpenableFile, read_index
+from x2vlm.samples import Grain
 
 COLUMNS = ("source", "kind", "captions.list.element.language", "concepts.list.element.grain")
 
-Texts = tuple[int, int]  # captions and region phrases of one row
+Texts = tuple[int, int, bool]  # captions and region phrases of one row, and whether it has objects
 
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Rows of one shard by (medium, source), and of these by the number of their captions and region phrases."""
+    """Rows of one shard by (medium, source), and of these by what texts they have."""
 
     rows: Mapping[tuple[str, str], Mapping[Texts, int]]
 
@@ -34,10 +35,21 @@ class TextCounts:
             for texts, rows in self.rows.get((medium, source), {}).items()
         )
 
+    def with_grain(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str]) -> int:
+        """Rows with a box of one of these grains."""
+        medium = "video" if kind == "video" else "image"
+        return sum(
+            rows
+            for (of, source), found in self.rows.items()
+            if of == medium and (not sources or source in sources)
+            for (_, phrases, has_objects), rows in found.items()
+            if (phrases and Grain.REGION in grains) or (has_objects and Grain.OBJECT in grains)
+        )
+
 
 def num_texts(texts: Texts, most_phrases: int) -> int:
     """Texts of a row in one pass: all captions, and at most that many of its phrases."""
-    captions, phrases = texts
+    captions, phrases, _ = texts
     return captions + min(phrases, most_phrases)
 
 
@@ -50,10 +62,13 @@ def _count(table: pa.Table) -> TextCounts:
     if not table.num_rows:
         return TextCounts({})
     captions = np.diff(list_ends(table["captions"].chunk(0)))
-    regions = num_regions(table["concepts"].chunk(0))
+    concepts = table["concepts"].chunk(0)
+    regions, objects = (num_of_grains(concepts, (grain,)) for grain in (Grain.REGION, Grain.OBJECT))
     (kinds, kind_names), (sources, source_names) = (encoded(table[name].chunk(0)) for name in ("kind", "source"))
-    found, times = np.unique(np.stack([kinds, sources, captions, regions], axis=1), axis=0, return_counts=True)
+    found, times = np.unique(
+        np.stack([kinds, sources, captions, regions, objects > 0], axis=1), axis=0, return_counts=True
+    )
     rows: dict[tuple[str, str], dict[Texts, int]] = {}
     for (kind, source, *texts), count in zip(found.tolist(), times.tolist(), strict=True):
-        rows.setdefault((kind_names[kind], source_names[source]), {})[texts[0], texts[1]] = count
+        rows.setdefault((kind_names[kind], source_names[source]), {})[texts[0], texts[1], bool(texts[2])] = count
     return TextCounts(rows)
