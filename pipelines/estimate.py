@@ -129,7 +129,13 @@ def estimate(experiment: Experiment, options: EstimateOptions, store: Store | No
             name,
             config,
             options,
-            text_lengths(experiment, f"pack/{name}", config.data.examples, store),
+            text_lengths(
+                experiment,
+                f"pack/{name}",
+                config.data.examples,
+                store,
+                {source: most for stream in config.data.streams for source, most in stream.region_captions.items()},
+            ),
             _packed_bytes(experiment, f"pack/{name}", store),
         )
         for name, config in phases
