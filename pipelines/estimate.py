@@ -22,7 +22,7 @@ from x2vlm.config import FrozenConfig, did_you_mean, parse_config, read_yaml
 from x2vlm.cost.flops import DEVICES, BatchShape, Graph, step_flops
 from x2vlm.cost.model_size import checkpoint_bytes, num_parameters, peak_memory
 from x2vlm.cost.scaling import GPUS_PER_MACHINE, NETWORKS, scaled_step
-from x2vlm.data.loading.streams import StreamConfig
+from x2vlm.data.loading.config import StreamConfig
 from x2vlm.errors import ConfigError
 
 SHOWN_GPUS = ("A100-80", "H100", "H200")
@@ -129,7 +129,13 @@ def estimate(experiment: Experiment, options: EstimateOptions, store: Store | No
             name,
             config,
             options,
-            text_lengths(experiment, f"pack/{name}", config.data.examples, store),
+            text_lengths(
+                experiment,
+                f"pack/{name}",
+                config.data.examples,
+                store,
+                {source: most for stream in config.data.streams for source, most in stream.region_captions.items()},
+            ),
             _packed_bytes(experiment, f"pack/{name}", store),
         )
         for name, config in phases

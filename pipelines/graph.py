@@ -290,9 +290,9 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
 
     ConfigError for a name that is the card of no training source.
     """
-    if any(not stream.sources for stream in config.data.streams):
-        return train
-    named = {source for stream in config.data.streams for source in (*stream.sources, *stream.aux_sources)}
+    streams = config.data.streams
+    named = {source for stream in streams for source in (*stream.sources, *stream.aux_sources)}
+    named |= {source for stream in streams for source in (*stream.weights, *stream.region_captions)}
     cards = {
         key: load_card(card_file(source.card)).id
         for key, source in experiment.sources.items()
@@ -301,6 +301,8 @@ def _branches_of_streams(experiment: Experiment, name: str, config: PretrainConf
     if unknown := sorted(named - set(cards.values())):
         hints = " ".join(f"`{one}`: {did_you_mean(one, cards.values())}" for one in unknown)
         raise ConfigError(f"{name}: streams name sources by their cards, and no training source has these. {hints}")
+    if any(not stream.sources for stream in streams):
+        return train
     return [branch for branch in train if cards[source_of(branch)] in named]
 
 

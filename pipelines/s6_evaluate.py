@@ -118,6 +118,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
             "metrics": {f"{config.task}/{name}": value for name, value in result.metrics.items()},
             "data_digest": result.data_digest,
             "num_examples": result.num_examples,
+            **({"measured_as": dict(result.measured_as)} if result.measured_as else {}),
             "contamination": contamination,
         },
     )
@@ -173,6 +174,7 @@ def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) 
         "metrics": dict(result.metrics),
         "interval_95": {name: list(bounds) for name, bounds in result.intervals.items()},
         "num_examples": result.num_examples,
+        "measured_as": dict(result.measured_as),
         "data_digest": result.data_digest,
         "model_sha256": weights_sha256,
         "config": config.model_dump(mode="json"),

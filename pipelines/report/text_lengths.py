@@ -1,7 +1,7 @@
 """Lengths of texts in tokens: measured on packed shards if there are any, else assumed."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from pipelines.flow.store.store import Store
 from x2vlm.data.loading.config import ExampleConfig
 from x2vlm.data.shards.media_files import index_name, is_media_file
 from x2vlm.data.text.texts import concept_text
-from x2vlm.samples import Sample
+from x2vlm.samples import Grain, Sample
 
 if TYPE_CHECKING:  # a plan without shards need not import the library of tokenizers
     from x2vlm.data.text.encoding import TextEncoder
@@ -32,10 +32,17 @@ class TextLengths:
     source: str
 
 
-def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, store: Store | None) -> TextLengths:
+def text_lengths(
+    experiment: Experiment,
+    node: str,
+    examples: ExampleConfig,
+    store: Store | None,
+    phrases: Mapping[str, int] | None = None,
+) -> TextLengths:
     """Lengths in the shards of `node` ("pack/<name>"), as training truncates them; assumed ones if there are none yet.
 
-    Reads the indexes of up to 4 shards, spread over all, and up to 4,000 texts of each kind.
+    Reads the indexes of up to 4 shards, spread over all, and up to 4,000 texts of each kind. `phrases`: how many region
+    phrases of an image are captions, by source (`StreamConfig.region_captions`).
     """
     ref = None if store is None else store.read_ref(experiment.name, node)
     stored = None if store is None or ref is None else store.read_manifest(ref.manifest_path)
@@ -47,7 +54,8 @@ def text_lengths(experiment: Experiment, node: str, examples: ExampleConfig, sto
     encoder = TextEncoder(load_tokenizer(resolve(experiment.vocabulary)), examples.max_tokens)
     numbers: dict[str, list[int]] = {kind: [] for kind in ASSUMED}
     for sample in _some_samples(store, store.as_input(stored[0]).parts):
-        for kind, texts in _texts(sample, encoder, examples.regions.max_regions).items():
+        most_phrases = (phrases or {}).get(sample.source, 0)
+        for kind, texts in _texts(sample, encoder, examples.regions.max_regions, most_phrases).items():
             if len(numbers[kind]) < MAX_TEXTS:
                 numbers[kind] += [len(encoder.encode_clean(text)) for text in texts]
     mean = {kind: sum(found) / len(found) if found else ASSUMED[kind] for kind, found in numbers.items()}
@@ -72,7 +80,7 @@ def _some_samples(store: Store, parts: Sequence[InputPart]) -> Iterator[Sample]:
             yield from ShardReader(index, index).samples()  # samples are all in the index; no payload is opened
 
 
-def _texts(sample: Sample, encoder: "TextEncoder", max_regions: int) -> dict[str, list[str]]:
+def _texts(sample: Sample, encoder: "TextEncoder", max_regions: int, most_phrases: int = 0) -> dict[str, list[str]]:
     """The cleaned texts that a sample brings to each kind of stream.
 
     For a region stream: one caption, if there is one, and concepts up to the most that an image may have.
@@ -82,4 +90,5 @@ def _texts(sample: Sample, encoder: "TextEncoder", max_regions: int) -> dict[str
         return {"video": captions}
     concepts = encoder.clean(concept_text(concept) for concept in sample.concepts)
     rows = [*captions[:1], *concepts][:max_regions] if concepts else []
-    return {"image": captions, "region": rows}
+    regions = [concept_text(concept) for concept in sample.concepts if concept.grain == Grain.REGION]
+    return {"image": [*captions, *encoder.clean(regions[:most_phrases])], "region": rows}

@@ -138,12 +138,13 @@ def _write_samples(
 def consumed_samples(loader: StepLoader, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
     """(step, stream, key) of every sample that the steps of `metrics` consumed, after the recorded substitutions."""
     for line in metrics:
-        used = {(item["stream"], item["key"]): item["used"] for item in line.get("substitutes", ())}
-        for stream, key in loader.consumed(line["step"]):
+        substitutes = line.get("substitutes", ())
+        used = {(item["stream"], item.get("slot"), item["key"]): item["used"] for item in substitutes}
+        for stream, slot, key in loader.consumed_slots(line["step"]):
             seen = set()
-            while (stream, key) in used and key not in seen:
+            while (stream, slot, key) in used and key not in seen:
                 seen.add(key)
-                key = used[stream, key]
+                key = used[stream, slot, key]
             yield line["step"], stream, key
 
 

@@ -76,7 +76,7 @@ def check_augment(folder: Path) -> list[Difference]:
     for name, values in arguments.items():
         if f"out_{name}" not in recorded:
             continue
-        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0, wraps=name == "Sharpness")
+        operation = Operation(OPERATIONS[name], float(values[0]) if values else 0.0, wraps=True)
         ours = apply_operation(pixels_NCHW, operation)[0].permute(1, 2, 0).numpy().astype(int)
         largest = int(np.abs(ours - recorded[f"out_{name}"]).max())
         found.append(Difference(name, largest, GREY_LEVELS.get(name, EXACT)))

@@ -100,3 +100,47 @@ def test_two_processes_are_one_with_the_whole_batch(kind, size):
     for results in rank_worker.run_ranks(rank_worker.grouped_matching, 2, kind, size):
         for name, value in whole.items():
             assert_close(results[name], value, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["images", "regions"])
+def test_rows_of_one_image_are_negatives_where_the_reference_has_them(kind):
+    """All rows show one image: no negative by default; with the option each row has one, and never itself."""
+    model, (batches, _) = step_model(), mixed_step()
+    batch = replace(batches[kind], image_ids_B=torch.full((batches[kind].num_rows,), 4))
+    losses = {
+        allowed: step_losses(model, {kind: batch}, {kind: ObjectiveConfig(same_image_negatives=allowed)})[kind]
+        for allowed in (False, True)
+    }
+    assert losses[False]["matching"].item() == 0
+    assert losses[True]["matching"].item() > 0
+    apart = replace(batch, image_ids_B=torch.arange(batch.num_rows))
+    torch.manual_seed(2)
+    with_option = step_losses(model, {kind: batch}, {kind: ObjectiveConfig(same_image_negatives=True)})[kind]
+    torch.manual_seed(2)
+    assert_close(step_losses(model, {kind: apart})[kind]["matching"], with_option["matching"])
+    image, text, _ = features(batch.num_rows)
+    for draw in range(200):
+        generator = torch.Generator().manual_seed(draw)
+        of_text, of_image, has = draw_negatives(image, text, TEMPERATURE, None, generator)
+        rows = torch.arange(batch.num_rows)
+        assert has.all()
+        assert not ((of_text == rows) | (of_image == rows)).any()
+
+
+def test_a_second_caption_of_an_image_is_right_or_wrong_as_the_option_says():
+    """Targets split over rows of one image, or each row its own alone; regions have the latter in any case."""
+    model, (batches, _) = step_model(), mixed_step()
+    shared = {
+        name: replace(batches[name], image_ids_B=torch.arange(batches[name].num_rows) // 2)
+        for name in ("images", "regions")
+    }
+    apart = {name: replace(batch, image_ids_B=torch.arange(batch.num_rows)) for name, batch in shared.items()}
+
+    def losses(batches, targets):
+        config = {name: ObjectiveConfig(contrastive_targets=targets) for name in batches}
+        return {name: found["contrastive"] for name, found in step_losses(model, batches, config).items()}
+
+    split, own, alone = losses(shared, "image"), losses(shared, "row"), losses(apart, "image")
+    assert_close(own["images"], alone["images"])
+    assert abs(split["images"].item() - own["images"].item()) > 1e-3
+    assert_close(split["regions"], own["regions"])

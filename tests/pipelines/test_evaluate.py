@@ -131,7 +131,10 @@ def test_options_are_the_tasks_own() -> None:
         ({"task": "retreival"}, r"task: .*no task is called 'retreival'; did you mean `retrieval`"),
         ({"task": "zzz"}, r"task: .*there are: grounding, retrieval"),
         ({"task": "retrieval", "options": {"shortlst": 3}}, r"options.shortlst: unknown key; did you mean `shortlist`"),
-        ({"task": "grounding", "options": {"shortlist": 3}}, r"options.shortlist: unknown key; known keys: iou_thresh"),
+        (
+            {"task": "grounding", "options": {"shortlist": 3}},
+            r"options.shortlist: unknown key; known keys: clip_boxes, iou, iou_thresh",
+        ),
         ({"task": "retrieval", "options": {"shortlist": 0}}, r"options.shortlist: .*greater than 0 \(got 0\)"),
         ({"task": "retrieval", "options": 3}, r"options: .*\(got 3\)"),
         ({"task": "retrieval", "max_tokens": 30}, r"max_tokens: unknown key"),

@@ -28,6 +28,7 @@ COMPANY: dict[str, dict[str, Any]] = {
         "tests": [{"name": "t", "path": "datasets/sample/vocab.txt", "format": "coco", "split": "val"}]
     },
     "decontaminate.links": {"links": [{"path": "datasets/sample/vocab.txt", "format": "visual_genome"}]},
+    "rate_parity": {"rate_parity": "reference", "min_rate": 0.1},
     "matching_follows": {"matching_follows": "image"},
     "streams": {"streams": [{"kind": "image", "batch_size": 2}]},
 }

@@ -1,5 +1,6 @@
 """Retrieval and grounding with a real tiny model, against naive loops over every pair."""
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -133,3 +134,27 @@ def test_nothing_to_evaluate_is_an_error(model: X2VLM) -> None:
 def test_an_example_asked_twice_is_an_error() -> None:
     with pytest.raises(InvalidSample, match="duplicate_id"):
         data_digest(["a", "b", "a"])
+
+
+def test_grounding_as_released_is_told_from_ours_by_its_result(model: X2VLM) -> None:
+    """Boxes that pass the border stay as they are, the overlap counts inclusive pixels, and the result names both."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # boxes of 0.8 of the sides around (0.2, 0.92): they pass the border on two sides
+        last = model.box_head[-1]
+        last.weight.zero_()
+        last.bias.copy_(torch.logit(torch.tensor([0.2, 0.92, 0.8, 0.8])))
+    samples = [make_sample(index) for index in range(3)]
+    ours = evaluate_grounding(model, GroundingConfig(), context(model, samples))
+    released = GroundingConfig(unambiguous=False, iou="inclusive", clip_boxes=False)
+    theirs = evaluate_grounding(model, released, context(model, samples))
+    assert ours.measured_as == {"texts": "unambiguous", "iou": "plain", "boxes": "clipped"}
+    assert theirs.measured_as == {"texts": "all", "iou": "inclusive", "boxes": "unclipped"}
+    for result, box in ((ours, (0.0, 16.64, 28.8, 15.36)), (theirs, (-9.6, 16.64, 38.4, 25.6))):
+        for row in result.predictions.to_pylist():
+            assert row["box_xywh"] == pytest.approx(box, abs=1e-4)
+    box, rows = Box(-9.6, 16.64, 38.4, 25.6), theirs.predictions.to_pylist()[:3]
+    expected = [box_iou(box, concept.box, "inclusive") for concept in samples[0].concepts]
+    assert [row["iou"] for row in rows] == pytest.approx(expected, abs=1e-5)
+    assert expected[0] > 0
+    # Boxes that share a third of a pixel do not meet when the last pixel counts as inside.
+    assert expected[2] == 0 < box_iou(box, samples[0].concepts[2].box)

@@ -9,9 +9,11 @@ from torch.testing import assert_close
 
 from tests.support.models.golden_cases import LOSS_NAMES, read_case, read_model, to_batch
 from tests.support.models.tiny import tiny_model
+from x2vlm.config import parse_config, read_yaml
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.reference import export_reference_state, reference_names
 from x2vlm.objectives.step import pretrain_losses
+from x2vlm.train.config import TrainConfig
 from x2vlm.train.optim import (
     OptimizerConfig,
     ReferenceAdamW,
@@ -22,6 +24,7 @@ from x2vlm.train.optim import (
     optimizer_tensors,
     parameter_groups,
 )
+from x2vlm.train.step import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +244,17 @@ def test_unfused_adamw_of_torch_is_still_to_be_had():
     )
     assert fused.defaults["fused"]
     assert not plain.defaults["fused"]
+
+
+def test_the_formula_of_the_reference_can_be_chosen_in_a_file(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("{steps: 100, warmup_steps: 10, min_rate: 0.1, rate_parity: reference}")
+    config = parse_config(TrainConfig, read_yaml(path), str(path))
+    trainer = object.__new__(Trainer)
+    for parity, at_warmup, at_end in (("reference", 91 / 90, 1 / 9), ("fixed", 1.0, 0.1)):
+        trainer.config = config.model_copy(update={"rate_parity": parity})
+        assert trainer.lr_factor_at(10) == pytest.approx(at_warmup)
+        assert trainer.lr_factor_at(100) == pytest.approx(at_end)
+    path.write_text("{rate_parity: reference}")
+    with pytest.raises(ConfigError, match="rate_parity has no effect without a min_rate"):
+        parse_config(TrainConfig, read_yaml(path), str(path))

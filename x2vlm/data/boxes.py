@@ -18,11 +18,12 @@ def union(first: Box, second: Box) -> Box:
     return Box(x, y, right - x, bottom - y)
 
 
-def pixel_box(box_cxcywh: Sequence[float], width: int, height: int) -> Box:
-    """A predicted box in fractions of the sides as pixels of a `width` x `height` image, clipped to it."""
+def pixel_box(box_cxcywh: Sequence[float], width: int, height: int, clip: bool = True) -> Box:
+    """A predicted box in fractions of the sides as pixels of a `width` x `height` image, clipped to it if `clip`."""
     cx, cy, w, h = box_cxcywh
-    left, top = max(cx - w / 2, 0.0), max(cy - h / 2, 0.0)
-    right, bottom = min(cx + w / 2, 1.0), min(cy + h / 2, 1.0)
+    left, top, right, bottom = cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2
+    if clip:
+        left, top, right, bottom = max(left, 0.0), max(top, 0.0), min(right, 1.0), min(bottom, 1.0)
     return Box(left * width, top * height, (right - left) * width, (bottom - top) * height)
 
 

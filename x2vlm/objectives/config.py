@@ -26,6 +26,13 @@ class ObjectiveConfig(FrozenConfig):
     # independent of the number of ranks. None: from the rows of one rank, as in the reference: easier ones with more
     # ranks.
     negative_group_size: int | None = Field(default=None, ge=2)
+    # Whether rows of one image may be each other's negatives in the matching loss. The reference excludes a row itself
+    # alone, in pre-training: another region of the image, or a copy of the row, can be its hard negative.
+    same_image_negatives: bool = False
+    # What is right for a row in the contrastive loss of image and video batches: "image" splits the target evenly among
+    # the rows of its image, "row" is the reference's, to which a second caption of the image is wrong. Regions always
+    # have "row". Streams never share a target: each has a contrastive loss of its own, as in the reference.
+    contrastive_targets: Literal["image", "row"] = "image"
     # Which losses region batches have. Ablations (X2-VLM 4.6) train one of the two: alignment, or boxes.
     align_regions: bool = True
     locate_regions: bool = True

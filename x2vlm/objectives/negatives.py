@@ -24,9 +24,10 @@ def draw_negatives(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A hard negative image per text, a hard negative text per image, and which rows have one: (B,) each.
 
-    Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image: from the rows of
-    this rank, with `group_size` from consecutive groups of that size, or with `group` from the rows of all its ranks,
-    numbered in rank order. `generator` must be on the features' device. There is no synchronisation.
+    Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image (without
+    `image_ids_B`: never the row itself): from the rows of this rank, with `group_size` from consecutive groups of that
+    size, or with `group` from the rows of all its ranks, numbered in rank order. `generator` must be on the features'
+    device. There is no synchronisation.
 
     `all_rows` = (rows of all ranks, index of this rank's first) draws as a single process would: with generators in
     equal states on every rank, a row's negatives do not depend on the number of ranks.

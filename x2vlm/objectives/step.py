@@ -126,7 +126,7 @@ def _compare(
         gather=gather,
         gradient=config.contrastive_gradient,
         # Regions of one image differ: their texts are true negatives of each other here.
-        image_ids_B=None if batch.kind == "region" else batch.image_ids_B,
+        image_ids_B=None if batch.kind == "region" or config.contrastive_targets == "row" else batch.image_ids_B,
     )
     if not config.matching:
         return loss, None
@@ -141,7 +141,7 @@ def _compare(
         image_BE,
         text_BE,
         model.temperature,
-        batch.image_ids_B,
+        None if config.same_image_negatives else batch.image_ids_B,
         generator,
         None if group is None else group.gather,
         group_size=size,

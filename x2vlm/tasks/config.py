@@ -3,7 +3,7 @@
 import pydantic
 
 from x2vlm.config import FrozenConfig
-from x2vlm.tasks.scoring import IOU_THRESHOLD
+from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention
 
 
 class RetrievalConfig(FrozenConfig):
@@ -14,7 +14,13 @@ class RetrievalConfig(FrozenConfig):
 
 
 class GroundingConfig(FrozenConfig):
-    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right."""
+    """`unambiguous` asks only for texts that name one box of their image: of two "person" boxes neither is right.
+
+    `iou`: the convention of `x2vlm.tasks.scoring.box_iou`; `clip_boxes`: whether a predicted box is cut to its image.
+    The released evaluation is {unambiguous: false, iou: inclusive, clip_boxes: false}. The result names all three.
+    """
 
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     unambiguous: bool = True
+    iou: IouConvention = "plain"
+    clip_boxes: bool = True

@@ -33,8 +33,12 @@ def evaluate_grounding(model: X2VLM, cfg: GroundingConfig, ctx: TaskContext) -> 
     if not examples:
         raise InvalidSample("empty_split", "grounding needs held-out samples with boxes; there are none")
     model.eval()
-    boxes = [box for sample in ctx.samples for box in _predict(model, ctx, sample, _questions(sample, cfg.unambiguous))]
-    ious = [box_iou(box, concept.box) for box, (_, concept) in zip(boxes, examples, strict=True)]
+    boxes = [
+        box
+        for sample in ctx.samples
+        for box in _predict(model, ctx, sample, _questions(sample, cfg.unambiguous), cfg.clip_boxes)
+    ]
+    ious = [box_iou(box, concept.box, cfg.iou) for box, (_, concept) in zip(boxes, examples, strict=True)]
     hits = [100.0 * (iou >= cfg.iou_threshold) for iou in ious]
     ids = [f"{sample.key}#{concept.annotation_id}" for sample, concept in examples]
     predictions = pa.table(
@@ -53,6 +57,11 @@ def evaluate_grounding(model: X2VLM, cfg: GroundingConfig, ctx: TaskContext) -> 
         data_digest=data_digest(ids),
         intervals={"accuracy": bootstrap_interval(hits)},
         num_examples=len(examples),
+        measured_as={
+            "texts": "unambiguous" if cfg.unambiguous else "all",
+            "iou": cfg.iou,
+            "boxes": "clipped" if cfg.clip_boxes else "unclipped",
+        },
     )
 
 
@@ -65,7 +74,7 @@ def _questions(sample: Sample, unambiguous: bool) -> list[Concept]:
     ]
 
 
-def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Concept]) -> list[Box]:
+def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Concept], clip: bool) -> list[Box]:
     """Predicted boxes in pixels of the oriented original, one image pass for all concepts of a sample."""
     if not concepts:
         return []
@@ -76,7 +85,7 @@ def _predict(model: X2VLM, ctx: TaskContext, sample: Sample, concepts: list[Conc
     ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in ctx.processor.texts([concept_text(c) for c in concepts]))
     fused = model.fuse(model.encode_text(ids_BL, mask_BL), mask_BL, vision)
     width, height = sample.media.width, sample.media.height
-    return [pixel_box(row, width, height) for row in model.locate(fused).double().cpu().tolist()]
+    return [pixel_box(row, width, height, clip) for row in model.locate(fused).double().cpu().tolist()]
 
 
 GROUNDING = Task(evaluate=evaluate_grounding)

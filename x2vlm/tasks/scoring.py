@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box
 
+IouConvention = Literal["plain", "inclusive"]
 IOU_THRESHOLD = 0.5  # `>=`: the reference's and lmms-eval's reading of "IoU > 0.5"
 
 
@@ -45,7 +46,7 @@ def recall_at(ranks: NDArray[np.int64], k: int) -> float:
     return float((ranks < k).mean() * 100)
 
 
-def box_iou(a: Box, b: Box, convention: Literal["plain", "inclusive"] = "plain") -> float:
+def box_iou(a: Box, b: Box, convention: IouConvention = "plain") -> float:
     """Intersection over union of two xywh boxes in pixels.
 
     "inclusive" is the reference's: the far edges are the last pixels inside, and boxes up to one pixel wide never meet.

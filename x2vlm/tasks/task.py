@@ -21,13 +21,18 @@ if TYPE_CHECKING:  # building a model imports timm and transformers; naming its 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """`metrics` in percent unless a name says otherwise; `intervals` are 95 % bootstrap intervals of some of them."""
+    """`metrics` in percent unless a name says otherwise; `intervals` are 95 % bootstrap intervals of some of them.
+
+    `measured_as` names the conventions behind the metrics where a task knows several: equal numbers of different
+    conventions do not mean the same.
+    """
 
     metrics: Mapping[str, float]
     predictions: pa.Table  # one row per example
     data_digest: str
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     num_examples: int = 0
+    measured_as: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from x2vlm.config import FrozenConfig
 from x2vlm.models.execution import ExecutionConfig
-from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.objectives.config import ObjectiveConfig, Parity
 
 
 class OptimizerConfig(FrozenConfig):
@@ -40,12 +40,14 @@ class TrainConfig(FrozenConfig):
     weights and optimizer unchanged, and gives up after `max_skipped_steps` in a row. `gradient_dtype` is the dtype of
     the all-reduce; bfloat16 halves the bytes and rounds every gradient to 8 bits. Every `validate_every`
     steps the losses of `validation_batches` held-out batches (see `DataConfig.validation_share`) and zero-shot
-    retrieval among their image rows are measured; None: never.
+    retrieval among their image rows are measured; None: never. `rate_parity: reference` takes the reference's formula
+    for `min_rate`, which jumps above the learning rate after the warm-up and ends above the minimum.
     """
 
     steps: int = Field(default=500_000, ge=1)
     warmup_steps: int = Field(default=2_500, ge=0)
     min_rate: float = Field(default=0.0, ge=0, le=1)
+    rate_parity: Parity = "fixed"
     clip_norm: float = Field(default=1.0, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -66,6 +68,12 @@ class TrainConfig(FrozenConfig):
     def _warms_up_in_time(self) -> "TrainConfig":
         if self.warmup_steps > self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than steps ({self.steps})")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_has_a_minimum(self) -> "TrainConfig":
+        if self.rate_parity != "fixed" and not self.min_rate:
+            raise ValueError("rate_parity has no effect without a min_rate: both formulas are the same then")
         return self
 
 

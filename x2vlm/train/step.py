@@ -59,7 +59,7 @@ class Trainer:
     def lr_factor_at(self, step: int) -> float:
         """Factor on the base learning rates at `step`."""
         config = self.config
-        return lr_factor(step, config.warmup_steps, config.steps, config.min_rate)
+        return lr_factor(step, config.warmup_steps, config.steps, config.min_rate, config.rate_parity)
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,22 @@ def test_equal_labels_mask_equal_words():
     ids = [CLS, *range(5, 25), SEP]
     first, again = (mask_text(ids, TOKENIZER, Draws(1, 0, "key", "mask"), MaskingConfig()) for _ in range(2))
     assert first == again
+
+
+def test_parity_counts_special_tokens_and_may_mask_the_closing_one():
+    """Half of a text with [CLS] and [SEP]: texts of 1, 5, 10 and 14 words mask 2, 4, 6 and 8; by default 1, 2, 5, 7."""
+    numbers, ends = {}, {}
+    for parity in ("reference", None):
+        config = MaskingConfig(prob=0.5, max_masks=12, parity=parity)
+        masked = {
+            words: [mask_text([CLS, *range(5, 5 + words), SEP], TOKENIZER, Draws(n), config) for n in range(200)]
+            for words in (1, 5, 10, 14)
+        }
+        numbers[parity] = [{len(one.positions) for one in found} for found in masked.values()]
+        ends[parity] = [sum(words + 1 in one.positions for one in found) for words, found in masked.items()]
+        assert not any(0 in one.positions for found in masked.values() for one in found)
+    assert numbers["reference"] == [{2}, {4}, {6}, {8}]
+    assert numbers[None] == [{1}, {2}, {5}, {7}]
+    assert ends["reference"][0] == 200  # of one word there is nothing else
+    assert all(80 < count < 180 for count in ends["reference"][1:])
+    assert ends[None] == [0, 0, 0, 0]

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from tests.benchmarks.photos import SHIPPED
 from x2vlm.data.loading import operations
+from x2vlm.data.loading.config import AugmentConfig
 from x2vlm.data.loading.operations import (
     COLOUR_OPS,
     GEOMETRY_OPS,
@@ -16,11 +17,12 @@ from x2vlm.data.loading.operations import (
     apply_operations,
     operation_at,
 )
-from x2vlm.data.loading.transforms import cut_bytes
+from x2vlm.data.loading.transforms import cut_bytes, draw_operations
 from x2vlm.data.media.decode import decode_image
+from x2vlm.data.randomness import Draws
 
 GOLDEN_OPERATIONS = {
-    "AutoContrast": operation_at("autocontrast", 7),
+    "AutoContrast": operation_at("autocontrast", 7, wraps=True),
     "Equalize": operation_at("equalize", 7),
     "Brightness": operation_at("brightness", 7),
     "Sharpness": operation_at("sharpness", 7, wraps=True),
@@ -108,3 +110,41 @@ def test_a_device_without_the_shortcuts_gives_the_same_bytes(photos_NCHW, monkey
     expected = apply_operation(photos_NCHW, operation_at(name, 7))
     monkeypatch.setattr(operations, "_is_host", lambda pixels: False)
     assert torch.equal(apply_operation(photos_NCHW, operation_at(name, 7)), expected)
+
+
+def negated_as_a_byte(channel):
+    """AutoContrast as the reference computes its table: the darkest level is negated as an unsigned byte."""
+    low, high = channel.min(), channel.max()
+    if high <= low:
+        return channel
+    scale = 255 / (int(high) - int(low))
+    negated = (256 - int(low)) % 256
+    return np.clip(np.arange(256) * scale + negated * scale, 0, 255).astype(np.uint8)[channel]
+
+
+def test_autocontrast_of_the_reference_turns_channels_white(photos_NCHW):
+    """Every channel whose darkest level is above 0; by default, and where it is 0, the true operation."""
+    bright = photos_NCHW.clamp(min=3)
+    bright[:, 2] = photos_NCHW[:, 2]
+    true, parity = (apply_operation(bright, operation_at("autocontrast", 7, wraps=wraps)) for wraps in (False, True))
+    seen = set()
+    for before, after, expected in zip(bright.flatten(0, 1), parity.flatten(0, 1), true.flatten(0, 1), strict=True):
+        assert np.array_equal(after.numpy(), negated_as_a_byte(before.numpy()))
+        flat, starts_at_0 = bool(before.min() == before.max()), bool(before.min() == 0)
+        seen.add((flat, starts_at_0))
+        if flat or starts_at_0:
+            assert torch.equal(after, expected)
+        else:
+            assert set(after.unique().tolist()) == {255}
+            assert expected.min() == 0
+    assert {(False, True), (False, False), (True, False)} <= seen
+
+
+@pytest.mark.parametrize("parity", [None, "reference"])
+def test_only_the_augmentation_parity_of_an_experiment_asks_for_it(photos_NCHW, parity):
+    config = AugmentConfig(num_ops=1, op_prob=1.0, parity=parity)
+    drawn = {draw_operations(Draws("ops", label), config, COLOUR_OPS) for label in range(60)}
+    (own,) = {operations for operations in drawn if operations[0].name == "autocontrast"}
+    bright = photos_NCHW[:1].clamp(min=9)
+    changed = apply_operations(bright, [own])
+    assert (changed.min() == 255) == (parity == "reference")

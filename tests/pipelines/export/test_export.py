@@ -1,6 +1,7 @@
 """Exported shards: names without gaps, equal bytes however they came, and clear refusals."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -151,6 +152,20 @@ def test_a_plan_over_parquet_shards_of_an_earlier_release_measures_no_texts(tmp_
     found = text_lengths(experiment, "pack/toy", ExampleConfig(), store)
     assert found.mean == ASSUMED
     assert found.source.endswith("image, video, region assumed")
+
+
+def test_phrases_that_are_captions_count_among_the_texts_of_images(tmp_path: Path) -> None:
+    """Six images, two with a phrase and no caption; each image holds one phrase at most."""
+    store = packed_store(tmp_path, rows_of_every_format(6, 0, without_caption=2))
+    experiment = load_experiment(str(experiment_file(tmp_path, store)))
+    plain, with_phrases = (
+        text_lengths(experiment, "pack/toy", ExampleConfig(), store, phrases) for phrases in (None, {"toy": 8})
+    )
+    num_phrases = sum(len(row.sample.concepts) for row in rows_of_every_format(6, 0, without_caption=2))
+    counts = [int(re.search(r"(\d+) image", found.source)[1]) for found in (plain, with_phrases)]
+    assert counts[1] - counts[0] == num_phrases == 4
+    assert plain.mean["region"] == with_phrases.mean["region"]
+    assert plain.mean["image"] != with_phrases.mean["image"]
 
 
 def test_the_job_says_what_it_wrote(stores: dict[str, Store], tmp_path: Path, project_root: Path) -> None:

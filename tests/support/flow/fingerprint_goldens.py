@@ -5,9 +5,12 @@ fixed inputs. A new entry is added with `python -m tests.support.flow.fingerprin
 that is there is never changed: bump the version, which makes a new key.
 """
 
+import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipelines.flow.fingerprint import sha256_of
 from x2vlm.config import FrozenConfig
@@ -35,17 +38,38 @@ def check_defaults(key: str, config: FrozenConfig) -> None:
     """AssertionError unless the defaults of a stage are the pinned ones.
 
     Fields equal to their default are left out of fingerprints, so a changed default would go unseen without this. A
-    field that is new is pinned by itself, as `<key> default <field>`: it changes no fingerprint, so no version either.
+    field that is new, however deep, is pinned by itself, as `<key> default <path>` (`train.min_rate`,
+    `data.streams.0.weights`): it changes no fingerprint, so no version either.
     """
     goldens, values = read_goldens(), config.model_dump(mode="json")
-    for name in [name for name in values if f"{key} default {name}" in goldens]:
-        check_golden(f"{key} default {name}", sha256_of({name: values.pop(name)}))
+    for path in list(_paths(values)):
+        if f"{key} default {path}" in goldens:
+            check_golden(f"{key} default {path}", sha256_of({path: _taken_out(values, path)}))
     if sha256_of(values) != goldens.get(f"{key} defaults"):
-        for name in values:
-            others = {other: value for other, value in values.items() if other != name}
+        for path in list(_paths(values)):
+            others = copy.deepcopy(values)
+            value = _taken_out(others, path)
             if sha256_of(others) == goldens.get(f"{key} defaults"):
-                check_golden(f"{key} default {name}", sha256_of({name: values[name]}))
+                check_golden(f"{key} default {path}", sha256_of({path: value}))
     check_golden(f"{key} defaults", sha256_of(values))
+
+
+def _paths(value: Any, above: str = "") -> Iterator[str]:
+    """The dotted path of every entry of nested mappings and lists, numbers for those of lists; inner ones first."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in entries:
+        yield from _paths(inner, f"{above}{name}.")
+        if isinstance(value, dict):
+            yield f"{above}{name}"
+
+
+def _taken_out(values: dict[str, Any], path: str) -> Any:
+    """The entry at a path, which is no longer in `values` then."""
+    *above, name = path.split(".")
+    place: Any = values
+    for step in above:
+        place = place[int(step)] if isinstance(place, list) else place[step]
+    return place.pop(name)
 
 
 def add_golden(key: str, fingerprint: str) -> None:

@@ -100,7 +100,7 @@ def choose_caption(row: Row, epoch: int, recipe: Recipe) -> str:
     cleaned = recipe.texts.clean(row.captions)
     if not cleaned:
         raise InvalidSample("empty_caption", f"{row.key}: no caption is left after cleaning")
-    return recipe.draws(epoch, row.key, "caption").choice(cleaned)
+    return recipe.draws(epoch, row.key, f"caption{row.variant}").choice(cleaned)
 
 
 def text_row(
@@ -109,7 +109,7 @@ def text_row(
     """`text`, which is clean, as tokens with some masked. A repeated row (`repeat` > 0) is masked differently."""
     ids = recipe.texts.encode_clean(text)
     concept = "" if region is None else f"/{region.concept}"
-    draws = recipe.draws(epoch, row.key, f"mask{concept}/{repeat}")
+    draws = recipe.draws(epoch, row.key, f"mask{concept}/{repeat}{row.variant}")
     return TextRow(row.key, image_id(row), ids, mask_text(ids, recipe.tokenizer, draws, recipe.config.masking), region)
 
 
@@ -118,11 +118,13 @@ def visual_pixels(row: Row, payload: bytes, caption: str, epoch: int, recipe: Re
     augment = recipe.config.augment
     parity = augment.parity
     may_flip = not (augment.careful_flip and mentions_a_side([caption], parity == "reference"))
-    draws = recipe.draws(epoch, row.key, "picture")
+    draws = recipe.draws(epoch, row.key, f"picture{row.variant}")
     if row.kind == "image":
         return _cut(payload, lambda size: plan_image(*size, draws, augment, may_flip), recipe)
     jpegs, _ = decode_frames(payload)
-    chosen = choose_frames(len(jpegs), recipe.config.frames_per_clip, recipe.draws(epoch, row.key, "frames"))
+    chosen = choose_frames(
+        len(jpegs), recipe.config.frames_per_clip, recipe.draws(epoch, row.key, f"frames{row.variant}")
+    )
     plans: list[ImagePlan] = []
 
     def plan_frame(size: tuple[int, int]) -> ImagePlan:

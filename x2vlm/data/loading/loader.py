@@ -45,12 +45,16 @@ MAX_ATTEMPTS = 50
 
 @dataclass(frozen=True)
 class Substitute:
-    """A row that could not be used, the reason, and the key of its replacement."""
+    """A row that could not be used, the reason, and the key of its replacement.
+
+    `slot` tells rows of one image apart, in streams where a pass has several; None in all others.
+    """
 
     stream: str
     key: str
     rule: str
     used: str
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,15 @@ class StepLoader(Dataset[StepData]):
 
     def consumed(self, step: int) -> list[tuple[str, str]]:
         """(stream, key) of the samples of `step` over all ranks, before loading replaces any (`substitutes`)."""
-        return [(stream.config.label, item.row.key) for stream in self.streams for item in self.plan(stream, step, [])]
+        return [(stream, key) for stream, _, key in self.consumed_slots(step)]
+
+    def consumed_slots(self, step: int) -> list[tuple[str, int | None, str]]:
+        """(stream, `Substitute.slot`, key) of the samples of `step`, as `consumed`."""
+        return [
+            (stream.config.label, _slot_of(stream, item.slot), item.row.key)
+            for stream in self.streams
+            for item in self.plan(stream, step, [])
+        ]
 
     def _rank_rows(self, num_rows: int) -> slice:
         size = num_rows // self.world_size
@@ -177,7 +189,8 @@ class StepLoader(Dataset[StepData]):
             except InvalidSample as error:
                 failed.append((row.key, error.rule))
                 continue
-            substitutes += [Substitute(stream.config.label, key, rule, row.key) for key, rule in failed]
+            number = _slot_of(stream, slot)
+            substitutes += [Substitute(stream.config.label, key, rule, row.key, number) for key, rule in failed]
             return item
         raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} rows in a row are unusable, last {failed[-1]}")
 
@@ -193,7 +206,8 @@ class StepLoader(Dataset[StepData]):
                 return item, self._pixels(stream, item)
             except InvalidSample as error:
                 other = self._item(stream, item.slot, substitutes, first_attempt=attempt)
-                substitutes.append(Substitute(stream.config.label, item.row.key, error.rule, other.row.key))
+                number = _slot_of(stream, item.slot)
+                substitutes.append(Substitute(stream.config.label, item.row.key, error.rule, other.row.key, number))
                 item = _with_rows(other, _refilled(item.rows, _num_rows(other)))
         raise ConfigError(f"stream {stream.config.label}: {MAX_ATTEMPTS} media in a row are unusable")
 
@@ -243,7 +257,13 @@ def iterate_steps(
 
 def substitutes_to_json(substitutes: Sequence[Substitute]) -> list[dict[str, Any]]:
     """Substitutes as JSON values of a metrics line."""
-    return [asdict(substitute) for substitute in substitutes]
+    return [
+        {name: value for name, value in asdict(substitute).items() if value is not None} for substitute in substitutes
+    ]
+
+
+def _slot_of(stream: Stream, slot: Slot) -> int | None:
+    return slot.position if stream.config.repeats_images else None
 
 
 def _num_rows(item: Item) -> int:

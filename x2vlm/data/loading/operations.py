@@ -31,7 +31,8 @@ Affine = tuple[float, float, float, float, float, float]
 class Operation:
     """One change of an image: its name, and how much (pixels, degrees, factor), signed.
 
-    `wraps`: sharpened values outside 0..255 wrap around, as in the reference.
+    `wraps`: bytes wrap around as in the reference. Sharpened values do outside 0..255; and its autocontrast negates the
+    darkest level as a byte, so that every channel whose darkest level is above 0 becomes white.
     """
 
     name: str
@@ -44,6 +45,8 @@ def operation_at(name: str, strength: float, negative: bool = False, wraps: bool
     relative_strength = strength / 10
     if name in ("brightness", "sharpness"):
         return Operation(name, relative_strength * ENHANCE_SPAN + ENHANCE_FLOOR, wraps and name == "sharpness")
+    if name == "autocontrast":
+        return Operation(name, wraps=wraps)
     largest = {"shear": MAX_SHEAR, "translate": MAX_SHIFT_PIXELS, "rotate": MAX_DEGREES}.get(name.split("_")[0], 0.0)
     return Operation(name, -relative_strength * largest if negative else relative_strength * largest)
 
@@ -80,19 +83,22 @@ def apply_operation(pixels_NCHW: Tensor, operation: Operation) -> Tensor:
     name, amount = operation.name, operation.amount
     if name == "sharpness":
         return _sharpened(pixels_NCHW, amount, operation.wraps)
+    if name == "autocontrast":
+        return _autocontrast(pixels_NCHW, operation.wraps)
     if name in _GEOMETRY:
         return _moved(pixels_NCHW, name, amount)
     return _COLOUR[name](pixels_NCHW, amount)
 
 
-def _autocontrast(pixels_NCHW: Tensor, amount: float) -> Tensor:
-    """Each channel stretched to 0..255, as Pillow does."""
+def _autocontrast(pixels_NCHW: Tensor, wraps: bool) -> Tensor:
+    """Each channel stretched to 0..255, as Pillow does; a channel of one level stays as it is."""
     channels = pixels_NCHW.flatten(2)
     low, high = (edge.double()[:, :, None] for edge in (channels.amin(2), channels.amax(2)))  # aminmax: 9 times slower
     # Not 255.0 / tensor: torch would multiply by the reciprocal, and up to 2 % of an image's bytes would be one too
     # small.
     scale = torch.where(high > low, torch.full_like(high, 255.0) / (high - low), 1.0)
-    offset = torch.where(high > low, -low * scale, 0.0)
+    negated = (256.0 - low).remainder(256.0) if wraps else -low  # as a byte, or as a number
+    offset = torch.where(high > low, negated * scale, 0.0)
     return _looked_up(pixels_NCHW, _levels(pixels_NCHW) * scale + offset)
 
 
@@ -200,7 +206,6 @@ def _rotation(degrees: float, width: int, height: int) -> Affine:
 
 _COLOUR: dict[str, Callable[[Tensor, float], Tensor]] = {
     "identity": lambda pixels, amount: pixels,
-    "autocontrast": _autocontrast,
     "equalize": _equalize,
     "brightness": _brightness,
 }

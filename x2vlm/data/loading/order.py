@@ -1,7 +1,8 @@
 """In which order rows are visited: a function of (seed, epoch, position), without a shuffled list and without state.
 
 Whole shards are shuffled; then the rows within each window of consecutive shards. So a reader has only one window of
-shards open, and any position can be looked up directly.
+shards open, and any position can be looked up directly. `x2vlm.data.loading.weighted_order` is the same for sources
+that are drawn more or less often than once per pass, and for images with a row per caption.
 """
 
 import bisect
@@ -43,11 +44,16 @@ def _feistel(index: int, half_bits: int, key: bytes) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row lies: number of the shard, and rank of the row among the shard's rows of this stream."""
+    """Where a row lies: number of the shard, and rank of the row among the shard's rows of this stream.
+
+    `epoch` says how often the row was drawn before; without weights that is the number of the pass. With weights
+    `group` numbers those sources of the stream whose rows are ranked together.
+    """
 
     epoch: int
     shard: int
     row: int
+    group: int = 0
 
 
 class WindowedOrder:

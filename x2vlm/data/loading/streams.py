@@ -6,77 +6,25 @@ aux sources, exactly floor(steps * aux_share) of all batches so far come from th
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from x2vlm.config import FrozenConfig
 from x2vlm.data.kinds import StreamKind
+from x2vlm.data.loading.config import StreamConfig
 from x2vlm.data.loading.order import Place, WindowedOrder
+from x2vlm.data.loading.weighted_order import Group, WeightedOrder
+from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.row_counts import IndexCounts, count_rows
 from x2vlm.data.shards.rows import Row, ShardRows
 from x2vlm.data.shards.shard import OpenableFile, PayloadFile
+from x2vlm.data.shards.text_counts import TextCounts, count_texts
 from x2vlm.errors import ConfigError
 
-IMAGES_PER_GROUP = 50
-
-
-class StreamConfig(FrozenConfig):
-    """One kind of batch in every step.
-
-    `batch_size` counts text rows over all processes; a region stream draws them from `num_images` images. `sources`
-    restricts the stream (none named: all). A fraction `aux_share` of the batches comes from `aux_sources` (the clean
-    sets beside a noisy one); `match_main=False` leaves the matching loss to those (released 1B recipe).
-    `negative_group_size` overrides that of the objective.
-    """
-
-    kind: StreamKind
-    batch_size: int = Field(ge=1)
-    name: str = ""
-    num_images: int | None = Field(default=None, ge=1)
-    loss_weight: float = Field(default=1.0, gt=0)
-    sources: tuple[str, ...] = ()
-    aux_sources: tuple[str, ...] = ()
-    aux_share: float = Field(default=0.0, ge=0, lt=1)
-    match_main: bool = True
-    negative_group_size: int | None = Field(default=None, ge=2)
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> "StreamConfig":
-        if (self.kind == "region") != (self.num_images is not None):
-            raise ValueError("num_images belongs to region streams, and they need it: images per step")
-        if bool(self.aux_sources) != bool(self.aux_share):
-            raise ValueError("aux_sources and aux_share belong together")
-        if not self.match_main and not self.aux_sources:
-            raise ValueError("match_main: false leaves no batch with a matching loss unless there are aux_sources")
-        return self
-
-    @property
-    def row_groups(self) -> int:
-        """Number of groups of the images of a region step; rows are chosen within each group.
-
-        The largest number that divides images and rows evenly and leaves at least 50 images in each group, from which
-        a process of the released recipe chose 128 rows. It does not depend on the number of processes, and saves
-        them planning images of which they get no row.
-        """
-        if self.num_images is None:
-            return 1
-        common = math.gcd(self.num_images, self.batch_size)
-        most = max(1, self.num_images // IMAGES_PER_GROUP)
-        return max(number for number in range(1, most + 1) if common % number == 0)
-
-    @property
-    def label(self) -> str:
-        """Name of the stream in metrics and in the record of consumed samples."""
-        return self.name or self.kind
-
-    @property
-    def items_per_step(self) -> int:
-        """Samples drawn per step over all processes."""
-        return self.num_images or self.batch_size
+Phrases = tuple[tuple[str, int], ...]  # sources whose region phrases are captions, and how many of an image in a pass
 
 
 @dataclass(frozen=True)
@@ -98,26 +46,169 @@ class ShardSet:
         self.rows = functools.lru_cache(max_open)(lambda shard: ShardRows(self.files[shard].index))
         self.payloads = functools.lru_cache(max_open)(lambda shard: PayloadFile(self.files[shard].media))
         self.usable = functools.lru_cache(8 * max_open)(self._usable)
+        self.texts = functools.lru_cache(8 * max_open)(self._texts)
         self._counts: tuple[IndexCounts, ...] = ()
+        self._text_counts: tuple[TextCounts, ...] = ()
 
     def counts(self, kind: StreamKind, sources: tuple[str, ...]) -> list[int]:
         """How many rows of each shard a stream of that kind can use."""
+        return [counts.of(kind, sources) for counts in self._all_counts()]
+
+    def text_counts(self, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases) -> list[int]:
+        """How many rows of each shard a stream with a row per caption has in a pass."""
+        return [counts.of(kind, sources, dict(phrases)) for counts in self._all_text_counts()]
+
+    def grain_counts(self, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...]) -> list[int]:
+        """How many rows of each shard have a box of one of these grains."""
+        return [counts.with_grain(kind, sources, grains) for counts in self._all_text_counts()]
+
+    def sources(self) -> list[str]:
+        """Every source that has a row in a shard."""
+        return sorted(
+            {source for counts in self._all_counts() for _, source in (*counts.with_caption, *counts.with_box)}
+        )
+
+    def _all_counts(self) -> tuple[IndexCounts, ...]:
         if not self._counts:
             self._counts = count_rows([files.index for files in self.files])
-        return [counts.of(kind, sources) for counts in self._counts]
+        return self._counts
 
-    def _usable(self, shard: int, kind: StreamKind, sources: tuple[str, ...]) -> np.ndarray:
+    def _all_text_counts(self) -> tuple[TextCounts, ...]:
+        if not self._text_counts:
+            self._text_counts = count_texts([files.index for files in self.files])
+        return self._text_counts
+
+    def _usable(
+        self, shard: int, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...] = ()
+    ) -> np.ndarray:
         """Row numbers of a shard that a stream of that kind can use."""
-        return self.rows(shard).usable(kind, sources)
+        return self.rows(shard).usable(kind, sources, grains)
+
+    def _texts(
+        self, shard: int, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of a shard's rows of these sources, ascending, and at which text of a pass each ends."""
+        rows = self.rows(shard)
+        num_captions, num_phrases = rows.num_texts()
+        numbers = np.sort(np.concatenate([rows.of(kind, (source,)) for source in sources]))
+        limits = np.zeros(len(rows), dtype=np.int64)
+        for source, most in phrases:
+            limits[rows.of(kind, (source,))] = most
+        return numbers, np.cumsum(num_captions[numbers] + np.minimum(num_phrases, limits)[numbers])
 
     def __reduce__(self) -> tuple[Callable[..., "ShardSet"], tuple[Any, ...]]:
-        return _shard_set, (self.files, self._max_open, self._counts)
+        return _shard_set, (self.files, self._max_open, self._counts, self._text_counts)
 
 
-def _shard_set(files: tuple[ShardFiles, ...], max_open: int, counts: tuple[IndexCounts, ...]) -> ShardSet:
+def _shard_set(
+    files: tuple[ShardFiles, ...],
+    max_open: int,
+    counts: tuple[IndexCounts, ...],
+    text_counts: tuple[TextCounts, ...],
+) -> ShardSet:
     shards = ShardSet(files, max_open)
-    shards._counts = counts
+    shards._counts, shards._text_counts = counts, text_counts
     return shards
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The rows of some sources of a stream, ranked together in each shard: images, or with `per_caption` texts.
+
+    The texts of an image are its captions, then as many of its region phrases as `phrases` allows in a pass. With
+    `grains` its boxes are those of these grains alone.
+    """
+
+    shards: ShardSet
+    kind: StreamKind
+    sources: tuple[str, ...]
+    per_caption: bool = False
+    phrases: Phrases = ()
+    grains: tuple[str, ...] = ()
+
+    def counts(self) -> list[int]:
+        """Rows of each shard."""
+        if self.grains:
+            return self.shards.grain_counts(self.kind, self.sources, self.grains)
+        if self.per_caption:
+            return self.shards.text_counts(self.kind, self.sources, self.phrases)
+        return self.shards.counts(self.kind, self.sources)
+
+    def images(self, shard: int) -> np.ndarray:
+        """The image of every row of a shard, by number."""
+        if not self.per_caption:
+            return np.arange(len(self.shards.usable(shard, self.kind, self.sources, self.grains)))
+        _, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
+        return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+
+    def number(self, place: Place) -> int:
+        """Number of the row in the shard's index."""
+        if not self.per_caption:
+            return int(self.shards.usable(place.shard, self.kind, self.sources, self.grains)[place.row])
+        numbers, ends = self.shards.texts(place.shard, self.kind, self.sources, self.phrases)
+        return int(numbers[np.searchsorted(ends, place.row, side="right")])
+
+    def row(self, place: Place, seed: int) -> Row:
+        """The row; with `per_caption` it has one caption and a variant of its own."""
+        rows, number = self.shards.rows(place.shard), self.number(place)
+        row = rows.row(number)
+        if self.grains:
+            kept = rows.of_grains(number, self.grains)
+            labels, texts = (tuple(each[place] for place in kept) for each in (row.labels, row.texts))
+            boxes = tuple(row.boxes[place] for place in kept)
+            return replace(row, labels=labels, texts=texts, boxes=boxes)
+        if not self.per_caption:
+            return row
+        numbers, ends = self.shards.texts(place.shard, self.kind, self.sources, self.phrases)
+        image = int(np.searchsorted(numbers, number))
+        text = place.row - (int(ends[image - 1]) if image else 0)
+        if text < len(row.captions):
+            caption = row.captions[text]
+        else:
+            phrases = Draws(seed, row.key, "phrases").shuffled(rows.phrases(number))
+            in_a_pass = int(ends[image]) - (int(ends[image - 1]) if image else 0) - len(row.captions)
+            caption = phrases[(place.epoch * in_a_pass + text - len(row.captions)) % len(phrases)]
+        return replace(row, captions=(caption,), variant=f"/text{text}")
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The rows of a stream, or of its aux part, in groups of sources that a pass draws equally often."""
+
+    groups: tuple[RowGroup, ...]
+    weights: tuple[Fraction, ...]
+
+    def images(self, group: int, shard: int) -> np.ndarray:
+        """The image of every row of a group in a shard, by number."""
+        return self.groups[group].images(shard)
+
+    def order(self, seed: int, name: str, window: int) -> WindowedOrder | WeightedOrder:
+        """The order in which a stream of that name reads them."""
+        if not self.groups[0].per_caption and self.weights == (Fraction(1),):
+            return WindowedOrder(self.groups[0].counts(), seed, name, window)
+        groups = [Group(tuple(rows.counts()), weight) for rows, weight in zip(self.groups, self.weights, strict=True)]
+        return WeightedOrder(groups, seed, name, window, self.images)
+
+
+def row_groups(shards: ShardSet, config: StreamConfig, sources: tuple[str, ...]) -> RowGroups:
+    """The rows of a stream that come from `sources` (none named: all)."""
+    per_caption = config.rows_per == "caption"
+    phrases = tuple(sorted(config.region_captions.items()))
+    if not per_caption and not config.weights:
+        return RowGroups((RowGroup(shards, config.kind, sources, grains=config.grains),), (Fraction(1),))
+    by_weight: dict[Fraction, list[str]] = {}
+    for source in sorted(sources or shards.sources()):
+        by_weight.setdefault(weight_of(config, source), []).append(source)
+    groups = tuple(
+        RowGroup(shards, config.kind, tuple(members), per_caption, phrases, config.grains)
+        for members in by_weight.values()
+    )
+    return RowGroups(groups, tuple(by_weight))
+
+
+def weight_of(config: StreamConfig, source: str) -> Fraction:
+    """How often a pass draws a row of that source, as a ratio of whole numbers."""
+    return Fraction(str(config.weights.get(source, 1))).limit_denominator(10**6)
 
 
 @dataclass(frozen=True)
@@ -134,21 +225,28 @@ class Stream:
     def __init__(self, config: StreamConfig, shards: ShardSet, seed: int, window: int) -> None:
         self.config = config
         self.shards = shards
-        self._sources = {False: config.sources, True: config.aux_sources}
+        self._seed = seed
+        sources = {False: config.sources, True: config.aux_sources}
+        self._rows = {
+            is_aux: row_groups(shards, config, names) for is_aux, names in sources.items() if names or not is_aux
+        }
         self._orders = {
-            is_aux: WindowedOrder(
-                shards.counts(config.kind, sources),
-                seed,
-                f"{config.label}{'-aux' if is_aux else ''}",
-                window,
-            )
-            for is_aux, sources in self._sources.items()
-            if sources or not is_aux
+            is_aux: rows.order(seed, f"{config.label}{'-aux' if is_aux else ''}", window)
+            for is_aux, rows in self._rows.items()
         }
 
     def size(self, is_aux: bool = False) -> int:
         """Rows per epoch."""
         return self._orders[is_aux].size
+
+    def rows_of_sources(self, is_aux: bool = False) -> Mapping[str, float]:
+        """Rows per epoch by source, on average where a weight is not whole."""
+        groups = self._rows[is_aux].groups
+        sources = [source for group in groups for source in group.sources or self.shards.sources()]
+        return {
+            source: float(weight_of(self.config, source) * sum(replace(groups[0], sources=(source,)).counts()))
+            for source in sorted(sources)
+        }
 
     def is_aux_step(self, step: int) -> bool:
         """True if the batch of `step` comes from the aux sources."""
@@ -168,15 +266,15 @@ class Stream:
 
     def row(self, slot: Slot, place: Place) -> Row:
         """The row at `place`, from the shard's index."""
-        return self.shards.rows(place.shard).row(self._number(slot, place))
+        return self._group(slot, place).row(place, self._seed)
 
     def payload(self, slot: Slot, place: Place) -> bytes:
         """The stored media bytes at `place`; CorruptArtifact if the shard is damaged."""
-        location = self.shards.rows(place.shard).location(self._number(slot, place))
+        location = self.shards.rows(place.shard).location(self._group(slot, place).number(place))
         return self.shards.payloads(place.shard).read(location.key, location.offset, location.bytes, location.sha256)
 
-    def _number(self, slot: Slot, place: Place) -> int:
-        return int(self.shards.usable(place.shard, self.config.kind, self._sources[slot.is_aux])[place.row])
+    def _group(self, slot: Slot, place: Place) -> RowGroup:
+        return self._rows[slot.is_aux].groups[place.group]
 
     def _num_aux(self, steps: int) -> int:
         """How many of the first `steps` batches are aux; the small addition corrects rounding (0.15 * 20 = 2.99...)."""

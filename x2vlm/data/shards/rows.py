@@ -4,6 +4,7 @@ Decoding a row of the index into a `Sample` takes 0.15 ms, a seventh of what an 
 A shard of ten thousand images with eight boxes each is 10 MB of arrays here and 40 MB as the whole index.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from x2vlm.data.kinds import StreamKind
 from x2vlm.data.shards.shard import OpenableFile, read_index
 from x2vlm.data.text.concept_texts import concept_texts
 from x2vlm.data.text.texts import concept_text
-from x2vlm.samples import Box, MediaKind, Sample
+from x2vlm.samples import Box, Grain, MediaKind, Sample
 
+GRAIN = "concepts.list.element.grain"
 COLUMNS = (
     "key",
     "source",
@@ -36,7 +38,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sample as training reads it. `texts` describe the boxes, attributes included; `labels` are without them."""
+    """A sample as training reads it. `texts` describe the boxes, attributes included; `labels` are without them.
+
+    `variant` is part of the labels of a row's draws: rows of one image with a caption each are cut and masked each in
+    their own way.
+    """
 
     key: str
     kind: MediaKind
@@ -47,6 +53,7 @@ class Row:
     labels: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     boxes: tuple[Box, ...] = ()
+    variant: str = ""
 
 
 def row_of(sample: Sample) -> Row:
@@ -79,6 +86,7 @@ class ShardRows:
     """The rows of one shard's index (key order). CorruptArtifact if it is missing or not an index."""
 
     def __init__(self, index: OpenableFile) -> None:
+        self._index = index
         table = read_index(index, COLUMNS).combine_chunks()
         self._keys, self._sources, self._kinds = (_array(table, name) for name in ("key", "source", "kind"))
         media = _array(table, "media")
@@ -112,6 +120,36 @@ class ShardRows:
             boxes=tuple(Box(*sides) for sides in self._boxes[concepts].tolist()),
         )
 
+    def phrases(self, number: int) -> list[str]:
+        """The phrases of the regions of that row, in the order of its concepts."""
+        concepts = _span(self._concept_ends, number)
+        return [self._texts[concepts.start + place].as_py() for place in self.of_grains(number, (Grain.REGION,))]
+
+    def of_grains(self, number: int, grains: Sequence[str]) -> list[int]:
+        """Which concepts of that row are of one of these grains, in their order."""
+        own = self._grain_codes[_span(self._concept_ends, number)]
+        codes = [code for code, name in enumerate(self._grain_names) if name in grains]
+        places: list[int] = np.flatnonzero(np.isin(own, codes)).tolist()
+        return places
+
+    def num_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many captions, and how many region phrases, each row has."""
+        return np.diff(self._caption_ends), num_of_grains(self._grains, (Grain.REGION,))
+
+    @functools.cached_property
+    def _grains(self) -> pa.ListArray:
+        """The concepts with their grain alone. Read when it is asked for: most streams never do."""
+        return _array(read_index(self._index, (GRAIN,)).combine_chunks(), "concepts")
+
+    @functools.cached_property
+    def _grain_codes(self) -> np.ndarray:
+        """The grain of every concept, as a number into `_grain_names`."""
+        return encoded(self._grains.flatten().field("grain"))[0]
+
+    @functools.cached_property
+    def _grain_names(self) -> list[str]:
+        return encoded(self._grains.flatten().field("grain"))[1]
+
     def location(self, number: int) -> Location:
         """Where the payload of that row lies."""
         return Location(
@@ -121,9 +159,15 @@ class ShardRows:
             self._payload_sha256[number].as_py(),
         )
 
-    def usable(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
-        """Ascending numbers of the rows that a stream can use: see `usable`."""
+    def of(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
+        """Ascending numbers of the rows of some sources with the medium of that kind of stream, texts or not."""
+        return np.flatnonzero(usable(self._kinds, self._sources, np.ones(len(self)), kind, sources))
+
+    def usable(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> np.ndarray:
+        """Ascending numbers of the rows that a stream can use: see `usable`. `grains` of boxes; none named: any."""
         counts = np.diff(self._concept_ends if kind == "region" else self._caption_ends)
+        if grains:
+            counts = num_of_grains(self._grains, grains)
         return np.flatnonzero(usable(self._kinds, self._sources, counts, kind, sources)).astype(np.int32)
 
 
@@ -144,6 +188,14 @@ def _is_one_of(texts: pa.Array, wanted: Sequence[str]) -> np.ndarray:
     codes, names = encoded(texts)
     found: np.ndarray = np.isin(codes, [code for code, name in enumerate(names) if name in wanted])
     return found
+
+
+def num_of_grains(concepts: pa.ListArray, grains: Sequence[str]) -> np.ndarray:
+    """How many concepts of each row are of one of these grains, of concepts with their field `grain`."""
+    is_one = _is_one_of(concepts.flatten().field("grain"), grains)
+    before = np.concatenate([[0], np.cumsum(is_one, dtype=np.int64)])
+    counts: np.ndarray = np.diff(before[list_ends(concepts)])
+    return counts
 
 
 def encoded(texts: pa.Array) -> tuple[np.ndarray, list[str]]:

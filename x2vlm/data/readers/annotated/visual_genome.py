@@ -1,5 +1,7 @@
 """Visual Genome: one sample per image, with its region phrases, objects and relationships. No captions (T = NaN).
 
+An image stream takes the phrases as captions where it says so (`StreamConfig.region_captions`), relationships too.
+
 Roles: `images` (image_data.json), and at least one of `regions` (region_descriptions.json), `attributes`
 (attributes.json), `objects` (objects.json), `relationships` (relationships.json). Files are streamed and joined on
 disk: memory is that of `x2vlm.data.readers.join` and one image's annotations.
