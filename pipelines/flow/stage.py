@@ -16,13 +16,17 @@ Json = Any  # anything `canonical_json` accepts
 
 @dataclass(frozen=True)
 class InputFile:
-    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint."""
+    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint.
+
+    Nor does `detail`, what the planner took from the summary of the file's part for whoever reads the file.
+    """
 
     path: str  # name inside its part ("rows.parquet"), or the file name of an upstream source
     bytes: int
     sha256: str
     uri: str
     rows: int | None = None
+    detail: Mapping[str, Json] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

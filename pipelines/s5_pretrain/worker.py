@@ -78,7 +78,8 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
         return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
 
-    cache = ShardCache(Path(runtime.shard_cache or DEFAULT_FOLDER), runtime.shard_cache_bytes)
+    folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
+    cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
     trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
     torch.set_num_threads(config.train.cpu_threads)
     model = random_model(config)
@@ -89,7 +90,12 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         loader(trained),
         config.train,
         ranks,
-        CheckpointStore(f"{state}/checkpoints", config.train.keep_checkpoints),
+        CheckpointStore(
+            f"{state}/checkpoints",
+            config.train.keep_checkpoints,
+            runtime.keep_every,
+            retry_seconds=runtime.store_retry_seconds,
+        ),
         f"{state}/{METRICS}",
         job["facts"],
         _num_readers(config, runtime),

@@ -81,10 +81,14 @@ class StreamConfig(FrozenConfig):
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened."""
+    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened.
+
+    `counts` are those of the index, where the pack stage recorded them.
+    """
 
     media: OpenableFile
     index: OpenableFile
+    counts: IndexCounts | None = None
 
 
 class ShardSet:
@@ -103,7 +107,9 @@ class ShardSet:
     def counts(self, kind: StreamKind, sources: tuple[str, ...]) -> list[int]:
         """How many rows of each shard a stream of that kind can use."""
         if not self._counts:
-            self._counts = count_rows([files.index for files in self.files])
+            unknown = [files.index for files in self.files if files.counts is None]
+            counted = iter(count_rows(unknown))
+            self._counts = tuple(files.counts or next(counted) for files in self.files)
         return [counts.of(kind, sources) for counts in self._counts]
 
     def _usable(self, shard: int, kind: StreamKind, sources: tuple[str, ...]) -> np.ndarray:
