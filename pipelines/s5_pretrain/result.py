@@ -88,8 +88,8 @@ def _copy_metrics(out: PartWriter, steps: int) -> tuple[int, list[dict[str, Any]
             last.append(values)
     if num_lines != steps:
         raise StageFailed(
-            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {num_lines} of {steps} "
-            "is missing or comes twice; rerun with force"
+            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {num_lines} of "
+            f"{steps} is missing or comes twice; rerun with force"
         )
     return num_substitutes, list(last)
 

@@ -59,7 +59,7 @@ def watched(tmp_path_factory):
     records = []
     handler = logging.Handler()
     handler.emit = lambda record: records.append(record.getMessage())
-    logger = logging.getLogger("x2vlm.train.loop")
+    logger = logging.getLogger("x2vlm.train.recording.writer")
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)

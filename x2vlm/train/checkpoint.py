@@ -110,7 +110,6 @@ class CheckpointStore:
                     found = _load(path, folder)
                     self._trusted.add(folder)
                     return found
-            self._bad.add(folder)
             log.warning("checkpoint_skipped folder=%s problem=%s", folder, problem)
         return None
 
@@ -177,21 +176,26 @@ class CheckpointStore:
     @contextmanager
     def _fetched(self, folder: str) -> Iterator[tuple[Path, str | None]]:
         """A checkpoint's files as a local folder, and what is wrong with it (None: nothing)."""
-        name = folder.rsplit("/", 1)[-1]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(folder) if self._files.is_local else Path(scratch)
+            problem = self._fetch(folder.rsplit("/", 1)[-1], path)
+            if problem is not None:
+                self._trusted.discard(folder)
+                self._bad.add(folder)
+            yield path, problem
+
+    def _fetch(self, name: str, path: Path) -> str | None:
+        """Copy the files of a remote checkpoint to `path`; what is wrong with them."""
         recorded = self._recorded(name)
         if isinstance(recorded, str):
-            yield Path(folder), recorded
-            return
-        if self._files.is_local:
-            yield Path(folder), _difference(Path(folder), recorded)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
+            return recorded
+        if not self._files.is_local:
             for file in recorded:
                 try:
-                    self._download(f"{name}/{file}", Path(scratch) / file)
+                    self._download(f"{name}/{file}", path / file)
                 except FileNotFoundError:
-                    break  # it is missing in `scratch` too
-            yield Path(scratch), _difference(Path(scratch), recorded)
+                    return f"{file} is missing"
+        return _difference(path, recorded)
 
     def _download(self, name: str, target: Path) -> None:
         path = self._files.path(name)

@@ -65,10 +65,11 @@ def fit(
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
     The first rank writes a checkpoint every `checkpoint_every` steps and at the end, one line of metrics per step, and
-    heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in every checkpoint, with the world size of each
-    interval of steps. `on_step(step)` is called after each step; if `asks_save(step)` on any rank, a checkpoint is
-    written. `num_workers` processes prefetch. `new_parameters` (reference names; default: those without pretrained
-    values) get the larger learning rate. `held_out` are the shards of `validate_every`.
+    heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in every
+    checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step; if
+    `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
+    (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
+    of `validate_every`.
 
     TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
     be. X2VLMError after too many non-finite steps in a row.

@@ -101,7 +101,7 @@ class MetricsLog:
 
 
 def iterate_metrics(series: Path | str) -> Iterator[dict[str, Any]]:
-    """The lines of the metrics `<folder>/metrics.jsonl`, a finished file or the segments of a run, in order of steps."""
+    """The lines of `<folder>/metrics.jsonl`, a finished file or the segments of a run, in the order of steps."""
     for line in read_lines(str(series)):
         yield json.loads(line)
 

@@ -7,7 +7,7 @@ import re
 from pipelines.flow.lineage.run_fields import metric_name
 
 # Times, speeds and memory: two runs with equal results differ in them.
-_TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_")
+_TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_|^slowest_rank$")
 
 
 def is_timing(metric: str) -> bool:
