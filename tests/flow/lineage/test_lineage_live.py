@@ -19,8 +19,8 @@ from pipelines.flow.lineage.dag_runs import LIVE_EARLIER
 from pipelines.flow.lineage.delivery import Delivery
 from pipelines.flow.lineage.facts_writer import LIVE_DIFFERS
 from pipelines.flow.lineage.live_series import LiveFeed, SeriesTail
-from pipelines.flow.lineage.series import series_points, shown_numbers
 from pipelines.flow.lineage.recorder import Lineage, lineage, rebuild, replay
+from pipelines.flow.lineage.series import series_points, shown_numbers
 from pipelines.flow.lineage.spool import Spool, running_series, spools
 from pipelines.flow.run.events import Event, RunFinished
 from pipelines.flow.store.store import Store

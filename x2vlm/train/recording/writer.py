@@ -13,6 +13,7 @@ from typing import Any
 
 from x2vlm.errors import StageFailed
 from x2vlm.models.checkpoints.weights import own_tensors
+from x2vlm.stores.calls import seconds_since_failure
 from x2vlm.train.background_saves import BackgroundSaves
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 from x2vlm.train.config import TrainRuntime
@@ -65,6 +66,11 @@ class Writer:
         """Whether a checkpoint was put off and could be written now."""
         return self._is_owed and not self._saves.is_busy
 
+    @property
+    def _patience(self) -> float:
+        """Seconds to wait for the checkpoint under way: none if that was in vain before, or while the store fails."""
+        return 0.0 if self._is_owed or seconds_since_failure() < SAVE_WAIT_SECONDS else SAVE_WAIT_SECONDS
+
     def write(self, lines: list[dict[str, Any]]) -> None:
         """Metrics of finished steps, in order; some of them also on the console."""
         for line in lines:
@@ -91,11 +97,11 @@ class Writer:
         if is_last and self._saves.is_busy:
             self._last = taken
             return
-        waited = 0.0
-        while not self._saves.wait(1.0):
+        waited, most = 0.0, self._patience
+        while not self._saves.wait(min(1.0, most)):
             beat()
             waited += 1.0
-            if waited >= SAVE_WAIT_SECONDS:
+            if waited >= most:
                 self._is_owed = True
                 log.warning("checkpoint_put_off step=%d reason='the previous one is still being written'", step)
                 return
