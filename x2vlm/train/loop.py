@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -161,12 +162,13 @@ class _StepEnd:
         StageFailed on every rank if it could not be written.
         """
         error: Exception | None = None
+        seconds = min(SETTLE_SECONDS, (self.runtime.stall_seconds or math.inf) / 4)
         while True:
             self.watchdog.beat(step, "save")
             said = []
             if self.writer is not None:
                 try:
-                    said = ["done" if self.writer.settle(SETTLE_SECONDS) else "busy"]
+                    said = ["done" if self.writer.settle(seconds) else "busy"]
                 except Exception as raised:
                     error, said = raised, [f"{type(raised).__name__}: {raised}"]
             (outcome,) = gather_json(said, self.trainer.ranks)
