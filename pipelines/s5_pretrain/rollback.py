@@ -3,8 +3,8 @@
     python -m pipelines.s5_pretrain.rollback STORE/state/pretrain/FINGERPRINT --to 120000 --reason "loss diverged"
 
 Stop the run first. Later checkpoints do not count any more and are removed as newer ones are saved; the record is in
-`checkpoints/rollbacks.json`, in every later checkpoint, and in the summary of the trained part. The command that started
-the run then goes on from that step. Exit codes: 0 done, 3 no such checkpoint.
+`checkpoints/rollbacks.json`, in every later checkpoint, and in the summary of the trained part. The command that
+started the run then goes on from that step. Exit codes: 0 done, 3 no such checkpoint.
 """
 
 import argparse
@@ -31,9 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         later = CheckpointStore(f"{given.state.rstrip('/')}/checkpoints").roll_back(given.to, given.reason)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return EXIT_USAGE
-    print(f"the run goes on from step {given.to}; checkpoints that do not count any more: {later or 'none'}")
+    told = f"the run goes on from step {given.to}; checkpoints that do not count any more: {later or 'none'}"
+    sys.stdout.write(f"{told}\n")
     return 0
 
 
