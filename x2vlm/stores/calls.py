@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RETRY_SECONDS = 1800.0
+RETRY_SECONDS = 900.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between two tries
 _FINAL = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError),

@@ -96,7 +96,7 @@ class TrainRuntime(FrozenConfig):
     max_failures: int = Field(default=3, ge=0)
     cpus_per_worker: float = Field(default=1.0, gt=0)
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    store_retry_seconds: float = Field(default=1800.0, gt=0)
+    store_retry_seconds: float = Field(default=900.0, gt=0)
     keep_every: int | None = Field(default=None, ge=1)
     loss_spike: float | None = Field(default=6.0, gt=0)
     tensorboard: bool = False
