@@ -17,9 +17,9 @@ from typing import Any
 
 import fsspec
 
-from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.s3 import s3_client, s3_in_environment, s3_server
 from tests.support.training.corpus import DATA, TOKENIZER, make_shards
+from tests.support.training.faulty_store import FaultyStore, faulty_store
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import ShardCache, local_shards
 from x2vlm.data.shards.row_counts import count_of

@@ -3,8 +3,8 @@
 import fsspec
 import pytest
 
-from tests.support.faulty_store import faulty_store
 from tests.support.s3 import s3_client, s3_in_environment, s3_server
+from tests.support.training.faulty_store import faulty_store
 from x2vlm.stores import calls
 
 FAST = {"config_kwargs": {"read_timeout": 0.5, "connect_timeout": 0.5, "retries": {"max_attempts": 1}}}
