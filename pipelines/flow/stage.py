@@ -175,8 +175,9 @@ class Stage:
     run_part: Callable[[Any, PartReader, Part, PartWriter], PartResult]
     finish: Callable[[Any, Sequence["PartSummary"]], Mapping[str, Json]] | None = None
     allow_zero_rows: bool = False
-    # A JSON-lines file that a running part lets grow in its state folder, with a "step" per line, and whose final form
-    # is its "metric_series": whoever watches may show it before the part is done.
+    # A JSON-lines file, or segments in its place (`x2vlm.stores.segments`), that a running part lets grow in its state
+    # folder, with a "step" per line, and whose final form is its "metric_series": whoever watches may show it before
+    # the part is done.
     live_series: str | None = None
     # Called as (config, key of the node, its upstream files) for every node that is due, before anything runs: raises
     # an X2VLMError for what would stop its parts later. Neither this nor `on_driver` is part of a fingerprint.
