@@ -11,6 +11,7 @@ import pytest
 
 from x2vlm.data.loading.shard_cache import ShardCache, seconds_since_wait
 from x2vlm.errors import ConfigError
+from x2vlm.stores import calls
 from x2vlm.stores.calls import StoreFiles, StoreUnavailable, is_final, retrying, seconds_since_failure
 
 FAILURES = ["refuse", "reset", "error", "throttle", "hang"]
@@ -21,8 +22,17 @@ def uri():
     return f"s3://runs/{uuid.uuid4().hex}"
 
 
-def _restore(store, seconds):
-    threading.Timer(seconds, setattr, (store, "failure", "")).start()
+def _fail_once(store, failure):
+    """Let the store fail until a call has noticed it: so that call must be tried again to succeed."""
+    began = time.monotonic()
+    store.failure = failure
+
+    def restore():
+        while time.monotonic() - began < 60 and calls._last_failure < began:
+            time.sleep(0.02)
+        store.failure = ""
+
+    threading.Thread(target=restore, daemon=True).start()
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -30,25 +40,16 @@ def test_an_outage_is_waited_for(store, uri, failure, tmp_path):
     files = StoreFiles(uri)
     files.write("a.json", b"old")
     (tmp_path / "b").write_bytes(b"b" * 100_000)
-    store.failure = failure
-    _restore(store, 1.0)
-    began = time.monotonic()
-    files.write("a.json", b"new")
-    assert time.monotonic() - began > 0.5
-    assert failure == "hang" or seconds_since_failure() < 60  # a short time-out is tried again below us
-    for call in (
-        lambda: files.upload(tmp_path / "b", "b"),
-        lambda: files.names(),
-        lambda: files.read("a.json"),
-        lambda: files.remove("a.json"),
+    for call, expected in (
+        (lambda: files.write("a.json", b"new"), None),
+        (lambda: files.upload(tmp_path / "b", "b"), None),
+        (lambda: files.names(), ["a.json", "b"]),
+        (lambda: files.read("a.json"), b"new"),
+        (lambda: files.remove("a.json"), None),
     ):
-        store.failure = failure
-        _restore(store, 0.4)
-        result = call()
-        if isinstance(result, list):
-            assert result == ["a.json", "b"]
-        elif isinstance(result, bytes):
-            assert result == b"new"
+        _fail_once(store, failure)
+        assert call() == expected
+        assert store.failure == ""
     assert files.names() == ["b"]
     assert files.read("b") == b"b" * 100_000
 
@@ -57,11 +58,9 @@ def test_half_an_answer_is_no_answer(store, uri, tmp_path):
     files = StoreFiles(uri)
     content = bytes(range(256)) * 400
     files.write("shard-00000.tar", content)
-    store.failure = "cut"
-    _restore(store, 0.5)
+    _fail_once(store, "cut")
     assert files.read("shard-00000.tar") == content
-    store.failure = "cut"
-    _restore(store, 0.5)
+    _fail_once(store, "cut")
     cache = ShardCache(tmp_path / "cache")
     path = cache.fetch(f"{uri}/shard-00000.tar", hashlib.sha256(content).hexdigest())
     assert path.read_bytes() == content
@@ -71,8 +70,7 @@ def test_a_reader_that_waits_for_a_shard_leaves_a_sign(store, uri, tmp_path):
     StoreFiles(uri).write("shard-00000.tar", b"content")
     cache = ShardCache(tmp_path / "cache", max_bytes=1000)
     assert seconds_since_wait(tmp_path / "cache") == float("inf")
-    store.failure = "error"
-    _restore(store, 0.6)
+    _fail_once(store, "error")
     cache.fetch(f"{uri}/shard-00000.tar", hashlib.sha256(b"content").hexdigest())
     assert seconds_since_wait(tmp_path / "cache") < 10
 
@@ -107,27 +105,27 @@ FINAL = [
 
 @pytest.mark.parametrize("error", FINAL, ids=[type(error).__name__ for error in FINAL])
 def test_final_errors_are_raised_at_once(error):
-    calls = []
+    tries = []
 
     def call():
-        calls.append(0)
+        tries.append(0)
         raise error
 
     assert is_final(error)
     with pytest.raises(type(error)):
         retrying(call, "test")
-    assert len(calls) == 1
+    assert len(tries) == 1
 
 
 def test_pauses_grow_and_leave_the_global_random_numbers_alone(monkeypatch):
-    pauses, calls = [], []
+    pauses, tries = [], []
     monkeypatch.setattr(time, "sleep", pauses.append)
     random.seed(3)
     expected = random.Random(3).random()
 
     def call():
-        calls.append(0)
-        if len(calls) < 12:
+        tries.append(0)
+        if len(tries) < 12:
             raise ConnectionResetError("reset by peer")
         return "there"
 
