@@ -201,7 +201,7 @@ def test_a_changed_index_is_refused(inputs, tmp_path):
     part = inputs["shards"][0].parts[0]
     tar, index = part.files
     job = {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": "0" * 64}
-    with pytest.raises(CorruptArtifact, match="rerun pack"):
+    with pytest.raises(CorruptArtifact, match="rerun the pack stage"):
         local_shards([job])
 
 
