@@ -14,6 +14,7 @@ EXTRA_OF = {
     "open_clip": "pipeline",
     "ray": "pipeline",
     "s3fs": "pipeline",
+    "tensorboard": "tensorboard",
     "webdataset": "pipeline",
 }
 """Import name -> the extra of pyproject.toml that installs it."""

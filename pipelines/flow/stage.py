@@ -16,13 +16,17 @@ Json = Any  # anything `canonical_json` accepts
 
 @dataclass(frozen=True)
 class InputFile:
-    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint."""
+    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint.
+
+    Nor does `detail`, what the planner took from the summary of the file's part for whoever reads the file.
+    """
 
     path: str  # name inside its part ("rows.parquet"), or the file name of an upstream source
     bytes: int
     sha256: str
     uri: str
     rows: int | None = None
+    detail: Mapping[str, Json] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,9 @@ class Stage:
     run_part: Callable[[Any, PartReader, Part, PartWriter], PartResult]
     finish: Callable[[Any, Sequence["PartSummary"]], Mapping[str, Json]] | None = None
     allow_zero_rows: bool = False
-    # A JSON-lines file that a running part lets grow in its state folder, with a "step" per line, and whose final form
-    # is its "metric_series": whoever watches may show it before the part is done.
+    # A JSON-lines file, or segments in its place (`x2vlm.stores.segments`), that a running part lets grow in its state
+    # folder, with a "step" per line, and whose final form is its "metric_series": whoever watches may show it before
+    # the part is done.
     live_series: str | None = None
     # Called as (config, key of the node, its upstream files) for every node that is due, before anything runs: raises
     # an X2VLMError for what would stop its parts later. Neither this nor `on_driver` is part of a fingerprint.

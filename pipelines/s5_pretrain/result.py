@@ -1,12 +1,11 @@
 """The outputs of a finished pre-training: weights, metrics, and the record of the samples of every step."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,8 +20,10 @@ from x2vlm.errors import StageFailed
 from x2vlm.inference.card import CardFacts
 from x2vlm.inference.pretrained import save_weights
 from x2vlm.inference.processor import Processor, processor_for
+from x2vlm.stores.calls import StoreFiles
+from x2vlm.stores.segments import read_lines
 from x2vlm.train.checkpoint import CheckpointStore
-from x2vlm.train.metrics import read_metrics
+from x2vlm.train.metrics import iterate_metrics
 from x2vlm.train.validation import split_shards
 
 SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
@@ -46,37 +47,60 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
         processor_of(config, vocabulary),
         describe_model(config, facts["shards_root"]),
     )
-    with fsspec.open(f"{out.state_uri}/{METRICS}", "rb") as source, (out.path / METRICS).open("wb") as target:
-        shutil.copyfileobj(source, target)
-    metrics = read_metrics(out.path / METRICS)
-    if [line["step"] for line in metrics] != list(range(steps)):
-        raise StageFailed(
-            f"pretrain: {out.state_uri}/{METRICS} does not hold every step exactly once; rerun with force"
-        )
+    num_substitutes, last = _copy_metrics(out, steps)
     file_rows = {METRICS: steps}
+    if rollbacks := checkpoint.facts.get("rollbacks"):
+        facts |= {"rollbacks": rollbacks}
     if config.start is not None:
         facts |= {"start": _copy_start_report(out)}
     if config.record_samples:
-        file_rows["samples.parquet"] = _write_samples(config, inputs, part, metrics, out.path / "samples.parquet")
+        file_rows["samples.parquet"] = _write_samples(
+            config, inputs, part, iterate_metrics(out.path / METRICS), out.path / "samples.parquet"
+        )
     return PartResult(
         counts={"rows": Count(steps, steps)},
         file_rows=file_rows,
         summary={
-            "metrics": final_metrics(metrics),
+            "metrics": final_metrics(last),
             "metric_series": METRICS,
             "model": {"name": "x2vlm", "type": "x2vlm-pretrain"},
-            "num_substitutes": sum(len(line.get("substitutes", ())) for line in metrics),
+            "num_substitutes": num_substitutes,
             **facts,
         },
     )
+
+
+def _copy_metrics(out: PartWriter, steps: int) -> tuple[int, list[dict[str, Any]]]:
+    """Write the segments of the state folder as one file; the number of substitutes in it, and its last lines.
+
+    StageFailed unless it has every step exactly once.
+    """
+    num_lines = num_substitutes = 0
+    last: deque[dict[str, Any]] = deque(maxlen=NUM_FINAL_STEPS)
+    with (out.path / METRICS).open("wb") as target:
+        for line in read_lines(f"{out.state_uri}/{METRICS}"):
+            values = json.loads(line)
+            if values["step"] != num_lines:
+                break
+            target.write(line)
+            num_lines += 1
+            num_substitutes += len(values.get("substitutes", ()))
+            last.append(values)
+    if num_lines != steps:
+        raise StageFailed(
+            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {num_lines} of "
+            f"{steps} is missing or comes twice; rerun with force"
+        )
+    return num_substitutes, list(last)
 
 
 def _copy_start_report(out: PartWriter) -> dict[str, Any]:
     """Copy the report of the initial weights to `out`; returns its counts."""
     from pipelines.s5_pretrain.start_weights import REPORT, summary_of
 
-    with fsspec.open(f"{out.state_uri}/{REPORT}", "rb") as source:
-        content: bytes = source.read()
+    content = StoreFiles(out.state_uri).read(REPORT)
+    if content is None:
+        raise StageFailed(f"pretrain: {out.state_uri}/{REPORT} is missing; rerun with force")
     (out.path / REPORT).write_bytes(content)
     return summary_of(json.loads(content))
 
@@ -112,7 +136,7 @@ def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _write_samples(
-    config: PretrainConfig, inputs: PartReader, part: Part, metrics: Sequence[Mapping[str, Any]], path: Path
+    config: PretrainConfig, inputs: PartReader, part: Part, metrics: Iterable[Mapping[str, Any]], path: Path
 ) -> int:
     """Write the samples of every step, computed from the order and the recorded substitutes; returns the row count."""
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
@@ -135,7 +159,7 @@ def _write_samples(
     return num_rows
 
 
-def consumed_samples(loader: StepLoader, metrics: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
+def consumed_samples(loader: StepLoader, metrics: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
     """(step, stream, key) of every sample that the steps of `metrics` consumed, after the recorded substitutions."""
     for line in metrics:
         substitutes = line.get("substitutes", ())

@@ -7,12 +7,14 @@ the same command continues from the newest valid checkpoint. A part writes `mode
 parameter): a folder that `x2vlm.inference.load` can read.
 """
 
+import dataclasses
 from typing import Any
 
-from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import InputFile, InputPart, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
 from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
+from x2vlm.data.shards.row_counts import USABLE_ROWS
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
@@ -21,7 +23,12 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
     """One part that reads every shard, the initial weights if there are any, and the vocabulary."""
     (shards,) = inputs["shards"]
     (vocabulary,) = inputs["vocabulary"]
-    reads = [Read("shards", file) for part in shards.parts for file in part.files if _is_shard_file(file.path)]
+    reads = [
+        Read("shards", _with_counts(file, part))
+        for part in shards.parts
+        for file in part.files
+        if _is_shard_file(file.path)
+    ]
     reads += start_reads(inputs)
     reads.append(Read("vocabulary", vocabulary.parts[0].files[0]))
     return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
@@ -77,7 +84,13 @@ def pretrain_part(
     return collect(config, inputs, part, out, vocabulary)
 
 
-def _shard_uris(part: Part) -> list[dict[str, str]]:
+def _with_counts(file: InputFile, part: InputPart) -> InputFile:
+    """An index with the counts of its rows, where pack recorded them: a start then opens no index to count."""
+    counts = part.summary.get(USABLE_ROWS) if is_index_file(file.path) else None
+    return file if counts is None else dataclasses.replace(file, detail={USABLE_ROWS: counts})
+
+
+def _shard_uris(part: Part) -> list[dict[str, Any]]:
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     return [
         {
@@ -85,6 +98,7 @@ def _shard_uris(part: Part) -> list[dict[str, str]]:
             "media_sha256": file.sha256,
             "index": files[index_name(path)].uri,
             "index_sha256": files[index_name(path)].sha256,
+            **({"rows": counts} if (counts := files[index_name(path)].detail.get(USABLE_ROWS)) is not None else {}),
         }
         for path, file in sorted(files.items())
         if is_media_file(path)

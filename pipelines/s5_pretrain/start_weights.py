@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 from safetensors.torch import load, save
 
@@ -25,6 +24,7 @@ from x2vlm.models.checkpoints.swap import load_swapped
 from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors, read_tensors, shown_file
 from x2vlm.models.files import CONFIG_FILE, MODEL_FILES, WEIGHTS_FILE
 from x2vlm.models.x2vlm import X2VLM, build_model
+from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.optim import NEW_HEADS
 
 log = logging.getLogger(__name__)
@@ -180,18 +180,10 @@ def _require_filled(report: LoadReport, start: StartConfig) -> None:
 
 
 def _read(uri: str) -> bytes | None:
-    try:
-        with fsspec.open(uri, "rb") as stream:
-            content: bytes = stream.read()
-            return content
-    except FileNotFoundError:
-        return None
+    folder, _, name = uri.rpartition("/")
+    return StoreFiles(folder).read(name)
 
 
 def _write(uri: str, content: bytes) -> None:
-    fs, path = fsspec.core.url_to_fs(uri)
-    fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-    temporary = f"{path}.tmp"
-    with fs.open(temporary, "wb") as stream:
-        stream.write(content)
-    fs.mv(temporary, path)
+    folder, _, name = uri.rpartition("/")
+    StoreFiles(folder).write(name, content)

@@ -13,12 +13,12 @@ import os
 import sys
 from typing import Any
 
-import fsspec
 import torch
 import torch.distributed as dist
 
 from pipelines.s5_pretrain.worker import train_worker
 from x2vlm.errors import ConfigError, X2VLMError
+from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.stopping import EXIT_STOPPED, TrainingStopped
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,11 @@ def read_job(arguments: list[str]) -> dict[str, Any]:
         raise ConfigError(f"this process was not started by torchrun: {USAGE}")
     (uri,) = arguments
     try:
-        with fsspec.open(uri, "rb") as stream:
-            job = json.load(stream)
+        folder, _, name = uri.rpartition("/")
+        content = StoreFiles(folder or ".").read(name)
+        if content is None:
+            raise FileNotFoundError(uri)
+        job = json.loads(content)
     except FileNotFoundError:
         raise ConfigError(
             f"{uri}: no such file. A run leaves job.json in its state folder (<store>/state/pretrain/<fingerprint>) "

@@ -6,13 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from pipelines.flow.live import Counters, Report
+from x2vlm.stores.calls import StoreFiles
+from x2vlm.stores.segments import last_line
 
-LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 20.0  # between two looks; a remote file grows with checkpoints only
-TAIL_BYTES = 65536
+LOCAL_SECONDS, REMOTE_SECONDS = 1.0, 20.0  # between two looks; a remote series grows once a minute
 
 
 @contextlib.contextmanager
@@ -21,8 +19,9 @@ def watched(metrics_uri: str, steps: int, report: Report) -> Iterator[None]:
 
     Nothing depends on it: what cannot be read is not reported.
     """
-    fs, path = fsspec.core.url_to_fs(metrics_uri)
-    seconds = LOCAL_SECONDS if isinstance(fs, LocalFileSystem) else REMOTE_SECONDS
+    folder, _, series = metrics_uri.rpartition("/")
+    files = StoreFiles(folder, retry_seconds=0.0)  # the next look is the next try
+    seconds = LOCAL_SECONDS if files.is_local else REMOTE_SECONDS
     is_over = threading.Event()
 
     def look() -> None:
@@ -30,7 +29,7 @@ def watched(metrics_uri: str, steps: int, report: Report) -> Iterator[None]:
         report(lambda: {"step": 0.0, "steps": float(steps)})
         while not is_over.wait(seconds):
             with contextlib.suppress(Exception):
-                newest = newest_line(fs, path)
+                newest = newest_line(files, series)
                 if newest is not None:
                     counters = {**newest, **pace(newest["step"]), "steps": float(steps)}
                     report(lambda counters=counters: counters)  # type: ignore[misc]
@@ -44,17 +43,12 @@ def watched(metrics_uri: str, steps: int, report: Report) -> Iterator[None]:
         thread.join(2 * seconds)
 
 
-def newest_line(fs: fsspec.AbstractFileSystem, path: str) -> Counters | None:
-    """Finished steps, loss and speed from the last whole line of a metrics file; None if there is none yet."""
-    fs.invalidate_cache()
-    if not fs.exists(path):
+def newest_line(files: StoreFiles, series: str) -> Counters | None:
+    """Finished steps, loss and speed from the last whole line of a series of metrics; None if there is none yet."""
+    content = last_line(files, series)
+    if content is None:
         return None
-    size = fs.size(path)
-    tail = fs.cat_file(path, start=max(0, size - TAIL_BYTES), end=size)
-    lines = tail.rpartition(b"\n")[0].splitlines()
-    if not lines:
-        return None
-    line = json.loads(lines[-1])
+    line = json.loads(content)
     shown = {name: float(line[name]) for name in ("loss", "texts_per_second") if name in line}
     return {"step": line["step"] + 1.0, **shown}
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import ray
 import torch
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -26,6 +25,7 @@ from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_sha
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.text.tokenizer import read_tokenizer
 from x2vlm.errors import ConfigError, NotEnoughRoom, StageFailed
+from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import HEARTBEATS, fit
@@ -48,9 +48,7 @@ def train(job: Mapping[str, Any], world_size: int, num_gpus: float | None = None
     `num_gpus`; None: for one where the cluster has any. NotEnoughRoom if they do not fit.
     The job is also written to the state folder, from where torchrun runs it (`pipelines.s5_pretrain.torchrun`).
     """
-    fs, state = fsspec.core.url_to_fs(job["state_uri"])
-    fs.makedirs(state, exist_ok=True)
-    fs.pipe_file(f"{state}/{JOB}", json.dumps(job).encode())
+    StoreFiles(job["state_uri"]).write(JOB, json.dumps(job).encode())
     if ray.is_initialized():
         _train_on_ray(job, num_gpus)
     elif world_size == 1:
@@ -78,7 +76,8 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
         return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
 
-    cache = ShardCache(Path(runtime.shard_cache or DEFAULT_FOLDER), runtime.shard_cache_bytes)
+    folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
+    cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
     trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
     torch.set_num_threads(config.train.cpu_threads)
     model = random_model(config)
@@ -89,7 +88,12 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         loader(trained),
         config.train,
         ranks,
-        CheckpointStore(f"{state}/checkpoints", config.train.keep_checkpoints),
+        CheckpointStore(
+            f"{state}/checkpoints",
+            config.train.keep_checkpoints,
+            runtime.keep_every,
+            retry_seconds=runtime.store_retry_seconds,
+        ),
         f"{state}/{METRICS}",
         job["facts"],
         _num_readers(config, runtime),
@@ -202,12 +206,10 @@ def _resources_per_worker(workers: Workers, num_gpus: float | None) -> dict[str,
 
 
 def _remove_stall_report(state_uri: str) -> None:
-    fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
-    if fs.exists(state):
-        fs.rm(state)
+    StoreFiles(f"{state_uri}/{HEARTBEATS}").remove(STALLED)
 
 
 def _stall(state_uri: str) -> str:
     """The message of this run's watchdogs if they ended it: Ray only reports that workers died."""
-    fs, state = fsspec.core.url_to_fs(f"{state_uri}/{HEARTBEATS}/{STALLED}")
-    return str(json.loads(fs.cat_file(state))["message"]) if fs.exists(state) else ""
+    content = StoreFiles(f"{state_uri}/{HEARTBEATS}").read(STALLED)
+    return "" if content is None else str(json.loads(content)["message"])

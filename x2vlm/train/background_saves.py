@@ -7,27 +7,37 @@ dies in the middle of a write leaves the last finished checkpoint intact.
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from x2vlm.errors import StageFailed
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 
 log = logging.getLogger(__name__)
 
 
 class BackgroundSaves:
-    """A thread that writes checkpoints into a store; on leaving the `with` block the last one is complete."""
+    """A thread that writes checkpoints into a store; on leaving the `with` block the last one is complete.
 
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
+    `before` is called in that thread before each write: what must be in the store before the checkpoint is.
+    """
+
+    def __init__(self, store: CheckpointStore, before: Callable[[], None] = lambda: None) -> None:
+        self._store, self._before = store, before
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: StageFailed | None = None
+        self._newest: int | None = None  # written by this process
         self._host: dict[
             str, Tensor
         ] = {}  # page-locked copies, reused: locking 3 GB again takes longer than copying it
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def save(self, checkpoint: Checkpoint) -> float:
         """Copy `checkpoint` and write it in the background; returns the seconds for which training was blocked.
@@ -41,14 +51,20 @@ class BackgroundSaves:
         self._thread.start()
         return time.perf_counter() - started
 
-    def wait(self) -> None:
-        """Wait until nothing is being written; raises the error of the last write."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until nothing is being written, at most `seconds`; whether that is so.
+
+        StageFailed, once, if the last write failed.
+        """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+        return True
 
     def __enter__(self) -> "BackgroundSaves":
         return self
@@ -57,18 +73,26 @@ class BackgroundSaves:
         if error is None:
             self.wait()
             return
-        try:  # the first error is the one to report
+        try:  # the first error is the one to report; that of the write is in the log
             self.wait()
-        except Exception:
-            log.exception("checkpoint_failed")
+        except StageFailed:
+            pass
 
     def _write(self, checkpoint: Checkpoint) -> None:
         started = time.perf_counter()
         try:
+            self._before()
             self._store.save(checkpoint)
         except BaseException as error:
-            self._error = error
+            newest = "none was written since this start" if self._newest is None else f"the newest is {self._newest}"
+            self._error = StageFailed(
+                f"the checkpoint of step {checkpoint.step} was not written: {type(error).__name__}: {error}. Of the "
+                f"checkpoints in {self._store.uri} {newest}; the same command goes on from the newest good one"
+            )
+            self._error.__cause__ = error
+            log.error("checkpoint_failed step=%d error=%r", checkpoint.step, str(error))
             return
+        self._newest = checkpoint.step
         log.info("checkpoint_written step=%d seconds=%.2f", checkpoint.step, time.perf_counter() - started)
 
     def _copy(self, checkpoint: Checkpoint) -> Checkpoint:

@@ -88,6 +88,10 @@ class TrainRuntime(FrozenConfig):
     Shards of an object store are copied below `shard_cache` (None: the machine's folder for temporary files), together
     at most `shard_cache_bytes` (None: no limit). `max_failures` lost workers are replaced before the run fails.
     `cpus_per_worker` and `placement` are passed to Ray unchanged.
+    A call to the object store that fails in transport is tried again for `store_retry_seconds`; training goes on
+    meanwhile. `keep_every`: of every so many steps the first checkpoint is never removed (None: only the newest are
+    kept). A loss `loss_spike` standard deviations above its mean over about 100 steps is logged with its sample keys
+    (None: never). `tensorboard` also writes event files, to `tensorboard/` beside the metrics.
     """
 
     log_every: int = Field(default=50, ge=1)
@@ -100,6 +104,10 @@ class TrainRuntime(FrozenConfig):
     max_failures: int = Field(default=3, ge=0)
     cpus_per_worker: float = Field(default=1.0, gt=0)
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    store_retry_seconds: float = Field(default=900.0, gt=0)
+    keep_every: int | None = Field(default=None, ge=1)
+    loss_spike: float | None = Field(default=6.0, gt=0)
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _profile_has_an_order(self) -> "TrainRuntime":

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from x2vlm.data.loading.loader import StepData, StepLoader, iterate_steps
-from x2vlm.errors import CorruptArtifact
-from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
-from x2vlm.train.background_saves import BackgroundSaves
-from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
+from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, seconds_since_wait
+from x2vlm.errors import StageFailed
+from x2vlm.models.checkpoints.weights import load_own_tensors
+from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig, TrainRuntime
-from x2vlm.train.metrics import MetricsLog
-from x2vlm.train.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors
+from x2vlm.train.optim import build_optimizer, load_optimizer_tensors
 from x2vlm.train.profiling import StepProfile
-from x2vlm.train.progress import Progress, console_line
-from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups
+from x2vlm.train.progress import Progress, rank_times
+from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups, tensors_from_first
+from x2vlm.train.recording.spikes import LossLevel
+from x2vlm.train.recording.writer import Writer
 from x2vlm.train.step import Trainer, objectives_of, train_step
 from x2vlm.train.stopping import StopOnSignal, TrainingStopped
 from x2vlm.train.throughput import work_of
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 # Folders beside the metrics.
 HEARTBEATS, PROFILE = "heartbeats", "profile"
+SETTLE_SECONDS = 1.0  # between two looks of all ranks at the last checkpoint
 
 
 def fit(
@@ -63,41 +66,54 @@ def fit(
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
     The first rank writes a checkpoint every `checkpoint_every` steps and at the end, one line of metrics per step, and
-    heartbeats and profiles beside them. `facts` (JSON) is stored in every checkpoint, with the world size of each
-    interval of steps. `on_step(step)` is called after each step; if `asks_save(step)` on any rank, a checkpoint is
-    written. `num_workers` processes prefetch. `new_parameters` (reference names; default: those without pretrained
-    values) get the larger learning rate. `held_out` are the shards of `validate_every`.
+    heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in every
+    checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step; if
+    `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
+    (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
+    of `validate_every`.
 
-    TrainingStopped after SIGTERM, once the current step is saved. X2VLMError after too many non-finite steps in a row.
+    TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
+    be. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
     torch.set_num_threads(config.cpu_threads)
     folder = metrics_uri.rpartition("/")[0]
     with ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
+        watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
         stop = stack.enter_context(StopOnSignal())
         trainer = _build_trainer(model, loader, config, ranks, new_parameters)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
-        progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
+        level = LossLevel(runtime.loss_spike, found.get("loss_level", ()))
+        progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)), level)
         saved_facts = {**(facts or {}), "world_sizes": _intervals(found, first_step, ranks.world_size)}
-        writer = stack.enter_context(_Writer(metrics_uri, first_step, checkpoints)) if ranks.is_first else None
+        writer = None
+        if ranks.is_first:
+            saved_facts |= {"rollbacks": rollbacks} if (rollbacks := checkpoints.rollbacks()) else {}
+            writer = stack.enter_context(Writer(metrics_uri, first_step, config.steps, checkpoints, runtime))
         finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts)
         profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=ranks.device.type == "cuda")
+        busy = 0.0
         for data, waited in _timed(steps, watchdog, first_step):
             step = data.step
             profile.before(step)
             watchdog.beat(step, "train")
-            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(bool(asks_save and asks_save(step)))}
+            wants_save = bool((asks_save and asks_save(step)) or (writer and writer.wants_save))
+            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save)}
             host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
+            host |= rank_times(ranks, waited, busy)
+            began = time.thread_time()
             progress.add(data, train_step(trainer, data, host | _work(trainer, loader, data)))
+            busy = time.thread_time() - began
             finish(step)
             profile.after(step)
             if on_step:
                 on_step(step)
             if progress.asks_stop and step + 1 < config.steps:
+                finish.settle(step)
                 raise TrainingStopped(step + 1)
+        finish.settle(config.steps - 1)
     return first_step
 
 
@@ -110,7 +126,7 @@ class _StepEnd:
     watchdog: Watchdog
     runtime: TrainRuntime
     held_out: StepLoader | None
-    writer: _Writer | None  # of the first rank
+    writer: Writer | None  # of the first rank
     facts: Mapping[str, Any]  # of every checkpoint
 
     def __call__(self, step: int) -> None:
@@ -128,40 +144,40 @@ class _StepEnd:
             lines[-1] |= validate(self.trainer, self.held_out, config.validation_batches, beat)
         self.watchdog.beat(step, "save")
         if self.writer:
-            self.writer.write(lines, config.steps, self.runtime.log_every)
+            self.writer.write(lines)
             if is_saved:
-                facts = {**self.facts, "skipped_in_a_row": progress.skipped_in_a_row}
-                self.writer.save(self.trainer, step + 1, facts)
+                is_last = step + 1 == config.steps or progress.asks_stop
+                facts = {
+                    **self.facts,
+                    "skipped_in_a_row": progress.skipped_in_a_row,
+                    "loss_level": progress.level.state,
+                }
+                beat = functools.partial(self.watchdog.beat, step, "save")
+                self.writer.save(self.trainer, step + 1, facts, is_last, beat)
         progress.asks_save = False
 
+    def settle(self, step: int) -> None:
+        """Wait on all ranks until the first one has written its last checkpoint: none ends before.
 
-class _Writer:
-    """Metrics and checkpoints, written by the first rank. On leaving the `with` block both are complete."""
-
-    def __init__(self, metrics_uri: str, first_step: int, checkpoints: CheckpointStore) -> None:
-        self._metrics = MetricsLog(metrics_uri, first_step)
-        self._saves = BackgroundSaves(checkpoints)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            self._saves.__exit__(kind, error, at)
-        finally:
-            self._metrics.close()
-
-    def write(self, lines: list[dict[str, Any]], num_steps: int, log_every: int) -> None:
-        for line in lines:
-            self._metrics.write(line)
-            if (line["step"] + 1) % log_every == 0 or line["step"] + 1 == num_steps:
-                log.info("%s", console_line(line, num_steps))
-
-    def save(self, trainer: Trainer, step: int, facts: Mapping[str, Any]) -> None:
-        """Write the checkpoint after `step` steps in the background; the metrics up to it are synced first."""
-        self._metrics.sync()
-        checkpoint = Checkpoint(step, own_tensors(trainer.model), optimizer_tensors(trainer.optimizer), facts)
-        self._metrics.note(save_wait_seconds=round(self._saves.save(checkpoint), 4))
+        StageFailed on every rank if it could not be written.
+        """
+        error: Exception | None = None
+        seconds = min(SETTLE_SECONDS, (self.runtime.stall_seconds or math.inf) / 4)
+        while True:
+            self.watchdog.beat(step, "save")
+            said = []
+            if self.writer is not None:
+                try:
+                    said = ["done" if self.writer.settle(seconds) else "busy"]
+                except Exception as raised:
+                    error, said = raised, [f"{type(raised).__name__}: {raised}"]
+            (outcome,) = gather_json(said, self.trainer.ranks)
+            if error is not None:
+                raise error
+            if outcome == "done":
+                return
+            if outcome != "busy":
+                raise StageFailed(f"rank 0: {outcome}")
 
 
 def _build_trainer(
@@ -217,18 +233,27 @@ def _intervals(found: Mapping[str, Any], first_step: int, world_size: int) -> li
     return intervals
 
 
+def _watchdog(folder: str, ranks: Ranks, runtime: TrainRuntime) -> Watchdog:
+    """A watchdog that knows when readers on this machine wait for a store that fails."""
+    cache = Path(runtime.shard_cache or DEFAULT_FOLDER)
+    waits = functools.partial(seconds_since_wait, cache)
+    return Watchdog(folder, ranks, runtime.stall_seconds, runtime.store_retry_seconds, waits)
+
+
 def _resume(trainer: Trainer, checkpoints: CheckpointStore) -> tuple[int, Mapping[str, Any]]:
-    """Load the newest valid checkpoint into model and optimizer; its step and its facts, 0 and {} without one."""
-    found = checkpoints.load_newest()
-    step = 0 if found is None else found.step
-    steps = gather_json([step], trainer.ranks)
-    if len(set(steps)) > 1:
-        raise CorruptArtifact(
-            f"the processes see different newest checkpoints (steps {steps}); is the store shared by all machines?"
-        )
-    if found is None:
+    """Load the newest valid checkpoint into model and optimizer; its step and its facts, 0 and {} without one.
+
+    The first rank reads it and sends it to the others.
+    """
+    ranks = trainer.ranks
+    found = checkpoints.load_newest() if ranks.is_first else None
+    told = gather_json([] if found is None else [[found.step, dict(found.facts)]], ranks)
+    if not told:
         return 0, {}
-    load_own_tensors(trainer.model, found.model, f"checkpoint of step {step}")
-    load_optimizer_tensors(trainer.optimizer, found.optimizer)
+    ((step, facts),) = told
+    if found is not None:
+        load_own_tensors(trainer.model, found.model, f"checkpoint of step {step}")
+    copy_from_first(trainer.model, ranks)
+    load_optimizer_tensors(trainer.optimizer, tensors_from_first({} if found is None else found.optimizer, ranks))
     log.info("resumed step=%d", step)
-    return step, found.facts
+    return step, facts

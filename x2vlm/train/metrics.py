@@ -2,44 +2,46 @@
 
 import json
 import logging
-import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
+from x2vlm.stores.calls import RETRY_SECONDS, StoreFiles
+from x2vlm.stores.segments import HEAD, folder_of, head_of, num_segments, read_lines, segment_name
 
 log = logging.getLogger(__name__)
 
+UPLOAD_SECONDS = 60.0
+
 
 class MetricsLog:
-    """A JSON-lines file below a URI (local or object store). Only one process may write it.
+    """A series of JSON lines (`x2vlm.stores.segments`) at the URI `<folder>/metrics.jsonl`. One process may write it.
 
-    Lines are on disk when `write` returns; an object store gets them with `sync`, which the loop calls before each
-    checkpoint. So the file always reaches at least as far as the newest checkpoint.
+    Opening begins a new segment and reads nothing but the head of the series. On a local disk lines are readable when
+    `write` returns. For an object store a thread uploads them as segments every `upload_seconds`, and `flush` at once;
+    `write` never waits for the store. The first line written decides which lines of earlier segments are replaced.
     """
 
-    def __init__(self, uri: str, first_step: int = 0) -> None:
-        """Opens the file to continue at `first_step`: later lines, that of the step and incomplete ones are removed."""
-        self._fs, self._target = fsspec.core.url_to_fs(uri)
-        self._is_local = isinstance(self._fs, LocalFileSystem)
-        if self._is_local:
-            self.path = Path(self._target)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        else:
-            self.path = Path(tempfile.mkdtemp(prefix="x2vlm-metrics-")) / "metrics.jsonl"
-            if self._fs.exists(self._target):
-                self._fs.get_file(self._target, str(self.path))
-        kept = [line for line in read_metrics(self.path) if line["step"] < first_step]
-        if len(kept) < first_step:
-            log.warning("metrics_incomplete path=%s lines=%d first_step=%d", self.path, len(kept), first_step)
-        rewritten = self.path.with_name(f".{self.path.name}.tmp")
-        rewritten.write_text("".join(_line(values) for values in kept), encoding="utf-8")
-        rewritten.replace(self.path)
-        self._stream = self.path.open("a", encoding="utf-8")
+    def __init__(self, uri: str, retry_seconds: float = RETRY_SECONDS, upload_seconds: float = UPLOAD_SECONDS) -> None:
+        self._files = StoreFiles(folder_of(uri), retry_seconds)
+        self._num_segments = num_segments(self._files.read(HEAD))
         self._notes: dict[str, Any] = {}
+        self._pending: list[str] = []
+        self._lock = threading.Lock()  # of `_pending`
+        self._uploads = threading.Lock()  # one upload at a time, in order
+        self._is_closed = threading.Event()
+        self._stream: TextIO | None = None
+        self._thread: threading.Thread | None = None
+        if self._files.is_local:
+            path = Path(self._files.path(segment_name(self._num_segments)))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("w", encoding="utf-8")
+            self._files.write(HEAD, head_of(self._num_segments + 1))
+        else:
+            self._thread = threading.Thread(target=self._upload, args=(upload_seconds,), name="metrics", daemon=True)
+            self._thread.start()
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -55,28 +57,55 @@ class MetricsLog:
         """Append the line of one step; `values` must hold "step"."""
         if "step" not in values:
             raise ValueError("a metrics line needs its step")
-        self._stream.write(_line({**values, **self._notes}))
-        self._stream.flush()
+        line = json.dumps({**values, **self._notes}, sort_keys=True, allow_nan=False) + "\n"
         self._notes = {}
+        if self._stream is not None:
+            self._stream.write(line)
+            self._stream.flush()
+            return
+        with self._lock:
+            self._pending.append(line)
 
-    def sync(self) -> None:
-        """Upload the lines written so far to the object store."""
-        self._stream.flush()
-        if not self._is_local:
-            self._fs.put_file(str(self.path), self._target)
+    def flush(self) -> None:
+        """Have the store hold every line written so far. StoreUnavailable if it fails for longer than it is retried."""
+        if self._stream is not None:
+            return
+        with self._uploads:
+            with self._lock:
+                lines = list(self._pending)
+            if not lines:
+                return
+            # The segment comes first: what the head does not tell of is written again.
+            self._files.write(segment_name(self._num_segments), "".join(lines).encode())
+            self._files.write(HEAD, head_of(self._num_segments + 1))
+            self._num_segments += 1
+            with self._lock:
+                del self._pending[: len(lines)]
 
     def close(self) -> None:
-        self.sync()
-        self._stream.close()
+        """`flush` and end; calling it again does nothing."""
+        if self._is_closed.is_set():
+            return
+        self._is_closed.set()
+        if self._stream is not None:
+            self._stream.close()
+            return
+        self.flush()
+
+    def _upload(self, seconds: float) -> None:
+        while not self._is_closed.wait(seconds):
+            try:
+                self.flush()
+            except Exception as error:  # the next turn tries again, and the next checkpoint says it
+                log.error("metrics_not_uploaded uri=%s error=%r", self._files.uri, str(error))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file in order; an incomplete last line is ignored, a missing file has none."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is incomplete or empty
+def iterate_metrics(series: Path | str) -> Iterator[dict[str, Any]]:
+    """The lines of `<folder>/metrics.jsonl`, a finished file or the segments of a run, in the order of steps."""
+    for line in read_lines(str(series)):
+        yield json.loads(line)
 
 
-def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, allow_nan=False) + "\n"
+def read_metrics(series: Path | str) -> list[dict[str, Any]]:
+    """All of `iterate_metrics`; empty where there is no such file."""
+    return list(iterate_metrics(series))

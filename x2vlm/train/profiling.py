@@ -3,12 +3,14 @@
 import gzip
 import logging
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 
-import fsspec
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from x2vlm.stores.calls import StoreFiles
 
 log = logging.getLogger(__name__)
 
@@ -16,11 +18,15 @@ NUM_ROWS = 20
 
 
 class StepProfile:
-    """Profiles the steps first..last into `folder`: `trace.json.gz` (Perfetto, chrome://tracing) and `top20.txt`."""
+    """Profiles the steps first..last into `folder`: `trace.json.gz` (Perfetto, chrome://tracing) and `top20.txt`.
+
+    A thread writes both files; the end of the `with` block waits for it, and an error there is logged.
+    """
 
     def __init__(self, folder: str, steps: tuple[int, int] | None) -> None:
         self._folder, self._steps = folder, steps
         self._profile: profile | None = None
+        self._thread: threading.Thread | None = None
 
     def before(self, step: int) -> None:
         if self._steps and step == self._steps[0]:
@@ -38,6 +44,8 @@ class StepProfile:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._profile is not None:  # the run ended first
             self._finish()
+        if self._thread is not None:
+            self._thread.join()
 
     def _finish(self) -> None:
         assert self._profile is not None
@@ -46,12 +54,19 @@ class StepProfile:
         self._profile.stop()
         key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = self._profile.key_averages().table(sort_by=key, row_limit=NUM_ROWS)
-        fs, path = fsspec.core.url_to_fs(self._folder)
-        fs.makedirs(path, exist_ok=True)
-        fs.pipe_file(f"{path}/top{NUM_ROWS}.txt", table.encode())
         with tempfile.TemporaryDirectory() as scratch:
             trace = Path(scratch) / "trace.json"
             self._profile.export_chrome_trace(str(trace))
-            fs.pipe_file(f"{path}/trace.json.gz", gzip.compress(trace.read_bytes()))
-        log.info("profile_written folder=%s steps=%s", self._folder, self._steps)
+            files = {f"top{NUM_ROWS}.txt": table.encode(), "trace.json.gz": gzip.compress(trace.read_bytes())}
         self._profile = None
+        self._thread = threading.Thread(target=self._write, args=(files,), name="profile")
+        self._thread.start()
+
+    def _write(self, files: dict[str, bytes]) -> None:
+        try:
+            store = StoreFiles(self._folder)
+            for name, content in files.items():
+                store.write(name, content)
+            log.info("profile_written folder=%s steps=%s", self._folder, self._steps)
+        except Exception as error:
+            log.error("profile_not_written folder=%s error=%r", self._folder, str(error))

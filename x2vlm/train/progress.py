@@ -12,11 +12,13 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from x2vlm.data.loading.loader import StepData, substitutes_to_json
 from x2vlm.errors import X2VLMError
-from x2vlm.train.ranks import gather_json
+from x2vlm.train.ranks import Ranks, gather_json
+from x2vlm.train.recording.spikes import LossLevel
 from x2vlm.train.step import PendingNumbers, Trainer
 from x2vlm.train.throughput import peak_flops, peak_memory_bytes, speeds
 
@@ -27,10 +29,27 @@ _UNITS, _GRAPHS = ("texts", "images", "tokens"), ("executed", "reference")
 CLOCK_NAMES = frozenset(
     [
         *("seconds", "data_wait_percent", "peak_memory_bytes", "save_wait_seconds"),
+        *("data_wait_max_percent", "busy_mean_seconds", "busy_max_seconds", "slowest_rank"),
         *(f"{unit}_per_second" for unit in _UNITS),
         *(f"{use}_{graph}" for use in ("flops", "mfu") for graph in _GRAPHS),
     ]
 )
+
+
+def rank_times(ranks: Ranks, data_wait: float, busy: float) -> dict[str, float]:
+    """Seconds this process waited for data, and was busy in the previous step, as host numbers of a step.
+
+    Every rank has names of its own and 0 for those of the others, so the mean over the ranks holds all of them. Empty
+    for a single process.
+    """
+    if ranks.world_size == 1:
+        return {}
+    own = {"wait": data_wait, "busy": busy}
+    return {
+        f"{kind}@{rank}": seconds if rank == ranks.rank else 0.0
+        for kind, seconds in own.items()
+        for rank in range(ranks.world_size)
+    }
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,9 @@ class _Queued:
 class Progress:
     """Queues steps and turns their values into lines, in order."""
 
-    def __init__(self, trainer: Trainer, skipped_in_a_row: int = 0) -> None:
+    def __init__(self, trainer: Trainer, skipped_in_a_row: int = 0, level: LossLevel | None = None) -> None:
         self._trainer = trainer
+        self.level = level or LossLevel(None)
         self._queue: deque[_Queued] = deque()
         self._peak = peak_flops(trainer.ranks.device)
         self._last_arrival = time.perf_counter()
@@ -98,8 +118,10 @@ class Progress:
             "data_wait_percent": round(100 * numbers["data_wait"] / seconds, 2),
             "peak_memory_bytes": peak_memory_bytes(trainer.ranks.device),
             **speeds(numbers, seconds, trainer.ranks.world_size, self._peak),
+            **_slowest(numbers, seconds, trainer.ranks.world_size),
             **self._substitutes(item, numbers["replaced"]),
             **self._skipped(item, shown, bool(numbers["finite"])),
+            **self._spike(item, total),
         }
 
     def _substitutes(self, item: _Queued, mean_replaced: float) -> dict[str, Any]:
@@ -118,10 +140,7 @@ class Progress:
         self.skipped_in_a_row += 1
         config = self._trainer.config
         bad = {name: str(value) for name, value in shown.items() if not math.isfinite(value)}
-        keys: dict[str, list[str]] = {}
-        for of_rank in gather_json([item.keys], self._trainer.ranks):
-            for stream, some in of_rank.items():
-                keys[stream] = sorted({*keys.get(stream, []), *some})
+        keys = self._keys(item)
         problem = ", ".join(f"{name} is {value}" for name, value in bad.items())
         if config.on_nonfinite == "stop" or self.skipped_in_a_row > config.max_skipped_steps:
             raise X2VLMError(
@@ -134,9 +153,45 @@ class Progress:
             log.warning("step_skipped step=%d numbers=%s keys=%s", item.step, bad, keys)
         return {"skipped": 1, "not_finite": bad, "keys": keys}
 
+    def _spike(self, item: _Queued, loss: float) -> dict[str, Any]:
+        """The entry of a step whose loss is a spike, with its samples; empty for others."""
+        excess = self.level.add(loss)
+        if excess is None:
+            return {}
+        keys = self._keys(item)
+        if self._trainer.ranks.is_first:
+            log.warning("loss_spike step=%d loss=%.4f deviations=%.1f keys=%s", item.step, loss, excess, keys)
+        return {"loss_spike": round(excess, 2), "keys": keys}
 
-def console_line(line: Mapping[str, Any], num_steps: int) -> str:
-    """One line of the console: the most important metrics of a step."""
+    def _keys(self, item: _Queued) -> dict[str, list[str]]:
+        """The samples of a step over all ranks, by stream, each once. All ranks must call it."""
+        keys: dict[str, list[str]] = {}
+        for of_rank in gather_json([item.keys], self._trainer.ranks):
+            for stream, some in of_rank.items():
+                keys[stream] = sorted({*keys.get(stream, []), *some})
+        return keys
+
+
+def _slowest(means: Mapping[str, float], seconds: float, world_size: int) -> dict[str, float]:
+    """The longest data wait and the busiest rank of a step, from `rank_times`; empty for a single process.
+
+    Busy is CPU time of the training thread, which does not count waiting for other ranks; on a GPU it is the time for
+    queueing work there. `slowest_rank` has the largest sum of both.
+    """
+    if "wait@0" not in means:
+        return {}
+    waits, busy = ([world_size * means[f"{kind}@{rank}"] for rank in range(world_size)] for kind in ("wait", "busy"))
+    sums = [sum(pair) for pair in zip(waits, busy, strict=True)]
+    return {
+        "data_wait_max_percent": round(100 * max(waits) / seconds, 2),
+        "busy_mean_seconds": round(sum(busy) / world_size, 4),
+        "busy_max_seconds": round(max(busy), 4),
+        "slowest_rank": sums.index(max(sums)),
+    }
+
+
+def console_line(line: Mapping[str, Any], num_steps: int, seconds_left: float | None = None) -> str:
+    """One line of the console: the most important metrics of a step, and when the run will be done."""
     parts = [f"step={line['step'] + 1}/{num_steps}", f"loss={line.get('loss', math.nan):.4f}"]
     parts += [f"grad_norm={line.get('grad_norm', math.nan):.3f}", f"lr={line['lr']:.3g}"]
     parts += [f"ms={1000 * line['seconds']:.0f}", f"texts/s={line['texts_per_second']:,.0f}"]
@@ -147,4 +202,10 @@ def console_line(line: Mapping[str, Any], num_steps: int) -> str:
         else:
             parts.append(f"tflops_{graph}={line[f'flops_{graph}'] / 1e12:.3g}")
     parts += [f"data_wait={line['data_wait_percent']:.1f}%", f"peak_gb={line['peak_memory_bytes'] / 1e9:.1f}"]
+    if "slowest_rank" in line:
+        parts.append(f"data_wait_max={line['data_wait_max_percent']:.1f}%")
+        parts.append(f"busy_ms={1000 * line['busy_mean_seconds']:.0f}/{1000 * line['busy_max_seconds']:.0f}max")
+        parts.append(f"slowest_rank={line['slowest_rank']}")
+    if seconds_left is not None:
+        parts.append(f"eta={timedelta(seconds=round(seconds_left))}".replace(" days, ", "d").replace(" day, ", "d"))
     return " ".join(parts)

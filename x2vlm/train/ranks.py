@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from x2vlm.errors import ConfigError
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup, gather_over
@@ -43,6 +43,22 @@ def copy_from_first(model: nn.Module, ranks: Ranks) -> None:
     if ranks.world_size > 1:
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
+def tensors_from_first(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The named tensors of the first process, on the device of each; what the others pass does not count."""
+    if ranks.world_size == 1:
+        return dict(tensors)
+    own = [[name, list(item.shape), str(item.dtype).removeprefix("torch.")] for name, item in tensors.items()]
+    found = {}
+    for name, shape, dtype in gather_json(own if ranks.is_first else [], ranks):
+        if ranks.is_first:
+            found[name] = tensors[name].to(ranks.device).contiguous()
+        else:
+            found[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=ranks.device)
+        dist.broadcast(found[name], 0)
+    return found
 
 
 def negative_groups(

@@ -3,6 +3,8 @@
 A view ahead of the manifest, by the sink process: the node never waits for it and does not know of it. What is not sent
 when the node ends comes then, from the manifest (`facts_writer`), which also has the last word on what was sent.
 
+Of long series MLflow gets a part (`series.shown_numbers`), so that its load stays bounded.
+
 MLflow keeps two points of one step as two, and takes none back. So a line is sent only if its step lies beyond all that
 the run holds. Lines are sent in the order of their steps and whole, in one request each or several to a request, which
 MLflow stores as one transaction; so the largest step in the run says which lines are there, after any crash. A training
@@ -20,9 +22,10 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.flow.lineage.facts import LineageRecord
 from pipelines.flow.lineage.mlflow_client import MAX_METRICS_PER_BATCH, connect, experiment_name, now_ms, search_runs
-from pipelines.flow.lineage.series import step_numbers
+from pipelines.flow.lineage.series import shown_numbers, step_numbers
 from pipelines.flow.lineage.spool import Spool, running_series
 from pipelines.flow.store.store import Store
+from x2vlm.stores.segments import HEAD, folder_of, num_segments, segment_name
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +35,17 @@ MAX_REQUESTS = 20  # in one go: then the sink looks whether there is news of the
 
 
 class SeriesTail:
-    """Reads a growing JSON-lines file of the store: every whole line whose step is beyond `last_step`, once, in order.
+    """Reads a growing series of JSON lines in the store: every whole line whose step is beyond `last_step`, once, in
+    order.
 
-    A file that was cut or rewritten (a training that resumed) is read from its beginning again.
+    The series is a file, or segments (`x2vlm.stores.segments`), or both: a file that segments go on from. A file that
+    was cut or rewritten (a training that resumed) is read from its beginning again.
     """
 
     def __init__(self, store: Store, path: str, last_step: int = -1) -> None:
         self.store, self.path, self.last_step = store, path, last_step
+        self._folder = folder_of(path)
+        self._segment = -1  # the file comes before all segments
         self._start = 0  # of what was not read yet
         self._before = b""  # the line that ends there: if it does not any more, the file is another one
 
@@ -53,16 +60,29 @@ class SeriesTail:
                     log.warning("event=live_line_skipped path=%s error=%r", self.path, str(error))
                     continue
                 if step > self.last_step:
-                    found.append((step, numbers))
                     self.last_step = step
+                    if shown := shown_numbers(step, numbers):
+                        found.append((step, shown))
         return found
 
     def _lines(self) -> list[bytes]:
+        """The next lines, from where one segment ends on with the next one; empty if there are none yet."""
+        while not (lines := self._lines_of(self._path)):
+            if self._segment + 1 >= num_segments(self.store.blobs.read(f"{self._folder}/{HEAD}")):
+                return []
+            self._segment, self._start, self._before = self._segment + 1, 0, b""
+        return lines
+
+    @property
+    def _path(self) -> str:
+        return self.path if self._segment < 0 else f"{self._folder}/{segment_name(self._segment)}"
+
+    def _lines_of(self, path: str) -> list[bytes]:
         begin = self._start - len(self._before)
-        data = self.store.blobs.read_range(self.path, begin, len(self._before) + READ_BYTES)
+        data = self.store.blobs.read_range(path, begin, len(self._before) + READ_BYTES)
         if not data.startswith(self._before):
             self._start, self._before = 0, b""
-            data = self.store.blobs.read_range(self.path, 0, READ_BYTES)
+            data = self.store.blobs.read_range(path, 0, READ_BYTES)
         whole = data[len(self._before) : data.rfind(b"\n") + 1]
         lines = whole.splitlines(keepends=True)
         if lines:

@@ -6,8 +6,14 @@ import re
 
 from pipelines.flow.lineage.run_fields import metric_name
 
+# Of the first so many steps every one is shown, of ten times as many every tenth, and so on: each curve gains at most
+# as many points with each further digit of the step. A run of 2,600,000 steps has 29,600 points a curve.
+NUM_FULL_STEPS = 10_000
+# Metrics that only few steps have: all of them are shown.
+_RARE = re.compile(r"^valid/|^(skipped|loss_spike|save_wait_seconds)$")
+
 # Times, speeds and memory: two runs with equal results differ in them.
-_TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_")
+_TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_|^slowest_rank$")
 
 
 def is_timing(metric: str) -> bool:
@@ -16,13 +22,24 @@ def is_timing(metric: str) -> bool:
 
 
 def series_points(text: str) -> dict[str, dict[int, float]]:
-    """Metric -> step -> value from JSON lines. A step written twice (a resumed training) counts once: the last wins."""
+    """Metric -> step -> value of what MLflow shows of JSON lines.
+
+    A step written twice (a resumed training) counts once: the last wins.
+    """
     points: dict[str, dict[int, float]] = {}
     for line in text.splitlines():
         step, numbers = step_numbers(line)
-        for key, value in numbers.items():
+        for key, value in shown_numbers(step, numbers).items():
             points.setdefault(key, {})[step] = value
     return points
+
+
+def shown_numbers(step: int, numbers: dict[str, float]) -> dict[str, float]:
+    """What MLflow gets of a step: all numbers of a step that is shown, of others only those that few steps have."""
+    every = 1
+    while step >= NUM_FULL_STEPS * every:
+        every *= 10
+    return numbers if step % every == 0 else {key: value for key, value in numbers.items() if _RARE.search(key)}
 
 
 def step_numbers(line: str) -> tuple[int, dict[str, float]]:

@@ -11,6 +11,7 @@ from tests.support.s3 import s3_client, s3_options, s3_server
 from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import CachedFile, ShardCache, local_shards
+from x2vlm.data.shards.rows import ShardRows
 from x2vlm.errors import ConfigError, CorruptArtifact
 
 
@@ -130,8 +131,24 @@ def test_a_local_store_is_read_in_place(tmp_path):
     }
     assert local_shards([shard], ShardCache(tmp_path / "cache")) == [files]
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(CorruptArtifact, match="rerun pack"):
+    with pytest.raises(CorruptArtifact, match="rerun the pack stage"):
         local_shards([shard | {"index_sha256": "0" * 64}])
+
+
+def test_a_local_index_with_recorded_counts_is_checked_when_it_is_opened(tmp_path):
+    """A start looks at no index then; a run on a damaged one ends as before."""
+    (files,) = make_shards(tmp_path / "shards", num_images=6, num_videos=0, num_shards=1)
+    counts = {"image/drawn": [6, 6]}
+    shard = {"media": str(files.media), "index": str(files.index), "media_sha256": "", "rows": counts}
+    good, bad = (hashlib.sha256(files.index.read_bytes()).hexdigest(), "0" * 64)
+    for sha256 in (good, bad):
+        (one,) = local_shards([shard | {"index_sha256": sha256}], ShardCache(tmp_path / "cache"))
+        assert one.counts.to_json() == counts
+        if sha256 == good:
+            assert ShardRows(one.index).row(0) == ShardRows(files.index).row(0)
+        else:
+            with pytest.raises(CorruptArtifact, match=r"shard-00000.parquet: sha256 is .*; rerun the pack stage"):
+                ShardRows(one.index)
 
 
 def test_training_reads_through_a_cache_smaller_than_its_shards(bucket, options, tmp_path):
@@ -139,10 +156,10 @@ def test_training_reads_through_a_cache_smaller_than_its_shards(bucket, options,
     remote = []
     for files in local:
         (media, media_sha256), (index, index_sha256) = (
-            bucket(path.name, path.read_bytes()) for path in vars(files).values()
+            bucket(path.name, path.read_bytes()) for path in (files.media, files.index)
         )
         remote.append({"media": media, "media_sha256": media_sha256, "index": index, "index_sha256": index_sha256})
-    largest = max(path.stat().st_size for files in local for path in vars(files).values())
+    largest = max(path.stat().st_size for files in local for path in (files.media, files.index))
     cache = ShardCache(tmp_path / "cache", max_bytes=2 * largest, options=options)
     sides = [StepLoader(shards, DATA, TOKENIZER, 32, 16) for shards in (local, local_shards(remote, cache))]
     for step in range(3):

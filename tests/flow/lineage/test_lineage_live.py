@@ -20,6 +20,7 @@ from pipelines.flow.lineage.delivery import Delivery
 from pipelines.flow.lineage.facts_writer import LIVE_DIFFERS
 from pipelines.flow.lineage.live_series import LiveFeed, SeriesTail
 from pipelines.flow.lineage.recorder import Lineage, lineage, rebuild, replay
+from pipelines.flow.lineage.series import series_points, shown_numbers
 from pipelines.flow.lineage.spool import Spool, running_series, spools
 from pipelines.flow.run.events import Event, RunFinished
 from pipelines.flow.store.store import Store
@@ -348,6 +349,39 @@ def test_a_tail_that_begins_far_in_reads_on_through_what_is_known(
     while lines := tail.read():
         seen += [step for step, _ in lines]
     assert seen == list(range(21, 30))
+
+
+def test_a_tail_goes_from_a_file_through_its_segments(any_store: Store) -> None:
+    """A file of an earlier release, a segment that grows, and one of a start that makes steps again."""
+    tail = SeriesTail(any_store, "state/a.jsonl")
+    any_store.blobs.write("state/a.jsonl", lines_of(0, 1))
+    assert [step for step, _ in tail.read()] == [0, 1]
+    any_store.blobs.write("state/a/00000000.jsonl", lines_of(2))
+    assert tail.read() == []  # the head does not tell of it yet
+    any_store.blobs.write("state/a/head.json", b'{"segments": 1}')
+    assert [step for step, _ in tail.read()] == [2]
+    any_store.blobs.write("state/a/00000000.jsonl", lines_of(2, 3) + b'{"step": 4, "lo')
+    assert [step for step, _ in tail.read()] == [3]
+    any_store.blobs.write("state/a/00000001.jsonl", b"")
+    any_store.blobs.write("state/a/00000002.jsonl", lines_of(2, 3, 4, 5))
+    any_store.blobs.write("state/a/head.json", b'{"segments": 3}')
+    assert [step for step, _ in tail.read()] == [4, 5]
+    assert tail.read() == []
+    later = SeriesTail(any_store, "state/a.jsonl", last_step=4)
+    assert [step for step, _ in later.read()] == [5]
+
+
+def test_mlflow_gets_a_bounded_part_of_a_long_series() -> None:
+    """Every step at first, then one in ten of ten times as many, and so on; what few steps have always."""
+    shown = [step for step in range(120_000) if shown_numbers(step, {"loss": 1.0})]
+    assert shown[:10_000] == list(range(10_000))
+    assert shown[10_000:19_000] == list(range(10_000, 100_000, 10))
+    assert shown[19_000:] == list(range(100_000, 120_000, 100))
+    assert sum(bool(shown_numbers(step, {"loss": 1.0})) for step in range(0, 2_600_000, 10)) + 9_000 == 29_600
+    rare = {"valid/image/image_of_text@1": 5.0, "loss_spike": 7.0, "skipped": 1.0}
+    assert shown_numbers(123_457, {"loss": 1.0, "lr": 0.1, **rare}) == rare
+    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (9_999, 10_000, 10_001, 10_010))
+    assert series_points(text) == {"loss": {9_999: 1.0, 10_000: 1.0, 10_010: 1.0}}
 
 
 def test_a_node_of_several_parts_has_no_live_series(store: Store) -> None:

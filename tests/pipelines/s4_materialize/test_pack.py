@@ -25,6 +25,7 @@ from x2vlm.data.loading.transforms import AugmentConfig
 from x2vlm.data.media.images import shrunk_size
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.shards.media_files import index_name, is_media_file
+from x2vlm.data.shards.row_counts import IndexCounts, count_rows
 from x2vlm.data.shards.rows import row_of
 from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Box, Concept, Grain
@@ -193,6 +194,21 @@ def test_words_captions_and_boxes_are_counted(tmp_path: Path) -> None:
         "boxes_per_image": {"0": 1, "2": 1, "64": 1},
     }
     assert "smaller" not in result.packed.summary
+
+
+def test_the_counts_that_a_start_needs_are_recorded_with_each_shard(tmp_path: Path) -> None:
+    """They are those of the index that was written, of every shard its own."""
+    tree = Concept(Grain.OBJECT, "tree", Box(1, 1, 50, 50))
+    rows = [row("toy", str(n), encoded(scene(n)), ["a"] * (n % 3), [tree] * (n % 2)) for n in range(9)]
+    rows.append(row("other", "10", clip(4), ["two words"]))
+    result = packed(tmp_path, rows)
+    found = {name: IndexCounts.from_json(one.summary["usable_rows"]) for name, one in result.packed.results.items()}
+    assert len(found) > 1
+    for name, counts in found.items():
+        (index,) = (result.packed.folder / name).glob("shard-*.parquet")
+        assert (counts,) == count_rows([index])
+    totals = [sum(counts.of(kind, ()) for counts in found.values()) for kind in ("image", "region", "video")]
+    assert totals == [6, 4, 1]
 
 
 def test_shards_of_an_earlier_release_leave_sizes_out(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from pipelines.experiment import load_experiment
 from pipelines.flow.stage import part_fingerprint
 from pipelines.graph import build_graph
-from pipelines.s5_pretrain import worker
+from pipelines.s5_pretrain import rollback, stage, worker
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from tests.support.training.corpus import DATA, MODEL
@@ -56,6 +56,40 @@ def done(inputs, tmp_path_factory):
     return _run(CONFIG, inputs, tmp_path_factory.mktemp("run"))
 
 
+def test_counts_that_pack_recorded_reach_the_workers_and_no_fingerprint(inputs):
+    """A start then reads no index to count its rows, and goes on where one without counts was."""
+    (shards,) = inputs["shards"]
+    counted = replace(
+        shards, parts=tuple(replace(part, summary={"usable_rows": {"image/drawn": [7, 5]}}) for part in shards.parts)
+    )
+    (plain,), (part,) = (plan_pretrain(CONFIG, {**inputs, "shards": (some,)}) for some in (shards, counted))
+    assert part_fingerprint(PRETRAIN, CONFIG, part) == part_fingerprint(PRETRAIN, CONFIG, plain)
+    files = local_shards(stage._shard_uris(part))
+    assert {item.counts.of("image", ()) for item in files} == {7}
+    assert {item.counts.of("region", ("drawn",)) for item in files} == {5}
+    assert all(item.counts is None for item in local_shards(stage._shard_uris(plain)))
+
+
+def test_a_rolled_back_run_goes_on_from_there_and_says_so(inputs, tmp_path, capsys):
+    state = tmp_path / "state"
+    (part,) = plan_pretrain(CONFIG, inputs)
+    keep = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"keep_checkpoints": 9})})
+    for number in range(2):
+        out = Out(tmp_path / f"out{number}", str(state))
+        out.path.mkdir()
+        result = pretrain_part(keep, LocalInputs(), part, out)
+        if number == 0:
+            assert "rollbacks" not in result.summary
+            assert rollback.main([str(state), "--to", "3", "--reason", "diverged"]) == 3
+            assert "no valid checkpoint of step 3" in capsys.readouterr().err
+            assert rollback.main([f"{state}/", "--to", "2", "--reason", "diverged"]) == 0
+            assert "goes on from step 2; checkpoints that do not count any more: [4]" in capsys.readouterr().out
+    (record,) = result.summary["rollbacks"]
+    assert (record["from"], record["to"], record["reason"]) == (4, 2, "diverged")
+    first, second = (read_metrics(tmp_path / f"out{number}" / "metrics.jsonl") for number in range(2))
+    assert [line["loss"] for line in first] == [line["loss"] for line in second]
+
+
 def test_outputs_are_what_the_stage_promises(done, inputs):
     result, path = done
     assert {file.name for file in path.iterdir()} == {
@@ -71,7 +105,7 @@ def test_outputs_are_what_the_stage_promises(done, inputs):
     assert result.counts["rows"].num_out == STEPS
     assert [line["step"] for line in read_metrics(path / "metrics.jsonl")] == list(range(STEPS))
     assert PRETRAIN.live_series == worker.METRICS == result.summary["metric_series"]
-    assert (path.parent / "state" / worker.METRICS).read_bytes() == (path / "metrics.jsonl").read_bytes()
+    assert read_metrics(path.parent / "state" / worker.METRICS) == read_metrics(path / "metrics.jsonl")
     assert result.summary["shards_root"] == "root-of-shards"
     assert result.summary["metrics"]["image/contrastive"] > 0
     assert json.loads((path / "config.json").read_text())["training"]["train"]["steps"] == STEPS
@@ -167,7 +201,7 @@ def test_a_changed_index_is_refused(inputs, tmp_path):
     part = inputs["shards"][0].parts[0]
     tar, index = part.files
     job = {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": "0" * 64}
-    with pytest.raises(CorruptArtifact, match="rerun pack"):
+    with pytest.raises(CorruptArtifact, match="rerun the pack stage"):
         local_shards([job])
 
 

@@ -20,6 +20,7 @@ from pipelines.s5_pretrain.watching import newest_line
 from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
 from x2vlm.errors import ConfigError, StageFailed, Stopped
+from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.metrics import read_metrics
 
@@ -87,7 +88,7 @@ def test_sigterm_saves_the_step_and_ends_as_stopped(inputs, tmp_path):
     metrics = tmp_path / "store"
 
     def stop_when_it_trains() -> None:
-        while not any(path.stat().st_size for path in metrics.glob("state/pretrain/*/metrics.jsonl")):
+        while not any(path.stat().st_size for path in metrics.glob("state/pretrain/*/metrics/0*.jsonl")):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -138,17 +139,20 @@ def test_a_disk_that_fills_while_training_names_the_remedy(inputs, tmp_path, kil
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_what_is_shown_of_a_training_is_the_newest_whole_line(tmp_path):
-    import fsspec
-
-    fs = fsspec.filesystem("file")
-    path = tmp_path / "metrics.jsonl"
-    assert newest_line(fs, str(path)) is None
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics/00000000.jsonl"])
+def test_what_is_shown_of_a_training_is_the_newest_whole_line(tmp_path, name):
+    """Of a file of an earlier release, and of a segment that grows."""
+    files, path = StoreFiles(str(tmp_path)), tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    assert newest_line(files, "metrics.jsonl") is None
+    if path.parent != tmp_path:
+        (path.parent / "head.json").write_text('{"segments": 1}')
     lines = [
-        json.dumps({"step": step, "loss": 5.0 - step, "texts_per_second": 80.0, "x": "y" * 500}) for step in range(3)
+        json.dumps({"step": step, "loss": 5.0 - step, "texts_per_second": 80.0, "x": "y" * 100_000})
+        for step in range(3)
     ]
     for text, step, loss in [(lines[0] + "\n", 1, 5.0), ("\n".join(lines[:2]) + "\n" + lines[2][:9], 2, 4.0)]:
         path.write_text(text)
-        assert newest_line(fs, str(path)) == {"step": step, "loss": loss, "texts_per_second": 80.0}
+        assert newest_line(files, "metrics.jsonl") == {"step": step, "loss": loss, "texts_per_second": 80.0}
     path.write_text(lines[0][:-1])
-    assert newest_line(fs, str(path)) is None
+    assert newest_line(files, "metrics.jsonl") is None

@@ -11,21 +11,27 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.shards.row_counts import IndexCounts
 from x2vlm.errors import ConfigError, CorruptArtifact
+from x2vlm.stores.calls import RETRY_SECONDS, retrying
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 4 << 20
+T = TypeVar("T")
+
 PARTIAL = ".partial"
+WAITS = "store-waits.lock"  # its time of change is when a process last waited for a store that failed
 # X2VLM_CACHE: where a run of the pipeline keeps copies that outlive it; its temporary folder does not.
 DEFAULT_FOLDER = Path(os.environ.get("X2VLM_CACHE") or tempfile.gettempdir()) / "x2vlm-shards"
 
@@ -50,15 +56,44 @@ class CachedFile:
         return self.uri
 
 
+@dataclass(frozen=True)
+class CheckedFile:
+    """A file of a local store that is checked against its sha256 whenever it is opened."""
+
+    path: Path
+    sha256: str
+
+    def open(self, mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """The file for reading; CorruptArtifact if it has another sha256."""
+        stream = self.path.open(mode)
+        try:
+            _check(hashlib.file_digest(stream, "sha256").hexdigest(), self.sha256, str(self.path))
+        except CorruptArtifact:
+            stream.close()
+            raise
+        stream.seek(0)
+        return stream
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
 class ShardCache:
     """Local copies of remote files below `folder`, together at most `max_bytes` (None: no limit).
 
     Files that several processes fetch at the same time may be more than that together. The least recently asked for go
-    first. `options` are fsspec's, for the store.
+    first. `options` are fsspec's, for the store, whose calls are tried again for `retry_seconds`.
     """
 
-    def __init__(self, folder: Path, max_bytes: int | None = None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         self.folder, self.max_bytes, self.options = folder, max_bytes, dict(options or {})
+        self.retry_seconds = retry_seconds
 
     def fetch(self, uri: str, sha256: str) -> Path:
         """The file with the bytes of `uri`.
@@ -78,25 +113,26 @@ class ShardCache:
         return target
 
     def _download(self, fs: Any, path: str, uri: str, sha256: str, target: Path) -> None:
-        size = int(fs.size(path))
-        if self.max_bytes is not None and size > self.max_bytes:
-            raise ConfigError(f"{uri}: {size} bytes do not fit into a shard cache of {self.max_bytes}; make it larger")
-        partial, digest = target.with_name(target.name + PARTIAL), hashlib.sha256()
+        partial, size = target.with_name(target.name + PARTIAL), 0
+        if self.max_bytes is not None:
+            size = self._call(lambda: int(fs.size(path)), uri)
+            if size > self.max_bytes:
+                raise ConfigError(
+                    f"{uri}: {size} bytes do not fit into a shard cache of {self.max_bytes}; make it larger"
+                )
         self._evict(size, partial)
         try:
-            with fs.open(path, "rb", block_size=CHUNK_BYTES) as source, partial.open("r+b") as file:
-                while chunk := source.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    file.write(chunk)
-                file.truncate()
-            if digest.hexdigest() != sha256:
-                raise CorruptArtifact(
-                    f"{uri}: sha256 is {digest.hexdigest()[:12]}…, recorded is {sha256[:12]}…; rerun the pack stage"
-                )
+            self._call(lambda: fs.get_file(path, str(partial)), uri)
+            size = partial.stat().st_size
+            with partial.open("rb") as stream:
+                _check(hashlib.file_digest(stream, "sha256").hexdigest(), sha256, uri)
             os.replace(partial, target)
         finally:
             partial.unlink(missing_ok=True)
         log.info("shard_cache fetched=%s bytes=%d", uri, size)
+
+    def _call(self, call: Callable[[], T], uri: str) -> T:
+        return retrying(call, f"read {uri}", self.retry_seconds, (self.folder / WAITS).touch)
 
     def _evict(self, wanted: int, partial: Path) -> None:
         """Throw away the least recently asked for until `wanted` more bytes fit, and take them for `partial`.
@@ -129,29 +165,43 @@ class ShardCache:
                 file.truncate(wanted)
 
 
-def local_shards(shards: Sequence[Mapping[str, str]], cache: ShardCache | None = None) -> list[ShardFiles]:
+def local_shards(shards: Sequence[Mapping[str, Any]], cache: ShardCache | None = None) -> list[ShardFiles]:
     """Shards, each with `media`, `media_sha256`, `index` and `index_sha256`, as files of this machine.
 
-    Remote ones are fetched when they are first opened, so a cache may be smaller than all of them together. Indexes are
-    checked against their sha256 in a local store too; payloads are checked one by one whenever they are read.
+    `rows`, where a shard has it, are its counts (`IndexCounts.to_json`): nothing of it is then read here. Remote files
+    are fetched when they are first opened, so a cache may be smaller than all of them together. Indexes are checked
+    against their sha256 in a local store too; payloads are checked one by one whenever they are read.
     """
     cache = cache or ShardCache(DEFAULT_FOLDER)
     files = []
     for shard in shards:
         media, index = (_file(shard[name], shard[f"{name}_sha256"], cache) for name in ("media", "index"))
-        if isinstance(index, Path):
-            actual = hashlib.sha256(index.read_bytes()).hexdigest()
-            if actual != shard["index_sha256"]:
-                raise CorruptArtifact(
-                    f"{shard['index']}: sha256 is {actual[:12]}…, recorded is {shard['index_sha256'][:12]}…; rerun pack"
-                )
-        files.append(ShardFiles(media, index))
+        counts = IndexCounts.from_json(shard["rows"]) if "rows" in shard else None
+        if isinstance(index, Path) and counts is not None:
+            index = CheckedFile(index, shard["index_sha256"])
+        elif isinstance(index, Path):
+            _check(hashlib.sha256(index.read_bytes()).hexdigest(), shard["index_sha256"], shard["index"])
+        files.append(ShardFiles(media, index, counts))
     return files
 
 
-def _file(uri: str, sha256: str, cache: ShardCache) -> Path | CachedFile:
-    fs, path = fsspec.core.url_to_fs(uri, **cache.options)
-    return Path(path) if "file" in fs.protocol else CachedFile(cache, uri, sha256)
+def seconds_since_wait(folder: Path) -> float:
+    """Seconds since a process with its cache in `folder` last waited for a store that fails; infinite if none did."""
+    try:
+        return max(0.0, time.time() - (folder / WAITS).stat().st_mtime)
+    except OSError:
+        return float("inf")
+
+
+def _file(uri: str, sha256: str, cache: ShardCache) -> Path | CachedFile | CheckedFile:
+    if fsspec.utils.get_protocol(uri) in ("file", "local"):
+        return Path(LocalFileSystem._strip_protocol(uri))
+    return CachedFile(cache, uri, sha256)
+
+
+def _check(actual: str, recorded: str, uri: str) -> None:
+    if actual != recorded:
+        raise CorruptArtifact(f"{uri}: sha256 is {actual[:12]}…, recorded is {recorded[:12]}…; rerun the pack stage")
 
 
 @contextmanager

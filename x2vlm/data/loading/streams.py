@@ -29,10 +29,14 @@ Phrases = tuple[tuple[str, int], ...]  # sources whose region phrases are captio
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened."""
+    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened.
+
+    `counts` are those of the index, where the pack stage recorded them.
+    """
 
     media: OpenableFile
     index: OpenableFile
+    counts: IndexCounts | None = None
 
 
 class ShardSet:
@@ -70,7 +74,9 @@ class ShardSet:
 
     def _all_counts(self) -> tuple[IndexCounts, ...]:
         if not self._counts:
-            self._counts = count_rows([files.index for files in self.files])
+            unknown = [files.index for files in self.files if files.counts is None]
+            counted = iter(count_rows(unknown))
+            self._counts = tuple(files.counts or next(counted) for files in self.files)
         return self._counts
 
     def _all_text_counts(self) -> tuple[TextCounts, ...]:

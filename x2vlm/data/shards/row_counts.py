@@ -1,6 +1,7 @@
 """How many rows of which sort each shard holds: all that a run must know about every shard before its first step."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,9 @@ from x2vlm.data.shards.shard import OpenableFile, read_index
 
 # The cheapest leaf of each list: a constant almost everywhere, so its column is a few bytes and its lengths are known.
 COLUMNS = ("source", "kind", "captions.list.element.language", "concepts.list.element.grain")
+# Key of the summary of a packed shard that holds its counts as JSON; shards of earlier releases have none.
+USABLE_ROWS = "usable_rows"
+NUM_THREADS = 32  # of reading the indexes of shards without recorded counts: mostly waiting for a store
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,34 @@ class IndexCounts:
             count for (of, source), count in counts.items() if of == medium and (not sources or source in sources)
         )
 
+    def to_json(self) -> dict[str, list[int]]:
+        """`<medium>/<source>` -> [rows with a caption, rows with a box]."""
+        return {
+            f"{medium}/{source}": [count, self.with_box[medium, source]]
+            for (medium, source), count in self.with_caption.items()
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Sequence[int]]) -> "IndexCounts":
+        """What `to_json` gave."""
+        parts = {name.partition("/")[::2]: numbers for name, numbers in values.items()}
+        return cls(
+            {(medium, source): int(numbers[0]) for (medium, source), numbers in parts.items()},
+            {(medium, source): int(numbers[1]) for (medium, source), numbers in parts.items()},
+        )
+
 
 def count_rows(indexes: Sequence[OpenableFile]) -> tuple[IndexCounts, ...]:
-    """The counts of every index. CorruptArtifact if one is missing or not an index."""
-    return tuple(_count(read_index(path, COLUMNS).combine_chunks()) for path in indexes)
+    """The counts of every index, NUM_THREADS at a time. CorruptArtifact if one is missing or not an index."""
+    if not indexes:
+        return ()
+    with ThreadPoolExecutor(NUM_THREADS, "count-rows") as pool:
+        return tuple(pool.map(lambda path: count_of(read_index(path, COLUMNS)), indexes))
 
 
-def _count(table: pa.Table) -> IndexCounts:
+def count_of(index: pa.Table) -> IndexCounts:
+    """The counts of an index, or of its COLUMNS."""
+    table = index.combine_chunks()
     if not table.num_rows:
         return IndexCounts({}, {})
     has_caption, has_box = (np.diff(list_ends(table[name].chunk(0))) > 0 for name in ("captions", "concepts"))

@@ -1,0 +1,1 @@
+"""What the first rank writes down while it trains, beside the training thread."""
