@@ -19,7 +19,7 @@ from pipelines.s4_materialize.smaller import make_smaller
 from x2vlm.config import FrozenConfig
 from x2vlm.data.shards.media_files import PARQUET_SUFFIX, TAR_SUFFIX
 from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
-from x2vlm.data.shards.row_counts import USABLE_ROWS, count_of
+from x2vlm.data.shards.row_counts import ROW_COUNTS, count_of
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
@@ -85,7 +85,7 @@ def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWrite
         index = write_shard(path, kept, payload_of)
     write_table(drop_table(drops), out.path / "drops.parquet")
     file_rows = {path.name: index.num_rows, index_path(path).name: index.num_rows, "drops.parquet": len(drops)}
-    summary |= {"grains": count_grains(kept), "sizes": measure_sizes(kept), USABLE_ROWS: count_of(index).to_json()}
+    summary |= {"grains": count_grains(kept), "sizes": measure_sizes(kept), ROW_COUNTS: count_of(index).to_json()}
     return PartResult(count_units(rows, kept, count_rules(drops, "row")), file_rows, summary)
 
 

@@ -14,7 +14,7 @@ from pipelines.flow.stage import InputFile, InputPart, Inputs, Part, PartReader,
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
 from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
-from x2vlm.data.shards.row_counts import USABLE_ROWS
+from x2vlm.data.shards.row_counts import ROW_COUNTS
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
@@ -86,8 +86,8 @@ def pretrain_part(
 
 def _with_counts(file: InputFile, part: InputPart) -> InputFile:
     """An index with the counts of its rows, where pack recorded them: a start then opens no index to count."""
-    counts = part.summary.get(USABLE_ROWS) if is_index_file(file.path) else None
-    return file if counts is None else dataclasses.replace(file, detail={USABLE_ROWS: counts})
+    counts = part.summary.get(ROW_COUNTS) if is_index_file(file.path) else None
+    return file if counts is None else dataclasses.replace(file, detail={ROW_COUNTS: counts})
 
 
 def _shard_uris(part: Part) -> list[dict[str, Any]]:
@@ -98,7 +98,7 @@ def _shard_uris(part: Part) -> list[dict[str, Any]]:
             "media_sha256": file.sha256,
             "index": files[index_name(path)].uri,
             "index_sha256": files[index_name(path)].sha256,
-            **({"rows": counts} if (counts := files[index_name(path)].detail.get(USABLE_ROWS)) is not None else {}),
+            **({"rows": counts} if (counts := files[index_name(path)].detail.get(ROW_COUNTS)) is not None else {}),
         }
         for path, file in sorted(files.items())
         if is_media_file(path)

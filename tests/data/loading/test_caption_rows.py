@@ -1,6 +1,7 @@
 """Streams with a row per caption, with region phrases as captions, and with weights: what is drawn, and as what."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,8 @@ from tests.support.training.captioned import TOKENIZER, captioned_shards
 from x2vlm.config import parse_config
 from x2vlm.data.loading.config import DataConfig, StreamConfig
 from x2vlm.data.loading.loader import StepLoader, iterate_steps, substitutes_to_json
-from x2vlm.errors import ConfigError
+from x2vlm.data.shards.row_counts import count_rows
+from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.samples import sample_key
 
 # COCO-like images of five captions, web images of one, and Visual Genome-like ones of phrases alone.
@@ -243,3 +245,22 @@ def test_the_record_of_samples_tells_two_rows_of_one_broken_image_apart(tmp_path
 def test_what_a_stream_cannot_do_is_refused_when_it_is_loaded(values, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(StreamConfig, {"kind": "image", "batch_size": 4, **values}, "here.yaml")
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        {"rows_per": "caption", "region_captions": PHRASES},
+        {"kind": "region", "num_images": 8, "grains": ("region",)},
+        {"weights": {"coco": 2.0}},
+    ],
+    ids=["captions and phrases", "regions", "weights"],
+)
+def test_with_recorded_counts_a_start_opens_no_index(shards, stream, tmp_path):
+    counts = count_rows([files.index for files in shards])
+    counted = [replace(f, index=tmp_path / "none", counts=of) for f, of in zip(shards, counts, strict=True)]
+    (ours,), (expected,) = (loader_of(files, **stream).streams for files in (counted, shards))
+    assert ours.size() == expected.size()
+    assert ours.rows_of_sources() == expected.rows_of_sources()
+    with pytest.raises(CorruptArtifact, match="none"):
+        pass_of(loader_of(counted, **stream))

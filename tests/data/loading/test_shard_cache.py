@@ -138,7 +138,7 @@ def test_a_local_store_is_read_in_place(tmp_path):
 def test_a_local_index_with_recorded_counts_is_checked_when_it_is_opened(tmp_path):
     """A start looks at no index then; a run on a damaged one ends as before."""
     (files,) = make_shards(tmp_path / "shards", num_images=6, num_videos=0, num_shards=1)
-    counts = {"image/drawn": [6, 6]}
+    counts = {"image/drawn": [[1, 0, 1, 6]]}
     shard = {"media": str(files.media), "index": str(files.index), "media_sha256": "", "rows": counts}
     good, bad = (hashlib.sha256(files.index.read_bytes()).hexdigest(), "0" * 64)
     for sha256 in (good, bad):

@@ -25,7 +25,7 @@ from x2vlm.data.loading.transforms import AugmentConfig
 from x2vlm.data.media.images import shrunk_size
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.shards.media_files import index_name, is_media_file
-from x2vlm.data.shards.row_counts import IndexCounts, count_rows
+from x2vlm.data.shards.row_counts import ROW_COUNTS, ShardCounts, count_rows
 from x2vlm.data.shards.rows import row_of
 from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Box, Concept, Grain
@@ -202,7 +202,7 @@ def test_the_counts_that_a_start_needs_are_recorded_with_each_shard(tmp_path: Pa
     rows = [row("toy", str(n), encoded(scene(n)), ["a"] * (n % 3), [tree] * (n % 2)) for n in range(9)]
     rows.append(row("other", "10", clip(4), ["two words"]))
     result = packed(tmp_path, rows)
-    found = {name: IndexCounts.from_json(one.summary["usable_rows"]) for name, one in result.packed.results.items()}
+    found = {name: ShardCounts.from_json(one.summary[ROW_COUNTS]) for name, one in result.packed.results.items()}
     assert len(found) > 1
     for name, counts in found.items():
         (index,) = (result.packed.folder / name).glob("shard-*.parquet")

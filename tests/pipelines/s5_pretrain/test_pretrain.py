@@ -23,6 +23,7 @@ from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
 from x2vlm import inference
 from x2vlm.data.loading.shard_cache import local_shards
+from x2vlm.data.shards.row_counts import ROW_COUNTS
 from x2vlm.errors import ConfigError, CorruptArtifact, StageFailed
 from x2vlm.inference.pretrained import load_pretrained
 from x2vlm.train.config import TrainConfig, TrainRuntime
@@ -59,9 +60,8 @@ def done(inputs, tmp_path_factory):
 def test_counts_that_pack_recorded_reach_the_workers_and_no_fingerprint(inputs):
     """A start then reads no index to count its rows, and goes on where one without counts was."""
     (shards,) = inputs["shards"]
-    counted = replace(
-        shards, parts=tuple(replace(part, summary={"usable_rows": {"image/drawn": [7, 5]}}) for part in shards.parts)
-    )
+    summary = {ROW_COUNTS: {"image/drawn": [[1, 0, 1, 5], [2, 0, 0, 2]]}}
+    counted = replace(shards, parts=tuple(replace(part, summary=summary) for part in shards.parts))
     (plain,), (part,) = (plan_pretrain(CONFIG, {**inputs, "shards": (some,)}) for some in (shards, counted))
     assert part_fingerprint(PRETRAIN, CONFIG, part) == part_fingerprint(PRETRAIN, CONFIG, plain)
     files = local_shards(stage._shard_uris(part))

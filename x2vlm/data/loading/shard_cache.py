@@ -22,7 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from x2vlm.data.loading.streams import ShardFiles
-from x2vlm.data.shards.row_counts import IndexCounts
+from x2vlm.data.shards.row_counts import ShardCounts
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.stores.calls import RETRY_SECONDS, retrying
 
@@ -168,7 +168,7 @@ class ShardCache:
 def local_shards(shards: Sequence[Mapping[str, Any]], cache: ShardCache | None = None) -> list[ShardFiles]:
     """Shards, each with `media`, `media_sha256`, `index` and `index_sha256`, as files of this machine.
 
-    `rows`, where a shard has it, are its counts (`IndexCounts.to_json`): nothing of it is then read here. Remote files
+    `rows`, where a shard has it, are its counts (`ShardCounts.to_json`): nothing of it is then read here. Remote files
     are fetched when they are first opened, so a cache may be smaller than all of them together. Indexes are checked
     against their sha256 in a local store too; payloads are checked one by one whenever they are read.
     """
@@ -176,7 +176,7 @@ def local_shards(shards: Sequence[Mapping[str, Any]], cache: ShardCache | None =
     files = []
     for shard in shards:
         media, index = (_file(shard[name], shard[f"{name}_sha256"], cache) for name in ("media", "index"))
-        counts = IndexCounts.from_json(shard["rows"]) if "rows" in shard else None
+        counts = ShardCounts.from_json(shard["rows"]) if "rows" in shard else None
         if isinstance(index, Path) and counts is not None:
             index = CheckedFile(index, shard["index_sha256"])
         elif isinstance(index, Path):

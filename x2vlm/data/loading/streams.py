@@ -18,10 +18,9 @@ from x2vlm.data.loading.config import StreamConfig
 from x2vlm.data.loading.order import Place, WindowedOrder
 from x2vlm.data.loading.weighted_order import Group, WeightedOrder
 from x2vlm.data.randomness import Draws
-from x2vlm.data.shards.row_counts import IndexCounts, count_rows
+from x2vlm.data.shards.row_counts import ShardCounts, count_rows
 from x2vlm.data.shards.rows import Row, ShardRows
 from x2vlm.data.shards.shard import OpenableFile, PayloadFile
-from x2vlm.data.shards.text_counts import TextCounts, count_texts
 from x2vlm.errors import ConfigError
 
 Phrases = tuple[tuple[str, int], ...]  # sources whose region phrases are captions, and how many of an image in a pass
@@ -36,7 +35,7 @@ class ShardFiles:
 
     media: OpenableFile
     index: OpenableFile
-    counts: IndexCounts | None = None
+    counts: ShardCounts | None = None
 
 
 class ShardSet:
@@ -51,8 +50,7 @@ class ShardSet:
         self.payloads = functools.lru_cache(max_open)(lambda shard: PayloadFile(self.files[shard].media))
         self.usable = functools.lru_cache(8 * max_open)(self._usable)
         self.texts = functools.lru_cache(8 * max_open)(self._texts)
-        self._counts: tuple[IndexCounts, ...] = ()
-        self._text_counts: tuple[TextCounts, ...] = ()
+        self._counts: tuple[ShardCounts, ...] = ()
 
     def counts(self, kind: StreamKind, sources: tuple[str, ...]) -> list[int]:
         """How many rows of each shard a stream of that kind can use."""
@@ -60,29 +58,22 @@ class ShardSet:
 
     def text_counts(self, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases) -> list[int]:
         """How many rows of each shard a stream with a row per caption has in a pass."""
-        return [counts.of(kind, sources, dict(phrases)) for counts in self._all_text_counts()]
+        return [counts.texts_of(kind, sources, dict(phrases)) for counts in self._all_counts()]
 
     def grain_counts(self, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...]) -> list[int]:
         """How many rows of each shard have a box of one of these grains."""
-        return [counts.with_grain(kind, sources, grains) for counts in self._all_text_counts()]
+        return [counts.of(kind, sources, grains) for counts in self._all_counts()]
 
     def sources(self) -> list[str]:
         """Every source that has a row in a shard."""
-        return sorted(
-            {source for counts in self._all_counts() for _, source in (*counts.with_caption, *counts.with_box)}
-        )
+        return sorted({source for counts in self._all_counts() for source in counts.sources()})
 
-    def _all_counts(self) -> tuple[IndexCounts, ...]:
+    def _all_counts(self) -> tuple[ShardCounts, ...]:
         if not self._counts:
             unknown = [files.index for files in self.files if files.counts is None]
             counted = iter(count_rows(unknown))
             self._counts = tuple(files.counts or next(counted) for files in self.files)
         return self._counts
-
-    def _all_text_counts(self) -> tuple[TextCounts, ...]:
-        if not self._text_counts:
-            self._text_counts = count_texts([files.index for files in self.files])
-        return self._text_counts
 
     def _usable(
         self, shard: int, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...] = ()
@@ -103,17 +94,12 @@ class ShardSet:
         return numbers, np.cumsum(num_captions[numbers] + np.minimum(num_phrases, limits)[numbers])
 
     def __reduce__(self) -> tuple[Callable[..., "ShardSet"], tuple[Any, ...]]:
-        return _shard_set, (self.files, self._max_open, self._counts, self._text_counts)
+        return _shard_set, (self.files, self._max_open, self._counts)
 
 
-def _shard_set(
-    files: tuple[ShardFiles, ...],
-    max_open: int,
-    counts: tuple[IndexCounts, ...],
-    text_counts: tuple[TextCounts, ...],
-) -> ShardSet:
+def _shard_set(files: tuple[ShardFiles, ...], max_open: int, counts: tuple[ShardCounts, ...]) -> ShardSet:
     shards = ShardSet(files, max_open)
-    shards._counts, shards._text_counts = counts, text_counts
+    shards._counts = counts
     return shards
 
 

@@ -1,4 +1,8 @@
-"""How many rows of which sort each shard holds: all that a run must know about every shard before its first step."""
+"""What texts the rows of each shard have: all that a run must know about every shard before its first step.
+
+A histogram for each medium and source, so that the number of rows of any stream follows without opening an index:
+whatever it limits (sources, grains, phrases per image).
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,49 +12,74 @@ import numpy as np
 import pyarrow as pa
 
 from x2vlm.data.kinds import StreamKind
-from x2vlm.data.shards.rows import encoded, list_ends
+from x2vlm.data.shards.rows import encoded, list_ends, num_of_grains
 from x2vlm.data.shards.shard import OpenableFile, read_index
+from x2vlm.samples import Grain
 
-# The cheapest leaf of each list: a constant almost everywhere, so its column is a few bytes and its lengths are known.
+# The cheapest leaf of each list, and the grain of each box.
 COLUMNS = ("source", "kind", "captions.list.element.language", "concepts.list.element.grain")
 # Key of the summary of a packed shard that holds its counts as JSON; shards of earlier releases have none.
-USABLE_ROWS = "usable_rows"
+ROW_COUNTS = "rows_by_texts"
 NUM_THREADS = 32  # of reading the indexes of shards without recorded counts: mostly waiting for a store
+
+Texts = tuple[int, int, bool]  # captions and region phrases of one row, and whether it has objects
 
 
 @dataclass(frozen=True)
-class IndexCounts:
-    """Rows of one shard by (medium, source): how many have a caption, and how many a box."""
+class ShardCounts:
+    """Rows of one shard by (medium, source), and of these by what texts they have."""
 
-    with_caption: Mapping[tuple[str, str], int]
-    with_box: Mapping[tuple[str, str], int]
+    rows: Mapping[tuple[str, str], Mapping[Texts, int]]
 
-    def of(self, kind: StreamKind, sources: Sequence[str]) -> int:
-        """How many rows a stream can use, by the rule of `x2vlm.data.shards.rows.usable`."""
-        medium = "video" if kind == "video" else "image"
-        counts = self.with_box if kind == "region" else self.with_caption
+    def of(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> int:
+        """How many rows a stream can use: see `x2vlm.data.shards.rows.usable`. `grains` are those of boxes."""
+
+        def is_usable(texts: Texts) -> bool:
+            captions, phrases, has_objects = texts
+            if kind != "region":
+                return captions > 0
+            return (phrases > 0 and Grain.REGION in (grains or Grain)) or (
+                has_objects and Grain.OBJECT in (grains or Grain)
+            )
+
         return sum(
-            count for (of, source), count in counts.items() if of == medium and (not sources or source in sources)
+            count
+            for (of, source), found in self.rows.items()
+            if of == _medium(kind) and (not sources or source in sources)
+            for texts, count in found.items()
+            if is_usable(texts)
         )
 
-    def to_json(self) -> dict[str, list[int]]:
-        """`<medium>/<source>` -> [rows with a caption, rows with a box]."""
+    def texts_of(self, kind: StreamKind, sources: Sequence[str], phrases: Mapping[str, int]) -> int:
+        """Texts that a pass of a stream shows of these sources: every caption, and up to `phrases` of each image."""
+        return sum(
+            count * (captions + min(num_phrases, phrases.get(source, 0)))
+            for source in sources
+            for (captions, num_phrases, _), count in self.rows.get((_medium(kind), source), {}).items()
+        )
+
+    def sources(self) -> set[str]:
+        """Every source that has a row."""
+        return {source for _, source in self.rows}
+
+    def to_json(self) -> dict[str, list[list[int]]]:
+        """`<medium>/<source>` -> [captions, phrases, 1 with objects, rows] for each sort of row."""
         return {
-            f"{medium}/{source}": [count, self.with_box[medium, source]]
-            for (medium, source), count in self.with_caption.items()
+            f"{medium}/{source}": [[*map(int, texts), count] for texts, count in found.items()]
+            for (medium, source), found in self.rows.items()
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Sequence[int]]) -> "IndexCounts":
+    def from_json(cls, values: Mapping[str, Sequence[Sequence[int]]]) -> "ShardCounts":
         """What `to_json` gave."""
-        parts = {name.partition("/")[::2]: numbers for name, numbers in values.items()}
-        return cls(
-            {(medium, source): int(numbers[0]) for (medium, source), numbers in parts.items()},
-            {(medium, source): int(numbers[1]) for (medium, source), numbers in parts.items()},
-        )
+        rows: dict[tuple[str, str], dict[Texts, int]] = {}
+        for name, found in values.items():
+            medium, _, source = name.partition("/")
+            rows[medium, source] = {(line[0], line[1], bool(line[2])): line[3] for line in found}
+        return cls(rows)
 
 
-def count_rows(indexes: Sequence[OpenableFile]) -> tuple[IndexCounts, ...]:
+def count_rows(indexes: Sequence[OpenableFile]) -> tuple[ShardCounts, ...]:
     """The counts of every index, NUM_THREADS at a time. CorruptArtifact if one is missing or not an index."""
     if not indexes:
         return ()
@@ -58,20 +87,22 @@ def count_rows(indexes: Sequence[OpenableFile]) -> tuple[IndexCounts, ...]:
         return tuple(pool.map(lambda path: count_of(read_index(path, COLUMNS)), indexes))
 
 
-def count_of(index: pa.Table) -> IndexCounts:
+def count_of(index: pa.Table) -> ShardCounts:
     """The counts of an index, or of its COLUMNS."""
     table = index.combine_chunks()
     if not table.num_rows:
-        return IndexCounts({}, {})
-    has_caption, has_box = (np.diff(list_ends(table[name].chunk(0))) > 0 for name in ("captions", "concepts"))
+        return ShardCounts({})
+    captions, concepts = np.diff(list_ends(table["captions"].chunk(0))), table["concepts"].chunk(0)
+    regions, objects = (num_of_grains(concepts, (grain,)) for grain in (Grain.REGION, Grain.OBJECT))
     (kinds, kind_names), (sources, source_names) = (encoded(table[name].chunk(0)) for name in ("kind", "source"))
-    sorts = [(kind, source) for kind in kind_names for source in source_names]
-    sort = kinds.astype(np.int64) * len(source_names) + sources
-    return IndexCounts(
-        *(dict(zip(sorts, _times(sort[flags], len(sorts)), strict=True)) for flags in (has_caption, has_box))
+    found, times = np.unique(
+        np.stack([kinds, sources, captions, regions, objects > 0], axis=1), axis=0, return_counts=True
     )
+    rows: dict[tuple[str, str], dict[Texts, int]] = {}
+    for (kind, source, *texts), count in zip(found.tolist(), times.tolist(), strict=True):
+        rows.setdefault((kind_names[kind], source_names[source]), {})[texts[0], texts[1], bool(texts[2])] = count
+    return ShardCounts(rows)
 
 
-def _times(numbers: np.ndarray, size: int) -> list[int]:
-    times: list[int] = np.bincount(numbers, minlength=size).tolist()
-    return times
+def _medium(kind: StreamKind) -> str:
+    return "video" if kind == "video" else "image"
