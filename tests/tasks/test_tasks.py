@@ -16,7 +16,7 @@ from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionCon
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
-from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_retrieval
+from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
 from x2vlm.tasks.scoring import box_iou
 from x2vlm.tasks.task import TaskContext, data_digest
 
@@ -90,7 +90,7 @@ def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
     expected_hits = []
     for i in range(4):
         shortlist = np.argsort(-cosine[i], kind="stable")[:3]
-        scores = np.full(8, NOT_SHORTLISTED)
+        scores = np.full(8, -100.0)
         scores[shortlist] = logits[i, shortlist]
         expected_hits.append(int(np.argmax(scores)) // 2 == i)
     assert result.metrics["tr_r1"] == pytest.approx(100 * np.mean(expected_hits))
