@@ -12,8 +12,7 @@ from tests.support.naive_pixels import naive_pixels
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.errors import InvalidSample
 from x2vlm.inference.processor import processor_for
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.x2vlm import X2VLM, build_model
+from x2vlm.models.x2vlm import X2VLM
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
 from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
@@ -22,19 +21,6 @@ from x2vlm.tasks.task import TaskContext, data_digest
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bus"]
 VOCABULARY = [*SPECIAL_TOKENS, *WORDS]
-
-
-@pytest.fixture(scope="module")
-def model() -> X2VLM:
-    torch.manual_seed(3)
-    return build_model(
-        ModelConfig(
-            vision=VisionConfig(image_res=32, width=32, depth=2, num_heads=2),
-            text=TextConfig(width=32, num_layers=2, num_heads=2, intermediate=64, vocab_size=16, max_positions=16),
-            fusion=FusionConfig(num_layers=2, num_heads=2, intermediate=64),
-            embed_dim=16,
-        )
-    )
 
 
 def ids_by_hand(text: str) -> tuple[Tensor, Tensor]:

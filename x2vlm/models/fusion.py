@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from x2vlm.models.blocks.fusion_plan import CrossLayout, FusionPlan
+from x2vlm.models.blocks.masks import AttentionMask, additive_or_none
 from x2vlm.models.blocks.packing import SelfLayout, attend
 from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.config import FusionConfig
@@ -44,11 +45,11 @@ class VisionMemory:
     image_of_B: Tensor | None
     patch_mask_BP: Tensor | None
 
-    def mask_B1LN(self, length: int) -> Tensor | None:
-        """The image tokens that each of `length` text tokens may attend to; None: all."""
+    def mask_B11N(self) -> AttentionMask | None:
+        """The image tokens that a text may attend to; None: all."""
         if self.patch_mask_BP is None:
             return None
-        return with_summary(self.patch_mask_BP)[:, None, None, :].expand(-1, 1, length, -1)
+        return AttentionMask(with_summary(self.patch_mask_BP)[:, None, None, :])
 
     def select(self, rows_K: Tensor) -> "VisionMemory":
         """The given rows, in that order, without projecting keys again."""
@@ -76,12 +77,15 @@ class Attention(nn.Module):
     def split_heads(self, states_BND: Tensor) -> Tensor:
         return states_BND.reshape(*states_BND.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def forward(self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor, mask: AttentionMask | Tensor | None
+    ) -> Tensor:
+        queries_BHLE = self.split_heads(self.query(hidden_BLD))
         attended_BHLE = scaled_dot_product_attention(
-            self.split_heads(self.query(hidden_BLD)),
+            queries_BHLE,
             keys_BHNE,
             values_BHNE,
-            attn_mask=mask,
+            attn_mask=additive_or_none(mask, queries_BHLE),
             dropout_p=self._dropout_now(),
         )
         return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
@@ -138,27 +142,27 @@ class FusionLayer(nn.Module):
     def forward(
         self,
         hidden_BLD: Tensor,
-        mask_B1LL: Tensor,
+        mask_B1LL: AttentionMask,
         memory: tuple[Tensor, Tensor] | None,
-        memory_mask_B1LN: Tensor | None,
+        memory_mask_B11N: AttentionMask | None,
     ) -> Tensor:
         attention = self.self_attention
         keys = attention.split_heads(attention.key(hidden_BLD))
         values = attention.split_heads(attention.value(hidden_BLD))
-        return self.finish(hidden_BLD, (keys, values), mask_B1LL, memory, memory_mask_B1LN)
+        return self.finish(hidden_BLD, (keys, values), mask_B1LL, memory, memory_mask_B11N)
 
     def finish(
         self,
         hidden_BLD: Tensor,
         own: tuple[Tensor, Tensor],
-        own_mask: Tensor,
+        own_mask: AttentionMask | Tensor,
         memory: tuple[Tensor, Tensor] | None,
-        memory_mask_B1LN: Tensor | None,
+        memory_mask_B11N: AttentionMask | None,
     ) -> Tensor:
         """The layer with the given keys and values of the text, which may have more tokens than `hidden_BLD`."""
         hidden_BLD = self.self_attention(hidden_BLD, *own, own_mask)
         if memory is not None:
-            hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B1LN)
+            hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B11N)
         fed_BLD: Tensor = self.feed_forward(hidden_BLD)
         return fed_BLD
 
@@ -200,10 +204,11 @@ class FusionEncoder(nn.Module):
     def forward(self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
         """States (B, L, D); with `causal` a token attends to itself and earlier tokens."""
         length = hidden_BLD.shape[1]
-        mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
+        seen_B1LL = mask_BL.bool()[:, None, None, :]
         if causal:
-            mask_B1LL = mask_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
-        memory_mask = None if memory is None else memory.mask_B1LN(length)
+            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
+        mask_B1LL = AttentionMask(seen_B1LL)
+        memory_mask = None if memory is None else memory.mask_B11N()
         for index, layer in enumerate(self._layers()):
             keys_values = None
             if memory is not None:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from x2vlm.errors import InvalidSample
 from x2vlm.models.blocks.fusion_plan import TextTable
 from x2vlm.models.blocks.packing import HostToDeviceBatch
 from x2vlm.models.tokens import VisionTokens
@@ -27,10 +28,10 @@ from x2vlm.objectives.towers import padded_texts
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
 
-# Keys held at once: 37 images of the base model at 224 pixels in float32. At least those of one image.
-KEY_BYTES = 256 * 2**20
-# Cosines held at once, as rows of queries: 4 million of 4 bytes, and as many positions of 8 while they are sorted.
-COSINES_AT_ONCE = 1 << 22
+# Keys held at once: 18 images of the base model at 224 pixels in float32. At least those of one image.
+KEY_BYTES = 128 * 2**20
+# Cosines held at once, as rows of queries: 1 million of 4 bytes, and a count of 8 for each.
+COSINES_AT_ONCE = 1 << 20
 
 Numbers = NDArray[np.int64]
 
@@ -40,15 +41,29 @@ def shortlists(query_QE: Tensor, candidate_UE: Tensor, feature_of_C: Numbers, si
 
     Candidate c has the feature `feature_of_C[c]`: equal candidates share one, so that their cosines are equal too and
     not only up to rounding. A few queries at a time: the table of all cosines would take 0.5 GB for COCO 5K,
-    and sorting it 1 GB more.
+    and sorting it 1 GB more. InvalidSample ("nan_score") for features that are not finite.
     """
-    rows, found = max(1, COSINES_AT_ONCE // len(feature_of_C)), []
+    size = min(size, len(feature_of_C))
+    best_QK = np.empty((len(query_QE), size), dtype=np.int64)
+    rows = max(1, COSINES_AT_ONCE // len(feature_of_C))
     feature_of = HostToDeviceBatch.to_device(feature_of_C, query_QE.device)
     for start in range(0, len(query_QE), rows):
-        cosine_QC = (query_QE[start : start + rows] @ candidate_UE.T).float()[:, feature_of]
-        # A stable sort on the negative: equal cosines keep their order, whatever the device does.
-        found.append(torch.argsort(-cosine_QC, dim=1, stable=True)[:, :size].cpu())
-    return torch.cat(found).numpy()
+        some = slice(start, min(start + rows, len(query_QE)))
+        best_QK[some] = _largest((query_QE[some] @ candidate_UE.T).float()[:, feature_of], size).cpu().numpy()
+    return best_QK
+
+
+def _largest(cosine_QC: Tensor, size: int) -> Tensor:
+    """(Q, K) the positions of the `size` largest of every row, in order; ties by position, whatever the device does."""
+    if not bool(cosine_QC.isfinite().all()):
+        raise InvalidSample("nan_score", "features hold NaN: the model or its input is broken")
+    least_Q1 = cosine_QC.topk(size, dim=1).values[:, -1:]
+    above_QC, equal_QC = cosine_QC > least_Q1, cosine_QC == least_Q1
+    missing_Q1 = size - above_QC.sum(dim=1, keepdim=True)
+    chosen_QC = above_QC | (equal_QC & (equal_QC.cumsum(dim=1) <= missing_Q1))
+    positions_QK = chosen_QC.nonzero()[:, 1].view(-1, size)
+    order_QK = torch.argsort(-cosine_QC.gather(1, positions_QK), dim=1, stable=True)
+    return positions_QK.gather(1, order_QK)
 
 
 def rerank(

@@ -69,6 +69,12 @@ class TrainConfig(FrozenConfig):
         return self
 
 
+# A start compiles, fills caches and opens shards before its first step is done: it may take this times as long.
+START_ALLOWANCE = 5.0
+# torch's default for gloo; NCCL's is 10 minutes, less than the first step may take.
+LEAST_COLLECTIVE_SECONDS = 1800.0
+
+
 class TrainRuntime(FrozenConfig):
     """Logging, placement and loader processes of a run. Nothing here changes a weight, so it is not in any fingerprint.
 
@@ -92,6 +98,17 @@ class TrainRuntime(FrozenConfig):
     max_failures: int = Field(default=3, ge=0)
     cpus_per_worker: float = Field(default=1.0, gt=0)
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+    @property
+    def collective_seconds(self) -> float:
+        """Time-out of a collective operation, in seconds.
+
+        A rank waits in one for the slowest rank, so it must outlast what the watchdog allows that rank in a first step:
+        the watchdog then ends the run, and says which rank was behind. A week if `stall_seconds` sets no limit.
+        """
+        if self.stall_seconds is None:
+            return 7 * 24 * 3600.0
+        return max(LEAST_COLLECTIVE_SECONDS, START_ALLOWANCE * self.stall_seconds + 60)
 
     @model_validator(mode="after")
     def _profile_has_an_order(self) -> "TrainRuntime":

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters)
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
@@ -165,7 +166,12 @@ class _Writer:
 
 
 def _build_trainer(
-    model: X2VLM, loader: StepLoader, config: TrainConfig, ranks: Ranks, new_parameters: Collection[str] | None
+    model: X2VLM,
+    loader: StepLoader,
+    config: TrainConfig,
+    ranks: Ranks,
+    new_parameters: Collection[str] | None,
+    runtime: TrainRuntime,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
@@ -176,7 +182,8 @@ def _build_trainer(
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}
     rows = {item.label: item.batch_size // ranks.world_size for item in loader.config.streams}
-    trainer.negative_groups = negative_groups(ranks, sizes, rows, loader.config.examples.max_tokens)
+    timeout = timedelta(seconds=runtime.collective_seconds)
+    trainer.negative_groups = negative_groups(ranks, sizes, rows, loader.config.examples.max_tokens, timeout)
     return trainer
 
 

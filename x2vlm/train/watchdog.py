@@ -20,14 +20,13 @@ from types import TracebackType
 
 import fsspec
 
+from x2vlm.train.config import START_ALLOWANCE
 from x2vlm.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 EXIT_STALLED = 76
 STALLED = "stalled.json"
-# A start compiles, fills caches and opens shards before its first step is done.
-START_ALLOWANCE = 5.0
 # The phases of a step in their order: a rank in an earlier one is behind.
 PHASES = ("start", "wait for data", "train", "read numbers", "validate", "save")
 

@@ -2,7 +2,8 @@
 
 B images, C clips, N tokens, H heads, E width of a head, D width.
 timm owns the parameters and their names; only the order of operations is ours. FlashAttention cannot be used with the
-learned position bias of every layer and head: it has no gradient for a bias.
+learned position bias of every layer and head: it has no gradient for a bias. Neither has the attention of cuDNN, which
+torch prefers on H100 and newer: its backward pass fails ("not differentiable with respect to argument 'attn_bias'").
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from x2vlm.models.blocks.packing import LENGTH_MULTIPLE
+from x2vlm.models.blocks.masks import LENGTH_MULTIPLE
 from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.blocks.temporal import Clips, TimeAttention, by_clip, temporal_attention
 from x2vlm.models.execution import ExecutionConfig
 
-# Both support a bias and its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
-# "No available kernel" instead of silently using 6 times the memory.
-FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+# The only kernel with a bias and its gradient that does not keep B x H x N x N scores. Where it cannot run, PyTorch
+# raises "No available kernel" instead of silently using 6 times the memory.
+FUSED = [SDPBackend.EFFICIENT_ATTENTION]
 
 Run = Callable[..., Tensor]
 
