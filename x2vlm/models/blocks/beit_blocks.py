@@ -49,6 +49,8 @@ def run_blocks(
             if clips is not None:
                 keep_C111 = _kept_rows(block.drop_path1, by_clip(hidden_BND, clips.num_frames))
                 given += (clips.attention.blocks[number], clips.num_frames, keep_C111)
+            if execution.compile_blocks:
+                _mark_any_number_of_rows(given)
             if every and number % every == 0 and torch.is_grad_enabled():
                 hidden_BND = checkpoint(run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused()))
             else:
@@ -122,6 +124,17 @@ def _fused_kernels(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def _compiled(run: Run) -> Run:
-    """The block compiled for fixed shapes; all blocks share one graph with the weights as inputs."""
+    """The block compiled for any number of rows; all blocks share one graph with the weights as inputs."""
     compiled: Run = torch.compile(run, dynamic=False)
     return compiled
+
+
+def _mark_any_number_of_rows(arguments: Sequence[object]) -> None:
+    """Compile for any number of images (or clips) in these arguments of a block.
+
+    How many images of a region batch have a region differs from step to step. For fixed shapes every new number would
+    be compiled again, minutes each, and after the eighth torch gives up and runs blocks uncompiled.
+    """
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            torch._dynamo.maybe_mark_dynamic(argument, 0)  # type: ignore[attr-defined]
