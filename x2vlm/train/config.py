@@ -40,7 +40,10 @@ class TrainConfig(FrozenConfig):
     weights and optimizer unchanged, and gives up after `max_skipped_steps` in a row. `gradient_dtype` is the dtype of
     the all-reduce; bfloat16 halves the bytes and rounds every gradient to 8 bits. Every `validate_every`
     steps the losses of `validation_batches` held-out batches (see `DataConfig.validation_share`) and zero-shot
-    retrieval among their image rows are measured; None: never.
+    retrieval among their image rows are measured; None: never. `accumulate` cuts the rows of a process into that many
+    chunks that run one after the other: the same losses and gradients as at once, also of the contrastive loss and of
+    negatives from the whole batch, with the memory of a chunk, for one more forward pass of the towers
+    (`x2vlm.objectives.accumulation`). Dropout is drawn anew for each number of chunks.
     """
 
     steps: int = Field(default=500_000, ge=1)
@@ -54,6 +57,7 @@ class TrainConfig(FrozenConfig):
     matching_follows: str | None = None
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = Field(default=1, ge=1)
     on_nonfinite: Literal["skip", "stop"] = "skip"
     max_skipped_steps: int = Field(default=10, ge=1)
     cpu_threads: int = Field(default=1, ge=1)

@@ -137,4 +137,4 @@ def _mark_any_number_of_rows(arguments: Sequence[object]) -> None:
     """
     for argument in arguments:
         if isinstance(argument, Tensor):
-            torch._dynamo.maybe_mark_dynamic(argument, 0)  # type: ignore[attr-defined]
+            torch._dynamo.maybe_mark_dynamic(argument, 0)
