@@ -107,7 +107,7 @@ config = ModelConfig(
     text=TextConfig(width=96, num_layers=12, num_heads=2, intermediate=384),
     fusion=FusionConfig(num_layers=6, num_heads=2, intermediate=384), embed_dim=32)
 model = build_model(without_dropout(config)).train()
-batches = make_batches({"image": images(64), "region": regions(64, 24)}, config, "cpu")
+batches = make_batches([images(64), regions(64, 24)], config)
 total = lambda losses: torch.stack([value for parts in losses.values() for value in parts.values()]).sum()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 chunks = int(sys.argv[1])

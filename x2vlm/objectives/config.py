@@ -16,7 +16,12 @@ T = TypeVar("T")
 
 
 class ObjectiveConfig(FrozenConfig):
-    """Which losses are computed and where they follow the reference."""
+    """Which losses are computed and where they follow the reference.
+
+    With `exclude_equal_texts`, rows whose texts have equal tokens are never each other's negatives, neither in the
+    contrastive loss (over all ranks) nor in the matching loss: "a dog" under two photos is right for both. The
+    reference takes them as negatives, and so does the default.
+    """
 
     matching: bool = True
     contrastive_gradient: ContrastiveGradient = "true"
@@ -26,6 +31,7 @@ class ObjectiveConfig(FrozenConfig):
     # independent of the number of ranks. None: from the rows of one rank, as in the reference: easier ones with more
     # ranks.
     negative_group_size: int | None = Field(default=None, ge=2)
+    exclude_equal_texts: bool = False
     # Which losses region batches have. Ablations (X2-VLM 4.6) train one of the two: alignment, or boxes.
     align_regions: bool = True
     locate_regions: bool = True

@@ -20,7 +20,7 @@ from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 from x2vlm.objectives.box_losses import box_losses
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.host import HostView, host_views
-from x2vlm.objectives.losses import contrastive, masked_lm, matching
+from x2vlm.objectives.losses import contrastive, masked_lm, matching, text_keys
 from x2vlm.objectives.negatives import draw_negatives, require_group
 from x2vlm.objectives.passes import Reading, run_passes
 from x2vlm.objectives.streams import Drawn, Stream
@@ -131,6 +131,7 @@ def compare_rows(
     first = texts.table.starts[stream.clean : stream.clean + batch.num_rows]
     states_BD = texts.table.states_XD.index_select(0, HostToDeviceBatch.to_device(first, texts.table.states_XD.device))
     image_BE, text_BE = model.project(stream.images.rows, states_BD[:, None])
+    keys_B = text_keys(batch.text_ids_BL, batch.text_mask_BL) if config.exclude_equal_texts else None
     loss = contrastive(
         image_BE,
         text_BE,
@@ -139,6 +140,7 @@ def compare_rows(
         gradient=config.contrastive_gradient,
         # Regions of one image differ: their texts are true negatives of each other here.
         image_ids_B=None if batch.kind == "region" else batch.image_ids_B,
+        text_keys_B=keys_B,
     )
     if not config.matching:
         return loss, None
@@ -158,6 +160,7 @@ def compare_rows(
         None if group is None else group.gather,
         group_size=size,
         all_rows=all_rows,
+        text_keys_B=keys_B,
     )
     return loss, Drawn(image_of_text, text_of_image, has_negative)
 
