@@ -58,6 +58,13 @@ class Processor:
         """`read_visual` with this processor's sampling of clips."""
         return read_visual(source, self.config.frames_per_clip, self.config.frames_per_second)
 
+    def read_image(self, source: Source) -> Image.Image:
+        """The image in `source`; InvalidSample ("not_an_image") for a clip."""
+        visual = self.read(source)
+        if visual.is_clip:
+            raise InvalidSample("not_an_image", f"{visual.name} is a clip; take one of its frames")
+        return visual.frames[0]
+
     def images(self, pil_images: Sequence[Image.Image]) -> Tensor:
         """Pixels (B, C, H, W) of RGB images, squashed to squares and normalised."""
         return torch.stack([evaluation_pixels(image, self.config.image_res) for image in pil_images])

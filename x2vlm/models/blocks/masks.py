@@ -29,7 +29,9 @@ class AttentionMask:
         """
         if dtype not in self._additive:
             *rows, num_keys = self.seen.shape
-            padded = -(-num_keys // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+            # A rounded length would tie an exported program to lengths with that remainder.
+            is_traced = torch.compiler.is_compiling()
+            padded = num_keys if is_traced else -(-num_keys // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
             buffer = torch.zeros(*rows, padded, dtype=dtype, device=self.seen.device)
             self._additive[dtype] = buffer[..., :num_keys].masked_fill_(~self.seen, -torch.inf)
         return self._additive[dtype]
