@@ -17,6 +17,7 @@ from x2vlm.models.blocks.fusion_plan import CrossLayout, FusionPlan
 from x2vlm.models.blocks.masks import AttentionMask, additive_or_none
 from x2vlm.models.blocks.packing import SelfLayout, attend
 from x2vlm.models.blocks.rows import take_rows
+from x2vlm.models.blocks.text_paths import PackedRows, PathParity, TextDropPath, rates_of_layers, rows_of_counts
 from x2vlm.models.config import FusionConfig
 from x2vlm.models.tokens import VisionTokens, with_summary
 
@@ -72,6 +73,7 @@ class Attention(nn.Module):
         self.value = nn.Linear(key_width, width)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.drop_path = TextDropPath(0.0, "fixed")
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
     def split_heads(self, states_BND: Tensor) -> Tensor:
@@ -88,28 +90,31 @@ class Attention(nn.Module):
             attn_mask=additive_or_none(mask, queries_BHLE),
             dropout_p=self._dropout_now(),
         )
-        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
+        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None)
 
-    def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout) -> Tensor:
+    def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout, rows: PackedRows | None) -> Tensor:
         """States (K, D) of the query tokens after self-attention within their texts."""
         keys, values = self.key(hidden_TD), self.value(hidden_TD)
         attended = layout.attend(self.query(query_states_KD), keys, values, self.num_heads, self._dropout_now())
-        return self._finish(attended, query_states_KD)
+        return self._finish(attended, query_states_KD, rows)
 
-    def across(self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
+    def across(
+        self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout, rows: PackedRows | None
+    ) -> Tensor:
         """States (K, D) of the query tokens after cross-attention to their images, whose states are in their slots."""
         keys_values = self.key(memory_SD), self.value(memory_SD)
         attended = attend(
             self.query(query_states_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
             self._dropout_now(),
         )  # fmt: skip
-        return self._finish(attended, query_states_KD)
+        return self._finish(attended, query_states_KD, rows)
 
     def _dropout_now(self) -> float:
         return self.attention_dropout if self.training else 0.0
 
-    def _finish(self, attended: Tensor, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.dropout(self.output(attended)) + hidden)
+    def _finish(self, attended: Tensor, hidden: Tensor, rows: PackedRows | None) -> Tensor:
+        branch = _dropped(self.drop_path, self.dropout(self.output(attended)), rows)
+        normed: Tensor = self.norm(branch + hidden)
         return normed
 
 
@@ -121,11 +126,18 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(width, cfg.intermediate)
         self.outer = nn.Linear(cfg.intermediate, width)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.drop_path = TextDropPath(0.0, "fixed")
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        normed_BLD: Tensor = self.norm(self.dropout(self.outer(gelu(self.inner(hidden_BLD)))) + hidden_BLD)
+    def forward(self, hidden_BLD: Tensor, rows: PackedRows | None = None) -> Tensor:
+        branch_BLD = _dropped(self.drop_path, self.dropout(self.outer(gelu(self.inner(hidden_BLD)))), rows)
+        normed_BLD: Tensor = self.norm(branch_BLD + hidden_BLD)
         return normed_BLD
+
+
+def _dropped(drop_path: TextDropPath, branch: Tensor, rows: PackedRows | None) -> Tensor:
+    factors = drop_path.factors(branch, rows)
+    return branch if factors is None else branch * factors
 
 
 class FusionLayer(nn.Module):
@@ -174,14 +186,17 @@ class FusionLayer(nn.Module):
         memory_SD: Tensor | None,
         within: SelfLayout,
         across: CrossLayout | None,
+        rows: PackedRows | None = None,
     ) -> Tensor:
         """States (K, D) of the query tokens after the layer; the first `num_crossing` of them have an image."""
-        query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within)
+        query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within, rows)
         if across is not None and memory_SD is not None:
             crossing, others = query_states_KD.split_with_sizes([num_crossing, len(query_states_KD) - num_crossing])
-            crossed = self.cross_attention.across(crossing, memory_SD, across)
+            crossed = self.cross_attention.across(
+                crossing, memory_SD, across, None if rows is None else rows.first(num_crossing)
+            )
             query_states_KD = torch.cat([crossed, others]) if len(others) else crossed
-        fed_KD: Tensor = self.feed_forward(query_states_KD)
+        fed_KD: Tensor = self.feed_forward(query_states_KD, rows)
         return fed_KD
 
 
@@ -191,10 +206,20 @@ class FusionEncoder(nn.Module):
     def __init__(self, cfg: FusionConfig, width: int, vision_width: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(FusionLayer(cfg, width, vision_width) for _ in range(cfg.num_layers))
+        self._drops_paths = False
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=cfg.init_std)
                 nn.init.zeros_(module.bias)
+
+    def set_drop_paths(self, rate: float, parity: PathParity) -> None:
+        """Stochastic depth of the three branches of every layer; see `x2vlm.models.blocks.text_paths`."""
+        self._drops_paths = rate > 0
+        for layer, of_layer in zip(self._layers(), rates_of_layers(rate, len(self.layers)), strict=True):
+            for branch in (layer.self_attention, layer.cross_attention, layer.feed_forward):
+                branch.drop_path = TextDropPath(of_layer, parity)
+                if parity == "reference" and rate > 0:
+                    branch.dropout = nn.Dropout(0.0)
 
     def image_memory(self, vision: VisionTokens) -> VisionMemory:
         """Image keys and values of every layer, projected once per image and once per summary token."""
@@ -229,16 +254,23 @@ class FusionEncoder(nn.Module):
         memory_SD = None
         if plan.memory is not None and images_XD is not None:
             memory_SD = plan.memory.spread(images_XD)
+        rows = rows_of_counts(plan.held, hidden_TD.device) if self.training and self._drops_paths else None
         *layers, last = self._layers()
         for layer in layers:
-            hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+            hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across, rows)
         if prune_last_layer:
             query_states_KD = take_rows(hidden_TD, plan.reads_K)
             read_KD = last.run(
-                hidden_TD, query_states_KD, plan.num_crossing_reads, memory_SD, plan.within_reads, plan.across_reads
+                hidden_TD,
+                query_states_KD,
+                plan.num_crossing_reads,
+                memory_SD,
+                plan.within_reads,
+                plan.across_reads,
+                None if rows is None else rows.select(plan.reads_K),
             )
         else:
-            hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+            hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across, rows)
             read_KD = take_rows(hidden_TD, plan.reads_K)
         return tuple(plan.order.spread(read_KD).split_with_sizes(plan.reads_per_pass))
 

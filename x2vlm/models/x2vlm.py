@@ -30,6 +30,8 @@ class X2VLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text)
         self.fusion = FusionEncoder(config.fusion, config.text.width, config.vision.width)
+        self.text.add_drop_paths(config.text_drop_path, config.text_drop_path_parity)
+        self.fusion.set_drop_paths(config.cross_drop_path, config.text_drop_path_parity)
         self.vision_proj = nn.Linear(config.vision.width, config.embed_dim)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
@@ -176,6 +178,7 @@ def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
     swapped.vision_proj, swapped.text_proj = model.vision_proj, model.text_proj
     swapped.match_head, swapped.box_head = model.match_head, model.box_head
     swapped.temperature, swapped.frame_position = model.temperature, model.frame_position
+    text.add_drop_paths(model.config.text_drop_path, model.config.text_drop_path_parity)
     swapped.text = text
     swapped.word_head = WordHead(text.width, vocab_size, cfg.layer_norm_eps, tied=False)
     changed = model.config.text.model_copy(

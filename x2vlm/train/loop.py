@@ -201,8 +201,9 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
 
 
 def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    objectives, execution = objectives_of(trainer, data), trainer.config.execution
-    return work_of(data, trainer.model.config, loader.config.examples, objectives, execution)
+    objectives, config = objectives_of(trainer, data), trainer.config
+    sizes = trainer.model.config, loader.config.examples
+    return work_of(data, *sizes, objectives, config.execution, config.accumulate)
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:

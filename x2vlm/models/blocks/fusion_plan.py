@@ -91,6 +91,7 @@ class FusionPlan:
     """The layout run by `FusionEncoder.run`. Tokens with an image come first; the others skip cross-attention."""
 
     tokens_T: Tensor  # line of the text table
+    held: Numbers  # tokens of every text of the plan, in its order
     num_crossing: int  # tokens with an image
     within: SelfLayout
     across: CrossLayout | None
@@ -160,6 +161,7 @@ def plan_fusion(
     layout = within.resolve(transfer)
     return FusionPlan(
         tokens_T=transfer.get(tokens),
+        held=held,
         num_crossing=int(held[has_image].sum()),
         within=layout,
         across=None if crossing is None else crossing.layout(),
