@@ -153,9 +153,14 @@ def hub():
 
 def on_hub(address, folder, code, tmp_path, project_root):
     environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_of_a_test",
-        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
-    }  # fmt: skip
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "hf_of_a_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
     imports = "import torch\nfrom x2vlm import inference\nfrom x2vlm.errors import X2VLMError\n"
     code = f"{imports}model = inference.load({str(folder)!r})\n{code}"
     return subprocess.run(
