@@ -28,6 +28,11 @@ COMPANY: dict[str, dict[str, Any]] = {
         "tests": [{"name": "t", "path": "datasets/sample/vocab.txt", "format": "coco", "split": "val"}]
     },
     "decontaminate.links": {"links": [{"path": "datasets/sample/vocab.txt", "format": "visual_genome"}]},
+    "text_drop_path_parity": {
+        "text_drop_path_parity": "reference",
+        "text_drop_path": 0.1,
+        "cross_drop_path": 0.1,
+    },
     "matching_follows": {"matching_follows": "image"},
     "streams": {"streams": [{"kind": "image", "batch_size": 2}]},
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.tasks.test_tasks import context, make_sample, naive_tables
+from tests.support.models.tasks import context, make_sample, naive_tables
 from x2vlm.errors import InvalidSample
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.tasks import reranking
@@ -115,7 +115,7 @@ COCO_SIZED = """
 import resource, sys, time
 import numpy as np, torch
 from PIL import Image
-from tests.tasks.test_tasks import WORDS, VOCABULARY
+from tests.support.models.tasks import WORDS, VOCABULARY
 from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.inference.processor import processor_for
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig

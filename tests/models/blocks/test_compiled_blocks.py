@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from tests.models.blocks.test_beit_blocks import deep_model
+from tests.support.models.tiny import deep_model
 from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import StreamConfig
