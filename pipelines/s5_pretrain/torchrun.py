@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipelines.s5_pretrain.worker import train_worker
+from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError, X2VLMError
 from x2vlm.stores.calls import StoreFiles
+from x2vlm.train.config import TrainRuntime
 from x2vlm.train.stopping import EXIT_STOPPED, TrainingStopped
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,9 @@ def main(arguments: list[str]) -> int:
         return EXIT_USAGE
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
+    timeout = timedelta(seconds=runtime.collective_seconds)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timeout)
     try:
         train_worker(job)
     except TrainingStopped as stopped:

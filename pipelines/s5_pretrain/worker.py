@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import uuid
@@ -156,7 +157,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
     The run's name is new every time: with an old one Ray would resume its own snapshot and do nothing.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
     runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
@@ -167,6 +168,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
     trainer = TorchTrainer(
         ray_worker,
         train_loop_config=dict(job),
+        torch_config=TorchConfig(timeout_s=math.ceil(runtime.collective_seconds)),
         scaling_config=ScalingConfig(
             # Ray's stub lacks the pair of numbers.
             num_workers=workers.most if config.min_workers is None else (workers.fewest, workers.most),  # type: ignore[arg-type]

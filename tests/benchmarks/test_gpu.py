@@ -72,6 +72,7 @@ def test_every_measurement_ran(tiny_run):
     assert rows["losses and gradients: float32, reference graph"]["gradient_cosine"] == pytest.approx(1, abs=1e-6)
     assert rows["losses and gradients: float32, reference graph"]["largest_loss_difference"] < 1e-5
     assert rows["losses and gradients: bfloat16, ours in float32"]["gradient_cosine"] > 0.99
+    assert rows["image block: gradient of its position bias"]["gradient_cosine"] > 0.99
     for name in ("R0", "R5"):
         assert (folder / f"profile_{name}.txt").read_text().startswith(NO_GPU)
 

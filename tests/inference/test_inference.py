@@ -2,7 +2,9 @@
 
 import io
 import shutil
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -290,3 +292,47 @@ def test_folders_that_do_not_fit_are_refused(bert, tmp_path):
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json: no such file.*save_pretrained"):
         inference.load(folder)
+
+
+@pytest.mark.parametrize("single", ["photo.jpg", PHOTOS[0], b"bytes", None, 3])
+def test_a_single_source_is_not_a_list(bert, single):
+    with pytest.raises(InvalidSample, match="not_a_list"):
+        inference.embed_images(bert, single)
+
+
+def test_arrays_are_single_images_and_batches_of_four_dimensions_are_lists(bert):
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 40, 30, 3), dtype=np.uint8)
+    rows = inference.embed_images(bert, [Image.fromarray(image) for image in pixels])
+    torch.testing.assert_close(inference.embed_images(bert, pixels), rows, **CLOSE)
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    torch.testing.assert_close(inference.embed_images(bert, tensor), rows, **CLOSE)
+    torch.testing.assert_close(
+        inference.match(bert, tensor, ["a dog"] * 3), inference.match(bert, pixels, ["a dog"] * 3)
+    )
+    for single in (pixels[0], tensor[0], Image.fromarray(pixels[0]), io.BytesIO(b"")):
+        with pytest.raises(InvalidSample, match="not_a_list"):
+            inference.embed_images(bert, single)
+
+
+def test_features_in_half_precision_have_length_one(tmp_path):
+    folder = save_folder(small_pretrained("bert", tmp_path / "made"), tmp_path / "model")
+    loaded = inference.load(folder, dtype=torch.bfloat16)
+    images, texts = inference.embed_images(loaded, PHOTOS), inference.embed_texts(loaded, TEXTS)
+    for features in (images, texts):
+        assert features.dtype == torch.float32
+        assert (features.norm(dim=1) - 1).abs().max() < 1e-3
+    exact = inference.embed_images(inference.load(folder), PHOTOS)
+    assert ((images * exact).sum(dim=1) > 0.99).all()
+    ranked = inference.rank_images(loaded, TEXTS[0], PHOTOS[:3])
+    assert all(abs(item.similarity) <= 1 + 1e-3 for item in ranked)
+
+
+@pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
+def test_a_text_of_unknown_words_alone_warns(kind, tmp_path):
+    model = small_pretrained(kind, tmp_path)
+    for unknown in ("猫猫猫", "Ж Ж"):
+        with pytest.warns(UserWarning, match="no word of it is in the vocabulary"):
+            inference.embed_texts(model, ["a dog", unknown])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inference.embed_texts(model, ["a dog", "a 猫"])

@@ -29,6 +29,11 @@ COMPANY: dict[str, dict[str, Any]] = {
     },
     "decontaminate.links": {"links": [{"path": "datasets/sample/vocab.txt", "format": "visual_genome"}]},
     "rate_parity": {"rate_parity": "reference", "min_rate": 0.1},
+    "text_drop_path_parity": {
+        "text_drop_path_parity": "reference",
+        "text_drop_path": 0.1,
+        "cross_drop_path": 0.1,
+    },
     "matching_follows": {"matching_follows": "image"},
     "streams": {"streams": [{"kind": "image", "batch_size": 2}]},
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from x2vlm.errors import InvalidSample
 from x2vlm.samples import Box
-from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, box_iou, recall_at
+from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, box_iou, recall_at, shortlist_ranks
 
 
 def naive_rank(scores: list[float], right: list[int]) -> int:
@@ -26,6 +26,31 @@ def test_best_ranks_agree_with_sorting(queries: int, candidates: int, rng: rando
     right = [rng.sample(range(candidates), rng.randint(1, candidates)) for _ in range(queries)]
     expected = [naive_rank(list(row), answer) for row, answer in zip(scores, right, strict=True)]
     assert best_ranks(scores, right).tolist() == expected
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_shortlist_ranks_are_those_of_the_whole_table(
+    queries: int, candidates: int, size: int, rng: random.Random
+) -> None:
+    chosen = np.array([rng.sample(range(candidates), min(size, candidates)) for _ in range(queries)])
+    scores = np.array([[float(rng.randrange(4)) for _ in row] for row in chosen])  # many ties
+    table = np.full((queries, candidates), -100.0)
+    np.put_along_axis(table, chosen, scores, axis=1)
+    right = [rng.sample(range(candidates), rng.randint(1, candidates)) for _ in range(queries)]
+    assert shortlist_ranks(chosen, scores, candidates, right).tolist() == best_ranks(table, right).tolist()
+
+
+def test_broken_shortlists_are_refused() -> None:
+    chosen = np.array([[0, 2]])
+    for scores, right, rule in (
+        (np.array([[np.nan, 1.0]]), [[0]], "nan_score"),
+        (np.array([[0.0, 1.0]]), [[]], "no_right_answer"),
+        (np.array([[0.0, 1.0]]), [[0], [1]], "missing_predictions"),
+        (np.array([[0.0]]), [[0]], "missing_predictions"),
+    ):
+        with pytest.raises(InvalidSample) as error:
+            shortlist_ranks(chosen, scores, 3, right)
+        assert error.value.rule == rule
 
 
 def test_recall_of_a_perfect_and_of_a_permuted_model() -> None:

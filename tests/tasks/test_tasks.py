@@ -1,88 +1,19 @@
 """Retrieval and grounding with a real tiny model, against naive loops over every pair."""
 
 import copy
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
-from tests.support.naive_pixels import naive_pixels
-from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
+from tests.support.models.tasks import context, make_sample, naive_tables
 from x2vlm.errors import InvalidSample
-from x2vlm.inference.processor import processor_for
-from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
-from x2vlm.models.x2vlm import X2VLM, build_model
-from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
+from x2vlm.models.x2vlm import X2VLM
+from x2vlm.samples import Box
 from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
-from x2vlm.tasks.retrieval import NOT_SHORTLISTED, RetrievalConfig, evaluate_retrieval
+from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
 from x2vlm.tasks.scoring import box_iou
-from x2vlm.tasks.task import TaskContext, data_digest
-
-COLOURS = ["red", "green", "blue", "black", "white"]  # one an image, so that no two texts are equal
-THINGS = ["dog", "cat", "bus"]
-VOCABULARY = [*SPECIAL_TOKENS, *COLOURS, *THINGS]
-
-
-@pytest.fixture(scope="module")
-def model() -> X2VLM:
-    torch.manual_seed(3)
-    return build_model(
-        ModelConfig(
-            vision=VisionConfig(image_res=32, width=32, depth=2, num_heads=2),
-            text=TextConfig(width=32, num_layers=2, num_heads=2, intermediate=64, vocab_size=16, max_positions=16),
-            fusion=FusionConfig(num_layers=2, num_heads=2, intermediate=64),
-            embed_dim=16,
-        )
-    )
-
-
-def ids_by_hand(text: str) -> tuple[Tensor, Tensor]:
-    ids = [VOCABULARY.index(token) for token in ("[CLS]", *text.split(), "[SEP]")]
-    return torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
-
-
-def make_sample(index: int, captions: int = 2) -> Sample:
-    row = str(index)
-    texts = [f"{COLOURS[index]} {THINGS[(index + turn) % 3]}" for turn in range(captions)]
-    concepts = (
-        Concept(Grain.OBJECT, THINGS[index % 3], Box(4, 4, 20, 16), (COLOURS[index],), f"{index}-a"),
-        Concept(Grain.OBJECT, "cat", Box(0, 0, 8, 8), (), f"{index}-b"),
-        Concept(Grain.OBJECT, "cat", Box(9, 9, 8, 8), (), f"{index}-c"),
-    )
-    media = Media("image", "0" * 64, 1, 48, 32, "png")
-    return Sample(
-        sample_key("toy", row), "toy", row, "val", "image", "", tuple(map(Caption, texts)), concepts, media=media
-    )
-
-
-def image(sample: Sample) -> Image.Image:
-    generator = np.random.default_rng(int(sample.source_row))
-    return Image.fromarray(generator.integers(0, 255, (32, 48, 3), dtype=np.uint8))
-
-
-def context(model: X2VLM, samples: Sequence[Sample], batch_size: int = 5) -> TaskContext:
-    processor = processor_for(model.config, WordPieceTokenizer(VOCABULARY))
-    return TaskContext(samples, image, processor, batch_size=batch_size)
-
-
-@torch.no_grad()
-def naive_tables(model: X2VLM, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and matching logit of every image with every caption, one pair at a time."""
-    texts = [caption.text for sample in samples for caption in sample.captions]
-    cosine, logits = np.zeros((len(samples), len(texts))), np.zeros((len(samples), len(texts)))
-    model.eval()
-    for i, sample in enumerate(samples):
-        vision = model.encode_image(naive_pixels(image(sample), 32)[None])
-        for t, text in enumerate(texts):
-            ids, mask = ids_by_hand(text)
-            states = model.encode_text(ids, mask)
-            v, w = model.project(vision, states)
-            cosine[i, t] = float((v @ w.T)[0, 0])
-            logits[i, t] = float(model.match(model.fuse(states, mask, vision))[0, 1])
-    return cosine, logits
+from x2vlm.tasks.task import data_digest
 
 
 def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
@@ -92,7 +23,7 @@ def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
     expected_hits = []
     for i in range(4):
         shortlist = np.argsort(-cosine[i], kind="stable")[:3]
-        scores = np.full(8, NOT_SHORTLISTED)
+        scores = np.full(8, -100.0)
         scores[shortlist] = logits[i, shortlist]
         expected_hits.append(int(np.argmax(scores)) // 2 == i)
     assert result.metrics["tr_r1"] == pytest.approx(100 * np.mean(expected_hits))

@@ -18,7 +18,7 @@ GROUP_SIZE = 4  # the image batch has 4 rows: of one, two or four processes
 def one_step(rank, world_size, tars):
     """Numbers of a step without dropout, and the weights after it, with negatives from groups of rows."""
     from x2vlm.models.x2vlm import build_model
-    from x2vlm.train.config import TrainConfig
+    from x2vlm.train.config import TrainConfig, TrainRuntime
     from x2vlm.train.loop import _build_trainer
     from x2vlm.train.step import train_step
 
@@ -29,7 +29,7 @@ def one_step(rank, world_size, tars):
     loader = StepLoader(shards, DATA, TOKENIZER, 32, 16, rank, world_size)
     torch.manual_seed(0)
     model = build_model(MODEL)
-    trainer = _build_trainer(model, loader, config, current_ranks(), None)
+    trainer = _build_trainer(model, loader, config, current_ranks(), None, TrainRuntime())
     model.eval()  # dropout differs between ranks, on purpose
     numbers = train_step(trainer, loader[0]).read()
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,13 @@ class Processor:
         """`read_visual` with this processor's sampling of clips."""
         return read_visual(source, self.config.frames_per_clip, self.config.frames_per_second)
 
+    def read_image(self, source: Source) -> Image.Image:
+        """The image in `source`; InvalidSample ("not_an_image") for a clip."""
+        visual = self.read(source)
+        if visual.is_clip:
+            raise InvalidSample("not_an_image", f"{visual.name} is a clip; take one of its frames")
+        return visual.frames[0]
+
     def images(self, pil_images: Sequence[Image.Image]) -> Tensor:
         """Pixels (B, C, H, W) of RGB images, squashed to squares and normalised."""
         return torch.stack([evaluation_pixels(image, self.config.image_res) for image in pil_images])
@@ -69,7 +77,7 @@ class Processor:
         """Ids and mask (B, L) of cleaned texts, padded to the longest.
 
         InvalidSample, naming the text, with rule empty_caption if nothing but punctuation is in it, or not_utf8 if it
-        came from bytes that are no text.
+        came from bytes that are no text. A text of unknown words alone gives a warning.
         """
         rows = [self._ids(text) for text in texts]
         length = max((len(row) for row in rows), default=0)
@@ -94,9 +102,16 @@ class Processor:
         except UnicodeEncodeError:
             raise InvalidSample("not_utf8", f"{text!r} holds bytes that are no UTF-8") from None
         try:
-            return TextEncoder(self.tokenizer, self.config.max_tokens).encode(text)
+            ids = TextEncoder(self.tokenizer, self.config.max_tokens).encode(text)
         except InvalidSample as error:
             raise InvalidSample(error.rule, f"{text!r}: {error.message}") from None
+        if not self.decode(ids).strip():  # unknown tokens, and of XLM-R bare marks of a word's start
+            warnings.warn(
+                f"{text[:80]!r}: no word of it is in the vocabulary. The model sees unknown tokens alone, and answers "
+                "the same for any such text; is it in a language that the model was trained on?",
+                stacklevel=4,
+            )
+        return ids
 
 
 def processor_for(model: ModelConfig, tokenizer: TextTokenizer, **changes: Any) -> Processor:

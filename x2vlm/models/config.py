@@ -100,7 +100,12 @@ class FusionConfig(FrozenConfig):
 
 
 class ModelConfig(FrozenConfig):
-    """Everything that determines the shapes of an X2-VLM model; the frame position exists iff `num_frames` is set."""
+    """Everything that determines the shapes of an X2-VLM model; the frame position exists iff `num_frames` is set.
+
+    `text_drop_path` and `cross_drop_path` are the stochastic depth of the text and the fusion layers in training,
+    growing from 0 in the first layer; drawn per text. With `text_drop_path_parity: reference` it is drawn as there, per
+    token position for the whole batch; both rates are needed, and in these layers states have no dropout.
+    """
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
@@ -108,12 +113,18 @@ class ModelConfig(FrozenConfig):
     embed_dim: int = 256
     temperature: float = Field(default=0.07, gt=0)
     num_frames: int | None = Field(default=None, ge=1)
+    text_drop_path: float = Field(default=0.0, ge=0, lt=1)
+    cross_drop_path: float = Field(default=0.0, ge=0, lt=1)
+    text_drop_path_parity: Literal["fixed", "reference"] = "fixed"
     # False in the multilingual models of the reference: their MLM head has a matrix of its own, randomly initialised.
     tie_words: bool = True
 
     @model_validator(mode="after")
     def _divides(self) -> "ModelConfig":
         _require_divisible("text.width", self.text.width, "fusion.num_heads", self.fusion.num_heads)
+        is_dropped = self.text_drop_path > 0, self.cross_drop_path > 0
+        if self.text_drop_path_parity == "reference" and not all(is_dropped):
+            raise ValueError("text_drop_path_parity: reference has no effect unless both rates are above 0, as there")
         if self.vision.temporal == "attention" and (self.num_frames is None or self.num_frames < 2):
             raise ValueError(
                 f"vision.temporal: attention learns an embedding per frame: set num_frames to 2 or more, "

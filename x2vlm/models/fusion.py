@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from x2vlm.models.blocks.fusion_plan import CrossLayout, FusionPlan
+from x2vlm.models.blocks.masks import AttentionMask, additive_or_none
 from x2vlm.models.blocks.packing import SelfLayout, attend
 from x2vlm.models.blocks.rows import take_rows
+from x2vlm.models.blocks.text_paths import PackedRows, PathParity, TextDropPath, rates_of_layers, rows_of_counts
 from x2vlm.models.config import FusionConfig
 from x2vlm.models.tokens import VisionTokens, with_summary
 
@@ -44,11 +46,11 @@ class VisionMemory:
     image_of_B: Tensor | None
     patch_mask_BP: Tensor | None
 
-    def mask_B1LN(self, length: int) -> Tensor | None:
-        """The image tokens that each of `length` text tokens may attend to; None: all."""
+    def mask_B11N(self) -> AttentionMask | None:
+        """The image tokens that a text may attend to; None: all."""
         if self.patch_mask_BP is None:
             return None
-        return with_summary(self.patch_mask_BP)[:, None, None, :].expand(-1, 1, length, -1)
+        return AttentionMask(with_summary(self.patch_mask_BP)[:, None, None, :])
 
     def select(self, rows_K: Tensor) -> "VisionMemory":
         """The given rows, in that order, without projecting keys again."""
@@ -71,41 +73,48 @@ class Attention(nn.Module):
         self.value = nn.Linear(key_width, width)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.drop_path = TextDropPath(0.0, "fixed")
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
     def split_heads(self, states_BND: Tensor) -> Tensor:
         return states_BND.reshape(*states_BND.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def forward(self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor, mask: AttentionMask | Tensor | None
+    ) -> Tensor:
+        queries_BHLE = self.split_heads(self.query(hidden_BLD))
         attended_BHLE = scaled_dot_product_attention(
-            self.split_heads(self.query(hidden_BLD)),
+            queries_BHLE,
             keys_BHNE,
             values_BHNE,
-            attn_mask=mask,
+            attn_mask=additive_or_none(mask, queries_BHLE),
             dropout_p=self._dropout_now(),
         )
-        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD)
+        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None)
 
-    def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout) -> Tensor:
+    def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout, rows: PackedRows | None) -> Tensor:
         """States (K, D) of the query tokens after self-attention within their texts."""
         keys, values = self.key(hidden_TD), self.value(hidden_TD)
         attended = layout.attend(self.query(query_states_KD), keys, values, self.num_heads, self._dropout_now())
-        return self._finish(attended, query_states_KD)
+        return self._finish(attended, query_states_KD, rows)
 
-    def across(self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout) -> Tensor:
+    def across(
+        self, query_states_KD: Tensor, memory_SD: Tensor, layout: CrossLayout, rows: PackedRows | None
+    ) -> Tensor:
         """States (K, D) of the query tokens after cross-attention to their images, whose states are in their slots."""
         keys_values = self.key(memory_SD), self.value(memory_SD)
         attended = attend(
             self.query(query_states_KD), layout.queries, keys_values, layout.key_shapes, layout.masks, self.num_heads,
             self._dropout_now(),
         )  # fmt: skip
-        return self._finish(attended, query_states_KD)
+        return self._finish(attended, query_states_KD, rows)
 
     def _dropout_now(self) -> float:
         return self.attention_dropout if self.training else 0.0
 
-    def _finish(self, attended: Tensor, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.norm(self.dropout(self.output(attended)) + hidden)
+    def _finish(self, attended: Tensor, hidden: Tensor, rows: PackedRows | None) -> Tensor:
+        branch = _dropped(self.drop_path, self.dropout(self.output(attended)), rows)
+        normed: Tensor = self.norm(branch + hidden)
         return normed
 
 
@@ -117,11 +126,18 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(width, cfg.intermediate)
         self.outer = nn.Linear(cfg.intermediate, width)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.drop_path = TextDropPath(0.0, "fixed")
         self.norm = nn.LayerNorm(width, eps=cfg.layer_norm_eps)
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        normed_BLD: Tensor = self.norm(self.dropout(self.outer(gelu(self.inner(hidden_BLD)))) + hidden_BLD)
+    def forward(self, hidden_BLD: Tensor, rows: PackedRows | None = None) -> Tensor:
+        branch_BLD = _dropped(self.drop_path, self.dropout(self.outer(gelu(self.inner(hidden_BLD)))), rows)
+        normed_BLD: Tensor = self.norm(branch_BLD + hidden_BLD)
         return normed_BLD
+
+
+def _dropped(drop_path: TextDropPath, branch: Tensor, rows: PackedRows | None) -> Tensor:
+    factors = drop_path.factors(branch, rows)
+    return branch if factors is None else branch * factors
 
 
 class FusionLayer(nn.Module):
@@ -138,27 +154,27 @@ class FusionLayer(nn.Module):
     def forward(
         self,
         hidden_BLD: Tensor,
-        mask_B1LL: Tensor,
+        mask_B1LL: AttentionMask,
         memory: tuple[Tensor, Tensor] | None,
-        memory_mask_B1LN: Tensor | None,
+        memory_mask_B11N: AttentionMask | None,
     ) -> Tensor:
         attention = self.self_attention
         keys = attention.split_heads(attention.key(hidden_BLD))
         values = attention.split_heads(attention.value(hidden_BLD))
-        return self.finish(hidden_BLD, (keys, values), mask_B1LL, memory, memory_mask_B1LN)
+        return self.finish(hidden_BLD, (keys, values), mask_B1LL, memory, memory_mask_B11N)
 
     def finish(
         self,
         hidden_BLD: Tensor,
         own: tuple[Tensor, Tensor],
-        own_mask: Tensor,
+        own_mask: AttentionMask | Tensor,
         memory: tuple[Tensor, Tensor] | None,
-        memory_mask_B1LN: Tensor | None,
+        memory_mask_B11N: AttentionMask | None,
     ) -> Tensor:
         """The layer with the given keys and values of the text, which may have more tokens than `hidden_BLD`."""
         hidden_BLD = self.self_attention(hidden_BLD, *own, own_mask)
         if memory is not None:
-            hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B1LN)
+            hidden_BLD = self.cross_attention(hidden_BLD, *memory, memory_mask_B11N)
         fed_BLD: Tensor = self.feed_forward(hidden_BLD)
         return fed_BLD
 
@@ -170,14 +186,17 @@ class FusionLayer(nn.Module):
         memory_SD: Tensor | None,
         within: SelfLayout,
         across: CrossLayout | None,
+        rows: PackedRows | None = None,
     ) -> Tensor:
         """States (K, D) of the query tokens after the layer; the first `num_crossing` of them have an image."""
-        query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within)
+        query_states_KD = self.self_attention.within(hidden_TD, query_states_KD, within, rows)
         if across is not None and memory_SD is not None:
             crossing, others = query_states_KD.split_with_sizes([num_crossing, len(query_states_KD) - num_crossing])
-            crossed = self.cross_attention.across(crossing, memory_SD, across)
+            crossed = self.cross_attention.across(
+                crossing, memory_SD, across, None if rows is None else rows.first(num_crossing)
+            )
             query_states_KD = torch.cat([crossed, others]) if len(others) else crossed
-        fed_KD: Tensor = self.feed_forward(query_states_KD)
+        fed_KD: Tensor = self.feed_forward(query_states_KD, rows)
         return fed_KD
 
 
@@ -187,10 +206,20 @@ class FusionEncoder(nn.Module):
     def __init__(self, cfg: FusionConfig, width: int, vision_width: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(FusionLayer(cfg, width, vision_width) for _ in range(cfg.num_layers))
+        self._drops_paths = False
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=cfg.init_std)
                 nn.init.zeros_(module.bias)
+
+    def set_drop_paths(self, rate: float, parity: PathParity) -> None:
+        """Stochastic depth of the three branches of every layer; see `x2vlm.models.blocks.text_paths`."""
+        self._drops_paths = rate > 0
+        for layer, of_layer in zip(self._layers(), rates_of_layers(rate, len(self.layers)), strict=True):
+            for branch in (layer.self_attention, layer.cross_attention, layer.feed_forward):
+                branch.drop_path = TextDropPath(of_layer, parity)
+                if parity == "reference" and rate > 0:
+                    branch.dropout = nn.Dropout(0.0)
 
     def image_memory(self, vision: VisionTokens) -> VisionMemory:
         """Image keys and values of every layer, projected once per image and once per summary token."""
@@ -200,10 +229,11 @@ class FusionEncoder(nn.Module):
     def forward(self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
         """States (B, L, D); with `causal` a token attends to itself and earlier tokens."""
         length = hidden_BLD.shape[1]
-        mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
+        seen_B1LL = mask_BL.bool()[:, None, None, :]
         if causal:
-            mask_B1LL = mask_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
-        memory_mask = None if memory is None else memory.mask_B1LN(length)
+            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
+        mask_B1LL = AttentionMask(seen_B1LL)
+        memory_mask = None if memory is None else memory.mask_B11N()
         for index, layer in enumerate(self._layers()):
             keys_values = None
             if memory is not None:
@@ -224,16 +254,23 @@ class FusionEncoder(nn.Module):
         memory_SD = None
         if plan.memory is not None and images_XD is not None:
             memory_SD = plan.memory.spread(images_XD)
+        rows = rows_of_counts(plan.held, hidden_TD.device) if self.training and self._drops_paths else None
         *layers, last = self._layers()
         for layer in layers:
-            hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+            hidden_TD = layer.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across, rows)
         if prune_last_layer:
             query_states_KD = take_rows(hidden_TD, plan.reads_K)
             read_KD = last.run(
-                hidden_TD, query_states_KD, plan.num_crossing_reads, memory_SD, plan.within_reads, plan.across_reads
+                hidden_TD,
+                query_states_KD,
+                plan.num_crossing_reads,
+                memory_SD,
+                plan.within_reads,
+                plan.across_reads,
+                None if rows is None else rows.select(plan.reads_K),
             )
         else:
-            hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across)
+            hidden_TD = last.run(hidden_TD, hidden_TD, plan.num_crossing, memory_SD, plan.within, plan.across, rows)
             read_KD = take_rows(hidden_TD, plan.reads_K)
         return tuple(plan.order.spread(read_KD).split_with_sizes(plan.reads_per_pass))
 

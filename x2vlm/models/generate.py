@@ -169,7 +169,7 @@ def _fusion_layer(
     keys, values = (attention.split_heads(part(hidden_RND)) for part in (attention.key, attention.value))
     keys, values = _after(past, keys, values)
     image_keys, image_values = (part.expand(memory.image_of_B) for part in memory.layers[index])
-    image_mask = memory.mask_B1LN(hidden_RND.shape[1])
+    image_mask = memory.mask_B11N()
     return layer.finish(hidden_RND, (keys, values), mask_NX, (image_keys, image_values), image_mask), (keys, values)
 
 

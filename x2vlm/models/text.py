@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.packing import SelfLayout
+from x2vlm.models.blocks.text_paths import PathParity, TextDropPath, rates_of_layers, rows_of_offsets
 from x2vlm.models.config import TextConfig
 
 # Attention over padded captions as in transformers' own "sdpa", and over packed ones if a layout is passed.
@@ -37,6 +38,7 @@ class TextEncoder(nn.Module):
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()
         self.encoder = encoder
+        self._paths: list[TextDropPath] = []
         if self.can_pack:
             encoder.set_attn_implementation(ATTENTION)
 
@@ -44,6 +46,25 @@ class TextEncoder(nn.Module):
     def can_pack(self) -> bool:
         """True for architectures whose captions may be concatenated (`forward_packed`)."""
         return self.encoder.config.model_type in (*_FROM_ZERO, *_AFTER_PADDING)
+
+    def add_drop_paths(self, rate: float, parity: PathParity) -> None:
+        """Stochastic depth of both branches of every layer; see `x2vlm.models.blocks.text_paths`.
+
+        ConfigError for an encoder whose layers are not those of BERT.
+        """
+        if rate <= 0:
+            return
+        layers = getattr(getattr(self.encoder, "encoder", None), "layer", None)
+        if layers is None:
+            raise ConfigError(
+                f"text_drop_path is for layers of BERT; {type(self.encoder).__name__} has others: set it to 0"
+            )
+        for layer, of_layer in zip(layers, rates_of_layers(rate, len(layers)), strict=True):
+            for branch in (layer.attention.output, layer.output):
+                path = TextDropPath(of_layer, parity)
+                dropout = nn.Dropout(0.0) if parity == "reference" else branch.dropout
+                branch.dropout = nn.Sequential(dropout, path)
+                self._paths.append(path)
 
     @property
     def width(self) -> int:
@@ -68,12 +89,19 @@ class TextEncoder(nn.Module):
         """States (T, width) of concatenated captions; `offsets_T` counts from 0 within each caption."""
         config = self.encoder.config
         first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
-        states_1TD: Tensor = self.encoder(
-            input_ids=ids_T[None],
-            position_ids=offsets_T[None] + first,
-            token_type_ids=torch.zeros_like(ids_T)[None],
-            packed_layout=layout,
-        ).last_hidden_state
+        rows = rows_of_offsets(offsets_T) if self._paths else None
+        try:
+            for path in self._paths:
+                path.rows = rows
+            states_1TD: Tensor = self.encoder(
+                input_ids=ids_T[None],
+                position_ids=offsets_T[None] + first,
+                token_type_ids=torch.zeros_like(ids_T)[None],
+                packed_layout=layout,
+            ).last_hidden_state
+        finally:
+            for path in self._paths:
+                path.rows = None
         return states_1TD[0]
 
 

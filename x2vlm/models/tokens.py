@@ -48,6 +48,16 @@ class VisionTokens:
             patch_mask_BP=None if self.patch_mask_BP is None else self.patch_mask_BP[rows_K],
         )
 
+    def only(self, rows_K: Tensor) -> "VisionTokens":
+        """The given rows with a copy of their patches, one per row, and of no other image.
+
+        What is computed from the patches of the result costs as much as the rows that were asked for; of `select`, as
+        much as all images.
+        """
+        selected = self.select(rows_K)
+        patches = self.patches_MPD[selected.image_of_B]
+        return replace(selected, patches_MPD=patches, image_of_B=None)
+
 
 def with_summary(patch_mask_BP: Tensor) -> Tensor:
     """`patch_mask_BP` as booleans with an always-true column for token 0 in front."""

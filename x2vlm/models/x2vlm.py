@@ -30,6 +30,8 @@ class X2VLM(nn.Module):
         self.vision = VisionEncoder(config.vision)
         self.text = build_text_encoder(config.text)
         self.fusion = FusionEncoder(config.fusion, config.text.width, config.vision.width)
+        self.text.add_drop_paths(config.text_drop_path, config.text_drop_path_parity)
+        self.fusion.set_drop_paths(config.cross_drop_path, config.text_drop_path_parity)
         self.vision_proj = nn.Linear(config.vision.width, config.embed_dim)
         self.text_proj = nn.Linear(config.text.width, config.embed_dim)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
@@ -119,10 +121,12 @@ class X2VLM(nn.Module):
         return self.project_vision(vision), self.project_text(text_BLD)
 
     def project_vision(self, vision: VisionTokens) -> Tensor:
-        return normalize(self.vision_proj(vision.summary_BD), dim=-1)
+        """Image features (B, E) of length 1, at least in float32."""
+        return _unit_length(self.vision_proj(vision.summary_BD))
 
     def project_text(self, text_BLD: Tensor) -> Tensor:
-        return normalize(self.text_proj(text_BLD[:, 0]), dim=-1)
+        """Text features (B, E) of length 1, at least in float32."""
+        return _unit_length(self.text_proj(text_BLD[:, 0]))
 
     def match(self, fused_BLD: Tensor) -> Tensor:
         """Logits (B, 2) from token 0; class 1 means the text describes the image."""
@@ -144,6 +148,12 @@ class X2VLM(nn.Module):
     def clamp_temperature(self) -> None:
         """Keeps the temperature within TEMPERATURE_RANGE; the training loop calls it before every forward pass."""
         self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+
+def _unit_length(features_BE: Tensor) -> Tensor:
+    """Rows of length 1; in bfloat16 rounding alone would make them longer or shorter by up to 0.4 %."""
+    wide = features_BE if features_BE.dtype == torch.float64 else features_BE.float()
+    return normalize(wide, dim=-1)
 
 
 def build_model(config: ModelConfig) -> X2VLM:
@@ -169,6 +179,7 @@ def swap_text_encoder(model: X2VLM, encoder: PreTrainedModel) -> X2VLM:
     swapped.vision_proj, swapped.text_proj = model.vision_proj, model.text_proj
     swapped.match_head, swapped.box_head = model.match_head, model.box_head
     swapped.temperature, swapped.frame_position = model.temperature, model.frame_position
+    text.add_drop_paths(model.config.text_drop_path, model.config.text_drop_path_parity)
     swapped.text = text
     swapped.word_head = WordHead(text.width, vocab_size, cfg.layer_norm_eps, tied=False)
     swapped.word_head.transform = model.word_head.transform

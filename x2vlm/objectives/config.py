@@ -16,7 +16,12 @@ T = TypeVar("T")
 
 
 class ObjectiveConfig(FrozenConfig):
-    """Which losses are computed and where they follow the reference."""
+    """Which losses are computed and where they follow the reference.
+
+    With `exclude_equal_texts`, rows whose texts have equal tokens are never each other's negatives, neither in the
+    contrastive loss (over all ranks) nor in the matching loss: "a dog" under two photos is right for both. The
+    reference takes them as negatives, and so does the default.
+    """
 
     matching: bool = True
     contrastive_gradient: ContrastiveGradient = "true"
@@ -33,6 +38,7 @@ class ObjectiveConfig(FrozenConfig):
     # the rows of its image, "row" is the reference's, to which a second caption of the image is wrong. Regions always
     # have "row". Streams never share a target: each has a contrastive loss of its own, as in the reference.
     contrastive_targets: Literal["image", "row"] = "image"
+    exclude_equal_texts: bool = False
     # Which losses region batches have. Ablations (X2-VLM 4.6) train one of the two: alignment, or boxes.
     align_regions: bool = True
     locate_regions: bool = True

@@ -14,6 +14,8 @@ from x2vlm.models.blocks.precision import full_precision
 from x2vlm.objectives.across_ranks import Gather, rows_of_all_ranks
 from x2vlm.objectives.config import ContrastiveGradient
 
+_MAX_TEXT = 1024  # tokens of the longest text that `text_keys` can tell apart
+
 
 def contrastive(
     image_BE: Tensor,
@@ -23,6 +25,7 @@ def contrastive(
     gather: Gather | None = None,
     gradient: ContrastiveGradient = "true",
     image_ids_B: Tensor | None = None,
+    text_keys_B: Tensor | None = None,
 ) -> Tensor:
     """Mean of image-to-text and text-to-image cross entropy over the rows of all ranks (X2-VLM 3.3.1).
 
@@ -30,7 +33,8 @@ def contrastive(
     sets the features' gradient relative to that of a single process with the whole batch: "true" equals it; "reference"
     is 1/W of it, because the backward pass of the reference's gather returns only the local slice; a number is that
     factor for any W (1/8 repeats the published base run). The temperature's is always the true one. The target is split
-    evenly among rows with equal `image_ids_B`. Memory is (B x W) squared: 268 MB at 8,192 rows.
+    evenly among rows with equal `image_ids_B`. Rows of equal `text_keys_B` (`text_keys`) that are no targets of each
+    other are not compared. Memory is (B x W) squared: 268 MB at 8,192 rows.
     """
     with full_precision(image_BE):
         scale = _gradient_scale(gradient, 1 if gather is None else gather.world_size)
@@ -38,6 +42,8 @@ def contrastive(
         text = rows_of_all_ranks(text_BE.float(), gather, scale)
         ids = image_ids_B if image_ids_B is None or gather is None else gather.rows(image_ids_B)
         logits = image @ text.T / temperature.float()
+        if text_keys_B is not None:
+            return _without_equal_texts(logits, ids, text_keys_B if gather is None else gather.rows(text_keys_B))
         if ids is None:
             labels = torch.arange(len(logits), device=logits.device)
             return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
@@ -45,6 +51,29 @@ def contrastive(
         target = same / same.sum(dim=1, keepdim=True)
         per_row = -(target * (log_softmax(logits, 1) + log_softmax(logits.T, 1))).sum(dim=1)
         return per_row.mean() / 2
+
+
+def _without_equal_texts(logits_GG: Tensor, ids_G: Tensor | None, keys_G: Tensor) -> Tensor:
+    """The contrastive loss of G rows, where equal texts are no negatives of each other."""
+    rows = torch.arange(len(logits_GG), device=logits_GG.device) if ids_G is None else ids_G
+    is_target = rows[:, None] == rows[None, :]
+    is_left_out = (keys_G[:, None] == keys_G[None, :]) & ~is_target
+    logits_GG = logits_GG.masked_fill(is_left_out, -torch.inf)
+    total = log_softmax(logits_GG, 1) + log_softmax(logits_GG.T, 1)
+    per_row = -torch.where(is_target, total, 0.0).sum(dim=1) / is_target.sum(dim=1)
+    return per_row.mean() / 2
+
+
+def text_keys(ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """(B,) a number for every text, equal for equal tokens, whatever their padding, without synchronisation.
+
+    A sum of ids times fixed random odd 64-bit factors: two different texts agree with a probability of about 2^-63.
+    """
+    generator = torch.Generator().manual_seed(20221122)
+    length = ids_BL.shape[1]
+    drawn = torch.randint(-(2**62), 2**62, (_MAX_TEXT,), generator=generator) * 2 + 1
+    factors_L = drawn[:length].to(ids_BL.device, non_blocking=True)
+    return ((ids_BL.long() + 1) * mask_BL.bool() * factors_L).sum(dim=1)
 
 
 def matching(logits_3B2: Tensor, has_negative_B: Tensor | None = None) -> Tensor:

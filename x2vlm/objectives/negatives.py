@@ -21,13 +21,14 @@ def draw_negatives(
     *,
     group_size: int | None = None,
     all_rows: tuple[int, int] | None = None,
+    text_keys_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A hard negative image per text, a hard negative text per image, and which rows have one: (B,) each.
 
     Drawn with probability softmax(similarity / temperature) + 1e-5, never from rows of the same image (without
-    `image_ids_B`: never the row itself): from the rows of this rank, with `group_size` from consecutive groups of that
-    size, or with `group` from the rows of all its ranks, numbered in rank order. `generator` must be on the features'
-    device. There is no synchronisation.
+    `image_ids_B`: never the row itself) or, with `text_keys_B`, of an equal text: from the rows of this rank, with
+    `group_size` from consecutive groups of that size, or with `group` from the rows of all its ranks, numbered in rank
+    order. `generator` must be on the features' device. There is no synchronisation.
 
     `all_rows` = (rows of all ranks, index of this rank's first) draws as a single process would: with generators in
     equal states on every rank, a row's negatives do not depend on the number of ranks.
@@ -44,6 +45,9 @@ def draw_negatives(
         )
         num_groups = len(images)
         same_BG = (ids.view(num_groups, -1, 1) == all_ids[:, None]).flatten(0, 1)
+        if text_keys_B is not None:
+            all_keys = text_keys_B.reshape(-1, size) if group is None else group.rows(text_keys_B)[None]
+            same_BG |= (text_keys_B.view(num_groups, -1, 1) == all_keys[:, None]).flatten(0, 1)
         similar_images = text.reshape(num_groups, -1, text.shape[-1]) @ images.transpose(1, 2) / temperature.float()
         similar_texts = image.reshape(num_groups, -1, image.shape[-1]) @ texts.transpose(1, 2) / temperature.float()
         first_of_group = rows // size * size if group is None else 0

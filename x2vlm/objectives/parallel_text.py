@@ -16,7 +16,7 @@ from x2vlm.models.fusion import VisionMemory
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.across_ranks import Gather
 from x2vlm.objectives.config import ObjectiveConfig
-from x2vlm.objectives.losses import contrastive, masked_lm, matching
+from x2vlm.objectives.losses import contrastive, masked_lm, matching, text_keys
 from x2vlm.objectives.negatives import draw_negatives
 
 if TYPE_CHECKING:
@@ -56,15 +56,23 @@ def parallel_text_losses(
     other_BLD = model.encode_text(other_ids_BL, other_mask_BL)
     own_BE, other_BE = model.project_text(own_BLD), model.project_text(other_BLD)
     temperature, ids = model.temperature, batch.image_ids_B
-    losses = {
-        "contrastive": contrastive(
-            own_BE, other_BE, temperature, gather=gather, gradient=config.contrastive_gradient, image_ids_B=ids
-        )
-    }
+    keys_B = text_keys(other_ids_BL, other_mask_BL) if config.exclude_equal_texts else None
+    loss = contrastive(
+        own_BE,
+        other_BE,
+        temperature,
+        gather=gather,
+        gradient=config.contrastive_gradient,
+        image_ids_B=ids,
+        text_keys_B=keys_B,
+    )
+    losses = {"contrastive": loss}
     if config.matching:
         has_negative = None
         if negatives is None:
-            of_other, of_own, has_negative = draw_negatives(own_BE, other_BE, temperature, ids, generator)
+            of_other, of_own, has_negative = draw_negatives(
+                own_BE, other_BE, temperature, ids, generator, text_keys_B=keys_B
+            )
             negatives = (of_other, of_own)
         memory = model.image_memory(sentence_as_image(own_BLD, batch.text_mask_BL))
         rows = torch.arange(batch.num_rows, device=own_BLD.device)

@@ -30,7 +30,7 @@ CLASS_TOKEN = 0
 
 @dataclass(frozen=True)
 class Reading:
-    """Fused states that a head reads; `slots` numbers the masked tokens they belong to (None: every slot)."""
+    """Fused states that a head reads; `slots` are those of masked tokens, from the first row on (None: every slot)."""
 
     states_KD: Tensor
     slots: Tensor | None = None
@@ -47,46 +47,72 @@ def run_passes(
 
     Readings of matching are the positive pairs, then texts with negative images, then images with negative texts.
     """
+    every_row = [range(stream.num_rows) for stream in streams]
+    return read_passes(model, streams, drawn, join_tables(streams, drawn, table), execution, every_row)
+
+
+def join_tables(streams: Sequence[Stream], drawn: Sequence[Drawn | None], table: TextTable) -> Tables:
+    """The texts and images that the passes of a step read: of this rank, and of its negative groups."""
     gathered = [_gather_negatives(stream, pairs, table) for stream, pairs in zip(streams, drawn, strict=True)]
     known = _fetch(drawn, gathered)
-    table, first_gathered_text = _join_texts(table, gathered, known, streams)
-    image_table, places = _join_images(gathered, known)
+    texts, first_gathered_text = _join_texts(table, gathered, known, streams)
+    images, places = _join_images(gathered, known)
+    return Tables(texts, images, known, first_gathered_text, places)
+
+
+def read_passes(
+    model: X2VLM,
+    streams: Sequence[Stream],
+    drawn: Sequence[Drawn | None],
+    tables: Tables,
+    execution: ExecutionConfig,
+    rows: Sequence[range],
+) -> dict[str, list[Reading | None]]:
+    """`run_passes` for consecutive rows of every stream; their negatives may be any rows."""
     wanted: list[tuple[str, int, Pass]] = []
-    positions: list[Tensor] = [torch.zeros(1, dtype=torch.long, device=table.states_XD.device)]
+    positions: list[Tensor] = [torch.zeros(1, dtype=torch.long, device=tables.texts.states_XD.device)]
     num_positions = 1
     for number, stream in enumerate(streams):
-        place, pairs = places[number], drawn[number]
-        own = np.full(stream.num_rows, NOTHING) if place is None else place.first_row + np.arange(stream.num_rows)
-        clean = None if stream.clean is None else stream.clean + np.arange(stream.num_rows)
+        place, pairs, some = tables.places[number], drawn[number], np.array(rows[number], dtype=np.int64)
+        own = np.full(len(some), NOTHING) if place is None else place.first_row + some
+        clean = None if stream.clean is None else stream.clean + some
         if pairs is not None and place is not None and clean is not None:
-            images, texts = known[number].images, known[number].texts
+            images, texts = tables.known[number].images, tables.known[number].texts
             assert images is not None
             assert texts is not None
-            wrong = first_gathered_text[number] + texts
-            for text, row in ((clean, own), (clean, place.first_gathered_row + images), (wrong, own)):
+            wrong = tables.first_gathered_text[number] + texts[some]
+            for text, row in ((clean, own), (clean, place.first_gathered_row + images[some]), (wrong, own)):
                 wanted.append(("matching", number, _class_tokens(text, row)))
-        words = _masked_tokens_pass(stream, own, num_positions, execution.only_masked_words)
+        words = _masked_tokens_pass(stream, own, rows[number], num_positions, execution.only_masked_words)
         positions.append(stream.batch.masked_positions_BK.flatten())
         num_positions += positions[-1].numel()
         wanted.append(("masked_lm", number, words))
         if stream.batch.kind == "region" and place is not None and clean is not None:
-            wanted.append(("boxes", number, _class_tokens(clean, place.whole_rows)))
-    states = _fuse(model, [each for *_, each in wanted], table, image_table, torch.cat(positions), execution)
-    return _readings(streams, wanted, states, execution)
+            wanted.append(("boxes", number, _class_tokens(clean, place.whole_rows[some])))
+    passes = [each for *_, each in wanted]
+    states = _fuse(model, passes, tables.texts, tables.images, torch.cat(positions), execution)
+    return _readings(streams, rows, wanted, states, execution)
 
 
 def _class_tokens(texts: Numbers, rows: Numbers) -> Pass:
     return Pass(texts, rows, np.ones_like(texts), np.full_like(texts, CLASS_TOKEN))
 
 
-def _masked_tokens_pass(stream: Stream, rows: Numbers, first_position: int, only_real: bool) -> Pass:
-    texts = stream.masked + np.arange(stream.num_rows)
+def _masked_tokens_pass(stream: Stream, images: Numbers, rows: range, first_position: int, only_real: bool) -> Pass:
+    """`images` are rows of the table of images, one for each of the stream's `rows`."""
+    texts = stream.masked + np.array(rows, dtype=np.int64)
     num_slots = stream.batch.masked_positions_BK.shape[1]
     if only_real:
-        num_reads = np.bincount(stream.view.masked_rows, minlength=stream.num_rows)
-        return Pass(texts, rows, num_reads, first_position + stream.masked_slots)
-    every = first_position + np.arange(stream.num_rows * num_slots)
-    return Pass(texts, rows, np.full_like(texts, num_slots), every)
+        num_reads = np.bincount(stream.view.masked_rows, minlength=stream.num_rows)[rows.start : rows.stop]
+        return Pass(texts, images, num_reads, first_position + _slots_of(stream, rows))
+    every = first_position + np.arange(rows.start * num_slots, rows.stop * num_slots)
+    return Pass(texts, images, np.full_like(texts, num_slots), every)
+
+
+def _slots_of(stream: Stream, rows: range) -> Numbers:
+    """The slots of the masked tokens of `rows` in the flattened (B, K) arrays of the batch."""
+    masked = stream.view.masked_rows
+    return stream.masked_slots[(masked >= rows.start) & (masked < rows.stop)]
 
 
 def _fuse(
@@ -108,6 +134,7 @@ def _fuse(
 
 def _readings(
     streams: Sequence[Stream],
+    rows: Sequence[range],
     wanted: Sequence[tuple[str, int, Pass]],
     states: Sequence[Tensor],
     execution: ExecutionConfig,
@@ -119,7 +146,8 @@ def _readings(
             own = [read for (name, of, _), read in zip(wanted, states, strict=True) if (name, of) == (head, number)]
             slots = None
             if head == "masked_lm" and execution.only_masked_words:
-                slots = HostToDeviceBatch.to_device(stream.masked_slots, own[0].device)
+                first_slot = rows[number].start * stream.batch.masked_positions_BK.shape[1]
+                slots = HostToDeviceBatch.to_device(_slots_of(stream, rows[number]) - first_slot, own[0].device)
             if own:
                 found[head][number] = Reading(own[0] if len(own) == 1 else torch.cat(own), slots)
     return found
@@ -218,6 +246,17 @@ class _Place:
     first_row: int
     first_gathered_row: int
     whole_rows: Numbers
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the passes of a step read, and where each stream's rows are in it."""
+
+    texts: TextTable
+    images: ImageTable | None
+    known: list[_Fetched]
+    first_gathered_text: list[int]
+    places: list[_Place | None]
 
 
 def _join_images(

@@ -7,7 +7,7 @@ layout of the fusion call. All other metadata is in the batches (`Batch.lengths`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,12 +19,12 @@ from x2vlm.models.execution import ExecutionConfig
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 from x2vlm.objectives.box_losses import box_losses
 from x2vlm.objectives.config import ObjectiveConfig
-from x2vlm.objectives.host import host_views
-from x2vlm.objectives.losses import contrastive, masked_lm, matching
+from x2vlm.objectives.host import HostView, host_views
+from x2vlm.objectives.losses import contrastive, masked_lm, matching, text_keys
 from x2vlm.objectives.negatives import draw_negatives, require_group
 from x2vlm.objectives.passes import Reading, run_passes
 from x2vlm.objectives.streams import Drawn, Stream
-from x2vlm.objectives.towers import Texts, encode_images, encode_texts
+from x2vlm.objectives.towers import ImageTokens, Texts, encode_images, encode_texts
 
 if TYPE_CHECKING:
     from x2vlm.models.x2vlm import X2VLM
@@ -54,7 +54,30 @@ def step_losses(
     views = host_views(list(batches.values()))
     images = encode_images(model, list(batches.values()), execution)
     texts = encode_texts(model, list(batches.values()), views, execution)
-    streams = [
+    streams = make_streams(batches, views, objectives, images, texts, negative_groups)
+    losses: dict[str, dict[str, Tensor]] = {stream.label: {} for stream in streams}
+    drawn: list[Drawn | None] = []
+    for stream in streams:
+        pinned = (negatives or {}).get(stream.label)
+        loss, pairs = compare_rows(model, stream, texts, gather, pinned, generator)
+        losses[stream.label] |= {} if loss is None else {"contrastive": loss}
+        drawn.append(pairs)
+    readings = run_passes(model, streams, drawn, texts.table, execution)
+    for stream, found in zip(streams, read_losses(model, streams, drawn, readings), strict=True):
+        losses[stream.label] |= found
+    return losses
+
+
+def make_streams(
+    batches: Mapping[str, Batch],
+    views: Sequence[HostView],
+    objectives: Mapping[str, ObjectiveConfig] | None,
+    images: Sequence[ImageTokens | None],
+    texts: Texts,
+    negative_groups: Mapping[str, NegativeGroup] | None,
+) -> list[Stream]:
+    """One stream for each batch, with the tokens of its images and the numbers of its texts."""
+    return [
         Stream(
             label=label,
             batch=batch,
@@ -67,17 +90,6 @@ def step_losses(
         )
         for number, (label, batch) in enumerate(batches.items())
     ]
-    losses: dict[str, dict[str, Tensor]] = {stream.label: {} for stream in streams}
-    drawn: list[Drawn | None] = []
-    for stream in streams:
-        pinned = (negatives or {}).get(stream.label)
-        loss, pairs = _compare(model, stream, texts, gather, pinned, generator)
-        losses[stream.label] |= {} if loss is None else {"contrastive": loss}
-        drawn.append(pairs)
-    readings = run_passes(model, streams, drawn, texts.table, execution)
-    for stream, found in zip(streams, _read(model, streams, drawn, readings), strict=True):
-        losses[stream.label] |= found
-    return losses
 
 
 def pretrain_losses(
@@ -104,7 +116,7 @@ def pretrain_losses(
     )[""]
 
 
-def _compare(
+def compare_rows(
     model: X2VLM,
     stream: Stream,
     texts: Texts,
@@ -119,6 +131,7 @@ def _compare(
     first = texts.table.starts[stream.clean : stream.clean + batch.num_rows]
     states_BD = texts.table.states_XD.index_select(0, HostToDeviceBatch.to_device(first, texts.table.states_XD.device))
     image_BE, text_BE = model.project(stream.images.rows, states_BD[:, None])
+    keys_B = text_keys(batch.text_ids_BL, batch.text_mask_BL) if config.exclude_equal_texts else None
     loss = contrastive(
         image_BE,
         text_BE,
@@ -127,6 +140,7 @@ def _compare(
         gradient=config.contrastive_gradient,
         # Regions of one image differ: their texts are true negatives of each other here.
         image_ids_B=None if batch.kind == "region" or config.contrastive_targets == "row" else batch.image_ids_B,
+        text_keys_B=keys_B,
     )
     if not config.matching:
         return loss, None
@@ -146,11 +160,12 @@ def _compare(
         None if group is None else group.gather,
         group_size=size,
         all_rows=all_rows,
+        text_keys_B=keys_B,
     )
     return loss, Drawn(image_of_text, text_of_image, has_negative)
 
 
-def _read(
+def read_losses(
     model: X2VLM, streams: list[Stream], drawn: list[Drawn | None], readings: Mapping[str, list[Reading | None]]
 ) -> list[dict[str, Tensor]]:
     """The losses of the fused states: each head is called once for all streams."""

@@ -54,14 +54,16 @@ def encode_images(model: X2VLM, batches: Sequence[Batch], execution: ExecutionCo
         sizes = [len(values) for values in flat]
         pieces = zip(tokens.summary_BD.split_with_sizes(sizes), tokens.patches_MPD.split_with_sizes(sizes), strict=True)
         for number, (summary, patches) in zip(numbers, pieces, strict=True):
-            found[number] = _images(model, batches[number], VisionTokens(summary, patches), pixels[number])
+            vision = VisionTokens(summary, patches)
+            if batches[number].kind == "video":
+                vision = model.join_frames(vision, pixels[number].shape[1])
+            found[number] = image_tokens(model, batches[number], vision)
     return found
 
 
-def _images(model: X2VLM, batch: Batch, images: VisionTokens, pixels: Tensor) -> ImageTokens:
-    if batch.kind == "video":
-        return ImageTokens(model.join_frames(images, pixels.shape[1]), None)
-    if batch.kind == "image":
+def image_tokens(model: X2VLM, batch: Batch, images: VisionTokens) -> ImageTokens:
+    """The tokens of a batch's text rows from those of its images (or joined clips), of which regions take parts."""
+    if batch.kind != "region":
         return ImageTokens(images, None)
     assert batch.image_of_R is not None
     assert batch.patch_mask_RP is not None

@@ -3,7 +3,9 @@
 Example: for the photo 000000000285 ("a big burly bear ...") all captions are ranked by cosine, the best `shortlist` of
 them are scored again by matching, and the photo counts at R@1 if one of its own five captions comes first.
 
-I images, T captions, N image tokens, L text tokens, D width.
+Candidates that are not on the shortlist come after it, as in the reference, which scores them -100.
+I images, T captions, U distinct captions, Q queries, K candidates on a shortlist, X tokens of all captions, L text
+tokens, D width.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from x2vlm.errors import InvalidSample
+from x2vlm.models.blocks.fusion_plan import TextTable
 from x2vlm.models.tokens import VisionTokens
+from x2vlm.samples import Sample
 from x2vlm.tasks.config import RetrievalConfig
-from x2vlm.tasks.scoring import best_ranks, bootstrap_interval, recall_at
+from x2vlm.tasks.reranking import rerank, shortlists
+from x2vlm.tasks.scoring import bootstrap_interval, recall_at, shortlist_ranks
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
-
-NOT_SHORTLISTED = -100.0  # as in the reference: below every matching logit that occurs
 
 
 @torch.no_grad()
@@ -45,14 +48,18 @@ def evaluate_retrieval(model: X2VLM, cfg: RetrievalConfig, ctx: TaskContext) -> 
         texts_of_I[image].append(text)
 
     model.eval()
-    patches, image_feature_IE = _encode_images(model, ctx, samples)
-    mask_TL, states_TLD, text_feature_TE = _encode_texts(model, ctx, texts)
-    cosine_IT = (image_feature_IE @ text_feature_TE.T).float()
-    tr_scores_IT = _rerank(model, ctx, patches, states_TLD, mask_TL, cosine_IT, cfg.shortlist)
-    ir_scores_TI = _rerank(model, ctx, patches, states_TLD, mask_TL, cosine_IT.T, cfg.shortlist, by_text=True)
+    images, image_feature_IE = _encode_images(model, ctx, samples)
+    table, text_feature_UE, distinct_of_T = _encode_texts(model, ctx, texts)
+    every_image = np.arange(len(samples))
+    texts_of = shortlists(image_feature_IE, text_feature_UE, distinct_of_T, cfg.shortlist)
+    images_of_U = shortlists(text_feature_UE, image_feature_IE, every_image, cfg.shortlist)
+    of_images = np.broadcast_to(every_image[:, None], texts_of.shape), distinct_of_T[texts_of]
+    of_texts = images_of_U, np.broadcast_to(np.arange(len(images_of_U))[:, None], images_of_U.shape)
+    tr_scores_IK, ir_scores_UK = rerank(model, images, table, of_images, of_texts, ctx.batch_size)
+    images_of, ir_scores_TK = images_of_U[distinct_of_T], ir_scores_UK[distinct_of_T]
 
-    tr_ranks = best_ranks(tr_scores_IT, texts_of_I)
-    ir_ranks = best_ranks(ir_scores_TI, [[image] for image in image_of_T])
+    tr_ranks = shortlist_ranks(texts_of, tr_scores_IK, len(texts), texts_of_I)
+    ir_ranks = shortlist_ranks(images_of, ir_scores_TK, len(samples), [[image] for image in image_of_T])
     metrics = {f"tr_r{k}": recall_at(tr_ranks, k) for k in cfg.recalls}
     metrics |= {f"ir_r{k}": recall_at(ir_ranks, k) for k in cfg.recalls}
     metrics["mean_recall"] = sum(metrics.values()) / len(metrics)
@@ -63,8 +70,8 @@ def evaluate_retrieval(model: X2VLM, cfg: RetrievalConfig, ctx: TaskContext) -> 
     }
     predictions = pa.concat_tables(
         [
-            _predictions("text", [s.key for s in samples], caption_ids, tr_scores_IT, tr_ranks),
-            _predictions("image", caption_ids, [s.key for s in samples], ir_scores_TI, ir_ranks),
+            _predictions("text", [s.key for s in samples], caption_ids, texts_of, tr_scores_IK, tr_ranks),
+            _predictions("image", caption_ids, [s.key for s in samples], images_of, ir_scores_TK, ir_ranks),
         ]
     )
     digest = data_digest([f"{caption_ids[i]}={text}" for i, text in enumerate(texts)])
@@ -75,60 +82,64 @@ def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _encode_images(model: X2VLM, ctx: TaskContext, samples: list) -> tuple[VisionTokens, Tensor]:  # type: ignore[type-arg]
+def _encode_images(model: X2VLM, ctx: TaskContext, samples: list[Sample]) -> tuple[VisionTokens, Tensor]:
     """Tokens of all images (kept, since matching reads them again) and their features (I, E)."""
-    summaries, patches, features = [], [], []
+    kept: VisionTokens | None = None
+    features = []
     for rows in _batches(len(samples), ctx.batch_size):
         pixels = ctx.processor.images([ctx.load_image(sample) for sample in samples[rows]])
         vision = model.encode_image(pixels.to(ctx.device))
-        summaries.append(vision.summary_BD)
-        patches.append(vision.patches_MPD)
+        if kept is None:  # allocated once: joining the batches at the end would hold every token twice
+            kept = VisionTokens(
+                vision.summary_BD.new_empty(len(samples), *vision.summary_BD.shape[1:]),
+                vision.patches_MPD.new_empty(len(samples), *vision.patches_MPD.shape[1:]),
+            )
+        kept.summary_BD[rows], kept.patches_MPD[rows] = vision.summary_BD, vision.patches_MPD
         features.append(model.project_vision(vision))
-    return VisionTokens(torch.cat(summaries), torch.cat(patches)), torch.cat(features)
+    assert kept is not None
+    return kept, torch.cat(features)
 
 
-def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask (T, L), states (T, L, D) and features (T, E) of all captions."""
-    ids_TL, mask_TL = (tensor.to(ctx.device) for tensor in ctx.processor.texts(texts))
-    states = [model.encode_text(ids_TL[rows], mask_TL[rows]) for rows in _batches(len(texts), ctx.batch_size)]
-    states_TLD = torch.cat(states)
-    return mask_TL, states_TLD, model.project_text(states_TLD)
+def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[TextTable, Tensor, NDArray[np.int64]]:
+    """States of the real tokens of the distinct captions, their features (U, E), and the distinct one of each caption.
 
-
-def _rerank(
-    model: X2VLM,
-    ctx: TaskContext,
-    vision: VisionTokens,
-    states_TLD: Tensor,
-    mask_TL: Tensor,
-    cosine_QC: Tensor,
-    shortlist: int,
-    by_text: bool = False,
-) -> NDArray[np.float64]:
-    """Matching logits of each query's `shortlist` best candidates by cosine, NOT_SHORTLISTED elsewhere."""
-    num_queries, num_candidates = cosine_QC.shape
-    # A stable sort on the negative: equal cosines keep their order, whatever the device does.
-    best_QK = torch.argsort(-cosine_QC, dim=1, stable=True)[:, : min(shortlist, num_candidates)].cpu()
-    scores_QC = np.full((num_queries, num_candidates), NOT_SHORTLISTED)
-    pairs = [(query, int(candidate)) for query in range(num_queries) for candidate in best_QK[query]]
-    for rows in _batches(len(pairs), ctx.batch_size):
-        query, candidate = (torch.tensor(side, device=ctx.device) for side in zip(*pairs[rows], strict=True))
-        image, text = (candidate, query) if by_text else (query, candidate)
-        fused = model.fuse(states_TLD[text], mask_TL[text], vision.select(image))
-        scores_QC[query.cpu().numpy(), candidate.cpu().numpy()] = model.match(fused)[:, 1].double().cpu().numpy()
-    return scores_QC
+    Captions of equal tokens are encoded and scored once: their scores are then equal, not only up to rounding.
+    """
+    all_ids_TL, all_mask_TL = ctx.processor.texts(texts)
+    _, first, distinct_of_T = np.unique(all_ids_TL.numpy(), axis=0, return_index=True, return_inverse=True)
+    ids_TL, mask_TL = all_ids_TL[first], all_mask_TL[first]
+    lengths = mask_TL.sum(dim=1).numpy()
+    starts = np.cumsum(lengths) - lengths
+    states_XD: Tensor | None = None
+    features = []
+    for rows in _batches(len(lengths), ctx.batch_size):
+        longest = int(lengths[rows].max())
+        mask_BL = mask_TL[rows, :longest].to(ctx.device)
+        states_BLD = model.encode_text(ids_TL[rows, :longest].to(ctx.device), mask_BL)
+        if states_XD is None:
+            states_XD = states_BLD.new_empty(int(lengths.sum()), states_BLD.shape[-1])
+        states_XD[int(starts[rows.start]) :][: int(lengths[rows].sum())] = states_BLD[mask_BL]
+        features.append(model.project_text(states_BLD))
+    assert states_XD is not None
+    return TextTable(states_XD, starts, lengths, lengths), torch.cat(features), distinct_of_T.ravel()
 
 
 def _predictions(
-    retrieved: str, queries: list[str], candidates: list[str], scores_QC: NDArray[np.float64], ranks: NDArray[np.int64]
+    retrieved: str,
+    queries: list[str],
+    candidates: list[str],
+    shortlist_QK: NDArray[np.int64],
+    scores_QK: NDArray[np.float64],
+    ranks: NDArray[np.int64],
 ) -> pa.Table:
-    top = np.argmax(scores_QC, axis=1)
+    top = np.lexsort((shortlist_QK, -scores_QK), axis=1)[:, 0]
+    rows = np.arange(len(queries))
     return pa.table(
         {
             "retrieved": [retrieved] * len(queries),
             "query": queries,
-            "top_candidate": [candidates[index] for index in top],
-            "top_score": scores_QC[np.arange(len(queries)), top],
+            "top_candidate": [candidates[index] for index in shortlist_QK[rows, top]],
+            "top_score": scores_QK[rows, top],
             "rank_of_right": ranks,
         }
     )

@@ -42,6 +42,10 @@ class TrainConfig(FrozenConfig):
     steps the losses of `validation_batches` held-out batches (see `DataConfig.validation_share`) and zero-shot
     retrieval among their image rows are measured; None: never. `rate_parity: reference` takes the reference's formula
     for `min_rate`, which jumps above the learning rate after the warm-up and ends above the minimum.
+    retrieval among their image rows are measured; None: never. `accumulate` cuts the rows of a process into that many
+    chunks that run one after the other: the same losses and gradients as at once, also of the contrastive loss and of
+    negatives from the whole batch, with the memory of a chunk, for one more forward pass of the towers
+    (`x2vlm.objectives.accumulation`). Dropout is drawn anew for each number of chunks.
     """
 
     steps: int = Field(default=500_000, ge=1)
@@ -56,6 +60,7 @@ class TrainConfig(FrozenConfig):
     matching_follows: str | None = None
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = Field(default=1, ge=1)
     on_nonfinite: Literal["skip", "stop"] = "skip"
     max_skipped_steps: int = Field(default=10, ge=1)
     cpu_threads: int = Field(default=1, ge=1)
@@ -75,6 +80,12 @@ class TrainConfig(FrozenConfig):
         if self.rate_parity != "fixed" and not self.min_rate:
             raise ValueError("rate_parity has no effect without a min_rate: both formulas are the same then")
         return self
+
+
+# A start compiles, fills caches and opens shards before its first step is done: it may take this times as long.
+START_ALLOWANCE = 5.0
+# torch's default for gloo; NCCL's is 10 minutes, less than the first step may take.
+LEAST_COLLECTIVE_SECONDS = 1800.0
 
 
 class TrainRuntime(FrozenConfig):
@@ -108,6 +119,17 @@ class TrainRuntime(FrozenConfig):
     keep_every: int | None = Field(default=None, ge=1)
     loss_spike: float | None = Field(default=6.0, gt=0)
     tensorboard: bool = False
+
+    @property
+    def collective_seconds(self) -> float:
+        """Time-out of a collective operation, in seconds.
+
+        A rank waits in one for the slowest rank, so it must outlast what the watchdog allows that rank in a first step:
+        the watchdog then ends the run, and says which rank was behind. A week if `stall_seconds` sets no limit.
+        """
+        if self.stall_seconds is None:
+            return 7 * 24 * 3600.0
+        return max(LEAST_COLLECTIVE_SECONDS, START_ALLOWANCE * self.stall_seconds + 60)
 
     @model_validator(mode="after")
     def _profile_has_an_order(self) -> "TrainRuntime":

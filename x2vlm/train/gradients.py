@@ -26,9 +26,9 @@ WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class GradientBuckets:
     """The gradients of `parameters`, in reverse order, as views of flat buffers.
 
-    A step is `begin`, a backward pass, `finish`; then `buffers` hold the sum over the processes and every parameter
-    that took part has its `grad`, the others have None. A bucket is sent when all its parameters that took part before
-    have gradients; buckets are sent in a fixed order, so processes cannot deadlock on different messages.
+    A step is `begin`, one backward pass or several, `finish`; then `buffers` hold the sum over the processes and every
+    parameter that took part has its `grad`, the others have None. A bucket is sent when all its parameters that took
+    part before have gradients; buckets are sent in a fixed order, so processes cannot deadlock on different messages.
     """
 
     def __init__(
@@ -66,8 +66,11 @@ class GradientBuckets:
         """Bytes that one process all-reduces in a step; a ring sends 2 (W - 1) / W of it."""
         return sum(buffer.numel() for buffer in self.buffers) * self._wire.itemsize
 
-    def begin(self, graph: Hashable) -> None:
-        """Zero all gradients. `graph` names the graph of the backward pass; equal names mean equal graphs."""
+    def begin(self, graph: Hashable, *, several: bool = False) -> None:
+        """Zero all gradients. `graph` names the graph of the backward pass; equal names mean equal graphs.
+
+        With `several` backward passes add up their gradients, so nothing is sent before `finish`.
+        """
         for buffer in self.buffers:
             buffer.zero_()
         for parameter, view in zip(self.parameters, self._views, strict=True):
@@ -75,7 +78,7 @@ class GradientBuckets:
         self._graph, self._num_sent, self._works = graph, 0, []
         self._arrived.clear()
         self._expected = self._took_part.get(graph, frozenset())
-        self._missing = [0] * len(self.buffers) if self._expected else None
+        self._missing = [0] * len(self.buffers) if self._expected and not several else None
         if self._missing is not None:
             for index in self._expected:
                 self._missing[self._bucket_of[index]] += 1

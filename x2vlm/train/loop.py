@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters)
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         level = LossLevel(runtime.loss_spike, found.get("loss_level", ()))
@@ -181,7 +182,12 @@ class _StepEnd:
 
 
 def _build_trainer(
-    model: X2VLM, loader: StepLoader, config: TrainConfig, ranks: Ranks, new_parameters: Collection[str] | None
+    model: X2VLM,
+    loader: StepLoader,
+    config: TrainConfig,
+    ranks: Ranks,
+    new_parameters: Collection[str] | None,
+    runtime: TrainRuntime,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
@@ -192,7 +198,8 @@ def _build_trainer(
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}
     rows = {item.label: item.batch_size // ranks.world_size for item in loader.config.streams}
-    trainer.negative_groups = negative_groups(ranks, sizes, rows, loader.config.examples.max_tokens)
+    timeout = timedelta(seconds=runtime.collective_seconds)
+    trainer.negative_groups = negative_groups(ranks, sizes, rows, loader.config.examples.max_tokens, timeout)
     return trainer
 
 
@@ -210,8 +217,9 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
 
 
 def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    objectives, execution = objectives_of(trainer, data), trainer.config.execution
-    return work_of(data, trainer.model.config, loader.config.examples, objectives, execution)
+    objectives, config = objectives_of(trainer, data), trainer.config
+    sizes = trainer.model.config, loader.config.examples
+    return work_of(data, *sizes, objectives, config.execution, config.accumulate)
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:

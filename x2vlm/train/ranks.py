@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -62,11 +63,16 @@ def tensors_from_first(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str,
 
 
 def negative_groups(
-    ranks: Ranks, group_sizes: Mapping[str, int | None], rows_per_rank: Mapping[str, int], max_tokens: int
+    ranks: Ranks,
+    group_sizes: Mapping[str, int | None],
+    rows_per_rank: Mapping[str, int],
+    max_tokens: int,
+    timeout: timedelta | None = None,
 ) -> dict[str, NegativeGroup]:
     """By stream the consecutive ranks that form a negative group; none where one rank holds whole groups.
 
-    Every rank must call it with the same numbers. ConfigError if a group is neither a divisor of a rank's rows nor
+    Every rank must call it with the same numbers. `timeout` is that of their collectives: a new group does not take it
+    from the default one. ConfigError if a group is neither a divisor of a rank's rows nor
     a multiple of them that divides the rows of all ranks.
     """
     made: dict[int, Gather] = {}
@@ -83,7 +89,7 @@ def negative_groups(
             )
         if span not in made:
             for first in range(0, ranks.world_size, span):  # all ranks must create every process group, members or not
-                members = dist.new_group(list(range(first, first + span)))
+                members = dist.new_group(list(range(first, first + span)), timeout=timeout)
                 if first <= ranks.rank < first + span:
                     made[span] = gather_over(members)
         found[label] = NegativeGroup(made[span], max_tokens)

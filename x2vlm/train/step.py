@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from x2vlm.data.loading.batch import Batch
 from x2vlm.data.loading.loader import StepData
 from x2vlm.data.randomness import derive_seed
+from x2vlm.objectives.accumulation import Accumulation, accumulate_gradients
 from x2vlm.objectives.across_ranks import NegativeGroup
 from x2vlm.objectives.config import ObjectiveConfig, counted_losses
 from x2vlm.objectives.step import step_losses
@@ -96,13 +97,14 @@ def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | 
     model.clamp_temperature()
     batches = {name: batch.to(ranks.device, non_blocking=True) for name, batch in data.batches.items()}
     objectives = objectives_of(trainer, data)
-    with torch.autocast(ranks.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        losses = stream_losses(trainer, batches, objectives, derive_seed(trainer.seed, "negatives", data.step))
-    named = {f"{name}/{part}": loss for name, parts in losses.items() for part, loss in parts.items()}
-    total = torch.stack([trainer.streams[name][0] * sum_of(parts) for name, parts in losses.items()]).sum()
-
-    trainer.gradients.begin(tuple(named))
-    total.backward()  # type: ignore[no-untyped-call]
+    if config.accumulate > 1:
+        named = _accumulate(trainer, batches, objectives, data.step)
+    else:
+        with precision_of(trainer):
+            losses = stream_losses(trainer, batches, objectives, derive_seed(trainer.seed, "negatives", data.step))
+        named = _named(losses)
+        trainer.gradients.begin(tuple(named))
+        _total(trainer, losses).backward()  # type: ignore[no-untyped-call]
     num_parameters = trainer.gradients.finish()
     host = {"parameters": float(num_parameters), **(of_host or {})}
     with torch.no_grad():
@@ -123,19 +125,71 @@ def stream_losses(
     Where negatives come from groups of rows, `seed` must be equal on all ranks: the draw is then one of the whole
     batch, independent of the number of ranks.
     """
-    generator = None
-    if any(objective.negative_group_size is not None for objective in objectives.values()):
-        generator = torch.Generator(trainer.ranks.device).manual_seed(seed)
     losses = step_losses(
         trainer.model,
         batches,
         objectives,
         gather=trainer.gather,
         negative_groups=trainer.negative_groups,
-        generator=generator,
+        generator=_negatives_generator(trainer, objectives, seed),
         execution=trainer.config.execution,
     )
     return {name: counted_losses(batches[name].kind, parts, objectives[name]) for name, parts in losses.items()}
+
+
+def _negatives_generator(
+    trainer: Trainer, objectives: Mapping[str, ObjectiveConfig], seed: int
+) -> torch.Generator | None:
+    """The generator of negatives from groups of rows; None: torch's own."""
+    if all(objective.negative_group_size is None for objective in objectives.values()):
+        return None
+    return torch.Generator(trainer.ranks.device).manual_seed(seed)
+
+
+def precision_of(trainer: Trainer) -> torch.autocast:
+    """The context of the model's forward passes."""
+    half = trainer.config.precision == "bfloat16"
+    return torch.autocast(trainer.ranks.device.type, torch.bfloat16, enabled=half)
+
+
+def _accumulate(
+    trainer: Trainer, batches: Mapping[str, Batch], objectives: Mapping[str, ObjectiveConfig], step: int
+) -> dict[str, Tensor]:
+    """The losses by name, after their gradients have been computed in chunks."""
+
+    def counted(losses: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return {name: counted_losses(batches[name].kind, parts, objectives[name]) for name, parts in losses.items()}
+
+    rank, num_chunks = trainer.ranks.rank, trainer.config.accumulate
+    how = Accumulation(
+        num_chunks,
+        [derive_seed(trainer.seed, "chunk", step, rank, number) for number in range(num_chunks)],
+        derive_seed(trainer.seed, "step", step, rank),
+        lambda losses: _total(trainer, counted(losses)),
+        lambda: precision_of(trainer),
+    )
+    trainer.gradients.begin("accumulated", several=True)
+    losses = accumulate_gradients(
+        trainer.model,
+        batches,
+        objectives,
+        how,
+        gather=trainer.gather,
+        negative_groups=trainer.negative_groups,
+        generator=_negatives_generator(trainer, objectives, derive_seed(trainer.seed, "negatives", step)),
+        execution=trainer.config.execution,
+    )
+    return _named(counted(losses))
+
+
+def _named(losses: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{name}/{part}": loss for name, parts in losses.items() for part, loss in parts.items()}
+
+
+def _total(trainer: Trainer, losses: Mapping[str, Mapping[str, Tensor]]) -> Tensor:
+    """The weighted sum of the losses of all streams; of those that have any."""
+    weighted = [trainer.streams[name][0] * sum_of(parts) for name, parts in losses.items() if parts]
+    return torch.stack(weighted).sum()
 
 
 def sum_of(parts: Mapping[str, Tensor]) -> Tensor:

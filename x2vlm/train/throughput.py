@@ -22,6 +22,7 @@ def work_of(
     examples: ExampleConfig,
     objectives: Mapping[str, ObjectiveConfig],
     execution: ExecutionConfig,
+    accumulate: int = 1,
 ) -> dict[str, float]:
     """Texts, images (frames count), real tokens and training FLOPs of one process's part of a step.
 
@@ -34,7 +35,7 @@ def work_of(
         "texts": float(sum(len(shape.text_lengths) for shape in shapes)),
         "images": float(sum(shape.num_images for shape in shapes)),
         "tokens": float(sum(sum(shape.text_lengths) for shape in shapes)),
-        "executed_flops": float(step_flops(model, shapes, executed, *sizes)),
+        "executed_flops": float(step_flops(model, shapes, executed, *sizes, accumulates=accumulate > 1)),
         "reference_flops": float(step_flops(model, shapes, "reference", *sizes)),
     }
 

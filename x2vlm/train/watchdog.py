@@ -24,14 +24,13 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 
 from x2vlm.stores.calls import RETRY_SECONDS, StoreFiles, is_final, note_failure, seconds_since_failure
+from x2vlm.train.config import START_ALLOWANCE
 from x2vlm.train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 EXIT_STALLED = 76
 STALLED = "stalled.json"
-# A start compiles, fills caches and opens shards before its first step is done.
-START_ALLOWANCE = 5.0
 # A heartbeat is a few hundred bytes: a store that takes longer for it does not work.
 SLOW_SECONDS = 5.0
 WRITE_SECONDS = 5.0  # between two heartbeats

@@ -28,6 +28,8 @@ from tests.benchmarks.step_inputs import (
 from tests.benchmarks.training_sides import OurSide, ReferenceSide
 from tests.support.models.golden_cases import LOSS_NAMES
 from x2vlm.models.checkpoints.reference import reference_names
+from x2vlm.models.config import VisionConfig
+from x2vlm.models.vision import VisionEncoder
 from x2vlm.models.x2vlm import build_model
 
 COPY_BYTES = 2 << 30
@@ -50,6 +52,7 @@ def run_part_1(bench: Bench) -> None:
                 label,
                 lambda name=name, i=images, h=heads, g=grid, w=width: attention(bench, name, i, h, g, w),
             )
+    bench.measure("image block: gradient of its position bias", lambda: block_bias(bench))
     bench.measure("losses and gradients: float32, reference graph", lambda: parity(bench, half_precision=False))
     bench.measure("losses and gradients: bfloat16, ours in float32", lambda: parity(bench, half_precision=True))
 
@@ -94,6 +97,28 @@ def attention(bench: Bench, name: str, images: int, heads: int, grid: int, width
     error = (step(query, key, value, _bias(table, index).to(query.dtype)).double() - exact).abs().max().item()
     assert table.grad is not None
     return row | {"ms": rounded(timing.median, 3), "largest_error": error, "bias_gradient": table.grad.norm().item()}
+
+
+def block_bias(bench: Bench) -> dict[str, Any]:
+    """The gradient of a position table through a block as training runs it, with the kernels that it may use.
+
+    As cosine with that of float64 on the CPU. A kernel without such a gradient fails here, in the first backward pass.
+    """
+    config = VisionConfig(image_res=64 if bench.is_tiny else 224, width=64 if bench.is_tiny else 768, depth=1,
+                          num_heads=1 if bench.is_tiny else 12, drop_path=0.0)  # fmt: skip
+    torch.manual_seed(0)
+    tower = VisionEncoder(config).train()
+    pixels = torch.randn(2, 3, config.image_res, config.image_res)
+    tables = []
+    for device, dtype in (("cpu", torch.float64), (bench.device, torch.bfloat16)):
+        tower.to(device=device, dtype=torch.float64 if dtype == torch.float64 else torch.float32).zero_grad()
+        half = dtype == torch.bfloat16
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half):
+            patches = tower(pixels.to(device, torch.float64 if not half else torch.float32)).patches_MPD
+        (patches * torch.linspace(-1, 1, patches.shape[-1], device=device)).sum().backward()
+        (table,) = (p for name, p in tower.named_parameters() if name.endswith("relative_position_bias_table"))
+        tables.append(None if table.grad is None else table.grad.detach().cpu().clone())
+    return {"gradient_cosine": cosine({"table": tables[0]}, {"table": tables[1]})}
 
 
 def _bias(table: Tensor, index: Tensor) -> Tensor:

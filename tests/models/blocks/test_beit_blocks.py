@@ -4,20 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.support.models.tiny import tiny_model
+from tests.support.models.tiny import deep_model, tiny_model
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.beit_blocks import position_bias
 from x2vlm.models.config import VisionConfig
 from x2vlm.models.execution import ExecutionConfig
-
-
-def deep_model(**vision):
-    sizes = {"image_res": 64, "width": 24, "depth": 4, "num_heads": 2, "drop_path": 0.4}
-    model = tiny_model(vision=VisionConfig(**(sizes | vision))).train()
-    with torch.no_grad():
-        for name, parameter in model.vision.named_parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.3 if "table" in name else 0.05)
-    return model
 
 
 def by_timm(model, pixels):

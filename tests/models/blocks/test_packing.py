@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import Data2VecTextConfig, Data2VecTextModel, XLMRobertaConfig, XLMRobertaModel
 
+from x2vlm.models.blocks.masks import LENGTH_MULTIPLE
 from x2vlm.models.blocks.packing import (
-    LENGTH_MULTIPLE,
     HostToDeviceBatch,
     SelfLayout,
     add_sequences,

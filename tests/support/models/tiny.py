@@ -58,3 +58,13 @@ def region_batch(**changes) -> Batch:
         "is_whole_image_R": torch.tensor([True, False, False]),
     }
     return tiny_batch("region", torch.randn(2, 3, 64, 64), **(fields | changes))
+
+
+def deep_model(**vision):
+    """A tiny model in training mode with four or more image blocks and values large enough that each matters."""
+    sizes = {"image_res": 64, "width": 24, "depth": 4, "num_heads": 2, "drop_path": 0.4}
+    model = tiny_model(vision=VisionConfig(**(sizes | vision))).train()
+    with torch.no_grad():
+        for name, parameter in model.vision.named_parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.3 if "table" in name else 0.05)
+    return model

@@ -2,7 +2,8 @@
 
 B images, C clips, N tokens, H heads, E width of a head, D width.
 timm owns the parameters and their names; only the order of operations is ours. FlashAttention cannot be used with the
-learned position bias of every layer and head: it has no gradient for a bias.
+learned position bias of every layer and head: it has no gradient for a bias. Neither has the attention of cuDNN, which
+torch prefers on H100 and newer: its backward pass fails ("not differentiable with respect to argument 'attn_bias'").
 """
 
 from collections.abc import Callable, Sequence
@@ -17,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from x2vlm.models.blocks.packing import LENGTH_MULTIPLE
+from x2vlm.models.blocks.masks import LENGTH_MULTIPLE
 from x2vlm.models.blocks.rows import take_rows
 from x2vlm.models.blocks.temporal import Clips, TimeAttention, by_clip, temporal_attention
 from x2vlm.models.execution import ExecutionConfig
 
-# Both support a bias and its gradient without keeping B x H x N x N scores. Where neither can run, PyTorch raises
-# "No available kernel" instead of silently using 6 times the memory.
-FUSED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+# The only kernel with a bias and its gradient that does not keep B x H x N x N scores. Where it cannot run, PyTorch
+# raises "No available kernel" instead of silently using 6 times the memory.
+FUSED = [SDPBackend.EFFICIENT_ATTENTION]
 
 Run = Callable[..., Tensor]
 
@@ -48,6 +49,8 @@ def run_blocks(
             if clips is not None:
                 keep_C111 = _kept_rows(block.drop_path1, by_clip(hidden_BND, clips.num_frames))
                 given += (clips.attention.blocks[number], clips.num_frames, keep_C111)
+            if execution.compile_blocks:
+                _mark_any_number_of_rows(given)
             if every and number % every == 0 and torch.is_grad_enabled():
                 hidden_BND = checkpoint(run, *given, use_reentrant=False, context_fn=lambda: (nullcontext(), fused()))
             else:
@@ -121,6 +124,17 @@ def _fused_kernels(device: torch.device) -> AbstractContextManager[object]:
 
 @cache
 def _compiled(run: Run) -> Run:
-    """The block compiled for fixed shapes; all blocks share one graph with the weights as inputs."""
+    """The block compiled for any number of rows; all blocks share one graph with the weights as inputs."""
     compiled: Run = torch.compile(run, dynamic=False)
     return compiled
+
+
+def _mark_any_number_of_rows(arguments: Sequence[object]) -> None:
+    """Compile for any number of images (or clips) in these arguments of a block.
+
+    How many images of a region batch have a region differs from step to step. For fixed shapes every new number would
+    be compiled again, minutes each, and after the eighth torch gives up and runs blocks uncompiled.
+    """
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            torch._dynamo.maybe_mark_dynamic(argument, 0)

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from x2vlm.models.blocks.masks import AttentionMask
 from x2vlm.models.blocks.packing import (
-    LENGTH_MULTIPLE,
     Groups,
     HostToDeviceBatch,
     Numbers,
@@ -84,7 +83,7 @@ class CrossLayout:
 
     queries: Groups
     key_shapes: tuple[tuple[int, int], ...]
-    masks: tuple[Tensor | None, ...]
+    masks: tuple[AttentionMask | None, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class FusionPlan:
     """The layout run by `FusionEncoder.run`. Tokens with an image come first; the others skip cross-attention."""
 
     tokens_T: Tensor  # line of the text table
+    held: Numbers  # tokens of every text of the plan, in its order
     num_crossing: int  # tokens with an image
     within: SelfLayout
     across: CrossLayout | None
@@ -161,6 +161,7 @@ def plan_fusion(
     layout = within.resolve(transfer)
     return FusionPlan(
         tokens_T=transfer.get(tokens),
+        held=held,
         num_crossing=int(held[has_image].sum()),
         within=layout,
         across=None if crossing is None else crossing.layout(),
@@ -279,7 +280,7 @@ class _PendingCrossLayout:
         )
         return CrossLayout(placement.resolve(self._transfer), tuple(self._key_shapes), masks)
 
-    def _mask(self, line_UQ: Tensor, summary_UQ: Tensor, num_keys: int) -> Tensor:
+    def _mask(self, line_UQ: Tensor, summary_UQ: Tensor, num_keys: int) -> AttentionMask:
         """(U, 1, Q, K): the patches of the query's own row and its own summary."""
         table, num_patches = self._images.patch_mask_RP, self._images.num_patches
         if table is None:
@@ -288,5 +289,4 @@ class _PendingCrossLayout:
             patches_UQP = table[line_UQ]  # NOTHING is the last line
         slots = torch.arange(num_keys - num_patches, device=line_UQ.device)
         mask_UQK = torch.cat([patches_UQP, summary_UQ[..., None] == slots], dim=-1)
-        # A buffer whose rows are aligned: otherwise the fused kernels of GPUs copy the mask in every layer.
-        return pad(mask_UQK, (0, -num_keys % LENGTH_MULTIPLE))[..., :num_keys][:, None]
+        return AttentionMask(mask_UQK[:, None])

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from x2vlm.models.blocks.masks import LENGTH_MULTIPLE, AttentionMask, additive_or_none
 from x2vlm.models.blocks.rows import collect_rows, spread_rows
 
 Numbers = NDArray[np.int64]
 
-# Lengths are rounded up to this: masks must be aligned to it for the fused kernels of GPUs.
-LENGTH_MULTIPLE = 8
 # More groups waste fewer slots and launch more kernels; captions of 3 to 40 tokens have 5 rounded lengths.
 MAX_GROUPS = 5
 
@@ -166,7 +165,7 @@ class SelfLayout:
 
     queries: Groups
     keys: Groups
-    masks: tuple[Tensor | None, ...]
+    masks: tuple[AttentionMask | None, ...]
 
     def attend(self, query_TD: Tensor, key_TD: Tensor, value_TD: Tensor, num_heads: int, dropout: float) -> Tensor:
         """(T, D): every token's attention to its own sequence; queries may be fewer tokens than keys."""
@@ -179,7 +178,7 @@ def attend(
     queries: Groups,
     slots_SD: tuple[Tensor, Tensor],
     key_shapes: Sequence[tuple[int, int]],
-    masks: Sequence[Tensor | None],
+    masks: Sequence[AttentionMask | None],
     num_heads: int,
     dropout: float,
 ) -> Tensor:
@@ -200,7 +199,7 @@ def attend(
     attended = [
         query
         if query.ndim == 2  # a group without queries
-        else scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        else scaled_dot_product_attention(query, key, value, attn_mask=additive_or_none(mask, query), dropout_p=dropout)
         .transpose(1, 2)
         .flatten(2)
         .flatten(0, 1)
@@ -220,7 +219,7 @@ class PendingSelfLayout:
     def resolve(self, transfer: HostToDeviceBatch) -> SelfLayout:
         where = self.placement.resolve(transfer)
         masks = tuple(
-            None if index is None else _first_keys(transfer.get(index), width)
+            None if index is None else AttentionMask(_first_keys(transfer.get(index), width))
             for index, (_, width) in zip(self.seen, where.shapes, strict=True)
         )
         return SelfLayout(where, where, masks)

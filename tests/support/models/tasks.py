@@ -1,0 +1,65 @@
+"""Drawn samples with captions and boxes for the downstream tasks, and a score for every pair by naive loops."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.support.naive_pixels import naive_pixels
+from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
+from x2vlm.inference.processor import processor_for
+from x2vlm.models.x2vlm import X2VLM
+from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
+from x2vlm.tasks.task import TaskContext
+
+COLOURS = ["red", "green", "blue", "black", "white"]  # one an image, so that no two texts of five images are equal
+THINGS = ["dog", "cat", "bus"]
+VOCABULARY = [*SPECIAL_TOKENS, *COLOURS, *THINGS]
+
+
+def ids_by_hand(text: str) -> tuple[Tensor, Tensor]:
+    ids = [VOCABULARY.index(token) for token in ("[CLS]", *text.split(), "[SEP]")]
+    return torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool)
+
+
+def make_sample(index: int, captions: int = 2) -> Sample:
+    row = str(index)
+    texts = [f"{COLOURS[index % 5]} {THINGS[(index + turn) % 3]}" for turn in range(captions)]
+    concepts = (
+        Concept(Grain.OBJECT, THINGS[index % 3], Box(4, 4, 20, 16), (COLOURS[index % 5],), f"{index}-a"),
+        Concept(Grain.OBJECT, "cat", Box(0, 0, 8, 8), (), f"{index}-b"),
+        Concept(Grain.OBJECT, "cat", Box(9, 9, 8, 8), (), f"{index}-c"),
+    )
+    media = Media("image", "0" * 64, 1, 48, 32, "png")
+    return Sample(
+        sample_key("toy", row), "toy", row, "val", "image", "", tuple(map(Caption, texts)), concepts, media=media
+    )
+
+
+def image(sample: Sample) -> Image.Image:
+    generator = np.random.default_rng(int(sample.source_row))
+    return Image.fromarray(generator.integers(0, 255, (32, 48, 3), dtype=np.uint8))
+
+
+def context(model: X2VLM, samples: Sequence[Sample], batch_size: int = 5) -> TaskContext:
+    processor = processor_for(model.config, WordPieceTokenizer(VOCABULARY))
+    return TaskContext(samples, image, processor, batch_size=batch_size)
+
+
+@torch.no_grad()
+def naive_tables(model: X2VLM, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and matching logit of every image with every caption, one pair at a time."""
+    texts = [caption.text for sample in samples for caption in sample.captions]
+    cosine, logits = np.zeros((len(samples), len(texts))), np.zeros((len(samples), len(texts)))
+    model.eval()
+    for i, sample in enumerate(samples):
+        vision = model.encode_image(naive_pixels(image(sample), 32)[None])
+        for t, text in enumerate(texts):
+            ids, mask = ids_by_hand(text)
+            states = model.encode_text(ids, mask)
+            v, w = model.project(vision, states)
+            cosine[i, t] = float((v @ w.T)[0, 0])
+            logits[i, t] = float(model.match(model.fuse(states, mask, vision))[0, 1])
+    return cosine, logits
