@@ -52,7 +52,7 @@ def test_shortlists_are_a_stable_sort(monkeypatch, size: int) -> None:
 
 
 def test_equal_captions_have_equal_scores_and_are_scored_once(model: X2VLM) -> None:
-    samples = [make_sample(0, captions=3), make_sample(3, captions=3)]  # the same three texts
+    samples = [make_sample(0, captions=3), make_sample(15, captions=3)]  # the same three texts
     seen: list[int] = []
     handle = model.match_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     result = evaluate_retrieval(model, RetrievalConfig(), context(model, samples, 2))
