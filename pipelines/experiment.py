@@ -26,7 +26,7 @@ from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s6_evaluate import EvaluateConfig
 from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
@@ -112,7 +112,7 @@ class Experiment(FrozenConfig):
     # streams name, and is started from by name: `start: {node: phase1}`.
     phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
-    train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
+    train_runtime: TrainRuntime = TrainRuntime()  # how trainings are watched, saved and placed; never in a fingerprint
     evaluate: dict[str, EvaluationConfig] = {}
     runtime: dict[str, Runtime] = {}  # by stage name
 
@@ -170,6 +170,18 @@ class Experiment(FrozenConfig):
                     f"evaluate.{name}.source: {task.source!r} is not a held-out source; "
                     f"{did_you_mean(task.source, held_out)}"
                 )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _the_runtime_fits_every_training(self) -> "Experiment":
+        trainings = {**{f"phases.{name}": phase for name, phase in self.phases.items()}, "pretrain": self.pretrain}
+        for where, config in trainings.items():
+            try:
+                check_runtime(config, self.train_runtime, where)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        if self.train_runtime.validate_every and not any(one.data.validation_share for one in trainings.values()):
+            raise ValueError("train_runtime.validate_every needs held-out shards: set pretrain.data.validation_share")
         return self
 
     @pydantic.model_validator(mode="after")

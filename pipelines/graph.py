@@ -271,6 +271,7 @@ def _phase_nodes(
                     pretrain_part,
                     runtime=experiment.train_runtime,
                     num_gpus=_runtime(experiment, "pretrain").num_gpus,
+                    node=f"pretrain/{name}",
                 ),
             ),
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
 from pipelines.driver.arguments import SAMPLE
-from pipelines.driver.endings import STATUS
+from pipelines.driver.endings import STATUS, abandon
 from pipelines.driver.job import Outcome
 from pipelines.driver.places import start_runner
 from pipelines.driver.screen import screen
@@ -22,7 +22,7 @@ from pipelines.flow.run.planner import Plan, check_due, plan
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.run.provenance import capture
 from pipelines.flow.stage import Graph
-from pipelines.flow.store.lease import release_held
+from pipelines.flow.store.lease import release_held, set_leaving
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import temporary_home
 from pipelines.graph import build_graph
@@ -89,6 +89,7 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
         "checkpoint."
     )
     STATUS.release = release_held
+    set_leaving(abandon)
     with (
         screen(store, [node.key for node in planned.selected]) as show,
         temporary_home() as home,

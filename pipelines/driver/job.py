@@ -16,11 +16,21 @@ from x2vlm.command_line import (
     EXIT_BUSY,
     EXIT_ENVIRONMENT,
     EXIT_FAILED,
+    EXIT_FENCED,
     EXIT_TERMINATED,
     EXIT_USAGE,
     JobParser,
 )
-from x2vlm.errors import ConfigError, MissingPackage, NotEnoughRoom, PlanBusy, SourceUnavailable, Stopped, X2VLMError
+from x2vlm.errors import (
+    ConfigError,
+    LeaseLost,
+    MissingPackage,
+    NotEnoughRoom,
+    PlanBusy,
+    SourceUnavailable,
+    Stopped,
+    X2VLMError,
+)
 from x2vlm.extras import needs
 
 log = logging.getLogger(__name__)
@@ -80,12 +90,15 @@ def _run(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> 
 
 
 def exit_code_of(error: X2VLMError) -> int:
-    """3 for what the user typed, 4 for what the machine lacks, 5 for another driver, 143 when told to stop, else 1."""
+    """3 for what the user typed, 4 for what the machine lacks, 5 for another driver, 6 for one that took over, 143 when
+    told to stop, else 1."""
     match error:
         case ConfigError():
             return EXIT_USAGE
         case SourceUnavailable() | MissingPackage() | NotEnoughRoom():
             return EXIT_ENVIRONMENT
+        case LeaseLost():
+            return EXIT_FENCED
         case PlanBusy():
             return EXIT_BUSY
         case Stopped():

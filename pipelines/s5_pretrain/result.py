@@ -30,8 +30,15 @@ SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key
 NUM_FINAL_STEPS = 10
 
 
-def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, vocabulary: Path) -> PartResult:
-    """Copy the last checkpoint and the metrics to `out`, write the record of samples, and sum up."""
+def collect(
+    config: PretrainConfig,
+    inputs: PartReader,
+    part: Part,
+    out: PartWriter,
+    vocabulary: Path,
+    records_samples: bool = True,
+) -> PartResult:
+    """Copy the last checkpoint and the metrics to `out`, write the record of samples if asked, and sum up."""
     steps = config.train.steps
     checkpoint = CheckpointStore(f"{out.state_uri}/checkpoints").load_newest()
     if checkpoint is None or checkpoint.step != steps:
@@ -56,7 +63,7 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
     file_rows = {METRICS: steps}
     if config.start is not None:
         facts |= {"start": _copy_start_report(out)}
-    if config.record_samples:
+    if records_samples:
         file_rows["samples.parquet"] = _write_samples(config, inputs, part, metrics, out.path / "samples.parquet")
     return PartResult(
         counts={"rows": Count(steps, steps)},

@@ -10,7 +10,7 @@ parameter): a folder that `x2vlm.inference.load` can read.
 from typing import Any
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s5_pretrain.start import START_SLOTS, start_reads
 from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
 from x2vlm.errors import ConfigError
@@ -34,12 +34,16 @@ def pretrain_part(
     out: PartWriter,
     runtime: TrainRuntime | None = None,
     num_gpus: float | None = None,
+    node: str = "",
 ) -> PartResult:
     """Train, then copy the result out of the state folder. ConfigError if the vocabulary does not match the model.
 
     `runtime` configures monitoring and placement, `num_gpus` is that of each Ray worker (None: one where there are
-    any); no result depends on them.
+    any); no result depends on them. `node` is the key of the node, for whoever looks for its training in the store.
+    PlanBusy if a live driver trains in this state folder, LeaseLost if one takes it over.
     """
+    runtime = runtime or TrainRuntime()
+    check_runtime(config, runtime)
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
     words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
     if len(words) > config.model.text.vocab_size:
@@ -49,13 +53,15 @@ def pretrain_part(
         )
     job: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
-        "runtime": (runtime or TrainRuntime()).model_dump(mode="json"),
+        "runtime": runtime.model_dump(mode="json"),
+        "node": node,
         "shards": _shard_uris(part),
         "vocabulary": words,
         "state_uri": out.state_uri,
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
     }
     # Torch and Ray: not imported at the top, planning must not wait for them.
+    from pipelines.s5_pretrain.fencing import sole_driver
     from pipelines.s5_pretrain.result import collect, processor_of
     from pipelines.s5_pretrain.watching import watched
     from pipelines.s5_pretrain.worker import METRICS, train
@@ -70,9 +76,11 @@ def pretrain_part(
         }
         job["start"] = lay_down_start(config, files, out.state_uri)
         job["facts"] |= {"start_sha256": job["start"]["sha256"]}
-    with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
-        train(job, config.world_size, num_gpus)
-    return collect(config, inputs, part, out, vocabulary)
+    with sole_driver(out.state_uri) as lease:
+        job["token"] = job["facts"]["writer"] = lease.token
+        with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
+            train(job, config.world_size, num_gpus, lease.confirm)
+    return collect(config, inputs, part, out, vocabulary, runtime.record_samples)
 
 
 def _shard_uris(part: Part) -> list[dict[str, str]]:
@@ -96,8 +104,9 @@ def _is_shard_file(path: str) -> bool:
 PRETRAIN = Stage(
     name="pretrain",
     # 3: the model's folder has its processor and its card; 4: initial weights; 5: one backward pass over
-    # packed texts, fixed gradient buckets; 6: optional temporal attention (off by default)
-    version=6,
+    # packed texts, fixed gradient buckets; 6: optional temporal attention (off by default); 7: settings that change no
+    # result moved to the runtime
+    version=7,
     config_type=PretrainConfig,
     slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,

@@ -71,12 +71,12 @@ def fit(
     TrainingStopped after SIGTERM, once the current step is saved. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
-    torch.set_num_threads(config.cpu_threads)
+    torch.set_num_threads(runtime.cpu_threads)
     folder = metrics_uri.rpartition("/")[0]
     with ExitStack() as stack:
         watchdog = stack.enter_context(Watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime.stall_seconds))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters)
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         progress = Progress(trainer, int(found.get("skipped_in_a_row", 0)))
@@ -114,10 +114,10 @@ class _StepEnd:
     facts: Mapping[str, Any]  # of every checkpoint
 
     def __call__(self, step: int) -> None:
-        config, progress = self.trainer.config, self.progress
+        config, runtime, progress = self.trainer.config, self.runtime, self.progress
         self.watchdog.beat(step, "read numbers")
-        is_validated = self.held_out is not None and _is_due(step, config.validate_every, config.steps)
-        is_saved = _is_due(step, config.checkpoint_every, config.steps)
+        is_validated = self.held_out is not None and _is_due(step, runtime.validate_every, config.steps)
+        is_saved = _is_due(step, runtime.checkpoint_every, config.steps)
         num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
         lines = progress.read(num_ahead)
         if progress.asks_stop or progress.asks_save:
@@ -125,7 +125,7 @@ class _StepEnd:
             lines += progress.read()
         if is_validated and self.held_out is not None:
             beat = functools.partial(self.watchdog.beat, step, "validate")
-            lines[-1] |= validate(self.trainer, self.held_out, config.validation_batches, beat)
+            lines[-1] |= validate(self.trainer, self.held_out, runtime.validation_batches, beat)
         self.watchdog.beat(step, "save")
         if self.writer:
             self.writer.write(lines, config.steps, self.runtime.log_every)
@@ -165,13 +165,18 @@ class _Writer:
 
 
 def _build_trainer(
-    model: X2VLM, loader: StepLoader, config: TrainConfig, ranks: Ranks, new_parameters: Collection[str] | None
+    model: X2VLM,
+    loader: StepLoader,
+    config: TrainConfig,
+    ranks: Ranks,
+    new_parameters: Collection[str] | None,
+    runtime: TrainRuntime,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
     optimizer = build_optimizer(model, config.optimizer, new_parameters)
-    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime)
     own = {item.label: item.negative_group_size for item in loader.config.streams}
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}
@@ -194,7 +199,7 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
 
 
 def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    objectives, execution = objectives_of(trainer, data), trainer.config.execution
+    objectives, execution = objectives_of(trainer, data), trainer.execution
     return work_of(data, trainer.model.config, loader.config.examples, objectives, execution)
 
 

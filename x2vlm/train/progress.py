@@ -33,6 +33,14 @@ CLOCK_NAMES = frozenset(
 )
 
 
+NONFINITE_REMEDY = (
+    "A lower optimizer.lr, precision float32 or other data make another run, which would begin at step 0: branch off "
+    "instead. Write `start: {run: <this run's state folder>, step: <one of its checkpoints before the trouble>}` "
+    "beside the change in `pretrain`, and it goes on from there. To allow more of these steps, raise "
+    "`train_runtime.max_skipped_steps`: the same command then goes on from the newest checkpoint."
+)
+
+
 @dataclass(frozen=True)
 class _Queued:
     """A step whose values are still in transfer, and its samples for messages."""
@@ -116,19 +124,18 @@ class Progress:
             self.skipped_in_a_row = 0
             return {}
         self.skipped_in_a_row += 1
-        config = self._trainer.config
+        runtime = self._trainer.runtime
         bad = {name: str(value) for name, value in shown.items() if not math.isfinite(value)}
         keys: dict[str, list[str]] = {}
         for of_rank in gather_json([item.keys], self._trainer.ranks):
             for stream, some in of_rank.items():
                 keys[stream] = sorted({*keys.get(stream, []), *some})
         problem = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        if config.on_nonfinite == "stop" or self.skipped_in_a_row > config.max_skipped_steps:
+        if runtime.on_nonfinite == "stop" or self.skipped_in_a_row > runtime.max_skipped_steps:
+            allowed = 0 if runtime.on_nonfinite == "stop" else runtime.max_skipped_steps
             raise X2VLMError(
-                f"step {item.step}: {problem}; {self.skipped_in_a_row} such steps in a row, the run allows "
-                f"{0 if config.on_nonfinite == 'stop' else config.max_skipped_steps}. No weight was moved by them. "
-                "Lower optimizer.lr, lengthen warmup_steps or use precision float32; the run goes on from its last "
-                f"checkpoint. Samples of the step: {keys}"
+                f"step {item.step}: {problem}; {self.skipped_in_a_row} such steps in a row, the run allows {allowed}. "
+                f"No weight was moved by them. {NONFINITE_REMEDY} Samples of the step: {keys}"
             )
         if self._trainer.ranks.is_first:
             log.warning("step_skipped step=%d numbers=%s keys=%s", item.step, bad, keys)

@@ -27,9 +27,9 @@ BASE: dict[str, Any] = {
     "steps": 8,
     "warmup_steps": 2,
     "precision": "float32",
-    "checkpoint_every": 3,
     "optimizer": {"lr": 2e-3},
 }
+BASE_RUNTIME: dict[str, Any] = {"log_every": 1, "checkpoint_every": 3}
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Start:
     @property
     def config(self) -> TrainConfig:
         return TrainConfig.model_validate({**BASE, **self.train})
+
+    @property
+    def runtime_config(self) -> TrainRuntime:
+        return TrainRuntime.model_validate({**BASE_RUNTIME, **self.runtime})
 
     @property
     def data_config(self) -> DataConfig:
@@ -138,7 +142,7 @@ def _train(start: Start, rank: int, meet: str) -> None:
     if start.world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=start.world_size)
     files = [ShardFiles(Path(tar), Path(tar).with_suffix(".parquet")) for tar in start.shards]
-    config, data = start.config, start.data_config
+    config, data, runtime = start.config, start.data_config, start.runtime_config
     trained, held_out = split_shards(files, data.validation_share)
 
     def loader(shards: Sequence[ShardFiles]) -> StepLoader:
@@ -146,7 +150,7 @@ def _train(start: Start, rank: int, meet: str) -> None:
 
     torch.manual_seed(0)
     model = build_model(MODEL)
-    store = CheckpointStore(f"{start.folder}/checkpoints", config.keep_checkpoints)
+    store = CheckpointStore(f"{start.folder}/checkpoints", runtime.keep_checkpoints)
     loop.iterate_steps = _noted(loop.iterate_steps, start, rank)
     if rank == start.kill_rank and start.kill_in_write is not None:
         _kill_in_write(start.kill_in_write)
@@ -161,8 +165,8 @@ def _train(start: Start, rank: int, meet: str) -> None:
             {"shards_root": "toy"},
             start.num_workers,
             lambda step: _after_step(start, rank, step),
-            runtime=TrainRuntime.model_validate({"log_every": 1, **start.runtime}),
-            held_out=loader(held_out) if config.validate_every else None,
+            runtime=runtime,
+            held_out=loader(held_out) if runtime.validate_every else None,
         )
     except TrainingStopped:
         sys.exit(EXIT_STOPPED)
