@@ -277,7 +277,7 @@ def _phase_nodes(
             config=config.model_copy(update={"start": config.start.recorded() if config.start else None}),
             inputs={
                 "shards": (f"pack/{name}",),
-                **start_inputs(config.start, experiment.name),
+                **start_inputs(config.start, experiment),
                 "vocabulary": (SourceFile(source_uri(experiment.vocabulary), "vocabulary"),),
             },
             runtime=_runtime(experiment, "pretrain"),

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipelines.driver.abandoned import abandoned_trainings
 from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
 from pipelines.driver.arguments import SAMPLE
 from pipelines.driver.endings import STATUS, abandon
@@ -62,8 +63,11 @@ def run_experiment(
         graph = build_graph(experiment)
         forced = (list(targets) or list(graph)) if force else []
         planned = plan(graph, store, experiment.name, targets or None, force=forced)
+    warnings = abandoned_trainings(graph, planned, store)
     if options.dry_run or options.explain:
-        return describe_plan(experiment, planned, options, store)
+        return describe_plan(experiment, planned, options, store, warnings)
+    for warning in warnings:
+        log.warning("event=training_abandoned %s", warning)
     check_due(graph, planned)
     result = reused(planned, store)
     if result is None:

@@ -43,6 +43,8 @@ class PretrainConfig(FrozenConfig):
                 )
         if (problem := _groups_problem(self, self.world_size)) is not None:
             raise ValueError(problem)
+        if self.start is not None and self.start.step is not None and self.start.step >= self.train.steps:
+            raise ValueError(f"start.step ({self.start.step}) must be below train.steps ({self.train.steps})")
         labels = [stream.label for stream in self.data.streams]
         if self.train.matching_follows not in (None, *labels):
             raise ValueError(f"train.matching_follows: {self.train.matching_follows!r} is none of the streams {labels}")

@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
+from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.runs import run_at
+from pipelines.s5_pretrain.start_run import START_REPORT
 from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles
@@ -56,17 +59,22 @@ def collect(
     with fsspec.open(f"{out.state_uri}/{METRICS}", "rb") as source, (out.path / METRICS).open("wb") as target:
         shutil.copyfileobj(source, target)
     metrics = read_metrics(out.path / METRICS)
-    if [line["step"] for line in metrics] != list(range(steps)):
+    branch = run_at(Store(out.state_uri), "").branch
+    first = 0 if branch is None else int(branch["step"])
+    if [line["step"] for line in metrics] != list(range(first, steps)):
         raise StageFailed(
             f"pretrain: {out.state_uri}/{METRICS} does not hold every step exactly once; rerun with force"
         )
-    file_rows = {METRICS: steps}
-    if config.start is not None:
+    file_rows = {METRICS: steps - first}
+    if branch is not None:
+        (out.path / START_REPORT).write_text(json.dumps(branch, indent=1) + "\n")
+        facts |= {"start": {name: value for name, value in branch.items() if name != "new_parameters"}}
+    elif config.start is not None:
         facts |= {"start": _copy_start_report(out)}
     if records_samples:
         file_rows["samples.parquet"] = _write_samples(config, inputs, part, metrics, out.path / "samples.parquet")
     return PartResult(
-        counts={"rows": Count(steps, steps)},
+        counts={"rows": Count(steps - first, steps - first)},
         file_rows=file_rows,
         summary={
             "metrics": final_metrics(metrics),

@@ -11,7 +11,9 @@ from typing import Any
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
-from pipelines.s5_pretrain.start import START_SLOTS, start_reads
+from pipelines.s5_pretrain.runs import note_run
+from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
+from pipelines.s5_pretrain.start_run import SLOT, branch_reads, lay_down_branch
 from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
@@ -22,7 +24,7 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
     (shards,) = inputs["shards"]
     (vocabulary,) = inputs["vocabulary"]
     reads = [Read("shards", file) for part in shards.parts for file in part.files if _is_shard_file(file.path)]
-    reads += start_reads(inputs)
+    reads += [*start_reads(inputs), *branch_reads(inputs)]
     reads.append(Read("vocabulary", vocabulary.parts[0].files[0]))
     return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
 
@@ -67,16 +69,21 @@ def pretrain_part(
     from pipelines.s5_pretrain.worker import METRICS, train
 
     processor_of(config, vocabulary)  # fail now if it could not be saved at the end
-    if config.start is not None:
+    branch = next((read.file for read in part.reads if read.slot == SLOT), None)
+    if config.start is not None and branch is None:
         from pipelines.s5_pretrain.start_weights import lay_down_start
 
         files = {
             slot: {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == slot}
-            for slot in START_SLOTS
+            for slot in WEIGHT_SLOTS
         }
         job["start"] = lay_down_start(config, files, out.state_uri)
         job["facts"] |= {"start_sha256": job["start"]["sha256"]}
     with sole_driver(out.state_uri) as lease:
+        if branch is not None:
+            job["branch"] = lay_down_branch(config, branch, inputs.local_path(branch), out.state_uri)
+            job["facts"] |= {"branch": {name: job["branch"][name] for name in ("checkpoint", "node", "step", "sha256")}}
+        note_run(out.state_uri, node, job["config"])
         job["token"] = job["facts"]["writer"] = lease.token
         with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
             train(job, config.world_size, num_gpus, lease.confirm)

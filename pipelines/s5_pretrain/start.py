@@ -18,7 +18,8 @@ HUB_NAME = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})$")
 # What transformers takes of a folder, best first; a sharded one is led by its index.
 TEXT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 LOCAL = "local"
-START_SLOTS = ("start_vision", "start_text", "start_model")
+WEIGHT_SLOTS = ("start_vision", "start_text", "start_model")
+START_SLOTS = (*WEIGHT_SLOTS, "start_run")  # the last: of a branch, `start_run`
 
 
 class StartConfig(FrozenConfig):
@@ -27,26 +28,37 @@ class StartConfig(FrozenConfig):
     `vision`: a weight file (.pth, .safetensors) or a timm model on the hub; `text`: a folder of a transformers model or
     one on the hub; `checkpoint`: a reference file (.th, .pth) or a folder this project saved; `node`: the name of an
     earlier phase of the experiment. Paths are relative to the project's root.
+    Or a `run` to branch off at `step` (`pipelines.s5_pretrain.start_run`): a pretrain node of the store, a state folder
+    or a checkpoint; `keep_optimizer`: with the state of its optimizer.
     """
 
     vision: str | None = None
     text: str | None = None
     checkpoint: str | None = None
     node: str | None = None
+    run: str | None = None
+    step: int | None = pydantic.Field(default=None, ge=1)
+    keep_optimizer: bool = True
 
     @pydantic.model_validator(mode="after")
     def _is_one_thing(self) -> "StartConfig":
         backbones = self.vision is not None or self.text is not None
-        if backbones + (self.checkpoint is not None) + (self.node is not None) != 1:
-            raise ValueError("give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these")
+        others = [self.checkpoint, self.node, self.run]
+        if backbones + sum(value is not None for value in others) != 1:
+            raise ValueError(
+                "give backbones (vision, text or both), or a checkpoint, or a node, or a run: exactly one of these"
+            )
+        if self.run is None and (self.step is not None or not self.keep_optimizer):
+            raise ValueError("step and keep_optimizer have no effect without `run`, the training to branch off")
         return self
 
     def recorded(self) -> "StartConfig":
         """The part that is in the node's fingerprint: hub names, and whether there are local files or a phase."""
         kept = {
-            name: value if value is None or is_hub_name(value) else LOCAL for name, value in self.model_dump().items()
+            name: LOCAL if isinstance(value, str) and not is_hub_name(value) else value
+            for name, value in self.model_dump().items()
         }
-        return StartConfig(**kept)
+        return StartConfig.model_validate(kept | {"step": None})  # which step it is the checkpoint's content says
 
 
 def is_hub_name(value: str) -> bool:
@@ -56,7 +68,7 @@ def is_hub_name(value: str) -> bool:
 def start_reads(inputs: Inputs) -> list[Read]:
     """The files of the initial weights that are read: of a phase's folder only its model."""
     reads = []
-    for slot in START_SLOTS:
+    for slot in WEIGHT_SLOTS:
         for item in inputs.get(slot, ()):
             files: list[InputFile] = [file for part in item.parts for file in part.files]
             if not item.node.startswith("source:"):

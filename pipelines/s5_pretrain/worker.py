@@ -119,6 +119,8 @@ def _train_on_rank(
     torch.set_num_threads(runtime.cpu_threads)
     model = random_model(config)
     new_parameters = load_start(model, job.get("start"), ranks.is_first)
+    if branch := job.get("branch"):  # its weights are in its first checkpoint
+        new_parameters = branch["new_parameters"]
     state = job["state_uri"]
     fit(
         model,
