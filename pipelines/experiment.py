@@ -5,6 +5,7 @@ hardware, the hours and the numbers to expect. Its name is the file's name. What
 written once, below `filters`, and named: `filter: web`.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -180,6 +181,12 @@ class Experiment(FrozenConfig):
                 check_runtime(config, self.train_runtime, where)
             except ConfigError as error:
                 raise ValueError(str(error)) from None
+            num_held_out = math.ceil(config.data.validation_share * self.partition.num_shards)
+            if num_held_out >= self.partition.num_shards:
+                raise ValueError(
+                    f"{where}.data.validation_share: {config.data.validation_share} holds out {num_held_out} of "
+                    f"{self.partition.num_shards} shards; lower it, or raise partition.num_shards"
+                )
         if self.train_runtime.validate_every and not any(one.data.validation_share for one in trainings.values()):
             raise ValueError("train_runtime.validate_every needs held-out shards: set pretrain.data.validation_share")
         return self

@@ -42,14 +42,12 @@ def _left_behind(graph: Graph, node: PlannedNode, store: Store) -> TrainingRun |
 def _warning(graph: Graph, key: str, run: TrainingRun) -> str:
     steps = run.steps()
     changes = list(_differences(run.config, graph[key].config.model_dump(mode="json")))
-    shown = ", ".join(changes[:NUM_SHOWN]) + (
-        f" and {len(changes) - NUM_SHOWN} more" if len(changes) > NUM_SHOWN else ""
-    )
+    more = f" and {len(changes) - NUM_SHOWN} more" if len(changes) > NUM_SHOWN else ""
+    why = f"these settings differ: {', '.join(changes[:NUM_SHOWN])}{more}" if changes else "its data or code changed"
     return (
-        f"{key} would begin at step 0 and abandon its training of {steps:,} steps ({run.uri}), because "
-        f"{f'these settings differ: {shown}' if changes else 'its data or its code changed'}. To go on with it, undo "
-        f"the edit; to go on from its weights with the new settings, branch off it: write `start: {{run: {key}, step: "
-        f"{steps}}}` into the same section. What it has saved stays either way"
+        f"{key} would begin at step 0 and abandon its training of {steps:,} steps ({run.uri}), because {why}. To go on "
+        "with it, undo the edit; to go on from its weights with the new settings, branch off it: write "
+        f"`start: {{run: {key}, step: {steps}}}` into the same section. What it has saved stays either way"
     )
 
 

@@ -48,6 +48,10 @@ class PretrainConfig(FrozenConfig):
         labels = [stream.label for stream in self.data.streams]
         if self.train.matching_follows not in (None, *labels):
             raise ValueError(f"train.matching_follows: {self.train.matching_follows!r} is none of the streams {labels}")
+        if self.train.execution.compile_blocks and self.model.vision.backbone != "beit2":
+            raise ValueError(
+                f"train.execution.compile_blocks knows the blocks of beit2 only, not of {self.model.vision.backbone}"
+            )
         frames = self.data.examples.frames_per_clip
         has_clips = any(stream.kind == "video" for stream in self.data.streams)
         if has_clips and self.model.num_frames is not None and frames > self.model.num_frames:

@@ -12,7 +12,9 @@ from typing import IO
 
 from pipelines.project import PROJECT_ROOT
 from x2vlm.command_line import EXIT_FENCED
-from x2vlm.errors import ConfigError, LeaseLost, StageFailed
+from x2vlm.errors import ConfigError, LeaseLost, StageFailed, Stopped
+
+EXIT_STOPPED = 75  # `x2vlm.train.stopping`
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,10 @@ def train_on_this_machine(job_path: str, world_size: int) -> None:
         raise
     if code == EXIT_FENCED:
         raise LeaseLost("".join(causes(said)) or "another driver trains this run now")
+    if code == EXIT_STOPPED:
+        raise Stopped(
+            "pretrain: its processes were told to stop; their step is saved, the same command goes on from there"
+        )
     if code:
         raise StageFailed(f"pretrain: its processes ended with {code}. They said:\n{''.join(causes(said))}")
 

@@ -7,9 +7,11 @@ the same command continues from the newest valid checkpoint. A part writes `mode
 parameter): a folder that `x2vlm.inference.load` can read.
 """
 
+from pathlib import Path
 from typing import Any
 
-from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Sources, Stage
+from pipelines.flow.store.blobs import local_path_of
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s5_pretrain.runs import note_run
 from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
@@ -47,12 +49,7 @@ def pretrain_part(
     runtime = runtime or TrainRuntime()
     check_runtime(config, runtime)
     (vocabulary,) = [inputs.local_path(read.file) for read in part.reads if read.slot == "vocabulary"]
-    words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    if len(words) > config.model.text.vocab_size:
-        raise ConfigError(
-            f"the vocabulary has {len(words)} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
-            "set it to at least the number of lines of the vocabulary"
-        )
+    words = _words_of(vocabulary, config)
     job: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
@@ -90,6 +87,23 @@ def pretrain_part(
     return collect(config, inputs, part, out, vocabulary, runtime.record_samples)
 
 
+def check_pretrain(config: PretrainConfig, key: str, sources: Sources) -> None:
+    """ConfigError before anything runs for a vocabulary that does not fit the model."""
+    for file in sources["vocabulary"]:
+        if (path := local_path_of(file.uri)) is not None:
+            _words_of(path, config)
+
+
+def _words_of(vocabulary: Path, config: PretrainConfig) -> list[str]:
+    words = vocabulary.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    if len(words) > config.model.text.vocab_size:
+        raise ConfigError(
+            f"the vocabulary has {len(words)} entries, model.text.vocab_size is {config.model.text.vocab_size}; "
+            "set it to at least the number of lines of the vocabulary"
+        )
+    return words
+
+
 def _shard_uris(part: Part) -> list[dict[str, str]]:
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     return [
@@ -119,6 +133,7 @@ PRETRAIN = Stage(
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
     live_series="metrics.jsonl",  # `worker.METRICS`, whose module brings torch and Ray
+    check=check_pretrain,
     gpu_share=lambda config: 1.0,  # of each worker
     on_driver=True,
 )

@@ -64,7 +64,7 @@ def test_fewer_gpus_than_processes_are_refused_with_numbers(world_size, num_gpus
 
 
 def test_a_failure_of_the_processes_comes_home_with_what_they_said(tmp_path):
-    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 1.*gone\.json: no such file"):
+    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 3.*gone\.json: no such file"):
         train_on_this_machine(str(tmp_path / "gone.json"), 2)
 
 
