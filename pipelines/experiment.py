@@ -5,7 +5,6 @@ hardware, the hours and the numbers to expect. Its name is the file's name. What
 written once, below `filters`, and named: `filter: web`.
 """
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
-from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
+from pipelines.s5_pretrain.config import PretrainConfig, check_trainings
 from pipelines.s6_evaluate import EvaluateConfig
 from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
@@ -176,19 +175,10 @@ class Experiment(FrozenConfig):
     @pydantic.model_validator(mode="after")
     def _the_runtime_fits_every_training(self) -> "Experiment":
         trainings = {**{f"phases.{name}": phase for name, phase in self.phases.items()}, "pretrain": self.pretrain}
-        for where, config in trainings.items():
-            try:
-                check_runtime(config, self.train_runtime, where)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-            num_held_out = math.ceil(config.data.validation_share * self.partition.num_shards)
-            if num_held_out >= self.partition.num_shards:
-                raise ValueError(
-                    f"{where}.data.validation_share: {config.data.validation_share} holds out {num_held_out} of "
-                    f"{self.partition.num_shards} shards; lower it, or raise partition.num_shards"
-                )
-        if self.train_runtime.validate_every and not any(one.data.validation_share for one in trainings.values()):
-            raise ValueError("train_runtime.validate_every needs held-out shards: set pretrain.data.validation_share")
+        try:
+            check_trainings(trainings, self.train_runtime, self.partition.num_shards)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @pydantic.model_validator(mode="after")

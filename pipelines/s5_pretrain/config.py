@@ -1,5 +1,7 @@
 """Configuration of the pretrain stage."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pydantic
@@ -72,6 +74,20 @@ def check_runtime(config: PretrainConfig, runtime: TrainRuntime, where: str = "p
             f"train_runtime.checkpoint_vision_blocks: knows the blocks of beit2 only, {where}.model.vision.backbone is "
             f"{config.model.vision.backbone}"
         )
+
+
+def check_trainings(trainings: Mapping[str, PretrainConfig], runtime: TrainRuntime, num_shards: int) -> None:
+    """ConfigError for what would stop one of the trainings of an experiment, by section, once its shards are there."""
+    for where, config in trainings.items():
+        check_runtime(config, runtime, where)
+        share = config.data.validation_share
+        if (num_held_out := math.ceil(share * num_shards)) >= num_shards:
+            raise ConfigError(
+                f"{where}.data.validation_share: {share} holds out {num_held_out} of {num_shards} shards; lower it, or "
+                "raise partition.num_shards"
+            )
+    if runtime.validate_every and not any(config.data.validation_share for config in trainings.values()):
+        raise ConfigError("train_runtime.validate_every needs held-out shards: set pretrain.data.validation_share")
 
 
 def workers_of(config: PretrainConfig, runtime: TrainRuntime) -> Workers:
