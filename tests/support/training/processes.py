@@ -21,7 +21,9 @@ from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.train.config import TrainConfig, TrainRuntime
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["x2vlm.models.x2vlm", "x2vlm.train.loop", "tests.support.training.processes"])
+CONTEXT.set_forkserver_preload(
+    ["x2vlm.models.x2vlm", "x2vlm.train.loop", "pipelines.s5_pretrain.worker", "tests.support.training.processes"]
+)
 
 BASE: dict[str, Any] = {
     "steps": 8,
@@ -90,6 +92,30 @@ def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, tim
     for process in processes:
         process.join()
     return [process.exitcode or 0 for process in processes]
+
+
+def train_job(job: dict[str, Any], world_size: int) -> list[int]:
+    """Exit codes of `world_size` processes that train the job of a pretrain part, as torchrun's processes do."""
+    meet = f"{job['state_uri']}/meet-{time.monotonic_ns()}"
+    processes = [CONTEXT.Process(target=_train_job, args=(job, rank, world_size, meet)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        process.kill()
+        process.join()
+    return [process.exitcode or 0 for process in processes]
+
+
+def _train_job(job: dict[str, Any], rank: int, world_size: int, meet: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from pipelines.s5_pretrain.worker import train_worker
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world_size)
+    train_worker(job)
 
 
 def on_ranks(work: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
