@@ -194,7 +194,9 @@ class Experiment(FrozenConfig):
                 raise ValueError(f"{name}.start.node: {start!r} is no phase before this one; {hint}")
             used.add(start)
             known.append(name)
-        if idle := sorted(set(self.phases) - used):
+        # A branch goes on from what came out of the phases before it.
+        has_branch = any(one.start and one.start.run for one in (*self.phases.values(), self.pretrain))
+        if (idle := sorted(set(self.phases) - used)) and not has_branch:
             raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
         return self
 

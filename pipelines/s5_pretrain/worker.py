@@ -77,8 +77,8 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     """The work of every process: build model and loader, train to the end. `job` is plain JSON.
 
     Where so many processes cannot share the batches, the last ones have nothing to do and return.
-    A checkpoint is written if `asks_save(step)`. TrainingStopped after SIGTERM. Once another driver has taken over, the
-    process ends at once with EXIT_FENCED.
+    A checkpoint is written if `asks_save(step)`; nobody is asked while processes are idle. TrainingStopped after
+    SIGTERM. Once another driver has taken over, the process ends at once with EXIT_FENCED.
     """
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
     runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
@@ -91,6 +91,8 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     ranks = keep_first(number, started)
     if ranks is None:
         return
+    if number < started.world_size:
+        asks_save = None  # Ray answers once all the processes it started have asked
     fence = Fence(job["state_uri"], job.get("token"))
     fence.check()
     with fence.watched():
