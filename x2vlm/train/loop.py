@@ -170,7 +170,7 @@ def _build_trainer(
     config: TrainConfig,
     ranks: Ranks,
     new_parameters: Collection[str] | None,
-    runtime: TrainRuntime,
+    runtime: TrainRuntime = TrainRuntime(),  # noqa: B008  # frozen
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
