@@ -137,13 +137,19 @@ def estimate(experiment: Experiment, options: EstimateOptions, store: Store | No
                 {source: most for stream in config.data.streams for source, most in stream.region_captions.items()},
             ),
             _packed_bytes(experiment, f"pack/{name}", store),
+            experiment.train_runtime.keep_checkpoints,
         )
         for name, config in phases
     ]
 
 
 def estimate_phase(
-    name: str, config: PretrainConfig, options: EstimateOptions, lengths: TextLengths, packed_bytes: int | None = None
+    name: str,
+    config: PretrainConfig,
+    options: EstimateOptions,
+    lengths: TextLengths,
+    packed_bytes: int | None = None,
+    keep_checkpoints: int = 2,
 ) -> PhaseEstimate:
     """One training on the GPUs of `options`."""
     num_gpus = options.num_gpus or config.world_size
@@ -158,7 +164,7 @@ def estimate_phase(
         tflop=tflop,
         reference_tflop=mean_step_flops(config, lengths, num_gpus, "reference") / 1e12,
         checkpoint_bytes=size,
-        checkpoints_bytes=size * config.train.keep_checkpoints,
+        checkpoints_bytes=size * keep_checkpoints,
         packed_bytes=packed_bytes,
         gpus=tuple(_on_gpu(gpu, config, options, lengths, num_gpus, tflop) for gpu in options.gpus),
     )

@@ -26,7 +26,7 @@ from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
-from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.config import PretrainConfig, check_trainings
 from pipelines.s6_evaluate import EvaluateConfig
 from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
@@ -112,7 +112,7 @@ class Experiment(FrozenConfig):
     # streams name, and is started from by name: `start: {node: phase1}`.
     phases: dict[str, PretrainConfig] = {}
     pretrain: PretrainConfig = PretrainConfig()
-    train_runtime: TrainRuntime = TrainRuntime()  # how the training is watched and placed; never in a fingerprint
+    train_runtime: TrainRuntime = TrainRuntime()  # how trainings are watched, saved and placed; never in a fingerprint
     evaluate: dict[str, EvaluationConfig] = {}
     runtime: dict[str, Runtime] = {}  # by stage name
 
@@ -173,6 +173,15 @@ class Experiment(FrozenConfig):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _the_runtime_fits_every_training(self) -> "Experiment":
+        trainings = {**{f"phases.{name}": phase for name, phase in self.phases.items()}, "pretrain": self.pretrain}
+        try:
+            check_trainings(trainings, self.train_runtime, self.partition.num_shards)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _phases_follow_each_other(self) -> "Experiment":
         known: list[str] = []
         used = set()
@@ -185,7 +194,9 @@ class Experiment(FrozenConfig):
                 raise ValueError(f"{name}.start.node: {start!r} is no phase before this one; {hint}")
             used.add(start)
             known.append(name)
-        if idle := sorted(set(self.phases) - used):
+        # A branch goes on from what came out of the phases before it.
+        has_branch = any(one.start and one.start.run for one in (*self.phases.values(), self.pretrain))
+        if (idle := sorted(set(self.phases) - used)) and not has_branch:
             raise ValueError(f"nothing starts from {', '.join(idle)}: name it in a later `start: {{node: ...}}`")
         return self
 

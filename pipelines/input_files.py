@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from pipelines.experiment import resolve, source_uri
+from pipelines.experiment import Experiment, resolve, source_uri
 from pipelines.flow.stage import SourceFile
+from pipelines.flow.store.store import Store
 from pipelines.project import PROJECT_ROOT, lasting_root, project_path
 from pipelines.s1_download.read_set import set_patterns
 from pipelines.s5_pretrain.start import START_SLOTS, StartConfig, is_hub_name, text_folder_files
+from pipelines.s5_pretrain.start_run import SLOT, is_node, marker_of
 from x2vlm.config import did_you_mean
 from x2vlm.data.cards import Card, file_paths, files_root
 from x2vlm.data.readers.own.sets import SET_READERS
@@ -65,8 +67,8 @@ def phase_key(experiment: str, phase: str) -> str:
     return f"{experiment}.{phase}"
 
 
-def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[str | SourceFile, ...]]:
-    """The inputs of a run's initial weights, by slot."""
+def start_inputs(start: StartConfig | None, experiment: Experiment) -> dict[str, tuple[str | SourceFile, ...]]:
+    """The inputs of a run's initial weights, by slot. A run to branch off is looked for in its store."""
     inputs: dict[str, tuple[str | SourceFile, ...]] = {slot: () for slot in START_SLOTS}
     if start is None:
         return inputs
@@ -82,8 +84,12 @@ def start_inputs(start: StartConfig | None, experiment: str) -> dict[str, tuple[
         is_folder = resolve(start.checkpoint).is_dir()
         files = [f"{start.checkpoint}/{name}" for name in MODEL_FILES] if is_folder else [start.checkpoint]
         inputs["start_model"] = tuple(_start_file(file, "start.checkpoint") for file in files)
+    if start.run is not None:
+        run = start.run if "://" in start.run or is_node(start.run) else str(resolve(start.run))
+        marker = marker_of(run, start.step, Store(experiment.store_uri))
+        inputs[SLOT] = (SourceFile(source_uri(marker), "start.run"),)
     if start.node:
-        inputs["start_model"] = (f"pretrain/{phase_key(experiment, start.node)}",)
+        inputs["start_model"] = (f"pretrain/{phase_key(experiment.name, start.node)}",)
     return inputs
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILED, EXIT_DUE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_BUSY = range(6)
+EXIT_FENCED = 6  # another driver took over
 EXIT_INTERRUPTED = 130  # Ctrl-C, as shells count it: 128 and the signal's number
 EXIT_TERMINATED = 143
 

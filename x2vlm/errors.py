@@ -44,6 +44,14 @@ class PlanBusy(X2VLMError):
     """Another driver holds the lease on this plan."""
 
 
+class LeaseLost(PlanBusy):
+    """This driver was silent for too long, another one took its work over, and it must not write any more."""
+
+
+class ReaderLost(X2VLMError):
+    """A process that prefetches samples was killed; names it, the signal and the likely cause."""
+
+
 class MissingPackage(X2VLMError):
     """A package that this part needs is not installed; names it, and the command that installs it."""
 

@@ -109,7 +109,13 @@ def estimate_options(options: argparse.Namespace) -> "EstimateOptions":
     )
 
 
-def describe_plan(experiment: Experiment, planned: Plan, options: argparse.Namespace, store: Store) -> Outcome:
+def describe_plan(
+    experiment: Experiment,
+    planned: Plan,
+    options: argparse.Namespace,
+    store: Store,
+    warnings: Sequence[str] = (),
+) -> Outcome:
     """What would run, why, and what pre-training would cost; every known part with `--explain`."""
     from pipelines.estimate import estimate, estimate_lines, estimate_to_json
 
@@ -128,6 +134,7 @@ def describe_plan(experiment: Experiment, planned: Plan, options: argparse.Names
         EXIT_DUE if due else EXIT_OK,
         text,
         {"experiment": experiment.name, "nodes": nodes, "estimate": estimate_to_json(phases)},
+        warnings,
     )
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from x2vlm.command_line import EXIT_FENCED
+
 LIMIT_SECONDS = {signal.SIGINT: 4.0, signal.SIGTERM: 20.0}  # Kubernetes kills 30 s after SIGTERM
 _HOW = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 _PR_SET_CHILD_SUBREAPER = 36
@@ -89,6 +91,16 @@ class Endings:
             shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + self.signal)
 
+    def abandon(self, reason: str) -> NoReturn:
+        """Another driver has taken over and this one did not stop by itself: kill all below it and leave."""
+        with contextlib.suppress(Exception):
+            STATUS.leave_terminal()
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"LeaseLost: {reason}\n")
+            sys.stderr.flush()
+        self._kill_all()
+        os._exit(EXIT_FENCED)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None or self.signal == number:
             self.signal = signal.Signals(number)
@@ -143,6 +155,12 @@ def reinstall() -> None:
     """Handle signals again after a library took them; nothing outside of a job."""
     if _installed is not None and threading.current_thread() is threading.main_thread():
         _installed.reinstall()
+
+
+def abandon(reason: str) -> None:
+    """As `Endings.abandon`; nothing outside of a job."""
+    if _installed is not None:
+        _installed.abandon(reason)
 
 
 def own_command() -> str:

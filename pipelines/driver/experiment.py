@@ -5,9 +5,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipelines.driver.abandoned import abandoned_trainings
 from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
 from pipelines.driver.arguments import SAMPLE
-from pipelines.driver.endings import STATUS
+from pipelines.driver.endings import STATUS, abandon
 from pipelines.driver.job import Outcome
 from pipelines.driver.places import start_runner
 from pipelines.driver.screen import screen
@@ -22,7 +23,7 @@ from pipelines.flow.run.planner import Plan, check_due, plan
 from pipelines.flow.run.progress import Progress
 from pipelines.flow.run.provenance import capture
 from pipelines.flow.stage import Graph
-from pipelines.flow.store.lease import release_held
+from pipelines.flow.store.lease import release_held, set_leaving
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import temporary_home
 from pipelines.graph import build_graph
@@ -62,8 +63,11 @@ def run_experiment(
         graph = build_graph(experiment)
         forced = (list(targets) or list(graph)) if force else []
         planned = plan(graph, store, experiment.name, targets or None, force=forced)
+    warnings = abandoned_trainings(graph, planned, store)
     if options.dry_run or options.explain:
-        return describe_plan(experiment, planned, options, store)
+        return describe_plan(experiment, planned, options, store, warnings)
+    for warning in warnings:
+        log.warning("event=training_abandoned %s", warning)
     check_due(graph, planned)
     result = reused(planned, store)
     if result is None:
@@ -89,6 +93,7 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
         "checkpoint."
     )
     STATUS.release = release_held
+    set_leaving(abandon)
     with (
         screen(store, [node.key for node in planned.selected]) as show,
         temporary_home() as home,

@@ -3,9 +3,10 @@
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,21 @@ from x2vlm.command_line import (
     EXIT_BUSY,
     EXIT_ENVIRONMENT,
     EXIT_FAILED,
+    EXIT_FENCED,
     EXIT_TERMINATED,
     EXIT_USAGE,
     JobParser,
 )
-from x2vlm.errors import ConfigError, MissingPackage, NotEnoughRoom, PlanBusy, SourceUnavailable, Stopped, X2VLMError
+from x2vlm.errors import (
+    ConfigError,
+    LeaseLost,
+    MissingPackage,
+    NotEnoughRoom,
+    PlanBusy,
+    SourceUnavailable,
+    Stopped,
+    X2VLMError,
+)
 from x2vlm.extras import needs
 
 log = logging.getLogger(__name__)
@@ -28,11 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job prints: `text` for people, `data` with `--json`."""
+    """What a job prints: `text` for people, with `warnings` below it, in red on a terminal; `data` with `--json`."""
 
     exit_code: int
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
 
 def run_as_job(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> tuple[str, int]:
@@ -75,17 +87,30 @@ def _run(action: Callable[[argparse.Namespace], Outcome], parser: JobParser) -> 
         if notes:
             log.error("event=job_failed\n%s", notes)
     if options.json:
-        return json.dumps(safe_json({**outcome.data, "exit_code": outcome.exit_code})), outcome.exit_code
-    return safe(complete_hints(outcome.text, options)), outcome.exit_code
+        warnings = {"warnings": list(outcome.warnings)} if outcome.warnings else {}
+        told = safe_json({**outcome.data, **warnings, "exit_code": outcome.exit_code})
+        return json.dumps(told), outcome.exit_code
+    return "\n\n".join(
+        [safe(complete_hints(outcome.text, options)), *map(_in_red, outcome.warnings)]
+    ), outcome.exit_code
+
+
+def _in_red(warning: str) -> str:
+    """The warning as stdout takes it: colours for a terminal whose user wants them (NO_COLOR), else plain."""
+    text = safe(f"WARNING: {warning}")
+    return f"\x1b[1;31m{text}\x1b[0m" if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else text
 
 
 def exit_code_of(error: X2VLMError) -> int:
-    """3 for what the user typed, 4 for what the machine lacks, 5 for another driver, 143 when told to stop, else 1."""
+    """3 for what the user typed, 4 for what the machine lacks, 5 for another driver, 6 for one that took over, 143 when
+    told to stop, else 1."""
     match error:
         case ConfigError():
             return EXIT_USAGE
         case SourceUnavailable() | MissingPackage() | NotEnoughRoom():
             return EXIT_ENVIRONMENT
+        case LeaseLost():
+            return EXIT_FENCED
         case PlanBusy():
             return EXIT_BUSY
         case Stopped():

@@ -78,6 +78,7 @@ def experiment_values(
             "num_shards": max(4, min(4096, int(found.num_rows / ROWS_PER_SHARD))),
             **({"min_clip_score": None} if clip_model == SAMPLE_CLIP else {}),
         },
+        "train_runtime": {"checkpoint_every": max(10, steps // 10)},
         "pretrain": {
             "world_size": preset.world_size,
             **({"model": model} if model else {}),
@@ -86,7 +87,6 @@ def experiment_values(
                 "steps": steps,
                 "warmup_steps": steps // 10,
                 **preset.train,
-                "checkpoint_every": max(10, steps // 10),
                 "optimizer": {"lr": preset.lr},
             },
         },

@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
+from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.runs import run_at
+from pipelines.s5_pretrain.start_run import START_REPORT
 from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles
@@ -31,8 +34,15 @@ SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key
 NUM_FINAL_STEPS = 10
 
 
-def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWriter, vocabulary: Path) -> PartResult:
-    """Copy the last checkpoint and the metrics to `out`, write the record of samples, and sum up."""
+def collect(
+    config: PretrainConfig,
+    inputs: PartReader,
+    part: Part,
+    out: PartWriter,
+    vocabulary: Path,
+    records_samples: bool = True,
+) -> PartResult:
+    """Copy the last checkpoint and the metrics to `out`, write the record of samples if asked, and sum up."""
     steps = config.train.steps
     checkpoint = CheckpointStore(f"{out.state_uri}/checkpoints").load_newest()
     if checkpoint is None or checkpoint.step != steps:
@@ -47,18 +57,23 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
         processor_of(config, vocabulary),
         describe_model(config, facts["shards_root"]),
     )
-    num_substitutes, last = _copy_metrics(out, steps)
-    file_rows = {METRICS: steps}
+    branch = run_at(Store(out.state_uri), "").branch
+    first = 0 if branch is None else int(branch["step"])
+    num_substitutes, last = _copy_metrics(out, first, steps)
+    file_rows = {METRICS: steps - first}
     if rollbacks := checkpoint.facts.get("rollbacks"):
         facts |= {"rollbacks": rollbacks}
-    if config.start is not None:
+    if branch is not None:
+        (out.path / START_REPORT).write_text(json.dumps(branch, indent=1) + "\n")
+        facts |= {"start": {name: value for name, value in branch.items() if name != "new_parameters"}}
+    elif config.start is not None:
         facts |= {"start": _copy_start_report(out)}
-    if config.record_samples:
+    if records_samples:
         file_rows["samples.parquet"] = _write_samples(
             config, inputs, part, iterate_metrics(out.path / METRICS), out.path / "samples.parquet"
         )
     return PartResult(
-        counts={"rows": Count(steps, steps)},
+        counts={"rows": Count(steps - first, steps - first)},
         file_rows=file_rows,
         summary={
             "metrics": final_metrics(last),
@@ -70,25 +85,25 @@ def collect(config: PretrainConfig, inputs: PartReader, part: Part, out: PartWri
     )
 
 
-def _copy_metrics(out: PartWriter, steps: int) -> tuple[int, list[dict[str, Any]]]:
+def _copy_metrics(out: PartWriter, first: int, steps: int) -> tuple[int, list[dict[str, Any]]]:
     """Write the segments of the state folder as one file; the number of substitutes in it, and its last lines.
 
-    StageFailed unless it has every step exactly once.
+    StageFailed unless it has every step from `first` on exactly once.
     """
-    num_lines = num_substitutes = 0
+    step, num_substitutes = first, 0
     last: deque[dict[str, Any]] = deque(maxlen=NUM_FINAL_STEPS)
     with (out.path / METRICS).open("wb") as target:
         for line in read_lines(f"{out.state_uri}/{METRICS}"):
             values = json.loads(line)
-            if values["step"] != num_lines:
+            if values["step"] != step:
                 break
             target.write(line)
-            num_lines += 1
+            step += 1
             num_substitutes += len(values.get("substitutes", ()))
             last.append(values)
-    if num_lines != steps:
+    if step != steps:
         raise StageFailed(
-            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {num_lines} of "
+            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {step} of "
             f"{steps} is missing or comes twice; rerun with force"
         )
     return num_substitutes, list(last)

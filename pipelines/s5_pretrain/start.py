@@ -17,7 +17,8 @@ from x2vlm.models.files import MODEL_FILES, TEXT_WEIGHTS
 
 HUB_NAME = re.compile(r"^(?P<name>[\w.-]+(/[\w.-]+)?)@(?P<revision>[0-9a-f]{40})$")
 LOCAL = "local"
-START_SLOTS = ("start_vision", "start_text", "start_model")
+WEIGHT_SLOTS = ("start_vision", "start_text", "start_model")
+START_SLOTS = (*WEIGHT_SLOTS, "start_run")  # the last: of a branch, `start_run`
 
 
 class StartConfig(FrozenConfig):
@@ -27,6 +28,8 @@ class StartConfig(FrozenConfig):
     one on the hub; `checkpoint`: a reference file (.th, .pth) or a folder this project saved; `node`: the name of an
     earlier phase of the experiment. Paths are relative to the project's root. `swap_text`, beside a checkpoint or node:
     a folder or hub name as of `text`, whose encoder replaces the text tower of that model.
+    Or a `run` to branch off at `step` (`pipelines.s5_pretrain.start_run`): a pretrain node of the store, a state folder
+    or a checkpoint; `keep_optimizer`: with the state of its optimizer.
     """
 
     vision: str | None = pydantic.Field(default=None, min_length=1)
@@ -34,11 +37,14 @@ class StartConfig(FrozenConfig):
     checkpoint: str | None = pydantic.Field(default=None, min_length=1)
     node: str | None = pydantic.Field(default=None, min_length=1)
     swap_text: str | None = pydantic.Field(default=None, min_length=1)
+    run: str | None = pydantic.Field(default=None, min_length=1)
+    step: int | None = pydantic.Field(default=None, ge=1)
+    keep_optimizer: bool = True
 
     @pydantic.model_validator(mode="after")
     def _is_one_thing(self) -> "StartConfig":
         backbones = self.vision is not None or self.text is not None
-        models = (self.checkpoint is not None) + (self.node is not None)
+        models = sum(value is not None for value in (self.checkpoint, self.node))
         if self.text is not None and models:
             raise ValueError(
                 "give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these; a text "
@@ -49,8 +55,12 @@ class StartConfig(FrozenConfig):
                 "swap_text replaces the text tower of a trained model: give its `checkpoint` or `node` beside it; a "
                 "new model starts its text tower from `text`"
             )
-        if backbones + models != 1:
-            raise ValueError("give backbones (vision, text or both), or a checkpoint, or a node: exactly one of these")
+        if backbones + models + (self.run is not None) != 1:
+            raise ValueError(
+                "give backbones (vision, text or both), or a checkpoint, or a node, or a run: exactly one of these"
+            )
+        if self.run is None and (self.step is not None or not self.keep_optimizer):
+            raise ValueError("step and keep_optimizer have no effect without `run`, the training to branch off")
         if self.checkpoint is not None and is_hub_name(self.checkpoint):
             raise ValueError(
                 f"checkpoint: {self.checkpoint} is a hub name, and a checkpoint is a file or a folder; hub names are "
@@ -68,9 +78,10 @@ class StartConfig(FrozenConfig):
     def recorded(self) -> "StartConfig":
         """The part that is in the node's fingerprint: hub names, and whether there are local files or a phase."""
         kept = {
-            name: value if value is None or is_hub_name(value) else LOCAL for name, value in self.model_dump().items()
+            name: LOCAL if isinstance(value, str) and not is_hub_name(value) else value
+            for name, value in self.model_dump().items()
         }
-        return StartConfig(**kept)
+        return StartConfig.model_validate(kept | {"step": None})  # which step it is the checkpoint's content says
 
 
 def is_hub_name(value: str) -> bool:
@@ -80,7 +91,7 @@ def is_hub_name(value: str) -> bool:
 def start_reads(inputs: Inputs) -> list[Read]:
     """The files of the initial weights that are read: of a phase's folder only its model."""
     reads = []
-    for slot in START_SLOTS:
+    for slot in WEIGHT_SLOTS:
         for item in inputs.get(slot, ()):
             files: list[InputFile] = [file for part in item.parts for file in part.files]
             if not item.node.startswith("source:"):

@@ -1,39 +1,63 @@
-"""Pre-training on processes started by torchrun, without Ray.
+"""Pre-training on processes of one machine or several, without Ray.
 
+    python -m pipelines.s5_pretrain.torchrun --nproc-per-node 8 STATE/job.json
     torchrun --nproc-per-node 8 -m pipelines.s5_pretrain.torchrun STATE/job.json
 
 The pretrain stage writes `job.json` to its state folder. Checkpoints and metrics are written there too, so a run can
-continue under Ray or torchrun. Exit codes: 0 done, 1 failed, 3 wrong use, 75 stopped by SIGTERM with its
-state saved.
+continue under Ray or torchrun. The first form takes all options of torchrun (`--nnodes`, `--rdzv-endpoint`, ...) and
+ends with the exit code of the training: 0 done, 1 failed, 3 wrong use, 6 another driver trains this run now, 75
+stopped by SIGTERM with its state saved, 76 a process hung. The second is torchrun's own program, which ends with 1
+whenever a process did not end with 0; the codes above are then those of its processes, in its report.
 """
 
 import json
 import logging
 import os
+import signal
 import sys
+import tempfile
+from collections.abc import Collection
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipelines.s5_pretrain.worker import train_worker
+from x2vlm.command_line import EXIT_FENCED
 from x2vlm.config import parse_config
-from x2vlm.errors import ConfigError, X2VLMError
+from x2vlm.errors import ConfigError, LeaseLost, X2VLMError
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.stopping import EXIT_STOPPED, TrainingStopped
+from x2vlm.train.watchdog import EXIT_STALLED
 
 log = logging.getLogger(__name__)
 
 
-USAGE = "torchrun --nproc-per-node 8 -m pipelines.s5_pretrain.torchrun STATE/job.json"
+USAGE = "python -m pipelines.s5_pretrain.torchrun --nproc-per-node 8 STATE/job.json"
 EXIT_FAILED, EXIT_USAGE = 1, 3
+# Where the processes of one machine leave their exit codes for the process that launched them.
+CODES_VARIABLE = "X2VLM_EXIT_CODES"
 
 
 def main(arguments: list[str]) -> int:
-    """Train the job in this process; its rank is in the environment."""
+    """Launch the processes of this machine, or be one of them where the environment has a rank."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    if "RANK" not in os.environ:
+        return launch(arguments)
+    code = EXIT_FAILED
+    try:
+        code = train_process(arguments)
+    finally:
+        if folder := os.environ.get(CODES_VARIABLE):
+            Path(folder, os.environ["RANK"]).write_text(str(code))
+    return code
+
+
+def train_process(arguments: list[str]) -> int:
+    """Train the job in this process; its rank is in the environment."""
     try:
         job = read_job(arguments)
     except ConfigError as error:
@@ -49,12 +73,61 @@ def main(arguments: list[str]) -> int:
     except TrainingStopped as stopped:
         log.warning("stopped step=%d", stopped.step)
         return EXIT_STOPPED
+    except LeaseLost as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return EXIT_FENCED
+    except ConfigError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return EXIT_USAGE
     except X2VLMError as error:
         log.error("%s: %s", type(error).__name__, error)
         return EXIT_FAILED
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # one that only waited for the others has left its group
+            dist.destroy_process_group()
     return 0
+
+
+def launch(arguments: list[str]) -> int:
+    """Start the processes with torchrun's own launcher and give the exit code that they agree on."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    *options, job = arguments or [""]
+    try:
+        if not job or job.startswith("-"):
+            raise ConfigError(f"one argument is wanted, the job of a run: {USAGE}")
+        parse_job(job)
+    except ConfigError as error:
+        log.error("%s", error)
+        return EXIT_USAGE
+    if not any(word.startswith(("--rdzv", "--standalone", "--master", "--nnodes")) for word in options):
+        options = ["--standalone", *options]
+    with tempfile.TemporaryDirectory(prefix="x2vlm-codes-") as folder:
+        os.environ[CODES_VARIABLE] = folder
+        codes: list[int] = []
+        try:
+            run.main([*options, "-m", "pipelines.s5_pretrain.torchrun", job])
+            return 0
+        except SystemExit as wrong:  # of torchrun's own arguments
+            return EXIT_USAGE if wrong.code else 0
+        except SignalException as stopped:
+            log.warning("stop_asked signal=%d", stopped.sigval)
+        except ChildFailedError as failed:
+            log.error("%s", failed)
+            codes = [failure.exitcode for failure in failed.failures.values()]
+        codes += [int(path.read_text()) for path in Path(folder).iterdir()]
+    return agreed_code(codes)
+
+
+def agreed_code(codes: Collection[int]) -> int:
+    """The exit code of a run whose processes ended with `codes`, of which the first to fail takes others with it."""
+    for code in (EXIT_FENCED, EXIT_STALLED, EXIT_USAGE):
+        if code in codes:
+            return code
+    ended = [code for code in codes if code != -signal.SIGTERM]  # ended by the launcher
+    return EXIT_STOPPED if ended and set(ended) <= {0, EXIT_STOPPED} else EXIT_FAILED
 
 
 def read_job(arguments: list[str]) -> dict[str, Any]:
@@ -63,7 +136,11 @@ def read_job(arguments: list[str]) -> dict[str, Any]:
         raise ConfigError(f"one argument is wanted, the job of a run: {USAGE}")
     if "RANK" not in os.environ:
         raise ConfigError(f"this process was not started by torchrun: {USAGE}")
-    (uri,) = arguments
+    return parse_job(arguments[0])
+
+
+def parse_job(uri: str) -> dict[str, Any]:
+    """The job at `uri`. ConfigError if it is missing or damaged."""
     try:
         folder, _, name = uri.rpartition("/")
         content = StoreFiles(folder or ".").read(name)

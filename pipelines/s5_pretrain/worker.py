@@ -5,7 +5,9 @@ import logging
 import math
 import os
 import socket
+import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,25 @@ from pipelines.flow.run.cluster import current_cluster, shortage_of_workers
 from pipelines.flow.run.ray_runner import worker_env
 from pipelines.flow.stage import Workers
 from pipelines.flow.store.temporary import enter_temporary_home
-from pipelines.s5_pretrain.config import PretrainConfig, workers_of
-from pipelines.s5_pretrain.local_processes import check_devices, train_on_this_machine
+from pipelines.s5_pretrain.config import PretrainConfig, num_training, workers_of
+from pipelines.s5_pretrain.fencing import Fence
+from pipelines.s5_pretrain.local_processes import (
+    check_devices,
+    readers_per_trainer,
+    train_on_this_machine,
+    usable_cpus,
+)
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.text.tokenizer import read_tokenizer
-from x2vlm.errors import ConfigError, NotEnoughRoom, StageFailed
+from x2vlm.errors import NotEnoughRoom, StageFailed
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import HEARTBEATS, fit
-from x2vlm.train.ranks import current_ranks
+from x2vlm.train.ranks import Ranks, current_ranks, keep_first
 from x2vlm.train.validation import split_shards
 from x2vlm.train.watchdog import STALLED
 
@@ -42,16 +50,22 @@ JOB = "job.json"
 PREEMPTION_POLL_STEPS = 50
 
 
-def train(job: Mapping[str, Any], world_size: int, num_gpus: float | None = None) -> None:
+def train(
+    job: Mapping[str, Any],
+    world_size: int,
+    num_gpus: float | None = None,
+    holds_lease: Callable[[], None] = lambda: None,
+) -> None:
     """Run `train_worker` on Ray Train if this process has a Ray, else here, by torchrun if it takes several processes.
 
     No Ray is looked for: one that the environment names may be somebody else's. Each of Ray's workers asks for
     `num_gpus`; None: for one where the cluster has any. NotEnoughRoom if they do not fit.
+    `holds_lease` raises LeaseLost once another driver trains this run.
     The job is also written to the state folder, from where torchrun runs it (`pipelines.s5_pretrain.torchrun`).
     """
     StoreFiles(job["state_uri"]).write(JOB, json.dumps(job).encode())
     if ray.is_initialized():
-        _train_on_ray(job, num_gpus)
+        _train_on_ray(job, num_gpus, holds_lease)
     elif world_size == 1:
         train_worker(job)
     else:
@@ -62,15 +76,40 @@ def train(job: Mapping[str, Any], world_size: int, num_gpus: float | None = None
 def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None = None) -> None:
     """The work of every process: build model and loader, train to the end. `job` is plain JSON.
 
-    A checkpoint is written if `asks_save(step)`. TrainingStopped after SIGTERM.
+    Where so many processes cannot share the batches, the last ones have nothing to do and return.
+    A checkpoint is written if `asks_save(step)`; nobody is asked while processes are idle. TrainingStopped after
+    SIGTERM. Once another driver has taken over, the process ends at once with EXIT_FENCED.
     """
+    config = parse_config(PretrainConfig, job["config"], "pretrain job")
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
+    started = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
+    number = num_training(config, runtime, started.world_size)
+    if number < started.world_size and started.is_first:
+        log.warning(
+            "event=ranks_idle started=%d train=%d: the most that divide every batch", started.world_size, number
+        )
+    ranks = keep_first(number, started)
+    if ranks is None:
+        return
+    if number < started.world_size:
+        asks_save = None  # Ray answers once all the processes it started have asked
+    fence = Fence(job["state_uri"], job.get("token"))
+    fence.check()
+    with fence.watched():
+        _train_on_rank(job, config, runtime, ranks, fence, asks_save)
+
+
+def _train_on_rank(
+    job: Mapping[str, Any],
+    config: PretrainConfig,
+    runtime: TrainRuntime,
+    ranks: Ranks,
+    fence: Fence,
+    asks_save: Callable[[int], bool] | None,
+) -> None:
     # timm and transformers, which a driver of Ray workers does not need
     from pipelines.s5_pretrain.start_weights import load_start, random_model
 
-    config = parse_config(PretrainConfig, job["config"], "pretrain job")
-    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
-    ranks = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
-    _check_world_size(ranks.world_size, config)
     tokenizer = read_tokenizer(job["vocabulary"])
 
     def loader(shards: Sequence[ShardFiles]) -> StepLoader:
@@ -80,9 +119,11 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
     cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
     trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
-    torch.set_num_threads(config.train.cpu_threads)
+    torch.set_num_threads(runtime.cpu_threads)
     model = random_model(config)
     new_parameters = load_start(model, job.get("start"), ranks.is_first)
+    if branch := job.get("branch"):  # its weights are in its first checkpoint
+        new_parameters = branch["new_parameters"]
     state = job["state_uri"]
     fit(
         model,
@@ -91,8 +132,9 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         ranks,
         CheckpointStore(
             f"{state}/checkpoints",
-            config.train.keep_checkpoints,
+            runtime.keep_checkpoints,
             runtime.keep_every,
+            before_commit=fence.check,
             retry_seconds=runtime.store_retry_seconds,
         ),
         f"{state}/{METRICS}",
@@ -100,7 +142,7 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
         _num_readers(config, runtime),
         new_parameters=new_parameters,
         runtime=runtime,
-        held_out=loader(held_out) if config.train.validate_every is not None else None,
+        held_out=loader(held_out) if runtime.validate_every is not None and held_out else None,
         asks_save=asks_save,
     )
 
@@ -135,32 +177,69 @@ class PreemptionWatch:
         return True
 
 
-def _check_world_size(world_size: int, config: PretrainConfig) -> None:
-    fewest = config.min_workers or config.world_size
-    if not fewest <= world_size <= config.world_size:
-        allowed = config.world_size if fewest == config.world_size else f"{fewest} to {config.world_size}"
-        raise ConfigError(f"{world_size} processes were started, the experiment says {allowed}")
-
-
 def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
-    """Prefetching processes for one trainer: its part of the cores on a GPU machine, else none."""
+    """Prefetching processes for one trainer: its part of the usable CPUs on a GPU machine, else none.
+
+    A trainer of Ray sees its own GPU only: how many share the machine is in its environment.
+    """
     if runtime.readers is not None:
         return runtime.readers
     if not torch.cuda.is_available():
         return 0
-    return max(1, (os.cpu_count() or 1) // max(1, min(config.world_size, torch.cuda.device_count())) - 1)
+    num_trainers = int(os.environ.get("LOCAL_WORLD_SIZE") or min(config.world_size, torch.cuda.device_count()))
+    return readers_per_trainer(num_trainers, usable_cpus())
 
 
-def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
+class FailureWindow:
+    """Counts failures of the last `hours`; a clock that jumps neither forgets nor adds any."""
+
+    def __init__(self, most: int, hours: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._seconds, self._clock = most, hours * 3600, clock
+        self._times: deque[float] = deque()
+
+    def allows_another(self) -> bool:
+        """Record a failure now; whether no more than the allowed number lie in the window."""
+        now = self._clock()
+        self._times.append(now)
+        while self._times[0] <= now - self._seconds:
+            self._times.popleft()
+        return len(self._times) <= self._most
+
+
+def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None, holds_lease: Callable[[], None]) -> None:
     """Run `ray_worker` on Ray Train workers; lost ones are replaced and continue from the checkpoint.
 
-    The run's name is new every time: with an old one Ray would resume its own snapshot and do nothing.
+    Ray counts failures over a whole run, and a run of weeks meets more of them than one of hours: so each of Ray's runs
+    ends at its first failure, and another one follows while the window allows it. `holds_lease` raises LeaseLost where
+    another driver is the reason.
+    """
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
+    state_uri = job["state_uri"]
+    failures = FailureWindow(runtime.max_failures, runtime.failure_window_hours)
+    while True:
+        _remove_stall_report(state_uri)
+        name, error = _fit_on_ray(job, runtime, num_gpus)
+        if error is None:
+            return
+        holds_lease()
+        stall = _stall(state_uri)
+        if not failures.allows_another():
+            allowed = f"{runtime.max_failures} failures in {runtime.failure_window_hours:g} h are allowed"
+            raise StageFailed(f"pretrain: {name} failed, and {allowed}: {stall or error}") from error
+        log.warning("event=workers_replaced run=%s error=%s", name, stall or error)
+
+
+def _fit_on_ray(
+    job: Mapping[str, Any], runtime: TrainRuntime, num_gpus: float | None
+) -> tuple[str, BaseException | None]:
+    """One run of Ray Train to its end or its first failure: its name and the error.
+
+    The name is new every time: with an old one Ray would resume its own snapshot and do nothing.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = parse_config(PretrainConfig, job["config"], "pretrain job")
-    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
     state_uri = job["state_uri"]
     name = f"pretrain-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
     workers = workers_of(config, runtime)
@@ -171,7 +250,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
         torch_config=TorchConfig(timeout_s=math.ceil(runtime.collective_seconds)),
         scaling_config=ScalingConfig(
             # Ray's stub lacks the pair of numbers.
-            num_workers=workers.most if config.min_workers is None else (workers.fewest, workers.most),  # type: ignore[arg-type]
+            num_workers=workers.most if workers.fewest == workers.most else (workers.fewest, workers.most),  # type: ignore[arg-type]
             use_gpu="GPU" in resources,
             resources_per_worker=resources,
             placement_strategy=runtime.placement,
@@ -179,19 +258,15 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None) -> None:
         run_config=RunConfig(
             name=name,
             storage_path=f"{state_uri}/ray",
-            # Ray's own default is 0: no worker is ever replaced.
-            failure_config=FailureConfig(max_failures=runtime.max_failures),
+            failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": worker_env(resources.get("GPU", 0.0))},  # type: ignore[call-arg]  # the stub's
         ),
     )
-    log.info("ray_train run=%s %s resources=%s max_failures=%d", name, workers, resources, runtime.max_failures)
-    _remove_stall_report(state_uri)
+    log.info("ray_train run=%s %s resources=%s", name, workers, resources)
     try:
-        error = trainer.fit().error
+        return name, trainer.fit().error
     except TrainingFailedError as raised:
-        error = raised
-    if error:
-        raise StageFailed(f"pretrain: {name} failed: {_stall(state_uri) or error}") from error
+        return name, raised
 
 
 def _resources_per_worker(workers: Workers, num_gpus: float | None) -> dict[str, float]:

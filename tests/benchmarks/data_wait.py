@@ -119,7 +119,7 @@ def _reading_cpu_seconds(loader: StepLoader, warm_up: int) -> float:
 def _run(shards: WorldShards, folder: Path, model_config: ModelConfig, steps: int, warm_up: int, readers: int) -> Run:
     torch.manual_seed(0)
     end = warm_up + steps
-    config = TrainConfig(steps=end, warmup_steps=warm_up, precision="float32", checkpoint_every=end)
+    config = TrainConfig(steps=end, warmup_steps=warm_up, precision="float32")
     cpu: list[float] = []
     load = os.getloadavg()[0]
     fit(
@@ -131,7 +131,7 @@ def _run(shards: WorldShards, folder: Path, model_config: ModelConfig, steps: in
         str(folder / "metrics.jsonl"),
         num_workers=readers,
         on_step=lambda _: cpu.append(time.process_time()),
-        runtime=TrainRuntime(log_every=end),
+        runtime=TrainRuntime(log_every=end, checkpoint_every=end),
     )
     lines = read_metrics(folder / "metrics.jsonl")
     waits = [line["data_wait_percent"] / 100 * line["seconds"] for line in lines]

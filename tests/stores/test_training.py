@@ -16,7 +16,7 @@ import torch
 from tests.support.training.corpus import DATA, TOKENIZER, make_shards
 from tests.support.training.processes import Start, on_ranks
 from tests.support.training.processes import run as run_processes
-from tests.support.training.runs import CONFIG, metrics_of, toy_model
+from tests.support.training.runs import CONFIG, RUNTIME, metrics_of, toy_model
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import ShardCache, local_shards
 from x2vlm.errors import StageFailed
@@ -52,7 +52,8 @@ def stalls(monkeypatch):
 
 def _fit(folder, files, steps=STEPS, every=3, on_step=None, runtime=None, store=None, **changes):
     model = toy_model()
-    config = CONFIG.model_copy(update={"steps": steps, "checkpoint_every": every, **changes})
+    config = CONFIG.model_copy(update={"steps": steps, **changes})
+    runtime = (runtime or TrainRuntime()).model_copy(update={"checkpoint_every": every})
     loader = StepLoader(files, DATA, TOKENIZER, 32, 16)
     store = store or CheckpointStore(f"{folder}/checkpoints")
     fit(model, loader, config, Ranks(), store, f"{folder}/metrics.jsonl", on_step=on_step, runtime=runtime)
@@ -223,7 +224,8 @@ def test_processes_that_cannot_save_do_not_end_as_stopped(shards, tmp_path):
         str(tmp_path),
         tuple(str(shard.media) for shard in shards),
         world_size=2,
-        train={"steps": 400, "checkpoint_every": 1000},
+        train={"steps": 400},
+        runtime={"checkpoint_every": 1000},
     )
 
     def terminate(processes):
@@ -257,7 +259,7 @@ def test_a_slow_last_save_is_no_stall(shards, tmp_path, stalls):
 def test_weights_that_are_not_finite_end_the_run_and_keep_the_checkpoints(shards, tmp_path):
     """A weight of the model becomes NaN behind the back of the loss (an entry no step reads)."""
     model = toy_model()
-    config = CONFIG.model_copy(update={"steps": 12, "checkpoint_every": 3})
+    config = CONFIG.model_copy(update={"steps": 12})
     store = CheckpointStore(f"{tmp_path}/checkpoints")
 
     def poison(step):
@@ -268,7 +270,7 @@ def test_weights_that_are_not_finite_end_the_run_and_keep_the_checkpoints(shards
 
     loader = StepLoader(shards, DATA, TOKENIZER, 32, 16)
     with pytest.raises(StageFailed, match=r"step \d+: .* not finite"):
-        fit(model, loader, config, Ranks(), store, f"{tmp_path}/metrics.jsonl", on_step=poison)
+        fit(model, loader, config, Ranks(), store, f"{tmp_path}/metrics.jsonl", on_step=poison, runtime=RUNTIME)
     assert CheckpointStore(f"{tmp_path}/checkpoints").steps() == [3, 6]
 
 

@@ -35,6 +35,10 @@ COMPANY: dict[str, dict[str, Any]] = {
         "cross_drop_path": 0.1,
     },
     "matching_follows": {"matching_follows": "image"},
+    "vision_lr": {"vision_lr": 1e-5, "text_lr": 2e-5},
+    "text_lr": {"vision_lr": 1e-5, "text_lr": 2e-5},
+    "cross_lr": {"vision_lr": 1e-5, "text_lr": 2e-5, "cross_lr": 3e-5},
+    "negative_group_size": {"negative_group_size": 2},
     "streams": {"streams": [{"kind": "image", "batch_size": 2}]},
 }
 

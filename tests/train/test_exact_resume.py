@@ -172,7 +172,7 @@ def test_reading_numbers_later_changes_none(runs, start, tmp_path):
 @pytest.mark.slow
 def test_samples_of_a_step_do_not_depend_on_how_many_processes_read_them(runs, start, tmp_path):
     """1, then 2, 4 and 2 processes, each start killed after two steps: every step reads what one process would."""
-    changed = dataclasses.replace(start, folder=str(tmp_path), train={"checkpoint_every": 2})
+    changed = dataclasses.replace(start, folder=str(tmp_path), runtime={"checkpoint_every": 2})
     for number, (world_size, last_step) in enumerate([(1, 2), (2, 4), (4, 6), (2, None)]):
         part = dataclasses.replace(changed, world_size=world_size, kill_after=last_step, name=str(number))
         if last_step is not None:
@@ -195,7 +195,9 @@ def test_a_step_of_no_numbers_is_skipped_and_resuming_repeats_that(start, tmp_pa
     poisoned = dataclasses.replace(start, world_size=world_size, nan_steps=(2, 5))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     keep_all = {"checkpoint_every": 1, "keep_checkpoints": 9}
-    assert run(dataclasses.replace(poisoned, folder=str(straight), train=keep_all)) == [0] * world_size, logs(straight)
+    assert run(dataclasses.replace(poisoned, folder=str(straight), runtime=keep_all)) == [0] * world_size, logs(
+        straight
+    )
     lines = lines_of(straight)
     assert [line["step"] for line in lines if line.get("skipped")] == [2, 5]
     assert "image/contrastive" in lines[2]["not_finite"]
@@ -207,9 +209,9 @@ def test_a_step_of_no_numbers_is_skipped_and_resuming_repeats_that(start, tmp_pa
     assert all(torch.equal(before[name], after[name]) for name in before)  # the skipped step moved nothing, no count
     assert any(not torch.equal(after[name], value) for name, value in _tensors(straight, 4).items())
 
-    codes = run(dataclasses.replace(poisoned, folder=str(killed), train=keep_all, kill_after=3, name="1"))
+    codes = run(dataclasses.replace(poisoned, folder=str(killed), runtime=keep_all, kill_after=3, name="1"))
     assert codes[0] == -signal.SIGKILL
-    assert run(dataclasses.replace(poisoned, folder=str(killed), train=keep_all, name="2")) == [0] * world_size
+    assert run(dataclasses.replace(poisoned, folder=str(killed), runtime=keep_all, name="2")) == [0] * world_size
     assert_same_run(killed, straight)
 
 
@@ -226,7 +228,7 @@ def test_too_many_skipped_steps_end_the_run_even_across_a_restart(start, tmp_pat
         start,
         folder=str(tmp_path),
         nan_steps=(2, 3, 4),
-        train={"checkpoint_every": 1, "max_skipped_steps": 2},
+        runtime={"checkpoint_every": 1, "max_skipped_steps": 2},
         kill_after=3,
         kill_when_there="step-00000004",
         name="1",
@@ -239,7 +241,7 @@ def test_too_many_skipped_steps_end_the_run_even_across_a_restart(start, tmp_pat
 
 
 def test_on_nonfinite_stop_ends_at_the_first(start, tmp_path):
-    stopping = dataclasses.replace(start, folder=str(tmp_path), nan_steps=(1,), train={"on_nonfinite": "stop"})
+    stopping = dataclasses.replace(start, folder=str(tmp_path), nan_steps=(1,), runtime={"on_nonfinite": "stop"})
     assert run(stopping) == [1]
     assert "step 1: " in logs(tmp_path)
     assert "image/contrastive is nan" in logs(tmp_path)
@@ -249,8 +251,11 @@ def test_on_nonfinite_stop_ends_at_the_first(start, tmp_path):
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_stops_all_at_one_step(start, tmp_path, world_size):
     """SIGTERM to one process: all end with the code for it within 25 s of it, and the next start ends like one run."""
-    train = {"steps": 40, "checkpoint_every": 1000}
-    long = dataclasses.replace(start, world_size=world_size, train=train, folder=str(tmp_path / "stopped"), name="1")
+    train = {"steps": 40}
+    rare = {"checkpoint_every": 1000}
+    long = dataclasses.replace(
+        start, world_size=world_size, train=train, runtime=rare, folder=str(tmp_path / "stopped"), name="1"
+    )
     told = {}
 
     def terminate_one(processes):

@@ -13,6 +13,7 @@ from x2vlm.models.checkpoints.weights import own_tensors
 from x2vlm.objectives.config import ObjectiveConfig
 from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
+from x2vlm.train.config import TrainRuntime
 from x2vlm.train.optim import build_optimizer
 from x2vlm.train.ranks import Ranks
 from x2vlm.train.step import Trainer, train_step
@@ -59,8 +60,8 @@ def test_a_finished_run_makes_no_more_steps(shards, tmp_path, straight):
 
 
 def test_losses_fall(shards, tmp_path):
-    config = CONFIG.model_copy(update={"steps": 60, "warmup_steps": 4, "checkpoint_every": 60})
-    _, metrics = run(tmp_path, shards, config)
+    config = CONFIG.model_copy(update={"steps": 60, "warmup_steps": 4})
+    _, metrics = run(tmp_path, shards, config, runtime=TrainRuntime(checkpoint_every=60))
     for name in ("loss", "image/masked_lm", "region/masked_lm", "video/masked_lm", "region/contrastive"):
         values = [line[name] for line in metrics]
         assert sum(values[-10:]) < 0.95 * sum(values[:10]), name

@@ -69,8 +69,11 @@ def test_rates_by_part_win_over_the_multiplier():
 
 
 def test_vision_rate_alone_is_an_error():
+    with pytest.raises(ValueError, match="set both or none"):
+        OptimizerConfig(vision_lr=1e-5)
+    unchecked = OptimizerConfig.model_construct(vision_lr=1e-5)
     with pytest.raises(ConfigError, match="set both or none"):
-        parameter_groups(tiny_model(), OptimizerConfig(vision_lr=1e-5))
+        parameter_groups(tiny_model(), unchecked)
 
 
 def test_unknown_new_parameter_is_an_error():

@@ -7,8 +7,10 @@ from tests.support.training.corpus import MODEL, make_shards
 from tests.support.training.runs import CONFIG as TOY_CONFIG
 from tests.support.training.runs import run
 from x2vlm.models.x2vlm import build_model
+from x2vlm.train.config import TrainRuntime
 
-CONFIG = TOY_CONFIG.model_copy(update={"steps": 5, "warmup_steps": 0, "checkpoint_every": 2})
+CONFIG = TOY_CONFIG.model_copy(update={"steps": 5, "warmup_steps": 0})
+RUNTIME = TrainRuntime(checkpoint_every=2)
 
 
 class StopError(Exception):
@@ -29,7 +31,7 @@ def train(folder, shards, temporal, on_step=None, drop=0.0):
 
     torch.manual_seed(0)
     model = build_model(MODEL.model_copy(update={"vision": vision, "text": text, "fusion": fusion}))
-    return run(folder, shards, CONFIG, on_step, model)
+    return run(folder, shards, CONFIG, on_step, model, RUNTIME)
 
 
 def test_the_first_step_is_that_of_the_averaging_model_and_then_what_is_new_moves(shards, tmp_path):

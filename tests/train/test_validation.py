@@ -11,6 +11,7 @@ from x2vlm.models.checkpoints.weights import own_tensors
 from x2vlm.models.x2vlm import build_model
 from x2vlm.objectives.step import pretrain_losses
 from x2vlm.train.checkpoint import CheckpointStore
+from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import fit
 from x2vlm.train.ranks import Ranks
 from x2vlm.train.validation import recalls, split_shards
@@ -21,14 +22,15 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("shards"), num_images=40, num_videos=12, num_shards=4)
 
 
-def _fit(folder, shards, **changes):
+def _fit(folder, shards, **runtime):
     trained, held_out = split_shards(shards, 0.25)
     torch.manual_seed(0)
     model = build_model(MODEL)
-    config = CONFIG.model_copy(update={"steps": 4, **changes})
+    config = CONFIG.model_copy(update={"steps": 4})
     loader, other = (StepLoader(files, DATA, TOKENIZER, 32, 16) for files in (trained, held_out))
     store = CheckpointStore(f"{folder}/checkpoints")
-    fit(model, loader, config, Ranks(), store, f"{folder}/metrics.jsonl", held_out=other)
+    metrics = f"{folder}/metrics.jsonl"
+    fit(model, loader, config, Ranks(), store, metrics, held_out=other, runtime=TrainRuntime(**runtime))
     return model, metrics_of(folder), loader, other
 
 

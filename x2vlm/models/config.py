@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,8 @@ from x2vlm.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+Size = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 SWIN_STRIDE = 32
 # Blocks of the first, second and fourth stage together; the third takes the rest.
@@ -34,14 +36,14 @@ class VisionConfig(FrozenConfig):
     """
 
     backbone: Literal["beit2", "clip_vit", "swin"] = "beit2"
-    image_res: int = 224
-    patch_size: int = 16
-    width: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
-    layer_scale_init: float = Field(default=0.1, gt=0)
+    image_res: Size = 224
+    patch_size: Size = 16
+    width: Size = 768
+    depth: Size = 12
+    num_heads: Size = 12
+    mlp_ratio: Positive = 4.0
+    layer_norm_eps: Positive = 1e-6
+    layer_scale_init: Positive = 0.1
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     temporal: Literal["mean", "attention"] = "mean"
 
@@ -68,35 +70,37 @@ class TextConfig(FrozenConfig):
     """The self-attention-only text layers, built as a transformers encoder of this architecture."""
 
     architecture: Literal["bert", "xlm-roberta"] = "bert"
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate: int = 3072
-    vocab_size: int = 30522
-    max_positions: int = 512
-    type_vocab_size: int = 2
-    pad_id: int = 0
-    layer_norm_eps: float = 1e-12
+    width: Size = 768
+    num_layers: Size = 12
+    num_heads: Size = 12
+    intermediate: Size = 3072
+    vocab_size: Size = 30522
+    max_positions: Size = 512
+    type_vocab_size: Size = 2
+    pad_id: int = Field(default=0, ge=0)
+    layer_norm_eps: Positive = 1e-12
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
-    init_std: float = 0.02
+    init_std: Positive = 0.02
 
     @model_validator(mode="after")
     def _divides(self) -> "TextConfig":
         _require_divisible("width", self.width, "num_heads", self.num_heads)
+        if self.pad_id >= self.vocab_size:
+            raise ValueError(f"pad_id ({self.pad_id}) must be below vocab_size ({self.vocab_size})")
         return self
 
 
 class FusionConfig(FrozenConfig):
     """The layers with cross-attention to image tokens; their width is the text width."""
 
-    num_layers: int = 6
-    num_heads: int = 12
-    intermediate: int = 3072
-    layer_norm_eps: float = 1e-12
+    num_layers: Size = 6
+    num_heads: Size = 12
+    intermediate: Size = 3072
+    layer_norm_eps: Positive = 1e-12
     dropout: float = Field(default=0.1, ge=0, lt=1)
     attention_dropout: float = Field(default=0.1, ge=0, lt=1)
-    init_std: float = 0.02
+    init_std: Positive = 0.02
 
 
 class ModelConfig(FrozenConfig):
@@ -110,8 +114,8 @@ class ModelConfig(FrozenConfig):
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     fusion: FusionConfig = FusionConfig()
-    embed_dim: int = 256
-    temperature: float = Field(default=0.07, gt=0)
+    embed_dim: Size = 256
+    temperature: Positive = 0.07
     num_frames: int | None = Field(default=None, ge=1)
     text_drop_path: float = Field(default=0.0, ge=0, lt=1)
     cross_drop_path: float = Field(default=0.0, ge=0, lt=1)

@@ -1,7 +1,7 @@
 """Configuration of the losses, without importing torch."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from x2vlm.config import FrozenConfig
 
 # "reference" reproduces the reference where it is wrong, so that the two can be compared.
 Parity = Literal["fixed", "reference"]
-ContrastiveGradient = Literal["true", "reference"] | float
+ContrastiveGradient = Literal["true", "reference"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BOX_LOSSES = frozenset(["box_l1", "box_giou"])
 
 T = TypeVar("T")

@@ -1,5 +1,7 @@
 """What an experiment decides about each task: its `options`. Tasks import torch; checking an experiment need not."""
 
+from typing import Annotated
+
 import pydantic
 
 from x2vlm.config import FrozenConfig
@@ -10,7 +12,7 @@ class RetrievalConfig(FrozenConfig):
     """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K)."""
 
     shortlist: int = pydantic.Field(default=128, gt=0)
-    recalls: tuple[int, ...] = (1, 5, 10)
+    recalls: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
 
 
 class GroundingConfig(FrozenConfig):

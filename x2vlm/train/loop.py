@@ -77,7 +77,7 @@ def fit(
     be. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
-    torch.set_num_threads(config.cpu_threads)
+    torch.set_num_threads(runtime.cpu_threads)
     folder = metrics_uri.rpartition("/")[0]
     with ExitStack() as stack:
         watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
@@ -131,10 +131,10 @@ class _StepEnd:
     facts: Mapping[str, Any]  # of every checkpoint
 
     def __call__(self, step: int) -> None:
-        config, progress = self.trainer.config, self.progress
+        config, runtime, progress = self.trainer.config, self.runtime, self.progress
         self.watchdog.beat(step, "read numbers")
-        is_validated = self.held_out is not None and _is_due(step, config.validate_every, config.steps)
-        is_saved = _is_due(step, config.checkpoint_every, config.steps)
+        is_validated = self.held_out is not None and _is_due(step, runtime.validate_every, config.steps)
+        is_saved = _is_due(step, runtime.checkpoint_every, config.steps)
         num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
         lines = progress.read(num_ahead)
         if progress.asks_stop or progress.asks_save:
@@ -142,7 +142,7 @@ class _StepEnd:
             lines += progress.read()
         if is_validated and self.held_out is not None:
             beat = functools.partial(self.watchdog.beat, step, "validate")
-            lines[-1] |= validate(self.trainer, self.held_out, config.validation_batches, beat)
+            lines[-1] |= validate(self.trainer, self.held_out, runtime.validation_batches, beat)
         self.watchdog.beat(step, "save")
         if self.writer:
             self.writer.write(lines)
@@ -193,7 +193,7 @@ def _build_trainer(
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
     optimizer = build_optimizer(model, config.optimizer, new_parameters)
-    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime)
     own = {item.label: item.negative_group_size for item in loader.config.streams}
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}
@@ -217,9 +217,8 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
 
 
 def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    objectives, config = objectives_of(trainer, data), trainer.config
-    sizes = trainer.model.config, loader.config.examples
-    return work_of(data, *sizes, objectives, config.execution, config.accumulate)
+    objectives, sizes = objectives_of(trainer, data), (trainer.model.config, loader.config.examples)
+    return work_of(data, *sizes, objectives, trainer.execution, trainer.config.accumulate)
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:

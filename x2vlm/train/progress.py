@@ -36,6 +36,14 @@ CLOCK_NAMES = frozenset(
 )
 
 
+NONFINITE_REMEDY = (
+    "A lower optimizer.lr, precision float32 or other data make another run, which would begin at step 0: branch off "
+    "instead. Write `start: {run: <this run's state folder>, step: <one of its checkpoints before the trouble>}` "
+    "beside the change in `pretrain`, and it goes on from there. To allow more of these steps, raise "
+    "`train_runtime.max_skipped_steps`: the same command then goes on from the newest checkpoint."
+)
+
+
 def rank_times(ranks: Ranks, data_wait: float, busy: float) -> dict[str, float]:
     """Seconds this process waited for data, and was busy in the previous step, as host numbers of a step.
 
@@ -138,16 +146,15 @@ class Progress:
             self.skipped_in_a_row = 0
             return {}
         self.skipped_in_a_row += 1
-        config = self._trainer.config
+        runtime = self._trainer.runtime
         bad = {name: str(value) for name, value in shown.items() if not math.isfinite(value)}
         keys = self._keys(item)
         problem = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        if config.on_nonfinite == "stop" or self.skipped_in_a_row > config.max_skipped_steps:
+        if runtime.on_nonfinite == "stop" or self.skipped_in_a_row > runtime.max_skipped_steps:
+            allowed = 0 if runtime.on_nonfinite == "stop" else runtime.max_skipped_steps
             raise X2VLMError(
-                f"step {item.step}: {problem}; {self.skipped_in_a_row} such steps in a row, the run allows "
-                f"{0 if config.on_nonfinite == 'stop' else config.max_skipped_steps}. No weight was moved by them. "
-                "Lower optimizer.lr, lengthen warmup_steps or use precision float32; the run goes on from its last "
-                f"checkpoint. Samples of the step: {keys}"
+                f"step {item.step}: {problem}; {self.skipped_in_a_row} such steps in a row, the run allows {allowed}. "
+                f"No weight was moved by them. {NONFINITE_REMEDY} Samples of the step: {keys}"
             )
         if self._trainer.ranks.is_first:
             log.warning("step_skipped step=%d numbers=%s keys=%s", item.step, bad, keys)

@@ -1,6 +1,7 @@
 """The processes that train together, and their communication. One process needs no process group."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # the stub exports it by a star
 
 from x2vlm.errors import ConfigError
 from x2vlm.objectives.across_ranks import Gather, NegativeGroup, gather_over
@@ -36,6 +38,25 @@ def current_ranks(device: torch.device | str = "cpu") -> Ranks:
     if not dist.is_initialized():
         return Ranks(device=torch.device(device))
     return Ranks(dist.get_rank(), dist.get_world_size(), torch.device(device))
+
+
+def keep_first(number: int, ranks: Ranks) -> Ranks | None:
+    """Of the processes of the default group only the first `number` go on, in a group of their own; None in the others.
+
+    Every process must call it. Those that get None are in no group any more and have nothing left to do.
+    """
+    if number == ranks.world_size:
+        return ranks
+    backend, address = dist.get_backend(), os.environ.get("MASTER_ADDR", "127.0.0.1")
+    server = TCPStore(address, 0, is_master=True, wait_for_workers=False) if ranks.is_first else None
+    (port,) = {item for item in gather_json([] if server is None else [server.port], ranks)}
+    dist.barrier()
+    dist.destroy_process_group()
+    if ranks.rank >= number:
+        return None
+    store = server or TCPStore(address, port, is_master=False)
+    dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=number)
+    return Ranks(ranks.rank, number, ranks.device)
 
 
 @torch.no_grad()

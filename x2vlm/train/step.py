@@ -21,7 +21,7 @@ from x2vlm.objectives.accumulation import Accumulation, accumulate_gradients
 from x2vlm.objectives.across_ranks import NegativeGroup
 from x2vlm.objectives.config import ObjectiveConfig, counted_losses
 from x2vlm.objectives.step import step_losses
-from x2vlm.train.config import TrainConfig
+from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.optim import lr_factor
 from x2vlm.train.ranks import Ranks
@@ -42,10 +42,12 @@ class Trainer:
     streams: Mapping[str, tuple[float, bool]]  # loss weight; whether main batches get the matching loss
     negative_groups: Mapping[str, NegativeGroup] = field(default_factory=dict)
     negative_group_sizes: Mapping[str, int] = field(default_factory=dict)  # of streams with a size of their own
+    runtime: TrainRuntime = TrainRuntime()
 
     def __post_init__(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.gradients = GradientBuckets(parameters, self.ranks, self.config.gradient_dtype)
+        self.execution = self.runtime.execution(self.config.execution)
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.gather = self.ranks.gather()
         # torch's own optimizers skip a step on the device only where they are fused.
@@ -132,7 +134,7 @@ def stream_losses(
         gather=trainer.gather,
         negative_groups=trainer.negative_groups,
         generator=_negatives_generator(trainer, objectives, seed),
-        execution=trainer.config.execution,
+        execution=trainer.execution,
     )
     return {name: counted_losses(batches[name].kind, parts, objectives[name]) for name, parts in losses.items()}
 

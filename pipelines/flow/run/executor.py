@@ -38,7 +38,7 @@ from pipelines.flow.store.layout import state_folder
 from pipelines.flow.store.lease import TTL_SECONDS, Lease, acquire
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
-from x2vlm.errors import StageFailed, X2VLMError
+from x2vlm.errors import LeaseLost, StageFailed, X2VLMError
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ def run(
 ) -> RunResult:
     """Do what is due of the plan's selected nodes.
 
-    PlanBusy if another driver holds the plan. When a part fails, whatever does not depend on it still finishes; then
-    the first failure is raised as StageFailed with node, part and message, the original traceback as its note.
+    PlanBusy if another driver holds the plan, LeaseLost if one has taken it over. When a part fails, whatever does not
+    depend on it still finishes; then the first failure is raised as StageFailed with node, part and message, the
+    original traceback as its note.
     """
     provenance = dict(provenance or {})
     started = time.monotonic()
@@ -240,6 +241,8 @@ class _Run:
         active = self.active.get(key)
         try:
             outcome = self.runner.result(handle)
+        except LeaseLost:
+            raise
         except X2VLMError as error:
             outcome = PartOutcome(None, f"{type(error).__name__}: {error}")
         if outcome.record is not None:

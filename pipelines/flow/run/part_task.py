@@ -16,7 +16,7 @@ from pipelines.flow.store.artifact import CountRecord, PartRecord, ReadRecord
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.scratch import remedy_for
 from pipelines.flow.store.store import Store
-from x2vlm.errors import StageFailed, Stopped
+from x2vlm.errors import LeaseLost, StageFailed, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ def try_part(
     forced: bool,
     report: Report = no_report,
 ) -> PartOutcome:
-    """`run_one_part`, with errors as values. KeyboardInterrupt, Stopped and the like still end the process."""
+    """`run_one_part`, with errors as values. KeyboardInterrupt, Stopped, LeaseLost and the like still end the run."""
     protect_logs()
     try:
         return PartOutcome(run_one_part(store, stage, config, part, restore, forced, report))
-    except Stopped:
+    except (Stopped, LeaseLost):
         raise
     except Exception as error:
         message = f"{type(error).__name__}: {error}"

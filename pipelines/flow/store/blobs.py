@@ -165,16 +165,25 @@ class Blobs:
     def age_seconds(self, relative: str) -> float:
         """Seconds since `relative` was written, by the store's own clock; infinite if it is not there.
 
-        Both times are modification times that the store assigned, so a wrong clock on any host changes nothing.
+        Both times are modification times that the store assigned, so a wrong clock on any host changes nothing. Below 0
+        where that clock was set back since.
         """
         probe = f"leases/.clock-{uuid.uuid4().hex}"
         self.write(probe, b"")
         try:
-            return max(0.0, self._modified(probe) - self._modified(relative))
+            return self._modified(probe) - self._modified(relative)
         except FileNotFoundError:
             return float("inf")
         finally:
             self.delete(probe)
+
+    def version(self, relative: str) -> tuple[float, bytes] | None:
+        """What changes whenever a small file is written: its time and its bytes; None if it is not there."""
+        data = self.read(relative)
+        try:
+            return None if data is None else (self._modified(relative), data)
+        except FileNotFoundError:
+            return None
 
     def _modified(self, relative: str) -> float:
         if self.local_root is not None:

@@ -9,24 +9,33 @@ anything. That is why a simple rule will do:
   seconds: both times compared are modification times given by the store, never a host's wall clock.
 * A holder whose process is visibly dead (same host, boot and process namespace) loses the lease at once, so that the
   same command right after `kill -9` goes on.
+* A file from the future says that the store's clock was set back. Then, and for whoever prefers waiting to being
+  refused, silence is measured here: for `ttl` seconds of this process's monotonic clock nothing of the file changes.
+
+A holder that finds out that it lost the lease is to stop by itself (`Lease.check`). Where a program has said how it
+leaves (`set_leaving`), it is made to after `GRACE_SECONDS`: it may be deep inside a training.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
 from pipelines.flow.store.artifact import Record, seal, unseal
 from pipelines.flow.store.identity import Identity, this_process
 from pipelines.flow.store.store import Store
-from x2vlm.errors import CorruptArtifact, PlanBusy, StageFailed
+from x2vlm.errors import CorruptArtifact, LeaseLost, PlanBusy, StageFailed
 
 log = logging.getLogger(__name__)
 
 TTL_SECONDS = 60.0
 ATTEMPTS = 5
+GRACE_SECONDS = 20.0  # from finding the lease lost to being ended; with the third of a TTL before it, under a minute
+FUTURE_SECONDS = 5.0  # by which a file may be newer than the present: stores round
 
+_leaving: Callable[[str], None] | None = None
 _held: set["Lease"] = set()  # of this process
 
 
@@ -66,9 +75,14 @@ class Lease:
         )
 
     def check(self) -> None:
-        """PlanBusy if another driver has taken over."""
+        """LeaseLost if another driver has taken over."""
         if self._lost:
-            raise PlanBusy(self._lost)
+            raise LeaseLost(self._lost)
+
+    def confirm(self) -> None:
+        """As `check`, after a look at the store."""
+        self.renew()
+        self.check()
 
     def renew(self) -> None:
         """Show that we are alive, and notice if somebody took over."""
@@ -114,14 +128,42 @@ class Lease:
                 self.renew()
             except OSError as error:  # may pass; if it does not, others see the lease expire
                 log.warning("event=lease_not_renewed name=%s error=%s", self.name, error)
+        if self._lost and _leaving is not None and not self._stop.wait(GRACE_SECONDS):
+            _leaving(self._lost)
 
 
-def acquire(store: Store, name: str, ttl_seconds: float = TTL_SECONDS) -> Lease:
-    """The lease called `name`; PlanBusy, naming the holder, if a live driver has it."""
+def set_leaving(leave: Callable[[str], None] | None) -> None:
+    """How this process ends, given the reason, when a lease of its was lost and it works on; None: it does not end."""
+    global _leaving
+    _leaving = leave
+
+
+def leaving() -> Callable[[str], None] | None:
+    """What `set_leaving` was given."""
+    return _leaving
+
+
+def acquire(
+    store: Store,
+    name: str,
+    ttl_seconds: float = TTL_SECONDS,
+    *,
+    waits: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Lease:
+    """The lease called `name`; PlanBusy, naming the holder, if a live driver has it.
+
+    With `waits` a holder that only may have died is watched until it shows life or was silent for `ttl_seconds` of
+    `clock`, where otherwise it would count as alive.
+    """
     for _ in range(ATTEMPTS):
         token = latest_token(store, name)
         if token and (holder := _holder(store, name, token, ttl_seconds)) is not None:
-            raise PlanBusy(holder)
+            is_watched = waits or store.blobs.age_seconds(_path(name, token)) < -FUTURE_SECONDS
+            if not is_watched or _shows_life(store, name, token, ttl_seconds, clock, sleep):
+                raise PlanBusy(holder)
+            log.warning("event=lease_silent name=%s token=%d seconds=%.0f", name, token, ttl_seconds)
         lease = Lease(store, name, token + 1, ttl_seconds)
         _held.add(lease)
         if store.blobs.create(_path(name, token + 1), seal(lease.record())[0]):
@@ -169,9 +211,33 @@ def _holder(store: Store, name: str, token: int, ttl_seconds: float) -> str | No
         return None
     who = f"process {record.pid} on {record.host}" if record is not None else "an unreadable lease"
     return (
-        f"plan {name} is being run by {who} (last sign of life {age:.0f} s ago). Wait for it or stop it; if it died, "
-        f"the plan is free after {ttl_seconds:.0f} s of silence"
+        f"plan {name} is being run by {who} (last sign of life {max(0.0, age):.0f} s ago). Wait for it or stop it; if "
+        f"it died, the plan is free after {ttl_seconds:.0f} s of silence"
     )
+
+
+def _shows_life(
+    store: Store,
+    name: str,
+    token: int,
+    ttl_seconds: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> bool:
+    """Whether the holder renews its file within `ttl_seconds`; False as soon as it may be taken."""
+    path = _path(name, token)
+    first, began = store.blobs.version(path), clock()
+    while clock() - began < ttl_seconds:
+        sleep(ttl_seconds / 60)
+        now = store.blobs.version(path)
+        if now is None or latest_token(store, name) != token:
+            return False  # released or taken by somebody else: the next attempt sees which
+        if now != first:
+            data = store.blobs.read(path)
+            return data is not None and _holder(store, name, token, ttl_seconds) is not None
+        if _holder(store, name, token, ttl_seconds) is None:
+            return False
+    return False
 
 
 def _tokens(store: Store, name: str) -> list[int]:

@@ -14,7 +14,7 @@ from pipelines.flow.store.artifact import seal, unseal
 from pipelines.flow.store.identity import Identity, host_name, start_time, this_process
 from pipelines.flow.store.lease import Lease, LeaseRecord, acquire, latest_token
 from pipelines.flow.store.store import Store
-from x2vlm.errors import PlanBusy, StageFailed
+from x2vlm.errors import LeaseLost, PlanBusy, StageFailed
 
 HOLD = """
 import sys
@@ -216,3 +216,70 @@ def test_processes_are_told_apart():
     assert start_time(child.pid) == -1
     child.wait()
     assert start_time(child.pid) == -1
+
+
+class FakeClock:
+    """A monotonic clock that only sleeping moves; `on_sleep` is called at each sleep."""
+
+    def __init__(self, on_sleep=lambda: None) -> None:
+        self.now, self._on_sleep = 0.0, on_sleep
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self._on_sleep()
+
+
+WEEKS = 3 * 7 * 86_400.0
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_clock_set_back_by_weeks_keeps_no_dead_lease_alive(local_store: Store, waits: bool, age):
+    """The file seems to come from the future; whether its holder lives is then measured by a clock that none sets."""
+    path = write_lease(local_store, 1, **foreign_owner())
+    age(path, -WEEKS)
+    clock = FakeClock()
+    with acquire(local_store, "plan", waits=waits, clock=clock, sleep=clock.sleep) as mine:
+        assert mine.token == 2
+    assert 60 <= clock.now <= 62
+
+
+@pytest.mark.parametrize("seconds", [0.0, -WEEKS])
+def test_a_holder_that_renews_is_seen_alive_whatever_its_file_says(local_store: Store, seconds: float, age):
+    path = write_lease(local_store, 1, **foreign_owner())
+    age(path, -WEEKS)
+
+    def renew() -> None:
+        if clock.now > 20:
+            write_lease(local_store, 1, **foreign_owner(), expires=clock.now)
+            age(path, seconds)
+
+    clock = FakeClock(renew)
+    with pytest.raises(PlanBusy, match="elsewhere"):
+        acquire(local_store, "plan", waits=True, clock=clock, sleep=clock.sleep)
+    assert 20 < clock.now < 30
+
+
+def test_a_clock_that_jumps_forward_lets_a_silent_lease_go(local_store: Store, age):
+    """Its live holder, if there is one, finds itself fenced at its next renewal; nothing waits for weeks."""
+    held = acquire(local_store, "plan")
+    age(Path(local_store.uri) / f"leases/plan/{held.token:010d}.json", WEEKS)
+    with acquire(local_store, "plan") as mine:
+        assert mine.token == 2
+        with pytest.raises(LeaseLost, match="took over"):
+            held.confirm()
+
+
+def test_a_lost_lease_ends_a_process_that_works_on(local_store: Store, monkeypatch):
+    """After the time in which it could have stopped by itself; not where it has done so."""
+    told = threading.Event()
+    monkeypatch.setattr(lease_module, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(lease_module, "_leaving", lambda reason: told.set() if "took over" in reason else None)
+    held = acquire(local_store, "plan", ttl_seconds=0.3)
+    with held:
+        local_store.blobs.create(f"leases/plan/{held.token + 1:010d}.json", b"{}")
+        assert told.wait(30)
+        with pytest.raises(LeaseLost):
+            held.check()

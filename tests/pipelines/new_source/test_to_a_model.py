@@ -95,7 +95,8 @@ def train(arguments: str, root: Path, folder: Path) -> list[str]:
     (command,) = [line.removeprefix("next: ") for line in printed.splitlines() if line.startswith("next: ")]
     experiment = folder / "out/own.yaml"
     values = yaml.safe_load(experiment.read_text())
-    values["pretrain"]["train"] |= {"steps": 6, "warmup_steps": 1, "checkpoint_every": 3}
+    values["pretrain"]["train"] |= {"steps": 6, "warmup_steps": 1}
+    values["train_runtime"] = {"checkpoint_every": 3}
     experiment.write_text(yaml.safe_dump(values))
     text = job(f"{command} --store {folder}/store", root)
     assert list((folder / "store/parts/pretrain").glob("*/*/model.safetensors"))

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -21,12 +23,12 @@ from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
 from x2vlm.errors import ConfigError, StageFailed, Stopped
 from x2vlm.stores.calls import StoreFiles
-from x2vlm.train.config import TrainConfig
+from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.metrics import read_metrics
 
 
-def config(steps: int, world_size: int = 1, checkpoint_every: int = 2) -> PretrainConfig:
-    train = {"steps": steps, "warmup_steps": 1, "precision": "float32", "checkpoint_every": checkpoint_every}
+def config(steps: int, world_size: int = 1) -> PretrainConfig:
+    train = {"steps": steps, "warmup_steps": 1, "precision": "float32"}
     return PretrainConfig(
         model=MODEL,
         data=DATA,
@@ -63,7 +65,7 @@ def test_fewer_gpus_than_processes_are_refused_with_numbers(world_size, num_gpus
 
 
 def test_a_failure_of_the_processes_comes_home_with_what_they_said(tmp_path):
-    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 1.*gone\.json: no such file"):
+    with pytest.raises(StageFailed, match=r"(?s)its processes ended with 3.*gone\.json: no such file"):
         train_on_this_machine(str(tmp_path / "gone.json"), 2)
 
 
@@ -82,7 +84,8 @@ def test_the_launchers_report_does_not_bury_the_cause(said, number):
 
 def test_sigterm_saves_the_step_and_ends_as_stopped(inputs, tmp_path):
     """In the main thread of a process that trains by itself: not a failure of the part, but the end of the run."""
-    many = config(100_000, checkpoint_every=100_000)
+    many = config(100_000)
+    rare = replace(PRETRAIN, run_part=partial(pretrain_part, runtime=TrainRuntime(checkpoint_every=100_000)))
     (part,) = plan_pretrain(many, inputs)
     store = Store(str(tmp_path / "store"))
     metrics = tmp_path / "store"
@@ -94,7 +97,7 @@ def test_sigterm_saves_the_step_and_ends_as_stopped(inputs, tmp_path):
 
     threading.Thread(target=stop_when_it_trains, daemon=True).start()
     with pytest.raises(Stopped, match="the same command goes on from there"):
-        try_part(store, PRETRAIN, many, part, None, False)
+        try_part(store, rare, many, part, None, False)
     assert list(metrics.glob("state/pretrain/*/checkpoints/step-*"))
 
 
@@ -132,7 +135,8 @@ def test_a_disk_that_fills_while_training_names_the_remedy(inputs, tmp_path, kil
     try:
         some = config(40)
         (part,) = plan_pretrain(some, inputs)
-        outcome = try_part(Store(str(disk / "store")), PRETRAIN, some, part, None, False)
+        often = replace(PRETRAIN, run_part=partial(pretrain_part, runtime=TrainRuntime(checkpoint_every=2)))
+        outcome = try_part(Store(str(disk / "store")), often, some, part, None, False)
         assert outcome.record is None
         assert "the disk is full: free some space, then rerun the same command" in outcome.error
     finally:

@@ -1,13 +1,17 @@
 """What the engine gives a pretrain part, on local files: reader, writer, and the inputs of a toy training."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Input, InputFile, InputPart
+from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.stage import plan_pretrain
 from tests.support.training.corpus import WORDS, make_shards
+from x2vlm.train.config import TrainRuntime
 
 
 @dataclass(frozen=True)
@@ -46,3 +50,21 @@ def toy_inputs(folder: Path, broken: Sequence[int] = ()) -> dict[str, tuple[Inpu
 def _file(path: Path) -> InputFile:
     data = path.read_bytes()
     return InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path))
+
+
+def job_of(config: PretrainConfig, inputs: Mapping[str, tuple[Input, ...]], state: Path, **runtime: Any) -> dict:
+    """The job that a pretrain part leaves in its state folder."""
+    (part,) = plan_pretrain(config, inputs)
+    shards = [
+        {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": index.sha256}
+        for tar, index in ((piece.files[0], piece.files[1]) for piece in inputs["shards"][0].parts)
+    ]
+    state.mkdir(parents=True, exist_ok=True)
+    return {
+        "config": config.model_dump(mode="json"),
+        "runtime": TrainRuntime(**runtime).model_dump(mode="json"),
+        "shards": shards,
+        "vocabulary": list(WORDS),
+        "state_uri": str(state),
+        "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
+    }

@@ -21,15 +21,17 @@ from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.train.config import TrainConfig, TrainRuntime
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["x2vlm.models.x2vlm", "x2vlm.train.loop", "tests.support.training.processes"])
+CONTEXT.set_forkserver_preload(
+    ["x2vlm.models.x2vlm", "x2vlm.train.loop", "pipelines.s5_pretrain.worker", "tests.support.training.processes"]
+)
 
 BASE: dict[str, Any] = {
     "steps": 8,
     "warmup_steps": 2,
     "precision": "float32",
-    "checkpoint_every": 3,
     "optimizer": {"lr": 2e-3},
 }
+BASE_RUNTIME: dict[str, Any] = {"log_every": 1, "checkpoint_every": 3}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class Start:
         return TrainConfig.model_validate({**BASE, **self.train})
 
     @property
+    def runtime_config(self) -> TrainRuntime:
+        return TrainRuntime.model_validate({**BASE_RUNTIME, **self.runtime})
+
+    @property
     def data_config(self) -> DataConfig:
         return DataConfig.model_validate({**DATA.model_dump(), **self.data})
 
@@ -86,6 +92,30 @@ def run(start: Start, on_started: Callable[[list[Any]], None] | None = None, tim
     for process in processes:
         process.join()
     return [process.exitcode or 0 for process in processes]
+
+
+def train_job(job: dict[str, Any], world_size: int) -> list[int]:
+    """Exit codes of `world_size` processes that train the job of a pretrain part, as torchrun's processes do."""
+    meet = f"{job['state_uri']}/meet-{time.monotonic_ns()}"
+    processes = [CONTEXT.Process(target=_train_job, args=(job, rank, world_size, meet)) for rank in range(world_size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+        process.kill()
+        process.join()
+    return [process.exitcode or 0 for process in processes]
+
+
+def _train_job(job: dict[str, Any], rank: int, world_size: int, meet: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from pipelines.s5_pretrain.worker import train_worker
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world_size)
+    train_worker(job)
 
 
 def on_ranks(work: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
@@ -138,7 +168,7 @@ def _train(start: Start, rank: int, meet: str) -> None:
     if start.world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=start.world_size)
     files = [ShardFiles(Path(tar), Path(tar).with_suffix(".parquet")) for tar in start.shards]
-    config, data = start.config, start.data_config
+    config, data, runtime = start.config, start.data_config, start.runtime_config
     trained, held_out = split_shards(files, data.validation_share)
 
     def loader(shards: Sequence[ShardFiles]) -> StepLoader:
@@ -146,7 +176,7 @@ def _train(start: Start, rank: int, meet: str) -> None:
 
     torch.manual_seed(0)
     model = build_model(MODEL)
-    store = CheckpointStore(f"{start.folder}/checkpoints", config.keep_checkpoints)
+    store = CheckpointStore(f"{start.folder}/checkpoints", runtime.keep_checkpoints)
     loop.iterate_steps = _noted(loop.iterate_steps, start, rank)
     if rank == start.kill_rank and start.kill_in_write is not None:
         _kill_in_write(start.kill_in_write)
@@ -161,8 +191,8 @@ def _train(start: Start, rank: int, meet: str) -> None:
             {"shards_root": "toy"},
             start.num_workers,
             lambda step: _after_step(start, rank, step),
-            runtime=TrainRuntime.model_validate({"log_every": 1, **start.runtime}),
-            held_out=loader(held_out) if config.validate_every else None,
+            runtime=runtime,
+            held_out=loader(held_out) if runtime.validate_every else None,
         )
     except TrainingStopped:
         sys.exit(EXIT_STOPPED)

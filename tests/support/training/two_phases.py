@@ -27,7 +27,7 @@ def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[
     values = yaml.safe_load((PROJECT_ROOT / "pipelines/experiments/sample.yaml").read_text())
     names = ("coco", "visual_genome", "webvid")
     pretrain = values["pretrain"] | {"world_size": 1}
-    train = {**pretrain["train"], "steps": NUM_STEPS, "warmup_steps": 0, "checkpoint_every": 1}
+    train = {**pretrain["train"], "steps": NUM_STEPS, "warmup_steps": 0}
     streams = [
         {"kind": "image", "batch_size": 4, "sources": ["coco"]},
         {"kind": "region", "batch_size": 4, "num_images": 2, "sources": ["visual_genome"]},
@@ -38,6 +38,7 @@ def two_phases(folder: Path, phase1: dict[str, Any] | None = None, phase2: dict[
         "sources": {name: values["sources"][name] for name in names},
         "evaluate": {},
         "decontaminate": None,
+        "train_runtime": {"checkpoint_every": 1},
         "phases": {
             "phase1": {
                 **pretrain,

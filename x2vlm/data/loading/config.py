@@ -37,7 +37,7 @@ class StreamConfig(FrozenConfig):
     batch_size: int = Field(ge=1)
     name: str = ""
     num_images: int | None = Field(default=None, ge=1)
-    loss_weight: float = Field(default=1.0, gt=0)
+    loss_weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     sources: tuple[str, ...] = ()
     aux_sources: tuple[str, ...] = ()
     aux_share: float = Field(default=0.0, ge=0, lt=1)

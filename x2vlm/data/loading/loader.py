@@ -10,6 +10,7 @@ as the state of the data sets (a shuffle buffer, say). Here the step is the chec
 size or number of readers continues with the same samples and pixels.
 """
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +32,7 @@ from x2vlm.data.loading.examples import (
     visual_pixels,
 )
 from x2vlm.data.loading.order import Place
-from x2vlm.data.loading.parent_watch import exit_with_this_process
+from x2vlm.data.loading.parent_watch import exit_with_this_process, naming_lost_readers
 from x2vlm.data.loading.regions import choose_rows
 from x2vlm.data.loading.streams import ShardFiles, ShardSet, Slot, Stream
 from x2vlm.data.randomness import Draws
@@ -241,8 +242,12 @@ class StepLoader(Dataset[StepData]):
 def iterate_steps(
     loader: StepLoader, first_step: int, end_step: int, num_workers: int = 0, pin_memory: bool = False
 ) -> Iterator[StepData]:
-    """StepData of first_step..end_step-1 in order; prefetched by `num_workers` processes, with equal results."""
-    return iter(
+    """StepData of first_step..end_step-1 in order; prefetched by `num_workers` processes, with equal results.
+
+    ReaderLost if one of them is killed.
+    """
+    before = {process.pid for process in multiprocessing.active_children()}
+    steps = iter(
         DataLoader(
             loader,
             batch_size=None,
@@ -253,6 +258,8 @@ def iterate_steps(
             worker_init_fn=exit_with_this_process() if num_workers else None,
         )
     )
+    readers = [process for process in multiprocessing.active_children() if process.pid not in before]
+    return naming_lost_readers(steps, readers, loader.rank)
 
 
 def substitutes_to_json(substitutes: Sequence[Substitute]) -> list[dict[str, Any]]:
