@@ -17,6 +17,7 @@ from tests.benchmarks.world_corpus import write_world
 from tests.support.training.corpus import MODEL
 from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Grain
+from x2vlm.train.metrics import read_metrics
 
 TINY = MODEL.model_copy(update={"text": MODEL.text.model_copy(update={"vocab_size": len(TOKENIZER)}), "num_frames": 3})
 
@@ -62,7 +63,7 @@ def test_the_fraction_is_reported(few, tmp_path):
     """The same code on a toy: no limit, but the printed values must be those of the loop."""
     found = measure(few, tmp_path, steps=8, readers=1, model=TINY, warm_up=2)
     for run, folder, steps in ((found.with_readers, "ahead", 8), (found.without_readers, "alone", 2)):
-        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(tmp_path / folder / "metrics.jsonl")
         assert [line["step"] for line in lines] == list(range(2 + steps))
         assert {name.split("/")[0] for name in lines[0] if "/" in name} == {"image", "region", "video"}
         waited = sum(line["data_wait_percent"] * line["seconds"] for line in lines[2:]) / 100

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.experiment import load_experiment
 from pipelines.flow.stage import Input, InputFile, InputPart
 from pipelines.input_files import start_inputs
 from pipelines.s5_pretrain.config import PretrainConfig
@@ -146,16 +147,17 @@ def test_an_xlm_r_alone_is_refused_when_loaded_since_it_fills_no_fusion_layers()
 
 def test_a_swap_is_read_and_recorded_like_other_starts(folders):
     start = StartConfig(checkpoint=str(folders / "model.th"), swap_text=str(folders / "xlmr"))
-    inputs = start_inputs(start, "toy")
+    toy = load_experiment("sample")
+    inputs = start_inputs(start, toy)
     assert [len(inputs[slot]) for slot in ("start_vision", "start_text", "start_model")] == [0, 2, 1]
     assert start.recorded() == StartConfig(checkpoint="local", swap_text="local")
     for name in (f"xlm-roberta-base@{'a' * 40}", f"FacebookAI/xlm-roberta-base@{'a' * 40}"):
         assert is_hub_name(name)
         of_hub = StartConfig(node="phase1", swap_text=name)
-        assert start_inputs(of_hub, "toy")["start_text"] == ()
+        assert start_inputs(of_hub, toy)["start_text"] == ()
         assert of_hub.recorded().swap_text == name
     with pytest.raises(ConfigError, match=r"start\.swap_text: .*nowhere is no folder of a transformers model"):
-        start_inputs(StartConfig(node="phase1", swap_text=str(folders / "nowhere")), "toy")
+        start_inputs(StartConfig(node="phase1", swap_text=str(folders / "nowhere")), toy)
 
 
 def test_a_hub_name_without_an_owner_gives_the_files_of_its_commit(monkeypatch, tmp_path, folders):
