@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -139,7 +140,8 @@ class Endings:
         """Kill what is below this process, again until nothing is: processes start others while they are killed."""
         for _ in range(20):
             found = {**self._below, **descendants(os.getpid())}
-            alive = [pid for pid, started in found.items() if start_time(pid) == started]
+            now = processes()
+            alive = [pid for pid, started in found.items() if now.get(pid, (0, ""))[1] == started]
             if not alive:
                 return
             for pid in alive:
@@ -173,39 +175,37 @@ def own_command() -> str:
 
 def descendants(pid: int) -> dict[int, str]:
     """Processes below `pid` that are alive, with their start times."""
-    parents = {child: parent for child, parent in _parents()}
+    alive = processes()
     found: dict[int, str] = {}
     waiting = [pid]
     while waiting:
         above = waiting.pop()
-        for child, parent in parents.items():
-            if parent == above and child not in found and (started := start_time(child)):
+        for child, (parent, started) in alive.items():
+            if parent == above and child not in found:
                 found[child] = started
                 waiting.append(child)
     return found
 
 
-def start_time(pid: int) -> str:
-    """When a process began, in whatever unit; "" if it is gone or only its exit code is left."""
-    fields = _stat(pid)
-    return "" if not fields or fields[0] in "ZX" else fields[19]
+def processes() -> dict[int, tuple[int, str]]:
+    """All processes that are more than an exit code: the parent, and when each began in whatever unit."""
+    if not Path("/proc/self/stat").exists():
+        return processes_of_ps()
+    found = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                found[pid] = int(fields[1]), fields[19]
+    return found
 
 
-def _parents() -> list[tuple[int, int]]:
-    if Path("/proc/self/stat").exists():
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [(pid, int(fields[1])) for pid in pids if (fields := _stat(pid))]
-    import psutil  # of Ray; systems without /proc
-
-    return [(process.pid, process.ppid()) for process in psutil.process_iter()]
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat after the name: state, parent, ...; [] if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return []
+def processes_of_ps() -> dict[int, tuple[int, str]]:
+    """`processes` where there is no /proc, as on macOS."""
+    words = ["ps", "-A", "-o", "pid=,ppid=,state=,lstart="]
+    lines = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}).stdout
+    rows = [line.split(maxsplit=3) for line in lines.splitlines()]
+    return {int(pid): (int(parent), started) for pid, parent, state, started in rows if state[0] not in "ZX"}
 
 
 def _adopt_orphans() -> None:

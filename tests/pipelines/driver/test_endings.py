@@ -1,5 +1,6 @@
 """Ctrl-C, SIGTERM and a reader that goes away: in seconds, with one paragraph, and nothing left behind."""
 
+import os
 import re
 import shlex
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.driver.endings import processes, processes_of_ps
 from pipelines.flow.store.artifact import unseal
 from pipelines.flow.store.lease import LeaseRecord
 from tests.support.processes.jobs import ROOT, processes_with, python, start, stop, wait_for, write_job
@@ -125,6 +127,16 @@ def test_a_lease_is_let_go_whose_block_could_not(tmp_path: Path) -> None:
     assert ended.returncode == 130, ended.stderr
     (record,) = (tmp_path / "store").glob("leases/plan/*.json")
     assert unseal(LeaseRecord, record.read_bytes(), "lease")[0].released
+
+
+def test_processes_are_found_where_there_is_no_proc() -> None:
+    with subprocess.Popen(["sleep", "60"]) as child, subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # its exit code is left
+        by_ps, by_proc = processes_of_ps(), processes()
+        child.kill()
+    assert by_ps[child.pid][0] == by_proc[child.pid][0] == os.getpid()
+    assert by_ps[child.pid][1]
+    assert ended.pid not in by_ps.keys() | by_proc.keys()
 
 
 def _indented(text: str) -> str:
