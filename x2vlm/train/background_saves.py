@@ -13,7 +13,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from x2vlm.errors import StageFailed
+from x2vlm.errors import LeaseLost, StageFailed, X2VLMError
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class BackgroundSaves:
     def __init__(self, store: CheckpointStore, before: Callable[[], None] = lambda: None) -> None:
         self._store, self._before = store, before
         self._thread: threading.Thread | None = None
-        self._error: StageFailed | None = None
+        self._error: X2VLMError | None = None
         self._newest: int | None = None  # written by this process
         self._host: dict[
             str, Tensor
@@ -54,7 +54,7 @@ class BackgroundSaves:
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until nothing is being written, at most `seconds`; whether that is so.
 
-        StageFailed, once, if the last write failed.
+        StageFailed, once, if the last write failed; LeaseLost if another driver has taken this run over.
         """
         if self._thread is not None:
             self._thread.join(seconds)
@@ -75,7 +75,7 @@ class BackgroundSaves:
             return
         try:  # the first error is the one to report; that of the write is in the log
             self.wait()
-        except StageFailed:
+        except X2VLMError:
             pass
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -83,6 +83,10 @@ class BackgroundSaves:
         try:
             self._before()
             self._store.save(checkpoint)
+        except (
+            LeaseLost
+        ) as error:  # nothing failed here: this process must write no more, and end with a code of its own
+            self._error = error
         except BaseException as error:
             newest = "none was written since this start" if self._newest is None else f"the newest is {self._newest}"
             self._error = StageFailed(
@@ -91,9 +95,9 @@ class BackgroundSaves:
             )
             self._error.__cause__ = error
             log.error("checkpoint_failed step=%d error=%r", checkpoint.step, str(error))
-            return
-        self._newest = checkpoint.step
-        log.info("checkpoint_written step=%d seconds=%.2f", checkpoint.step, time.perf_counter() - started)
+        else:
+            self._newest = checkpoint.step
+            log.info("checkpoint_written step=%d seconds=%.2f", checkpoint.step, time.perf_counter() - started)
 
     def _copy(self, checkpoint: Checkpoint) -> Checkpoint:
         model = self._to_host("model", checkpoint.model)

@@ -21,6 +21,7 @@ from tests.support.training.driver import TTL_SECONDS
 from tests.support.training.pretrain_part import toy_inputs
 from x2vlm.command_line import EXIT_FENCED
 from x2vlm.errors import LeaseLost, PlanBusy
+from x2vlm.train.background_saves import BackgroundSaves
 from x2vlm.train.checkpoint import Checkpoint, CheckpointStore
 from x2vlm.train.config import TrainConfig
 from x2vlm.train.metrics import read_metrics
@@ -47,6 +48,15 @@ def test_only_the_driver_with_the_highest_token_may_write(tmp_path):
     assert store.steps() == [1, 2]
     Fence(state, second.token).check()  # a released lease is still the newest one
     Fence(state, None).check()
+
+
+def test_a_save_in_the_background_ends_as_taken_over_and_not_as_failed(tmp_path):
+    state = str(tmp_path / "state")
+    with sole_driver(state) as first:
+        fence = Fence(state, first.token)
+    with sole_driver(state), pytest.raises(LeaseLost, match="another driver trains this run now"):
+        with BackgroundSaves(CheckpointStore(f"{state}/checkpoints", before_commit=fence.check)) as saves:
+            saves.save(checkpoint(1))
 
 
 def test_whoever_looks_is_told_within_the_time_between_two_looks(tmp_path):
