@@ -54,9 +54,11 @@ def test_a_save_in_the_background_ends_as_taken_over_and_not_as_failed(tmp_path)
     state = str(tmp_path / "state")
     with sole_driver(state) as first:
         fence = Fence(state, first.token)
-    with sole_driver(state), pytest.raises(LeaseLost, match="another driver trains this run now"):
-        with BackgroundSaves(CheckpointStore(f"{state}/checkpoints", before_commit=fence.check)) as saves:
-            saves.save(checkpoint(1))
+    with sole_driver(state):
+        saves = BackgroundSaves(CheckpointStore(f"{state}/checkpoints", before_commit=fence.check))
+        saves.save(checkpoint(1))
+        with pytest.raises(LeaseLost, match="another driver trains this run now"):
+            saves.wait()
 
 
 def test_whoever_looks_is_told_within_the_time_between_two_looks(tmp_path):
