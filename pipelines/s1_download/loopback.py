@@ -2,6 +2,7 @@
 
 import errno
 import http.server
+import logging
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import fsspec
 
 from x2vlm.errors import SourceUnavailable
+
+log = logging.getLogger(__name__)
 
 CONTENT_TYPES = {
     ".jpg": "image/jpeg",
@@ -105,6 +108,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         except Exception as error:  # each store's library has errors of its own, not all of them OSError
             is_long_name = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+            if not is_long_name:  # the ledger has the 503 alone
+                log.warning("event=local_media_not_read path=%s error=%r", self.path, str(error)[:300])
             self.send_error(404 if is_long_name else 503)
             return
         self.send_response(200)

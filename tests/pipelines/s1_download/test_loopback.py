@@ -50,7 +50,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_bucket_that_does_not_answer_is_asked_again_later() -> None:
+def test_a_bucket_that_does_not_answer_is_asked_again_later(caplog: pytest.LogCaptureFixture) -> None:
     with s3_server() as endpoint:
         s3_client(endpoint).create_bucket(Bucket="media")
         s3_client(endpoint).put_object(Bucket="media", Key="a/1.jpg", Body=b"photo")
@@ -59,3 +59,5 @@ def test_a_bucket_that_does_not_answer_is_asked_again_later() -> None:
             assert get(address, "/2.jpg")[0] == 404
     with s3_in_environment(endpoint), serve_bucket("s3://media/a") as address:  # nobody listens there any more
         assert get(address, "/1.jpg")[0] == 503
+    assert "event=local_media_not_read path=/1.jpg error=" in caplog.text
+    assert endpoint.removeprefix("http://") in caplog.text  # what was asked, so that the reader knows where to look
