@@ -2,7 +2,6 @@
 
 import functools
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -11,30 +10,12 @@ from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.worker import train
 from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import job_of, toy_inputs
-from tests.support.training.processes import CONTEXT, _train_job
+from tests.support.training.ray_runs import LOOK_SECONDS, lines_of, undisturbed, wait_for
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig
-from x2vlm.train.metrics import read_metrics
-from x2vlm.train.progress import CLOCK_NAMES
 
 STEPS = 1000
-LOOK_SECONDS = 5.0  # of Ray at its cluster, to grow a run: a minute by itself
 EQUAL_STEPS = 20  # compared with an undisturbed run
-
-
-def lines_of(state: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in CLOCK_NAMES} for line in read_metrics(state / "metrics.jsonl")]
-
-
-def wait_for(state: Path, world_size: int, steps: int, seconds: float = 400) -> None:
-    """Wait until `steps` lines in a row at the end were made by `world_size` processes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        sizes = [line["world_size"] for line in read_metrics(state / "metrics.jsonl")]
-        if len(sizes) >= steps and sizes[-steps:] == [world_size] * steps:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"no {steps} steps of {world_size} processes: {sizes[-steps:]}")
 
 
 @pytest.mark.slow
@@ -71,11 +52,11 @@ def test_a_node_is_lost_and_another_comes(tmp_path: Path, monkeypatch):
     thread = threading.Thread(target=train_here)  # as the driver does; nodes are added in the main thread only
     thread.start()
     try:
-        wait_for(state, 4, EQUAL_STEPS)
+        wait_for(state, EQUAL_STEPS, 4)
         cluster.remove_node(nodes[-1], allow_graceful=False)
-        wait_for(state, 2, 5)
+        wait_for(state, EQUAL_STEPS, 2)
         cluster.add_node(num_cpus=1)
-        wait_for(state, 4, 5)
+        wait_for(state, EQUAL_STEPS, 4)
         thread.join()
     finally:
         ray.shutdown()
@@ -86,19 +67,4 @@ def test_a_node_is_lost_and_another_comes(tmp_path: Path, monkeypatch):
     intervals = CheckpointStore(f"{state}/checkpoints").load_newest().facts["world_sizes"]
     assert [size for _, size in intervals] == [4, 2, 4]
     print("world sizes", intervals)  # noqa: T201
-    assert lines[:EQUAL_STEPS] == undisturbed(job, tmp_path / "undisturbed")
-
-
-def undisturbed(job: dict, state: Path) -> list[dict]:
-    """The first lines of the same run by four processes that nothing happens to; the rest of it is not waited for."""
-    state.mkdir()
-    meet = f"{state}/meet"
-    own = {**job, "state_uri": str(state)}
-    processes = [CONTEXT.Process(target=_train_job, args=(own, rank, 4, meet)) for rank in range(4)]
-    for process in processes:
-        process.start()
-    wait_for(state, 4, EQUAL_STEPS)
-    for process in processes:
-        process.kill()
-        process.join()
-    return lines_of(state)[:EQUAL_STEPS]
+    assert lines[:EQUAL_STEPS] == undisturbed(job, tmp_path / "undisturbed", EQUAL_STEPS)[:EQUAL_STEPS]

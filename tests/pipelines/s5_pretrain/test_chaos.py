@@ -28,35 +28,18 @@ from tests.support.s3 import s3_client, s3_in_environment, s3_server
 from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.faulty_store import FaultyStore, faulty_store
 from tests.support.training.pretrain_part import LocalInputs, Out, job_of, toy_inputs
-from tests.support.training.processes import CONTEXT, _train_job
+from tests.support.training.ray_runs import LOOK_SECONDS, lines_of, undisturbed, wait_for
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.metrics import read_metrics
-from x2vlm.train.progress import CLOCK_NAMES
 
 STEPS = 2000
-LOOK_SECONDS = 5.0  # of Ray at its cluster, to grow a run: a minute by itself
 RUNTIME = {"min_workers": 2, "checkpoint_every": 20, "keep_every": 500, "max_failures": 20}
 TRAIN = {"steps": STEPS, "warmup_steps": 10, "precision": "float32", "optimizer": {"lr": 1e-3}}
 
 
-def lines_of(state: str) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in CLOCK_NAMES} for line in read_metrics(f"{state}/metrics.jsonl")]
-
-
 def num_lines(state: str) -> int:
     return len(read_metrics(f"{state}/metrics.jsonl"))
-
-
-def wait_for(state: str, steps: int, world_size: int | None = None, seconds: float = 600) -> None:
-    """Wait until there are `steps` steps, the last 5 of them made by `world_size` processes."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        sizes = [line["world_size"] for line in read_metrics(f"{state}/metrics.jsonl")]
-        if len(sizes) >= steps and (world_size is None or sizes[-5:] == [world_size] * 5):
-            return
-        time.sleep(1.0)
-    raise AssertionError(f"{steps} steps of {world_size} processes were not made: {len(sizes)}, {sizes[-5:]}")
 
 
 def kill_a_worker() -> None:
@@ -177,17 +160,3 @@ class Local(LocalInputs):
 
     def local_path(self, file) -> Path:
         return self._path if file.uri == self._uri else super().local_path(file)
-
-
-def undisturbed(job: dict, folder: Path, steps: int) -> list[dict]:
-    """The first lines of the same run by four processes that nothing happens to; the rest of it is not waited for."""
-    folder.mkdir()
-    own = {**job, "state_uri": str(folder)}
-    processes = [CONTEXT.Process(target=_train_job, args=(own, rank, 4, f"{folder}/meet")) for rank in range(4)]
-    for process in processes:
-        process.start()
-    wait_for(str(folder), steps)
-    for process in processes:
-        process.kill()
-        process.join()
-    return lines_of(str(folder))
