@@ -26,3 +26,9 @@ class GroundingConfig(FrozenConfig):
     unambiguous: bool = True
     iou: IouConvention = "plain"
     clip_boxes: bool = True
+
+
+class ClassificationConfig(FrozenConfig):
+    """`num_images` of an example: 2 for NLVR2 and MaRVL."""
+
+    num_images: int = pydantic.Field(default=1, ge=1)

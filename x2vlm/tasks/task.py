@@ -1,4 +1,8 @@
-"""What a downstream task is: a value that can evaluate a model and say on which data it did so."""
+"""What a downstream task is: how it evaluates a model, and how a model learns it.
+
+A task is one small file that ends with a `Task`. What its examples look like is in `x2vlm.data.task_examples`; the
+training loop, the order of rows, decoding and augmenting images are shared (`x2vlm.tasks.training`).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
-from PIL import Image
+from torch import Tensor
 
+from x2vlm.data.task_examples import Example
 from x2vlm.errors import InvalidSample
-from x2vlm.samples import Sample
+from x2vlm.models.downstream.config import HeadConfig
+from x2vlm.train.ranks import Ranks
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.inference.processor import Processor
-    from x2vlm.models.x2vlm import X2VLM
+    from x2vlm.inference.visuals import Visual
+    from x2vlm.models.downstream.task_model import TaskModel
+    from x2vlm.tasks.training.batch import TaskBatch
+    from x2vlm.tasks.training.rows import PreparedRow, RowPreparation
 
 
 @dataclass(frozen=True)
@@ -24,37 +33,81 @@ class TaskResult:
     """`metrics` in percent unless a name says otherwise; `intervals` are 95 % bootstrap intervals of some of them.
 
     `measured_as` names the conventions behind the metrics where a task knows several: equal numbers of different
-    conventions do not mean the same.
+    conventions do not mean the same. `submission`: the content of the file that a test server takes, by file name;
+    where a split has no public answers `metrics` is empty and this is the result.
     """
 
     metrics: Mapping[str, float]
-    predictions: pa.Table  # one row per example
+    predictions: pa.Table  # one row per example, first column `example_id`
     data_digest: str
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     num_examples: int = 0
     measured_as: Mapping[str, str] = field(default_factory=dict)
+    submission: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task may use besides the model: held-out samples, their images, and the model's own processor."""
+    """What a task may use besides the model: examples of one split, their media, and the model's own processor.
 
-    samples: Sequence[Sample]
-    load_image: Callable[[Sample], Image.Image]  # RGB, oriented
+    `load(name)` decodes a name of `Example.media`: the image, or the evenly chosen frames of a clip. `labels` and
+    `label_tags` as in `TaskData`. With several processes each calls `evaluate` with all examples, works on its part
+    (`x2vlm.tasks.sharing`), and all return the same result.
+    """
+
+    examples: Sequence[Example]
+    load: Callable[[str], Visual]
     processor: Processor  # makes images and texts what the model was trained on
+    labels: Sequence[str] = ()
+    label_tags: Sequence[Sequence[str]] = ()
     device: torch.device = torch.device("cpu")
     batch_size: int = 32
+    ranks: Ranks = field(default_factory=Ranks)
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss may use besides model and batch: random numbers of this step, the data's labels, other processes."""
+
+    generator: torch.Generator
+    labels: Sequence[str]
+    ranks: Ranks
+    step: int
+
+
+@dataclass(frozen=True)
+class TaskTraining:
+    """How a task is learned. Every function gets the task's options (a value of its `config_type`).
+
+    `rows`: the rows of a pass over the training examples, as (number of the example, number within it): retrieval has
+    one per caption. `prepare`: one row from its decoded media, with a crop, mirror and operations of its own draws.
+    `collate`: a batch of rows. `losses`: by name, each a scalar; they are summed. `head`: the sizes of the head, None
+    for the heads of pre-training; gets the number of labels of the data. `start_head`, if given, fills a new head
+    from the base (the decoder of answers starts from the fusion layers).
+    """
+
+    rows: Callable[[Sequence[Example], Any], list[tuple[int, int]]]
+    prepare: Callable[[Example, int, Sequence[Visual], RowPreparation, Any], PreparedRow]
+    collate: Callable[[Sequence[PreparedRow], Processor, Any], TaskBatch]
+    losses: Callable[[TaskModel, TaskBatch, Any, LossContext], dict[str, Tensor]]
+    head: Callable[[int, Any], HeadConfig | None] = lambda num_labels, options: None
+    start_head: Callable[[TaskModel], None] | None = None
+    compares_rows: bool = False  # whether a loss compares the rows of a batch with each other
+    chunks: Callable[[TaskBatch, int], list[TaskBatch]] = lambda batch, number: batch.chunks(number)
 
 
 @dataclass(frozen=True)
 class Task:
     """What a downstream task does; `x2vlm.tasks.catalog` says what it is called and which options it takes.
 
-    Both functions get a value of the task's `config_type`. `finetune` is None for a zero-shot task.
+    `evaluate` gets the model, a value of the task's `config_type`, and its context. `training` is None for a task
+    that is zero-shot only. `check` raises ConfigError, naming the file's row, for examples that do not fit options,
+    labels or model, before the first batch.
     """
 
-    evaluate: Callable[[X2VLM, Any, TaskContext], TaskResult]
-    finetune: Callable[[X2VLM, Any, TaskContext], X2VLM] | None = None
+    evaluate: Callable[[TaskModel, Any, TaskContext], TaskResult]
+    training: TaskTraining | None = None
+    check: Callable[[Sequence[Example], Sequence[str], Any], None] = lambda examples, labels, options: None
 
 
 def data_digest(example_ids: Sequence[str]) -> str:

@@ -32,13 +32,13 @@ from x2vlm.train.progress import Progress, rank_times
 from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups, tensors_from_first
 from x2vlm.train.recording.spikes import LossLevel
 from x2vlm.train.recording.writer import Writer
-from x2vlm.train.step import Trainer, objectives_of, train_step
+from x2vlm.train.step import Pretraining, StepObjective, Trainer, train_step
 from x2vlm.train.stopping import StopOnSignal, TrainingStopped
-from x2vlm.train.throughput import work_of
 from x2vlm.train.validation import validate
 from x2vlm.train.watchdog import Watchdog
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ SETTLE_SECONDS = 1.0  # between two looks of all ranks at the last checkpoint
 
 
 def fit(
-    model: X2VLM,
+    model: X2VLM | TaskModel,
     loader: StepLoader,
     config: TrainConfig,
     ranks: Ranks,
@@ -63,6 +63,7 @@ def fit(
     runtime: TrainRuntime | None = None,
     held_out: StepLoader | None = None,
     asks_save: Callable[[int], bool] | None = None,
+    learns: StepObjective | None = None,
 ) -> int:
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
@@ -71,7 +72,8 @@ def fit(
     checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step; if
     `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
     (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
-    of `validate_every`.
+    of `validate_every`. `learns` is the objective (default: pre-training); a task's comes with a loader of its own,
+    which gives the batches that the objective reads.
 
     TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
     be. X2VLMError after too many non-finite steps in a row.
@@ -82,7 +84,7 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime)
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime, learns or Pretraining())
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         level = LossLevel(runtime.loss_spike, found.get("loss_level", ()))
@@ -104,8 +106,9 @@ def fit(
             asks = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save)}
             host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
             host |= rank_times(ranks, waited, busy)
+            host |= trainer.learns.work(trainer, loader, data)
             began = time.thread_time()
-            progress.add(data, train_step(trainer, data, host | _work(trainer, loader, data)))
+            progress.add(data, train_step(trainer, data, host))
             busy = time.thread_time() - began
             finish(step)
             profile.after(step)
@@ -182,18 +185,19 @@ class _StepEnd:
 
 
 def _build_trainer(
-    model: X2VLM,
+    model: X2VLM | TaskModel,
     loader: StepLoader,
     config: TrainConfig,
     ranks: Ranks,
     new_parameters: Collection[str] | None,
     runtime: TrainRuntime,
+    learns: StepObjective,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
     optimizer = build_optimizer(model, config.optimizer, new_parameters)
-    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime, learns=learns)
     own = {item.label: item.negative_group_size for item in loader.config.streams}
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}
@@ -214,11 +218,6 @@ def _timed(steps: Iterator[StepData], watchdog: Watchdog, first_step: int) -> It
             return
         yield data, time.perf_counter() - started
         number = data.step + 1
-
-
-def _work(trainer: Trainer, loader: StepLoader, data: StepData) -> dict[str, float]:
-    objectives, sizes = objectives_of(trainer, data), (trainer.model.config, loader.config.examples)
-    return work_of(data, *sizes, objectives, trainer.execution, trainer.config.accumulate)
 
 
 def _steps_ahead(runtime: TrainRuntime, ranks: Ranks) -> int:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from x2vlm.errors import ConfigError
-from x2vlm.models.checkpoints.reference import reference_names
+from x2vlm.models.checkpoints.reference import trained_names
 from x2vlm.objectives.config import Parity
 from x2vlm.train.config import OptimizerConfig
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.models.x2vlm import X2VLM
 
 _NO_DECAY = (
@@ -41,17 +42,19 @@ NEW_HEADS = (
     "bbox_head.",
     "absolute_frame_pos_embed",
     "vision_temporal.",
+    "cls_head.",
+    "text_decoder.",
 )
 _NEW_PARTS = (*NEW_HEADS, "crossattention.")
 
 
-def new_parameter_names(model: X2VLM) -> list[str]:
+def new_parameter_names(model: X2VLM | TaskModel) -> list[str]:
     """Reference names of the parameters that neither BEiT-2 nor BERT has: heads, temperature, cross-attention."""
-    return [name for name in reference_names(model).values() if _is_new(name)]
+    return [name for name in trained_names(model).values() if _is_new(name)]
 
 
 def parameter_groups(
-    model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
+    model: X2VLM | TaskModel, config: OptimizerConfig, new_parameters: Collection[str] | None = None
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, in the reference's order: decayed, not decayed, new decayed, new not decayed.
 
@@ -60,7 +63,7 @@ def parameter_groups(
     `new_parameter_names`), for example the missing ones of a load report; ConfigError if the model has no such
     parameter. A tied parameter is in one group only, frozen ones in none.
     """
-    names = reference_names(model)
+    names = trained_names(model)
     new = set(new_parameter_names(model) if new_parameters is None else new_parameters)
     unknown = sorted(new - set(names.values()))
     if unknown:
@@ -80,7 +83,7 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: X2VLM, config: OptimizerConfig, new_parameters: Collection[str] | None = None
+    model: X2VLM | TaskModel, config: OptimizerConfig, new_parameters: Collection[str] | None = None
 ) -> torch.optim.Optimizer:
     """The configured AdamW over `parameter_groups`."""
     # torch refuses to mix named and unnamed groups, and an empty group has no names.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -25,16 +25,36 @@ from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.optim import lr_factor
 from x2vlm.train.ranks import Ranks
+from x2vlm.train.throughput import work_of
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.models.x2vlm import X2VLM
+
+
+class StepObjective(Protocol):
+    """What a run learns from the batches of a step: pre-training here, a task in `x2vlm.tasks.training`."""
+
+    def backward(self, trainer: Trainer, batches: Mapping[str, Any], data: StepData) -> dict[str, Tensor]:
+        """The losses of all streams as `<stream>/<loss>`, after the backward pass of their weighted sum.
+
+        `trainer.gradients.begin` has to come first; `finish` follows.
+        """
+        ...
+
+    def work(self, trainer: Trainer, loader: Any, data: StepData) -> dict[str, float]:
+        """What the step of one process consists of, as `x2vlm.train.throughput.work_of` counts it."""
+        ...
 
 
 @dataclass
 class Trainer:
-    """The state that a step changes (model, optimizer) and its settings."""
+    """The state that a step changes (model, optimizer) and its settings.
 
-    model: X2VLM
+    A task's model is trained with an objective of its own (`learns`), which alone reads what is not in both models.
+    """
+
+    model: X2VLM | TaskModel
     optimizer: torch.optim.Optimizer
     config: TrainConfig
     ranks: Ranks
@@ -43,6 +63,7 @@ class Trainer:
     negative_groups: Mapping[str, NegativeGroup] = field(default_factory=dict)
     negative_group_sizes: Mapping[str, int] = field(default_factory=dict)  # of streams with a size of their own
     runtime: TrainRuntime = TrainRuntime()
+    learns: StepObjective = field(default_factory=lambda: Pretraining())
 
     def __post_init__(self) -> None:
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -91,32 +112,46 @@ def train_step(trainer: Trainer, data: StepData, of_host: Mapping[str, float] | 
     have the same names on all ranks, then grad_norm and finite. If that is 0, the step had non-finite values, and
     neither weights nor optimizer have changed.
     """
-    config, ranks, model, optimizer = trainer.config, trainer.ranks, trainer.model, trainer.optimizer
+    ranks, model, optimizer = trainer.ranks, trainer.model, trainer.optimizer
     torch.manual_seed(derive_seed(trainer.seed, "step", data.step, ranks.rank))
     lr_factor = trainer.lr_factor_at(data.step)
     for group, base_lr in zip(optimizer.param_groups, trainer.base_lrs, strict=True):
         group["lr"] = base_lr * lr_factor
     model.clamp_temperature()
     batches = {name: batch.to(ranks.device, non_blocking=True) for name, batch in data.batches.items()}
-    objectives = objectives_of(trainer, data)
-    if config.accumulate > 1:
-        named = _accumulate(trainer, batches, objectives, data.step)
-    else:
-        with precision_of(trainer):
-            losses = stream_losses(trainer, batches, objectives, derive_seed(trainer.seed, "negatives", data.step))
-        named = _named(losses)
-        trainer.gradients.begin(tuple(named))
-        _total(trainer, losses).backward()  # type: ignore[no-untyped-call]
+    named = trainer.learns.backward(trainer, batches, data)
     num_parameters = trainer.gradients.finish()
     host = {"parameters": float(num_parameters), **(of_host or {})}
     with torch.no_grad():
-        means = _means([*named.values(), model.temperature], list(host.values()), ranks)
+        means = _means([*named.values(), _temperature(model)], list(host.values()), ranks)
         norm = nn.utils.get_total_norm(trainer.gradients.buffers) / ranks.world_size
         finite = means[: len(named)].isfinite().all() & norm.isfinite()
         _scale(trainer, norm, finite)
         _move(trainer, finite)
     names = (*named, "temperature", *host, "grad_norm", "finite")
     return _send(num_parameters, names, torch.cat([means, norm.double().view(1), finite.double().view(1)]))
+
+
+class Pretraining:
+    """The objective of pre-training: all losses of all streams, at once or in chunks of the rows."""
+
+    def backward(self, trainer: Trainer, batches: Mapping[str, Any], data: StepData) -> dict[str, Tensor]:
+        """As `StepObjective.backward`."""
+        objectives = objectives_of(trainer, data)
+        if trainer.config.accumulate > 1:
+            return _accumulate(trainer, batches, objectives, data.step)
+        with precision_of(trainer):
+            losses = stream_losses(trainer, batches, objectives, derive_seed(trainer.seed, "negatives", data.step))
+        named = _named(losses)
+        trainer.gradients.begin(tuple(named))
+        _total(trainer, losses).backward()  # type: ignore[no-untyped-call]
+        return named
+
+    def work(self, trainer: Trainer, loader: Any, data: StepData) -> dict[str, float]:
+        """As `StepObjective.work`."""
+        sizes = (trainer.model.config, loader.config.examples)
+        objectives = objectives_of(trainer, data)
+        return work_of(data, *sizes, objectives, trainer.execution, trainer.config.accumulate)
 
 
 def stream_losses(
@@ -128,7 +163,7 @@ def stream_losses(
     batch, independent of the number of ranks.
     """
     losses = step_losses(
-        trainer.model,
+        pretrained_model(trainer),
         batches,
         objectives,
         gather=trainer.gather,
@@ -137,6 +172,16 @@ def stream_losses(
         execution=trainer.execution,
     )
     return {name: counted_losses(batches[name].kind, parts, objectives[name]) for name, parts in losses.items()}
+
+
+def _temperature(model: X2VLM | TaskModel) -> Tensor:
+    base: X2VLM = getattr(model, "base", model)
+    return base.temperature
+
+
+def pretrained_model(trainer: Trainer) -> X2VLM:
+    """The model of a pre-training."""
+    return cast("X2VLM", trainer.model)
 
 
 def _negatives_generator(
@@ -172,7 +217,7 @@ def _accumulate(
     )
     trainer.gradients.begin("accumulated", several=True)
     losses = accumulate_gradients(
-        trainer.model,
+        pretrained_model(trainer),
         batches,
         objectives,
         how,

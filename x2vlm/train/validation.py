@@ -19,7 +19,7 @@ from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import ConfigError
 from x2vlm.train.ranks import gather_json
-from x2vlm.train.step import Trainer, stream_losses
+from x2vlm.train.step import Trainer, pretrained_model, stream_losses
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def recalls(similarity_QC: Tensor, is_right_QC: Tensor) -> dict[int, float]:
 
 
 def _features(trainer: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
-    model = trainer.model
+    model = pretrained_model(trainer)
     vision = model.encode_image(batch.float_pixels())
     image_BE, text_BE = model.project(vision, model.encode_text(batch.text_ids_BL, batch.text_mask_BL))
     return image_BE.float(), text_BE.float()

@@ -20,6 +20,7 @@ from x2vlm.models.blocks.position_bias import resize_position_bias, resize_windo
 from x2vlm.models.checkpoints.weights import without_wrappers
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.models.x2vlm import X2VLM
 
 # Parts of one of our fusion layers and of one of the reference's BERT layers.
@@ -80,6 +81,19 @@ class LoadReport:
 def reference_names(model: X2VLM) -> dict[str, str]:
     """Our parameter name -> the reference's, for every parameter once (tied ones under their first name)."""
     return {name: _reference_name(model, name) for name, _ in model.named_parameters()}
+
+
+def trained_names(model: X2VLM | TaskModel) -> dict[str, str]:
+    """`reference_names` of a model in training: a task's model has those of its base and of its head."""
+    base = getattr(model, "base", None)
+    if base is None:
+        return reference_names(model)  # type: ignore[arg-type]
+    names = {f"base.{name}": reference for name, reference in reference_names(base).items()}
+    prefix = getattr(model.head, "reference_prefix", "")
+    for name, _ in model.named_parameters():
+        if name not in names:
+            names[name] = prefix + name.removeprefix("head.").removeprefix("layers.")
+    return names
 
 
 @torch.no_grad()

@@ -1,0 +1,31 @@
+"""Sizes of the heads of downstream tasks, without importing torch."""
+
+from typing import Annotated, Literal
+
+import pydantic
+
+from x2vlm.config import FrozenConfig
+
+
+class ClassifierConfig(FrozenConfig):
+    """A perceptron on the fused state of token 0, of each of `num_images` images side by side (NLVR2: 2)."""
+
+    kind: Literal["classifier"] = "classifier"
+    num_labels: int = pydantic.Field(ge=1)
+    num_images: int = pydantic.Field(default=1, ge=1)
+
+
+class DecoderConfig(FrozenConfig):
+    """A decoder of answers that attends to the fused states of a question (X2-VLM 4.3.2: 6 layers).
+
+    `num_positions` and `num_types`: sizes of its own tables; None: those of the text tower. The multilingual decoder
+    takes them from the BERT that its fusion layers were described by.
+    """
+
+    kind: Literal["decoder"] = "decoder"
+    num_layers: int = pydantic.Field(default=6, ge=1)
+    num_positions: int | None = pydantic.Field(default=None, ge=1)
+    num_types: int | None = pydantic.Field(default=None, ge=1)
+
+
+HeadConfig = Annotated[ClassifierConfig | DecoderConfig, pydantic.Field(discriminator="kind")]
