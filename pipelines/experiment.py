@@ -27,7 +27,7 @@ from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig, check_trainings
-from pipelines.s6_evaluate import EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig
 from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime

@@ -26,7 +26,7 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
-from pipelines.s6_evaluate import EVALUATE
+from pipelines.s6_evaluate.stage import EVALUATE
 from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.stage import Input
-from pipelines.s6_evaluate import EVALUATE, EvaluateConfig, plan_evaluation
+from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.stage import EVALUATE, plan_evaluation
 from tests.support.models.folders import PHOTOS, small_model, tokenizer_of
 from tests.support.parts import Run, as_part, run_stage
 from x2vlm.config import FrozenConfig, parse_config

@@ -15,7 +15,8 @@ from pipelines.s4_materialize.pack import PACK, PackConfig
 from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.stage import PRETRAIN
-from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.stage import EVALUATE
 from tests.support.flow.fingerprint_goldens import check_defaults, check_golden
 from x2vlm.config import FrozenConfig
 from x2vlm.tasks.catalog import TASKS
