@@ -22,7 +22,7 @@ from x2vlm.data.cards import Availability, CardFile
 from x2vlm.data.readers.downstream import check_roles, read_task, task_reader
 from x2vlm.data.task_examples import Example, TaskData
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable
-from x2vlm.samples import Drop
+from x2vlm.samples import Drop, sample_key
 
 logger = logging.getLogger(__name__)
 
@@ -108,11 +108,10 @@ class TaskCard(FrozenConfig):
             for part in split.all_parts:
                 reader = part.reader or self.reader
                 check_roles(reader, {**self.files, **part.files})
-                options_type = task_reader(reader).options
-                if unknown := sorted(part.options.keys() - options_type.model_fields.keys()):
-                    hint = did_you_mean(unknown[0], options_type.model_fields)
-                    raise ValueError(f"splits.{name}: reader `{reader}` has no option `{unknown[0]}`; {hint}")
-                parse_config(options_type, self.part_options(part), f"splits.{name}: options of reader `{reader}`")
+                try:
+                    parse_config(task_reader(reader).options, self.part_options(part), f"options of `{reader}`")
+                except ConfigError as error:
+                    raise ValueError(f"splits.{name}: {error}") from None
         return self
 
     def part_options(self, part: TaskPart) -> dict[str, Any]:
@@ -185,7 +184,8 @@ def read_split(card: TaskCard, split: str, files: Sequence[Mapping[str, Path]]) 
         for example in data.examples:
             if example.example_id in examples:
                 reason = f"{example.example_id} is in a part before"
-                drops.append(Drop("", card.id, example.example_id, "read", "duplicate_id", reason=reason))
+                key = sample_key(card.id, example.example_id)
+                drops.append(Drop(key, card.id, example.example_id, "read", "duplicate_id", reason=reason))
             else:
                 examples[example.example_id] = replace(example, split=split)
     assert labels is not None, "a split has at least one part"
