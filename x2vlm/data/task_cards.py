@@ -28,18 +28,22 @@ logger = logging.getLogger(__name__)
 
 
 class TaskPart(FrozenConfig):
-    """Files that are read together. `reader` and `options` where they differ from the card's."""
+    """Files that are read together. `reader` and `options` where they differ from the card's.
+
+    `read_as`: the split's name inside the files where it is another.
+    """
 
     files: dict[str, CardFile] = {}
     reader: str | None = None
     options: dict[str, Any] = {}
+    read_as: str | None = None
 
 
 class TaskSplit(FrozenConfig):
     """One split: the files of its only part, or `parts`.
 
     `examples` and `texts` (captions, questions, phrases) are its published or counted numbers; another number found is
-    a warning. `read_as`: the split's name inside the files where it is another.
+    a warning.
     """
 
     files: dict[str, CardFile] = {}
@@ -54,14 +58,15 @@ class TaskSplit(FrozenConfig):
 
     @pydantic.model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.parts and (self.files or self.options or self.reader):
-            raise ValueError("give either `parts`, or `files` and `options`")
+        if self.parts and (self.files or self.options or self.reader or self.read_as):
+            raise ValueError("give either `parts`, or `files`, `options`, `reader` and `read_as`")
         return self
 
     @property
     def all_parts(self) -> tuple[TaskPart, ...]:
         """The parts in their order."""
-        return self.parts or (TaskPart(files=self.files, reader=self.reader, options=self.options),)
+        own = TaskPart(files=self.files, reader=self.reader, options=self.options, read_as=self.read_as)
+        return self.parts or (own,)
 
 
 class TaskCard(FrozenConfig):
@@ -168,7 +173,7 @@ def read_split(card: TaskCard, split: str, files: Sequence[Mapping[str, Path]]) 
         data = read_task(
             part.reader or card.reader,
             paths,
-            wanted.read_as or split,
+            part.read_as or split,
             card.part_options(part),
             name=f"{card.id} ({split})",
             source=card.id,
