@@ -23,7 +23,7 @@ from x2vlm.errors import ConfigError, InvalidSample, StageFailed
 from x2vlm.models.files import HEAD_FILE, MODEL_FILES, PROCESSOR_FILE, TASK_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from x2vlm.samples import samples_of, write_table
 from x2vlm.tasks.catalog import task_spec
-from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, read_split
+from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, load_split
 
 if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
     from x2vlm.inference.task_folder import TaskFolder
@@ -110,7 +110,7 @@ def _questions(config: EvaluateConfig, task: "Task", inputs: PartReader, part: P
     if data:
         tables = [inputs.local_path(file) for file in data if file.path == EXAMPLES_FILE]
         labels = next(inputs.local_path(file) for file in data if file.path == LABELS_FILE)
-        return read_split(tables, labels.read_text(encoding="utf-8")), list(config.known_as) or [config.split]
+        return load_split(tables, labels.read_text(encoding="utf-8")), list(config.known_as) or [config.split]
     samples = [
         sample
         for read in part.reads

@@ -9,6 +9,7 @@ twice, media that are not there or cannot be decoded.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +29,8 @@ from pipelines.flow.stage import (
 )
 from pipelines.s6_evaluate.packing import MediaRoom, pack_media
 from x2vlm.config import FrozenConfig
+from x2vlm.data.cards import CardFile
+from x2vlm.data.task_cards import TaskCard, TaskSplit, read_split
 from x2vlm.data.task_examples import TaskData, check_examples, example_table, labels_to_json
 from x2vlm.errors import ConfigError, InvalidSample, SourceUnavailable
 from x2vlm.samples import Drop, drop_table, write_table
@@ -38,18 +41,17 @@ NOT_THERE = "missing_media"
 
 
 class TaskDataConfig(FrozenConfig):
-    """What reads the files of a task, and where its media lie.
+    """The facts that the files of a task are read by, and where its media lie.
 
-    `files`: by split, the role of each file and its number among the node's files. `media_root`: a folder or the URI of
-    a bucket; None where the files themselves hold the media. At most `max_missing` of a split's examples may be without
-    usable media: they are counted drops. A split is read in `parts[split]` parts (default: one for each
-    `bytes_per_part` of its files), so that a crash loses no more than one.
+    `card`: as far as it counts (`facts_of`). `files`: by split, for each of its parts the role of each file and its
+    number among the node's files. `media_root`: a folder or the URI of a bucket; None where the files themselves hold
+    the media. At most `max_missing` of a split's examples may be without usable media: they are counted drops. A split
+    is read in `parts[split]` parts (default: one for each `bytes_per_part` of its files), so that a crash loses no
+    more than one.
     """
 
-    reader: str
-    card: str = ""  # for messages
-    files: dict[str, dict[str, int]] = pydantic.Field(min_length=1)
-    options: dict[str, Any] = {}
+    card: TaskCard
+    files: dict[str, tuple[dict[str, int], ...]] = pydantic.Field(min_length=1)
     media_root: str | None = None
     max_missing: float = pydantic.Field(default=0.001, ge=0, lt=1)
     parts: dict[str, int] = {}
@@ -62,16 +64,42 @@ class TaskDataConfig(FrozenConfig):
         return self
 
 
+def facts_of(card: TaskCard, splits: Mapping[str, str]) -> TaskCard:
+    """What of a card decides which examples come out; `splits`: our name of each split -> the card's.
+
+    Titles, licences and notes are left out: who corrects one reads nothing anew.
+    """
+    found = {}
+    for name, original in splits.items():
+        split = card.split(original)
+        parts = tuple(
+            part.model_copy(update={"read_as": part.read_as or original, "files": _bare(part.files)})
+            for part in split.all_parts
+        )
+        found[name] = TaskSplit(parts=parts, examples=split.examples, texts=split.texts)
+    return TaskCard(
+        id=card.id,
+        title="",
+        task="",
+        licence="",
+        availability="open",
+        reader=card.reader,
+        options=card.options,
+        files=_bare(card.files),
+        splits=found,
+    )
+
+
 def plan_task_data(config: TaskDataConfig, inputs: Inputs) -> list[Part]:
     """The parts of every split, in order; each reads all files of its split."""
     files = [file for source in inputs["files"] for part in source.parts for file in part.files]
     planned = []
-    for split, roles in config.files.items():
-        own = {role: files[number] for role, number in roles.items()}
-        count = config.parts.get(split) or math.ceil(sum(file.bytes for file in own.values()) / config.bytes_per_part)
-        reads = tuple(Read("files", own[role]) for role in sorted(own))
+    for split, read_together in config.files.items():
+        roles = [(number, role) for number, roles in enumerate(read_together) for role in sorted(roles)]
+        reads = tuple(Read("files", files[read_together[number][role]]) for number, role in roles)
+        count = config.parts.get(split) or math.ceil(sum(r.file.bytes for r in reads) / config.bytes_per_part)
         for number in range(max(1, count)):
-            spec = {"split": split, "roles": sorted(own), "part": number, "of": max(1, count)}
+            spec = {"split": split, "roles": [list(role) for role in roles], "part": number, "of": max(1, count)}
             planned.append(Part(f"{split}-{number:05d}", reads, spec))
     return planned
 
@@ -83,7 +111,7 @@ def task_data_part(config: TaskDataConfig, inputs: PartReader, part: Part, out: 
     broken; both name the first, and the remedy.
     """
     split, number, of = str(part.spec["split"]), int(part.spec["part"]), int(part.spec["of"])
-    where = f"{config.card or config.reader}, split {split}"
+    where = f"{config.card.id}, split {split}"
     data = _read(config, inputs, part, where)
     media = MediaRoom(config.media_root, data.inline_media, where)
     missing = _check_presence(config, data, media, where)
@@ -98,7 +126,7 @@ def task_data_part(config: TaskDataConfig, inputs: PartReader, part: Part, out: 
             drops.append(_drop(config, example.example_id, packed.broken[broken[0]].rule, broken[0]))
             continue
         names = tuple(packed.sha256[name] for name in example.media)
-        kept.append(_renamed(example, names))
+        kept.append(replace(example, media=names))
     _check_share(config, len(missing_of(data, missing)) + len(drops), size, packed.broken, media, where)
     if number == 0:
         drops = [*(drop for drop in data.dropped if drop.unit == "row"), *drops]
@@ -124,33 +152,37 @@ def finish_task_data(config: TaskDataConfig, parts: Sequence[PartSummary]) -> Ma
         for rule, count in part.counts["rows"].dropped.items():
             split["dropped"][rule] = split["dropped"].get(rule, 0) + count
     if empty := [name for name, split in found.items() if not split["num_examples"]]:
-        raise ConfigError(f"{config.card or config.reader}: no example of split {', '.join(empty)} is usable")
+        raise ConfigError(f"{config.card.id}: no example of split {', '.join(empty)} is usable")
     return {"splits": found}
 
 
 def _read(config: TaskDataConfig, inputs: PartReader, part: Part, where: str) -> TaskData:
-    from x2vlm.data.readers.downstream import read_task
-
+    split = str(part.spec["split"])
     with TemporaryDirectory(prefix="x2vlm-task-") as folder:
-        paths = {}
-        for role, read in zip(part.spec["roles"], part.reads, strict=True):
+        files: list[dict[str, Path]] = [{} for _ in config.files[split]]
+        for (number, role), read in zip(part.spec["roles"], part.reads, strict=True):
             # A fetched file may have another name, and readers of a user's own files go by the suffix.
-            paths[role] = Path(folder) / role / read.file.path
-            paths[role].parent.mkdir()
-            paths[role].symlink_to(inputs.local_path(read.file).resolve())
-        data: TaskData = read_task(config.reader, paths, part.spec["split"], config.options)
+            path = Path(folder, str(number), role, read.file.path)
+            path.parent.mkdir(parents=True)
+            path.symlink_to(inputs.local_path(read.file).resolve())
+            files[number][role] = path
+        data = read_split(config.card, split, files)
     try:
         check_examples(data.examples, where)
     except InvalidSample as error:
-        files = ", ".join(sorted({read.file.path for read in part.reads}))
+        names = ", ".join(sorted({read.file.path for read in part.reads}))
         raise ConfigError(
-            f"{error.message} ({files}, {len(data.dropped)} rows dropped); are these the files of split "
-            f"{part.spec['split']}?"
+            f"{error.message} ({names}, {len(data.dropped)} rows dropped); are these the files of split {split}?"
         ) from None
     return data
 
 
-def _check_presence(config: TaskDataConfig, data: TaskData, media: "MediaRoom", where: str) -> set[str]:
+def _bare(files: Mapping[str, CardFile]) -> dict[str, CardFile]:
+    """Roles alone: what the files hold is in the fingerprint by itself."""
+    return {role: CardFile(path=role) for role in files}
+
+
+def _check_presence(config: TaskDataConfig, data: TaskData, media: MediaRoom, where: str) -> set[str]:
     """The media of the split that are not there; SourceUnavailable if they are more than may be missing."""
     names = dict.fromkeys(name for example in data.examples for name in example.media)
     missing = media.missing(names)
@@ -171,7 +203,7 @@ def missing_of(data: TaskData, missing: set[str]) -> list[str]:
 
 
 def _check_share(
-    config: TaskDataConfig, num_lost: int, size: int, broken: Mapping[str, InvalidSample], media: "MediaRoom", where: str
+    config: TaskDataConfig, num_lost: int, size: int, broken: Mapping[str, InvalidSample], media: MediaRoom, where: str
 ) -> None:
     if broken and num_lost > config.max_missing * size:
         told = "; ".join(f"{name}: {error}" for name, error in list(broken.items())[:NUM_NAMED])
@@ -182,14 +214,8 @@ def _check_share(
 
 
 def _drop(config: TaskDataConfig, example_id: str, rule: str, item: str) -> Drop:
-    source = config.card or config.reader
+    source = config.card.id
     return Drop(key=example_id, source=source, source_row=example_id, stage="task_data", rule=rule, item=item)
-
-
-def _renamed(example: Any, media: tuple[str, ...]) -> Any:
-    import dataclasses
-
-    return dataclasses.replace(example, media=media)
 
 
 TASK_DATA = Stage(

@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.flow.stage import InputFile, Part, Read
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache
 from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME
-from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, read_split
+from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, load_split
 from x2vlm.train.config import TrainRuntime
 
 Located = tuple[str, str]  # URI, sha256
@@ -41,7 +41,7 @@ def read_splits(data: Mapping[str, Any], runtime: TrainRuntime) -> dict[str, Spl
     found = {}
     for name, split in data["splits"].items():
         tables = [cache.fetch(*place) for place in split["tables"]]
-        found[name] = read_split(tables, cache.fetch(*split["labels"]).read_text(encoding="utf-8"))
+        found[name] = load_split(tables, cache.fetch(*split["labels"]).read_text(encoding="utf-8"))
     return found
 
 

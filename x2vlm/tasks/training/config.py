@@ -34,7 +34,7 @@ class TaskChoice(FrozenConfig):
 
 
 class LoraConfig(FrozenConfig):
-    """Low-rank adapters on the attention projections of the towers, by peft; everything but them and heads is frozen."""
+    """Low-rank adapters on the attention projections of the towers, by peft; all but them and the head is frozen."""
 
     rank: int = pydantic.Field(default=8, ge=1)
     alpha: float = pydantic.Field(default=16.0, gt=0)

@@ -37,7 +37,7 @@ class Split:
     label_tags: tuple[tuple[str, ...], ...] = ()
 
 
-def read_split(tables: Iterable[Path | bytes], labels: str) -> Split:
+def load_split(tables: Iterable[Path | bytes], labels: str) -> Split:
     """A split out of its tables, in order, and the content of its labels file."""
     examples: list[Example] = []
     for table in tables:
