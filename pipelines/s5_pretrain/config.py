@@ -16,7 +16,7 @@ from x2vlm.train.config import TrainConfig, TrainRuntime, refuse_moved
 
 
 class Shared(Protocol):
-    """What placing a training asks of its configuration: how many processes share its batches, and which numbers can."""
+    """What placing a training asks of its configuration: how many processes there are, and how many can share a batch."""
 
     @property
     def world_size(self) -> int: ...

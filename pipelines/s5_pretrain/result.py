@@ -84,9 +84,7 @@ def collect(
     )
 
 
-def copy_metrics(
-    out: PartWriter, first: int, steps: int, stage: str = "pretrain"
-) -> tuple[int, list[dict[str, Any]]]:
+def copy_metrics(out: PartWriter, first: int, steps: int, stage: str = "pretrain") -> tuple[int, list[dict[str, Any]]]:
     """Write the segments of the state folder as one file; the number of substitutes in it, and its last lines.
 
     StageFailed unless it has every step from `first` on exactly once.

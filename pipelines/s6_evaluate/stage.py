@@ -9,7 +9,6 @@ thing; and the files that a test server takes, where the task has one.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,9 @@ def plan_evaluation(config: EvaluateConfig, inputs: Inputs) -> list[Part]:
     """One part: a metric needs all examples at once."""
     reads = [Read("model", file) for file in model_files(inputs)]
     reads += [Read("rows", part.file("rows.parquet")) for rows in inputs["rows"] for part in rows.parts]
-    own = [part for data in inputs.get("data", ()) for part in data.parts if part.name.rpartition("-")[0] == config.split]
+    own = [
+        part for data in inputs.get("data", ()) for part in data.parts if part.name.rpartition("-")[0] == config.split
+    ]
     if inputs.get("data") and not own:
         there = sorted({part.name.rpartition("-")[0] for data in inputs["data"] for part in data.parts})
         raise ConfigError(f"{config.task}: the task data have no split {config.split}; they have {', '.join(there)}")
@@ -118,7 +119,9 @@ def _questions(config: EvaluateConfig, task: "Task", inputs: PartReader, part: P
         for sample in samples_of(pq.read_table(inputs.local_path(read.file)))
     ]
     if task.from_samples is None:
-        raise ConfigError(f"{config.task}: held-out samples do not hold what it asks; give it files of its own (`data`)")
+        raise ConfigError(
+            f"{config.task}: held-out samples do not hold what it asks; give it `data` of its own"
+        )
     return Split(tuple(task.from_samples(samples, config.options))), sorted({sample.source for sample in samples})
 
 

@@ -51,9 +51,14 @@ def check_splits(config: FinetuneNodeConfig, splits: Mapping[str, Split]) -> int
             task.check(split.examples, split.labels or labels, config.options)
         except ConfigError as error:
             raise ConfigError(f"{config.task}, split {name}: {error}") from None
-        if name != "train" and training.head(len(labels), config.options) is not None and split.labels not in (
-            (),
-            labels,
+        if (
+            name != "train"
+            and training.head(len(labels), config.options) is not None
+            and split.labels
+            not in (
+                (),
+                labels,
+            )
         ):
             raise ConfigError(
                 f"{config.task}: split {name} was read with a list of {len(split.labels)} answers, split train with "
