@@ -38,11 +38,14 @@ class ModelNumbers(FrozenConfig):
 class Benchmark(FrozenConfig):
     """One benchmark: its task here, sizes of its splits, and the published numbers.
 
-    `sizes`: numbers of examples that mean the whole split; several where conventions differ.
+    `sizes`: numbers of examples that mean the whole split; several where conventions differ. `cards`: further cards
+    below datasets/ with its data, besides `downstream/<name>`. `zero_shot`: the published models were not fine-tuned.
     """
 
     title: str
     task: str
+    cards: tuple[str, ...] = ()
+    zero_shot: bool = False
     sizes: dict[str, tuple[int, ...]]
     numbers: tuple[ModelNumbers, ...]
     approximate_sizes: bool = False
@@ -92,6 +95,14 @@ def benchmark(name: str) -> Benchmark:
     if name not in known:
         raise ValueError(f"no benchmark is called {name!r}; {did_you_mean(name, known)}")
     return known[name]
+
+
+def benchmark_of(card: str, task: str) -> str | None:
+    """The benchmark whose data the card describes, for that task; None if the card is of no published benchmark."""
+    for name, one in benchmarks().items():
+        if one.task == task and card in (f"downstream/{name}", *one.cards):
+            return name
+    return None
 
 
 def published(name: str, split: str | None = None, metric: str | None = None) -> tuple[PublishedNumber, ...]:
