@@ -47,8 +47,8 @@ def comparison_table(results: Mapping[str, Result], models: Collection[str] | No
     """The table of the `result.json` contents in `results`, by the name of the evaluation.
 
     `models` names the published models to compare with; None: all. A result says in `card` or `data.card` of which
-    card its data are, in `split` which split was measured, and in `selection` how the epoch of a fine-tuning was
-    chosen; without them it is about own data, or about the model as pre-trained. CorruptArtifact, naming the
+    card its data are, in `split` which split was measured, and in `selection` which epoch of a fine-tuning was kept;
+    without them it is about own data, or about the model as pre-trained. CorruptArtifact, naming the
     evaluation, for a result without metrics.
     """
     digests = _digests(results)
@@ -116,11 +116,8 @@ def _conditions(result: Result) -> tuple[str, ...]:
     """What a reader must know beside the number: conventions, choice of the epoch, test images in training."""
     notes = [f"{name}: {value}" for name, value in sorted(result.get("measured_as", {}).items())]
     selection = result.get("selection")
-    how = selection.get("rule", "") if isinstance(selection, Mapping) else str(selection or "")
-    if how == "reference":
-        notes.append("epoch chosen on the test split, as the released scripts do")
-    elif how:
-        notes.append(f"epoch: {how}")
+    if isinstance(selection, Mapping):
+        notes.append(f"weights: {selection['label']}")
     return (*notes, *_leaks(result))
 
 

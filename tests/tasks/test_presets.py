@@ -28,7 +28,7 @@ SETTINGS = {
     "msvd_qa": (224, 128, 10, 0.1, 3e-5, 40),
     "nlvr2": (384, 80, 10, 0.1, 3e-5, 40),
     "multi30k": (384, 128, 10, 0.1, 3e-5, 40),
-    "multilingual_coco": (384, 128, 10, 0.1, 3e-5, 40),
+    "coco_multilingual": (384, 128, 10, 0.1, 3e-5, 40),
     "xgqa": (384, 256, 5, 0.1, 3e-5, 40),
     "xgqa_few_shot": (384, 256, 60, 0.1, 1e-5, 40),
     "xvnli": (384, 128, 10, 0.1, 3e-5, 80),
@@ -65,7 +65,7 @@ def test_rates_of_the_towers_and_other_values_of_single_recipes() -> None:
         "msvd_qa": 8,
     }
     shortlists = {name: one.options["shortlist"] for name, one in PRESETS.items() if "shortlist" in one.options}
-    assert shortlists["coco_retrieval"] == shortlists["multilingual_coco"] == 256
+    assert shortlists["coco_retrieval"] == shortlists["coco_multilingual"] == 256
     assert shortlists["msrvtt_retrieval"] == 32
     assert shortlists["flickr30k_retrieval"] == shortlists["vqa2_base"] == shortlists["xgqa"] == 128
     since = {name: one.finetune.select_from_epoch for name, one in PRESETS.items() if one.finetune}

@@ -18,13 +18,13 @@ def test_a_number_comes_with_model_and_source() -> None:
         ("X-VLM 16M", 81.2, "X-VLM's README"),
     }
     assert {one.metric for one in found} == {"tr_r1"}
-    assert [one.value for one in published("nlvr2", "test-P") if one.model == "X2-VLM large 1B"] == [89.4]
+    assert [one.value for one in published("nlvr2", "test") if one.model == "X2-VLM large 1B"] == [89.4]
     assert {one.split for one in published("refcoco_plus")} == {"val", "testA", "testB"}
 
 
 def test_nothing_is_known_of_some_and_an_unknown_benchmark_is_an_error() -> None:
     assert published("winoground") == ()
-    assert published("nlvr2", "test-P", "consistency") == ()
+    assert published("nlvr2", "test", "consistency") == ()
     with pytest.raises(ValueError, match="did you mean `nlvr2`"):
         published("nlvr")
 
@@ -43,9 +43,9 @@ def test_every_number_is_a_percentage_with_an_origin_and_recalls_grow_with_k() -
 
 def test_a_split_is_whole_at_its_published_size_only() -> None:
     nlvr2 = benchmark("nlvr2")
-    assert nlvr2.is_whole("test-P", 6967)
-    assert not nlvr2.is_whole("test-P", 6966)
-    assert not nlvr2.is_whole("dev", 6967)
+    assert nlvr2.is_whole("test", 6967)
+    assert not nlvr2.is_whole("test", 6966)
+    assert not nlvr2.is_whole("val", 6967)
     assert not nlvr2.is_whole("train", 86373)
     coco = benchmark("coco_retrieval")
     assert coco.is_whole("test", 30000)
@@ -59,7 +59,7 @@ def test_the_file_lies_beside_the_code_and_its_mistakes_are_found() -> None:
     assert set(read_yaml(FILE)) == set(benchmarks())
     assert FILE.parent == Path(__import__("x2vlm.tasks.published", fromlist=["x"]).__file__).parent
     row = {"split": "test", "model": "mine", "origin": "S", "metrics": {"accuracy": 1.0}}
-    values = {"title": "T", "task": "vqa", "sizes": {"dev": [3]}, "numbers": [row]}
+    values = {"title": "T", "task": "vqa", "sizes": {"val": [3]}, "numbers": [row]}
     with pytest.raises(ConfigError, match="numbers of split test"):
         parse_config(Benchmark, values, "here")
     with pytest.raises(ConfigError, match="origin"):

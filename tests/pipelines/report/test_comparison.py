@@ -17,13 +17,13 @@ MODEL = "X2-VLM large 1B"
 
 
 def result(**changes: Any) -> Mapping[str, Any]:
-    """As an evaluation of the whole test-P split of NLVR2 by a fine-tuned model writes it."""
+    """As an evaluation of the whole test split of NLVR2 by a fine-tuned model writes it."""
     return {
         "task": "classification",
         "headline": "accuracy",
         "card": "downstream/nlvr2",
-        "split": "test-P",
-        "selection": "validation",
+        "split": "test",
+        "selection": {"label": "best epoch on the validation split", "splits": ["val"], "epoch": 7},
         "metrics": {"accuracy": 87.5, "consistency": 60.0},
         "interval_95": {"accuracy": [86.7, 88.3]},
         "num_examples": 6967,
@@ -86,11 +86,11 @@ def test_models_can_be_named() -> None:
 
 
 def test_conditions_are_told() -> None:
-    leaked = {"policy": "strict", "sets": {"nlvr2": {"test-P": {"still_in_training": 7, "pictures": 50}}}}
-    (row,) = comparison_table({"nlvr2": result(selection="reference", contamination=leaked)}, models=[MODEL]).rows
+    leaked = {"policy": "strict", "sets": {"nlvr2": {"test": {"still_in_training": 7, "pictures": 50}}}}
+    (row,) = comparison_table({"nlvr2": result(contamination=leaked)}, models=[MODEL]).rows
     assert row.notes == (
         "unknown_answers: 0, counted as wrong",
-        "epoch chosen on the test split, as the released scripts do",
+        "weights: best epoch on the validation split",
         "7 of 50 test images are in the training set",
     )
     assert row.difference is not None
@@ -136,7 +136,7 @@ def test_every_format_has_the_same_rows() -> None:
     assert " ".join(lines[0].split()) == "evaluation split metric ours 95 % published model source difference notes"
     assert "  87.50  86.70 to 88.30      89.40  X2-VLM large 1B  leaderboard pages" in lines[4]
     assert lines[4].endswith("-1.90  [1] [2]")
-    assert lines[-2:] == ["[1] unknown_answers: 0, counted as wrong", "[2] epoch: validation"]
+    assert lines[-2:] == ["[1] unknown_answers: 0, counted as wrong", "[2] weights: best epoch on the validation split"]
     assert as_markdown(table).count("\n") == 2 + 5
     assert as_html(table).count("<tr>") == 1 + 5
     assert set(FORMATS) == {"text", "markdown", "csv", "json", "html"}

@@ -29,7 +29,7 @@ XGQA = TUNING.model_copy(
 
 MULTILINGUAL = (
     Preset("multi30k", "retrieval", SOURCE, TUNING, {"shortlist": 128}, (TRANSFER, "40 tokens")),
-    Preset("multilingual_coco", "retrieval", SOURCE, TUNING, {"shortlist": 256}, (TRANSFER, "40 tokens")),
+    Preset("coco_multilingual", "retrieval", SOURCE, TUNING, {"shortlist": 256}, (TRANSFER, "40 tokens")),
     Preset(
         "xgqa",
         "vqa",
