@@ -27,7 +27,8 @@ def choose(predictions: pa.Table, per_verdict: int) -> list[Chosen]:
     """At most `per_verdict` rows of each verdict, those whose ids have the smallest sha256: any order of the same rows
     gives the same ones.
 
-    Captions are neither right nor wrong: they are parted at the median of CIDEr. Raises InvalidSample for an empty table or one without the column `example_id`.
+    Captions are neither right nor wrong: they are parted at the median of CIDEr. Raises InvalidSample for an empty
+    table or one without the column `example_id`.
     """
     if "example_id" not in predictions.column_names:
         raise InvalidSample("no_example_id", f"predictions have no column example_id: {predictions.column_names}")
