@@ -77,7 +77,7 @@ def _rows(name: str, result: Result, models: Collection[str] | None, others: Seq
     rows = []
     for metric in _shown(metrics, found, split, result):
         value = float(metrics[metric])
-        theirs = [
+        theirs: list[PublishedNumber | None] = [
             number
             for number in (published(found, split, metric) if found else ())
             if models is None or number.model in models

@@ -27,7 +27,7 @@ def as_text(table: Table) -> str:
     if not table.rows:
         return "nothing was evaluated"
     numbered = _numbered_notes(table)
-    lines = [(*COLUMNS[:-1], "notes")]
+    lines: list[tuple[str, ...]] = [COLUMNS]
     for row in table.rows:
         marks = " ".join(f"[{numbered[note]}]" for note in row.notes)
         lines.append((*(printable(cell) for cell in _cells(row)), marks))
