@@ -16,7 +16,7 @@ from x2vlm.train.config import TrainConfig, TrainRuntime, refuse_moved
 
 
 class Shared(Protocol):
-    """What placing a training asks of its configuration: how many processes there are, and how many can share a batch."""
+    """What placing a training asks of its configuration: how many processes it has, and which numbers could."""
 
     @property
     def world_size(self) -> int: ...

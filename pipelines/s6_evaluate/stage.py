@@ -119,9 +119,7 @@ def _questions(config: EvaluateConfig, task: "Task", inputs: PartReader, part: P
         for sample in samples_of(pq.read_table(inputs.local_path(read.file)))
     ]
     if task.from_samples is None:
-        raise ConfigError(
-            f"{config.task}: held-out samples do not hold what it asks; give it `data` of its own"
-        )
+        raise ConfigError(f"{config.task}: held-out samples do not hold what it asks; give it `data` of its own")
     return Split(tuple(task.from_samples(samples, config.options))), sorted({sample.source for sample in samples})
 
 
