@@ -25,9 +25,9 @@ class TaskFiles(FrozenConfig):
     """The files of a task: those that a `card` names, or a user's own, by `reader` and `files`.
 
     `data_root` holds a folder `<card id>/`; not for cards whose files are shipped. `splits`: our name of a split
-    (train, val, test) -> the card's, where they differ. `files`: split -> path, or role -> path where the reader takes several
-    files. `options` are the reader's. `media_root`: the folder or bucket with images and clips. At most the share
-    `max_missing` of a split may lack them. `parts`: how many parts a split is read in.
+    (train, val, test) -> the card's, where they differ. `files`: split -> path, or role -> path where the reader takes
+    several files. `options` are the reader's. `media_root`: the folder or bucket with images and clips. At most the
+    share `max_missing` of a split may lack them. `parts`: how many parts a split is read in.
     """
 
     card: str | None = None
@@ -102,7 +102,7 @@ class EvaluationConfig(TaskChoice):
     def _one_way(self) -> "EvaluationConfig":
         if (self.source is None) == (self.data is None):
             raise ValueError("give either `source`, a held-out source of the experiment, or `data`, files of the task")
-        if self.data is None and (self.finetune is not None or "split" in self.model_fields_set):
+        if self.data is None and (self.finetune is not None or self.split != "test"):
             raise ValueError("finetune and split need `data`: a held-out source has one split, and none to learn from")
         if len(set(self.splits)) != len(self.splits) or not self.splits:
             raise ValueError("split: name one split, or several different ones")

@@ -86,6 +86,8 @@ def test_texts_are_cut_where_the_models_own_processor_cuts_them(tmp_path: Path) 
         "task": "retrieval",
         "options": {"shortlist": 128, "recalls": [1, 5, 10]},
         "batch_size": 32,
+        "split": "",
+        "known_as": [],
     }
 
 
@@ -130,7 +132,7 @@ def test_options_are_the_tasks_own() -> None:
     ("values", "message"),
     [
         ({"task": "retreival"}, r"task: .*no task is called 'retreival'; did you mean `retrieval`"),
-        ({"task": "zzz"}, r"task: .*there are: grounding, retrieval"),
+        ({"task": "zzz"}, r"task: .*there are: .*grounding.*retrieval"),
         ({"task": "retrieval", "options": {"shortlst": 3}}, r"options.shortlst: unknown key; did you mean `shortlist`"),
         (
             {"task": "grounding", "options": {"shortlist": 3}},

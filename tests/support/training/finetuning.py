@@ -62,18 +62,18 @@ def toy_split(folder: Path, split: str, numbers: Sequence[int], labels: Sequence
     return as_part(part.name, part)
 
 
-def toy_model_folder(folder: Path) -> Path:
+def toy_model_folder(folder: Path, image_res: int = 32) -> Path:
     """A random toy model with its processor."""
     torch.manual_seed(3)
-    model = build_model(MODEL)
-    processor = processor_for(MODEL, TOKENIZER, max_tokens=12)
+    model = build_model(MODEL.model_copy(update={"vision": MODEL.vision.model_copy(update={"image_res": image_res})}))
+    processor = processor_for(model.config, TOKENIZER, max_tokens=12)
     save_pretrained(model, folder, processor=processor)
     return folder
 
 
-def toy_inputs(folder: Path) -> dict[str, tuple[Input, ...]]:
+def toy_inputs(folder: Path, image_res: int = 32) -> dict[str, tuple[Input, ...]]:
     """14 images to learn from, 8 to select on and 8 to test with."""
-    model = toy_model_folder(folder / "model")
+    model = toy_model_folder(folder / "model", image_res)
     splits = {"train": range(14), "val": range(100, 108), "test": range(200, 208)}
     parts = tuple(toy_split(folder / "data", name, numbers) for name, numbers in splits.items())
     return {

@@ -91,7 +91,8 @@ def test_reference_selection_reads_the_test_split_and_says_so(inputs, tmp_path):
     assert result.summary["selection"]["splits"] == ["val", "test"]
 
 
-def test_another_resolution_and_drop_path_are_in_the_saved_model(inputs, tmp_path):
+def test_another_resolution_and_drop_path_are_in_the_saved_model(tmp_path):
+    inputs = toy_inputs(tmp_path / "inputs", image_res=64)
     config = toy_config(epochs=1, image_res=48, drop_path=0.1, max_tokens=9)
     _, out = finetune(inputs, tmp_path, config)
     saved = load_task_model(out.path)
