@@ -137,8 +137,15 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
     """The labels to answer with. Those of a classifier are its own: ConfigError if the split was read with others."""
     head = trained.model.head_config
-    if head is None or head.kind != "classifier" or not trained.labels:
+    if head is None or head.kind != "classifier":
         return split.labels or trained.labels
+    if not trained.labels:  # of a checkpoint of the reference, which names none
+        if len(split.labels) != head.num_labels:
+            raise ConfigError(
+                f"{where}: a list of {len(split.labels)} answers, and the model's classifier has {head.num_labels}; "
+                "give the list it was trained with"
+            )
+        return split.labels
     if split.labels and split.labels != trained.labels:
         differs = next(
             (number for number, pair in enumerate(zip(split.labels, trained.labels, strict=False)) if len({*pair}) > 1),
@@ -166,6 +173,7 @@ def _written(
     described = {
         **describe(config, result, model[WEIGHTS_FILE].sha256),
         "head_sha256": model[HEAD_FILE].sha256 if HEAD_FILE in model else None,
+        "card": config.card,
         "split": config.split,
         "selection": selection,
         "submission": sorted(result.submission),
