@@ -87,6 +87,7 @@ def test_texts_are_cut_where_the_models_own_processor_cuts_them(tmp_path: Path) 
         "options": {"shortlist": 128, "recalls": [1, 5, 10]},
         "batch_size": 32,
         "split": "",
+        "card": "",
         "known_as": [],
     }
 
