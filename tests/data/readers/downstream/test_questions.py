@@ -57,7 +57,7 @@ def test_annotations_of_other_questions_are_refused(tmp_path: Path) -> None:
 
 def test_a_test_split_has_questions_alone_and_says_so(tmp_path: Path) -> None:
     files = {"questions": write_json(tmp_path / "q.json", {"questions": [question(1)]})}
-    with pytest.raises(SourceUnavailable, match="needs the role `annotations`.*`answered: false`"):
+    with pytest.raises(SourceUnavailable, match=r"needs the role `annotations`.*`answered: false`"):
         read("vqa", files, media=MEDIA)
     [one] = read("vqa", files, media=MEDIA, answered=False).examples
     assert one.answers == ()
