@@ -107,7 +107,7 @@ def test_wrong_answer_lists_are_refused(tmp_path: Path, value: Any, problem: str
 
 def test_an_unknown_field_of_the_pattern_is_named_with_the_nearest(tmp_path: Path) -> None:
     files = vqa(tmp_path, [question(11)], [annotation(11)])
-    with pytest.raises(ConfigError, match=r"rows have no \{imageid\}; did you mean `image_id`"):
+    with pytest.raises(ConfigError, match=r"the row has no \{imageid\}; did you mean `image_id`"):
         read("vqa", files, "val", media="{imageid}.jpg")
 
 
