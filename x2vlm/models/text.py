@@ -86,7 +86,9 @@ class TextEncoder(nn.Module):
         length = ids_BL.shape[1]
         # A 4-D mask: for a 2-D one, transformers checks on the host whether anything is padded, in every step.
         seen_BXL = mask.bool() if mask.ndim == 3 else mask.bool()[:, None, :]
-        placed = {} if positions_BL is None else {"position_ids": positions_BL + self._first_position}
+        placed = {}
+        if positions_BL is not None:  # types as well: those of transformers end with its table of positions
+            placed = {"position_ids": positions_BL + self._first_position, "token_type_ids": torch.zeros_like(ids_BL)}
         states_BLD: Tensor = self.encoder(
             input_ids=ids_BL, attention_mask=seen_BXL[:, None].expand(-1, 1, length, -1), **placed
         ).last_hidden_state
