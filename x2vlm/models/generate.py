@@ -185,7 +185,8 @@ class _Texts:
         # The rows of an image look at the same keys: as queries of one row, these need not be copied for each of them.
         queries_BXD = attended_RND.reshape(self._num_images, -1, attended_RND.shape[-1])
         crossed_BXD = layer.cross_attention(queries_BXD, *image, self._image_mask)
-        return layer.feed_forward(crossed_BXD.view_as(attended_RND)), (keys, values)
+        fed_RND: Tensor = layer.feed_forward(crossed_BXD.view_as(attended_RND))
+        return fed_RND, (keys, values)
 
 
 def _best(scores_BK: Tensor, log_probs_RV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
