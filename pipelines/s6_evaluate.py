@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pydantic
-from PIL import Image
 
 from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
 from x2vlm.config import FrozenConfig, parse_field
+from x2vlm.data.loading.frames import choose_frames
 from x2vlm.data.media.images import open_image
+from x2vlm.data.media.video import decode_frames
 from x2vlm.data.shards.packs import MediaPack
 from x2vlm.errors import ConfigError, InvalidSample, StageFailed
 from x2vlm.models.files import MODEL_FILES, PROCESSOR_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from x2vlm.samples import Sample, samples_of, write_table
+from x2vlm.samples import samples_of, write_table
 from x2vlm.tasks.catalog import task_spec
 
 if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
     import torch
 
     from x2vlm.inference.processor import Processor
+    from x2vlm.inference.visuals import Visual
     from x2vlm.models.x2vlm import X2VLM
     from x2vlm.tasks.task import TaskResult
 
@@ -86,6 +88,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     """Run the task on every held-out sample that has media."""
     import torch
 
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.tasks.task import TaskContext
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,9 +100,14 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
         for sample in samples_of(pq.read_table(inputs.local_path(read.file)))
     ]
     sources = sorted({sample.source for sample in samples})
-    context = TaskContext(samples, HeldOutMedia.of(inputs, part).image, processor, device, config.batch_size)
+    task = task_spec(config.task).load()
+    if task.from_samples is None:
+        raise ConfigError(f"{config.task}: held-out samples do not hold what it asks; give it files of its own format")
+    examples = task.from_samples(samples, config.options)
+    media = HeldOutMedia.of(inputs, part, processor.config.frames_per_clip)
+    context = TaskContext(examples, media.visual, processor, device=device, batch_size=config.batch_size)
     try:
-        result = task_spec(config.task).load().evaluate(model, config.options, context)
+        result = task.evaluate(TaskModel(model), config.options, context)
     except InvalidSample as error:
         if error.rule != "empty_caption":
             raise
@@ -147,23 +155,30 @@ def _contamination(inputs: PartReader, part: Part, sources: Sequence[str]) -> Ma
 
 @dataclass(frozen=True)
 class HeldOutMedia:
-    """Images of held-out samples, out of the packs of the download stage."""
+    """Images and clips of held-out samples, out of the packs of the download stage."""
 
     packs: tuple[MediaPack, ...]
+    frames_per_clip: int
 
     @classmethod
-    def of(cls, inputs: PartReader, part: Part) -> "HeldOutMedia":
+    def of(cls, inputs: PartReader, part: Part, frames_per_clip: int) -> "HeldOutMedia":
         paths = [inputs.local_path(read.file) for read in part.lookups]
-        return cls(tuple(MediaPack(tar, index) for tar, index in zip(paths[::2], paths[1::2], strict=True)))
+        packs = tuple(MediaPack(tar, index) for tar, index in zip(paths[::2], paths[1::2], strict=True))
+        return cls(packs, frames_per_clip)
 
-    def image(self, sample: Sample) -> Image.Image:
-        """The sample's image, RGB and oriented; InvalidSample if no pack holds it."""
-        if sample.media is None:
-            raise InvalidSample("missing_media", f"sample {sample.key} has no media")
+    def visual(self, sha256: str) -> "Visual":
+        """The image, or evenly chosen frames of the clip, RGB and oriented; InvalidSample if no pack holds it."""
+        from x2vlm.inference.visuals import Visual
+
         for pack in self.packs:
-            if sample.media.sha256 in pack:
-                return open_image(pack.read(sample.media.sha256))
-        raise InvalidSample("missing_media", f"no media pack holds {sample.media.sha256} of sample {sample.key}")
+            if sha256 in pack:
+                data = pack.read(sha256)
+                if pack.entry(sha256).format != "frames":
+                    return Visual(sha256, (open_image(data),))
+                jpegs, _ = decode_frames(data)
+                chosen = choose_frames(len(jpegs), self.frames_per_clip)
+                return Visual(sha256, tuple(open_image(jpegs[number]) for number in chosen), is_clip=True)
+        raise InvalidSample("missing_media", f"no media pack holds {sha256}; download the held-out source again")
 
 
 def describe(config: EvaluateConfig, result: "TaskResult", weights_sha256: str) -> Mapping[str, Any]:

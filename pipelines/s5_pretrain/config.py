@@ -52,6 +52,11 @@ class PretrainConfig(FrozenConfig):
                     f"stream {stream.label}: batch_size {stream.batch_size} is no multiple of world_size "
                     f"{self.world_size}"
                 )
+            if self.train.accumulate > stream.batch_size // self.world_size:
+                raise ValueError(
+                    f"train.accumulate: {self.train.accumulate} chunks of the {stream.batch_size // self.world_size} "
+                    f"rows that a process has of stream {stream.label}; lower it"
+                )
         if (problem := _groups_problem(self, self.world_size)) is not None:
             raise ValueError(problem)
         if self.start is not None and self.start.step is not None and self.start.step >= self.train.steps:

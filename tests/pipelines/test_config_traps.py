@@ -87,6 +87,7 @@ def test_the_walk_has_met_what_once_failed_in_training_only():
         ("pretrain", ("train", "optimizer", "vision_lr"), 1e-5),  # without text_lr
         ("pretrain", ("train", "optimizer", "cross_lr"), 1e-5),
         ("pretrain", ("train", "objective", "negative_group_size"), 7),
+        ("pretrain", ("train", "accumulate"), 129),  # more chunks than a process has rows
         ("pretrain", ("model", "text", "pad_id"), 40_000),
         ("task retrieval", ("recalls",), []),
     ],

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import X2VLM, build_model
 
 
@@ -18,3 +19,8 @@ def model() -> X2VLM:
             embed_dim=16,
         )
     )
+
+
+@pytest.fixture(scope="module")
+def task_model(model: X2VLM) -> TaskModel:
+    return TaskModel(model)

@@ -39,8 +39,8 @@ class TaskSpec:
 TASKS = {
     spec.name: spec
     for spec in (
-        TaskSpec("retrieval", 1, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
-        TaskSpec("grounding", 1, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
+        TaskSpec("retrieval", 2, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
+        TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
         TaskSpec("captioning", 1, CaptioningConfig, "cider", "x2vlm.tasks.captioning:CAPTIONING"),
     )
 }

@@ -10,7 +10,7 @@ tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,85 +19,94 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from x2vlm.errors import InvalidSample
+from x2vlm.data.task_examples import Example, check_examples
 from x2vlm.models.blocks.fusion_plan import TextTable
 from x2vlm.models.tokens import VisionTokens
-from x2vlm.samples import Sample
+from x2vlm.tasks.classification import encode_media
 from x2vlm.tasks.config import RetrievalConfig
+from x2vlm.tasks.from_samples import retrieval_examples
 from x2vlm.tasks.reranking import rerank, shortlists
 from x2vlm.tasks.scoring import bootstrap_interval, recall_at, shortlist_ranks
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
+    from x2vlm.models.downstream.task_model import TaskModel
     from x2vlm.models.x2vlm import X2VLM
 
 
 @torch.no_grad()
-def evaluate_retrieval(model: X2VLM, cfg: RetrievalConfig, ctx: TaskContext) -> TaskResult:
-    """Recall of text retrieval (tr_*) and image retrieval (ir_*) over all captioned samples of `ctx`.
+def evaluate_retrieval(model: TaskModel, cfg: RetrievalConfig, ctx: TaskContext) -> TaskResult:
+    """Recall of text retrieval (tr_*) and image retrieval (ir_*) over all examples of `ctx`.
 
-    Raises InvalidSample if there is no captioned sample.
+    Raises InvalidSample for an empty split.
     """
-    samples = [sample for sample in ctx.samples if sample.captions]
-    if not samples:
-        raise InvalidSample("empty_split", "retrieval needs held-out samples with captions; there are none")
-    texts = [caption.text for sample in samples for caption in sample.captions]
-    image_of_T = [index for index, sample in enumerate(samples) for _ in sample.captions]
-    texts_of_I: list[list[int]] = [[] for _ in samples]
+    check_examples(ctx.examples, "retrieval")
+    examples, base = ctx.examples, model.base
+    texts = [text for example in examples for text in example.texts]
+    image_of_T = [index for index, example in enumerate(examples) for _ in example.texts]
+    texts_of_I: list[list[int]] = [[] for _ in examples]
     for text, image in enumerate(image_of_T):
         texts_of_I[image].append(text)
 
     model.eval()
-    images, image_feature_IE = _encode_images(model, ctx, samples)
-    table, text_feature_UE, distinct_of_T = _encode_texts(model, ctx, texts)
-    every_image = np.arange(len(samples))
+    images, image_feature_IE = _encode_images(model, ctx)
+    table, text_feature_UE, distinct_of_T = _encode_texts(base, ctx, texts)
+    every_image = np.arange(len(examples))
     texts_of = shortlists(image_feature_IE, text_feature_UE, distinct_of_T, cfg.shortlist)
     images_of_U = shortlists(text_feature_UE, image_feature_IE, every_image, cfg.shortlist)
     of_images = np.broadcast_to(every_image[:, None], texts_of.shape), distinct_of_T[texts_of]
     of_texts = images_of_U, np.broadcast_to(np.arange(len(images_of_U))[:, None], images_of_U.shape)
-    tr_scores_IK, ir_scores_UK = rerank(model, images, table, of_images, of_texts, ctx.batch_size)
+    tr_scores_IK, ir_scores_UK = rerank(base, images, table, of_images, of_texts, ctx.batch_size)
     images_of, ir_scores_TK = images_of_U[distinct_of_T], ir_scores_UK[distinct_of_T]
 
     tr_ranks = shortlist_ranks(texts_of, tr_scores_IK, len(texts), texts_of_I)
-    ir_ranks = shortlist_ranks(images_of, ir_scores_TK, len(samples), [[image] for image in image_of_T])
+    ir_ranks = shortlist_ranks(images_of, ir_scores_TK, len(examples), [[image] for image in image_of_T])
     metrics = {f"tr_r{k}": recall_at(tr_ranks, k) for k in cfg.recalls}
     metrics |= {f"ir_r{k}": recall_at(ir_ranks, k) for k in cfg.recalls}
     metrics["mean_recall"] = sum(metrics.values()) / len(metrics)
-    caption_ids = [f"{samples[image].key}#{text - texts_of_I[image][0]}" for text, image in enumerate(image_of_T)]
+    caption_ids = [
+        f"{examples[image].example_id}#{text - texts_of_I[image][0]}" for text, image in enumerate(image_of_T)
+    ]
     intervals = {
         "tr_r1": bootstrap_interval((tr_ranks < 1) * 100.0),
         "ir_r1": bootstrap_interval((ir_ranks < 1) * 100.0),
     }
     predictions = pa.concat_tables(
         [
-            _predictions("text", [s.key for s in samples], caption_ids, texts_of, tr_scores_IK, tr_ranks),
-            _predictions("image", caption_ids, [s.key for s in samples], images_of, ir_scores_TK, ir_ranks),
+            _predictions("text", [e.example_id for e in examples], caption_ids, texts_of, tr_scores_IK, tr_ranks),
+            _predictions("image", caption_ids, [e.example_id for e in examples], images_of, ir_scores_TK, ir_ranks),
         ]
     )
     digest = data_digest([f"{caption_ids[i]}={text}" for i, text in enumerate(texts)])
-    return TaskResult(metrics, predictions, digest, intervals, num_examples=len(samples) + len(texts))
+    return TaskResult(metrics, predictions, digest, intervals, num_examples=len(examples) + len(texts))
 
 
 def _batches(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _encode_images(model: X2VLM, ctx: TaskContext, samples: list[Sample]) -> tuple[VisionTokens, Tensor]:
+def _encode_images(model: TaskModel, ctx: TaskContext) -> tuple[VisionTokens, Tensor]:
     """Tokens of all images (kept, since matching reads them again) and their features (I, E)."""
     kept: VisionTokens | None = None
     features = []
-    for rows in _batches(len(samples), ctx.batch_size):
-        pixels = ctx.processor.images([ctx.load_image(sample) for sample in samples[rows]])
-        vision = model.encode_image(pixels.to(ctx.device))
+    for rows in _batches(len(ctx.examples), ctx.batch_size):
+        vision = encode_media(model, _pixels(ctx.examples[rows], ctx).to(ctx.device))
         if kept is None:  # allocated once: joining the batches at the end would hold every token twice
             kept = VisionTokens(
-                vision.summary_BD.new_empty(len(samples), *vision.summary_BD.shape[1:]),
-                vision.patches_MPD.new_empty(len(samples), *vision.patches_MPD.shape[1:]),
+                vision.summary_BD.new_empty(len(ctx.examples), *vision.summary_BD.shape[1:]),
+                vision.patches_MPD.new_empty(len(ctx.examples), *vision.patches_MPD.shape[1:]),
             )
         kept.summary_BD[rows], kept.patches_MPD[rows] = vision.summary_BD, vision.patches_MPD
-        features.append(model.project_vision(vision))
+        features.append(model.base.project_vision(vision))
     assert kept is not None
     return kept, torch.cat(features)
+
+
+def _pixels(examples: Sequence[Example], ctx: TaskContext) -> Tensor:
+    """(B, C, H, W) of images or (B, F, C, H, W) of clips."""
+    visuals = [ctx.load(example.media[0]) for example in examples]
+    is_clip = examples[0].kind == "video"
+    return ctx.processor.clips(visuals) if is_clip else ctx.processor.images([v.frames[0] for v in visuals])
 
 
 def _encode_texts(model: X2VLM, ctx: TaskContext, texts: list[str]) -> tuple[TextTable, Tensor, NDArray[np.int64]]:
@@ -136,8 +145,8 @@ def _predictions(
     rows = np.arange(len(queries))
     return pa.table(
         {
+            "example_id": queries,
             "retrieved": [retrieved] * len(queries),
-            "query": queries,
             "top_candidate": [candidates[index] for index in shortlist_QK[rows, top]],
             "top_score": scores_QK[rows, top],
             "rank_of_right": ranks,
@@ -145,4 +154,4 @@ def _predictions(
     )
 
 
-RETRIEVAL = Task(evaluate=evaluate_retrieval)
+RETRIEVAL = Task(evaluate=evaluate_retrieval, from_samples=retrieval_examples)

@@ -18,6 +18,7 @@ from torch import Tensor
 from x2vlm.data.task_examples import Example
 from x2vlm.errors import InvalidSample
 from x2vlm.models.downstream.config import HeadConfig
+from x2vlm.samples import Sample
 from x2vlm.train.ranks import Ranks
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
@@ -108,12 +109,14 @@ class Task:
 
     `evaluate` gets the model, a value of the task's `config_type`, and its context. `training` is None for a task
     that is zero-shot only. `check` raises ConfigError, naming the file's row, for examples that do not fit options,
-    labels or model, before the first batch.
+    labels or model, before the first batch. `from_samples(samples, options)`: the examples in held-out samples of the
+    pipeline, their media named by sha256; None for a task whose questions samples do not hold.
     """
 
     evaluate: Callable[[TaskModel, Any, TaskContext], TaskResult]
     training: TaskTraining | None = None
     check: Callable[[Sequence[Example], Sequence[str], Any], None] = lambda examples, labels, options: None
+    from_samples: Callable[[Sequence[Sample], Any], list[Example]] | None = None
 
 
 def data_digest(example_ids: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ from x2vlm.train.progress import Progress, rank_times
 from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups, tensors_from_first
 from x2vlm.train.recording.spikes import LossLevel
 from x2vlm.train.recording.writer import Writer
-from x2vlm.train.step import Pretraining, StepObjective, Trainer, train_step
+from x2vlm.train.step import StepObjective, Trainer, train_step
 from x2vlm.train.stopping import StopOnSignal, TrainingStopped
 from x2vlm.train.validation import validate
 from x2vlm.train.watchdog import Watchdog
@@ -84,7 +84,7 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime, learns or Pretraining())
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime, learns)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         level = LossLevel(runtime.loss_spike, found.get("loss_level", ()))
@@ -191,13 +191,14 @@ def _build_trainer(
     ranks: Ranks,
     new_parameters: Collection[str] | None,
     runtime: TrainRuntime,
-    learns: StepObjective,
+    learns: StepObjective | None = None,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
     optimizer = build_optimizer(model, config.optimizer, new_parameters)
-    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime, learns=learns)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime)
+    trainer.learns = learns or trainer.learns
     own = {item.label: item.negative_group_size for item in loader.config.streams}
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}

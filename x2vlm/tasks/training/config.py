@@ -13,7 +13,7 @@ from x2vlm.train.config import OptimizerConfig
 
 
 class LoraConfig(FrozenConfig):
-    """Low-rank adapters on the attention projections of the towers, by peft; everything but them and heads is frozen."""
+    """Low-rank adapters on the attention projections of the towers, by peft; all but them and the head is frozen."""
 
     rank: int = pydantic.Field(default=8, ge=1)
     alpha: float = pydantic.Field(default=16.0, gt=0)

@@ -1,20 +1,15 @@
-"""Metrics of the downstream tasks, on plain arrays.
+"""Ranks and recall of retrieval, on plain arrays.
 
 Q queries, C candidates. Every function refuses what would give a wrong number quietly: NaN, empty splits, queries
 without a right answer. Ties are broken by index, so a result never depends on batch size or world size.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from x2vlm.errors import InvalidSample
-from x2vlm.samples import Box
-
-IouConvention = Literal["plain", "inclusive"]
-IOU_THRESHOLD = 0.5  # `>=`: the reference's and lmms-eval's reading of "IoU > 0.5"
 
 
 def best_ranks(scores_QC: NDArray[np.floating], relevant: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -73,32 +68,3 @@ def recall_at(ranks: NDArray[np.int64], k: int) -> float:
     if ranks.size == 0:
         raise InvalidSample("empty_split", "no queries to average over")
     return float((ranks < k).mean() * 100)
-
-
-def box_iou(a: Box, b: Box, convention: IouConvention = "plain") -> float:
-    """Intersection over union of two xywh boxes in pixels.
-
-    "inclusive" is the reference's: the far edges are the last pixels inside, and boxes up to one pixel wide never meet.
-    """
-    if convention == "plain":
-        width = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
-        height = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
-        if width <= 0 or height <= 0:
-            return 0.0
-        inside = width * height
-    else:
-        left, right = max(a.x, b.x), min(a.x + a.w - 1, b.x + b.w - 1)
-        top, bottom = max(a.y, b.y), min(a.y + a.h - 1, b.y + b.h - 1)
-        inside = (right - left + 1) * (bottom - top + 1) if left < right and top < bottom else 0.0
-    return float(inside / (a.area + b.area - inside))
-
-
-def bootstrap_interval(values: Sequence[float] | NDArray[np.floating], samples: int = 1000) -> tuple[float, float]:
-    """95 % interval of the mean by resampling examples with a fixed seed."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0 or np.isnan(array).any():
-        raise InvalidSample("empty_split" if array.size == 0 else "nan_score", "nothing to resample")
-    generator = np.random.default_rng(20221122)
-    means = array[generator.integers(0, array.size, (samples, array.size))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
