@@ -14,7 +14,7 @@ class RetrievalConfig(FrozenConfig):
 
     `ties`: of equal scores the candidate with the lower number comes first, or, as in the reference, the one with the
     higher number; candidates outside of the shortlist have equal scores too. `spool_above_bytes`: tokens of images, and
-    of texts, of a process go to a temporary file where they take more. `negatives`: in fine-tuning, of the matching loss
+    of texts, of a process go to a temporary file where they take more. `negatives` of the matching loss in fine-tuning
     come from the rows of one process, as in the reference, or from those of all.
     """
 

@@ -1,4 +1,4 @@
-"""Image-text and video-text retrieval: a contrastive shortlist, re-ranked by the matching head (X2-VLM 4.3.1, 4.4, 4.5).
+"""Image-text and video-text retrieval: a contrastive shortlist, re-ranked by matching (X2-VLM 4.3.1, 4.4, 4.5).
 
 Example: for the photo 000000000285 ("a big burly bear ...") all captions are ranked by cosine, the best `shortlist` of
 them are scored again by matching, and the photo counts at R@1 if one of its own five captions comes first.
@@ -39,8 +39,8 @@ def check_retrieval(examples: Sequence[Example], labels: Sequence[str], options:
     for example in examples:
         if len(example.media) != 1 or not example.texts:
             raise ConfigError(
-                f"example {example.example_id}: {len(example.media)} media and {len(example.texts)} captions; retrieval "
-                "takes one image or clip with its captions"
+                f"example {example.example_id}: {len(example.media)} media and {len(example.texts)} captions; "
+                "retrieval takes one image or clip with its captions"
             )
         if example.kind != examples[0].kind:
             raise ConfigError(

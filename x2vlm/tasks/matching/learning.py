@@ -54,7 +54,7 @@ def retrieval_losses(
     generator: torch.Generator | None = None,
     negatives: Negatives | None = None,
 ) -> dict[str, Tensor]:
-    """`contrastive`, over the rows of all processes, with its target spread evenly over equal `image_ids_B`; `matching`.
+    """`contrastive`, over the rows of all processes, its target spread evenly over equal `image_ids_B`; and `matching`.
 
     Negatives never share the image id; they are drawn from the rows of this process, or of a `group`, unless
     `negatives` says which.
