@@ -140,3 +140,15 @@ def test_a_folder_without_a_model_is_refused(inputs):
     files = tuple(file for file in part.files if file.path != "vocab.txt")
     with pytest.raises(StageFailed, match="pretrain/toy is no model to train on: it lacks a tokenizer"):
         plan_finetune(toy_config(), {**inputs, "model": (Input("pretrain/toy", "r", (replace(part, files=files),)),)})
+
+
+def test_two_processes_train_and_select_as_one_run(inputs, tmp_path):
+    """The rows of a step are the same, so the losses are, up to the order of sums."""
+    two, alone = toy_config(epochs=1, world_size=2), toy_config(epochs=1)
+    _, out = finetune(inputs, tmp_path / "two", two)
+    _, one = finetune(inputs, tmp_path / "one", alone)
+    lines = [list(read_metrics(place.path / "metrics.jsonl")) for place in (out, one)]
+    assert [line["world_size"] for line in lines[0]] == [2] * 3
+    assert pq.read_table(out.path / "samples.parquet").equals(pq.read_table(one.path / "samples.parquet"))
+    assert [line["loss"] for line in lines[0]][:1] == pytest.approx([line["loss"] for line in lines[1]][:1], rel=0.3)
+    assert json.loads((out.path / "selection.json").read_text())["epochs"][0]["step"] == 3
