@@ -87,7 +87,8 @@ def _vqa(reading: Reading, options: VqaOptions, record: Record, answers: Mapping
 def _given(annotation: Record) -> tuple[str, ...]:
     """The answers in their order; () where they are no list of objects with a text each."""
     listed = annotation.get("answers")
-    texts = [one.get("answer") if isinstance(one, dict) else None for one in listed] if isinstance(listed, list) else []
+    found = listed if isinstance(listed, list) else []
+    texts: list[Any] = [one.get("answer") if isinstance(one, dict) else None for one in found]
     # Few answers are distinct: 4.4 million of the training set would be as many texts.
     return tuple(sys.intern(text) for text in texts) if all(isinstance(text, str) for text in texts) else ()
 
