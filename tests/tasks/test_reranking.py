@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support.models.tasks import context, make_sample, naive_tables
+from tests.support.models.tasks import context, make_sample, naive_tables, retrieval
 from x2vlm.errors import InvalidSample
+from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.tasks import reranking
-from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
-from x2vlm.tasks.task import TaskContext
 
 
 def flops_of(call) -> int:  # type: ignore[no-untyped-def]
@@ -27,7 +26,7 @@ def flops_of(call) -> int:  # type: ignore[no-untyped-def]
 def test_scores_are_those_of_every_pair_alone(model: X2VLM, monkeypatch, images_at_once: int) -> None:
     monkeypatch.setattr(reranking, "_images_at_once", lambda *_: images_at_once)
     samples = [make_sample(index) for index in range(5)]
-    rows = evaluate_retrieval(model, RetrievalConfig(shortlist=4), context(model, samples, 3)).predictions.to_pylist()
+    rows = retrieval(model, samples, 3, shortlist=4).predictions.to_pylist()
     cosine, logits = naive_tables(model, samples)
     for axis, kind in ((1, "text"), (0, "image")):
         table = np.moveaxis(logits, axis, 1)
@@ -55,7 +54,7 @@ def test_equal_captions_have_equal_scores_and_are_scored_once(model: X2VLM) -> N
     samples = [make_sample(0, captions=3), make_sample(15, captions=3)]  # the same three texts
     seen: list[int] = []
     handle = model.match_head.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
-    result = evaluate_retrieval(model, RetrievalConfig(), context(model, samples, 2))
+    result = retrieval(model, samples, 2)
     handle.remove()
     assert sum(seen) == 2 * 3  # images by distinct captions, once for both directions
     of_text = [row["top_score"] for row in result.predictions.to_pylist() if row["retrieved"] == "image"]
@@ -65,22 +64,22 @@ def test_equal_captions_have_equal_scores_and_are_scored_once(model: X2VLM) -> N
 def test_flops_are_one_projection_per_image(model: X2VLM) -> None:
     """The whole evaluation, counted, is the sum of its parts: encoding, cosines, one projection each, every pair."""
     samples = [make_sample(index) for index in range(6)]
-    ctx = context(model, samples, batch_size=4)
-    ids_TL, mask_TL = ctx.processor.texts([caption.text for sample in samples for caption in sample.captions])
+    processor = context(TaskModel(model), []).processor
+    ids_TL, mask_TL = processor.texts([caption.text for sample in samples for caption in sample.captions])
     assert mask_TL.all()  # texts of equal length: no padding, whatever the batches
     num_texts, size = len(torch.unique(ids_TL, dim=0)), 3
     assert num_texts < len(ids_TL)
     seen: set[tuple[int, int]] = set()
     rerank = reranking.rerank
 
-    def spy(model, images, texts, of_images, of_texts, batch_size):  # type: ignore[no-untyped-def]
-        for image, text in (of_images, of_texts):
+    def spy(model, images, texts, pair_sets, batch_size, ranks):  # type: ignore[no-untyped-def]
+        for image, text in pair_sets:
             seen.update(zip(image.ravel().tolist(), text.ravel().tolist(), strict=True))
-        return rerank(model, images, texts, of_images, of_texts, batch_size)
+        return rerank(model, images, texts, pair_sets, batch_size, ranks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("x2vlm.tasks.retrieval.rerank", spy)
-        total = flops_of(lambda: evaluate_retrieval(model, RetrievalConfig(shortlist=size), ctx))
+        total = flops_of(lambda: retrieval(model, samples, 4, shortlist=size))
 
     pixels, mask = torch.zeros(1, 3, 32, 32), mask_TL[:1]
     with torch.no_grad():
@@ -99,14 +98,14 @@ def test_flops_are_one_projection_per_image(model: X2VLM) -> None:
 
 def test_keys_in_memory_are_bounded(model: X2VLM) -> None:
     """Chunks hold as many images as the bound in bytes allows, whatever their number."""
-    ctx: TaskContext = context(model, [make_sample(index) for index in range(9)], batch_size=64)
+    samples = [make_sample(index) for index in range(9)]
     bytes_per_image = 2 * model.config.fusion.num_layers * 5 * 32 * 4
     rows: list[int] = []
     key = model.fusion.layers[0].cross_attention.key  # type: ignore[union-attr]
     handle = key.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))  # type: ignore[union-attr]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reranking, "KEY_BYTES", 2 * bytes_per_image + 1)
-        evaluate_retrieval(model, RetrievalConfig(shortlist=18), ctx)
+        retrieval(model, samples, 64, shortlist=18)
     handle.remove()
     assert rows == [2, 2] * 4 + [1, 1]  # summaries and patches of nine images, two at a time
 
@@ -121,8 +120,6 @@ from x2vlm.inference.processor import processor_for
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 from x2vlm.samples import Caption, Media, Sample, sample_key
-from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
-from x2vlm.tasks.task import TaskContext
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = ModelConfig(
@@ -131,18 +128,17 @@ config = ModelConfig(
     fusion=FusionConfig(num_layers=1, num_heads=2, intermediate=128), embed_dim=32)
 model = build_model(config)
 draw = np.random.default_rng(0)
-media = Media("image", "0" * 64, 1, 16, 16, "png")
-def sample(number):
+def example(number):
     texts = [" ".join(draw.choice([*COLOURS, *THINGS], 8)) for _ in range(5)]
-    return Sample(sample_key("toy", str(number)), "toy", str(number), "val", "image", "",
-                  tuple(map(Caption, texts)), (), media=media)
-samples = [sample(number) for number in range(5000)]
-def load(sample):
-    return Image.fromarray(np.random.default_rng(int(sample.source_row)).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    return Example(str(number), "val", (str(number),), tuple(texts))
+examples = [example(number) for number in range(5000)]
+def load(name):
+    pixels = np.random.default_rng(int(name)).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    return Visual(name, (Image.fromarray(pixels),))
 processor = processor_for(config, WordPieceTokenizer(VOCABULARY))
 started = time.process_time()
-context = TaskContext(samples, load, processor, batch_size=64)
-result = evaluate_retrieval(model, RetrievalConfig(shortlist=int(sys.argv[1])), context)
+context = TaskContext(examples, load, processor, batch_size=64)
+result = evaluate_retrieval(TaskModel(model), RetrievalConfig(shortlist=int(sys.argv[1])), context)
 assert result.num_examples == 30000
 print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "SECONDS", time.process_time() - started)
 """

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.models.tasks import context, make_sample, naive_tables
+from tests.support.models.tasks import grounding, make_sample, naive_tables, retrieval
 from x2vlm.errors import InvalidSample
 from x2vlm.models.x2vlm import X2VLM
 from x2vlm.samples import Box
-from x2vlm.tasks.grounding import GroundingConfig, evaluate_grounding
-from x2vlm.tasks.retrieval import RetrievalConfig, evaluate_retrieval
 from x2vlm.tasks.scoring import box_iou
 from x2vlm.tasks.task import data_digest
 
 
 def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(4)]
-    result = evaluate_retrieval(model, RetrievalConfig(shortlist=3), context(model, samples))
+    result = retrieval(model, samples, shortlist=3)
     cosine, logits = naive_tables(model, samples)
     expected_hits = []
     for i in range(4):
@@ -34,32 +32,32 @@ def test_retrieval_agrees_with_scoring_every_pair(model: X2VLM) -> None:
 
 def test_retrieval_does_not_depend_on_batch_size(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(5)]
-    one, many = (evaluate_retrieval(model, RetrievalConfig(), context(model, samples, size)) for size in (1, 64))
+    one, many = (retrieval(model, samples, size) for size in (1, 64))
     assert one.metrics == many.metrics
     assert one.data_digest == many.data_digest
 
 
 def test_grounding_scales_boxes_back_and_skips_ambiguous_texts(model: X2VLM) -> None:
     samples = [make_sample(index) for index in range(3)]
-    result = evaluate_grounding(model, GroundingConfig(), context(model, samples))
+    result = grounding(model, samples)
     rows = result.predictions.to_pylist()
-    assert [row["annotation_id"] for row in rows] == ["0-a", "1-a", "2-a"]
+    assert [row["example_id"].split("#")[1] for row in rows] == ["0-a", "1-a", "2-a"]
     for row in rows:
         x, y, w, h = row["box_xywh"]
         assert min(x, y, w, h) >= 0
         assert x + w <= 48 + 1e-6
         assert y + h <= 32 + 1e-6
         assert row["iou"] == pytest.approx(box_iou(Box(x, y, w, h), Box(*row["target_xywh"])))
-    ambiguous = evaluate_grounding(model, GroundingConfig(unambiguous=False), context(model, samples))
+    ambiguous = grounding(model, samples, unambiguous=False)
     assert ambiguous.num_examples == 9
     assert ambiguous.data_digest != result.data_digest
 
 
 def test_nothing_to_evaluate_is_an_error(model: X2VLM) -> None:
     with pytest.raises(InvalidSample, match="empty_split"):
-        evaluate_retrieval(model, RetrievalConfig(), context(model, []))
+        retrieval(model, [])
     with pytest.raises(InvalidSample, match="empty_split"):
-        evaluate_grounding(model, GroundingConfig(), context(model, []))
+        grounding(model, [])
 
 
 def test_an_example_asked_twice_is_an_error() -> None:
@@ -75,9 +73,8 @@ def test_grounding_as_released_is_told_from_ours_by_its_result(model: X2VLM) -> 
         last.weight.zero_()
         last.bias.copy_(torch.logit(torch.tensor([0.2, 0.92, 0.8, 0.8])))
     samples = [make_sample(index) for index in range(3)]
-    ours = evaluate_grounding(model, GroundingConfig(), context(model, samples))
-    released = GroundingConfig(unambiguous=False, iou="inclusive", clip_boxes=False)
-    theirs = evaluate_grounding(model, released, context(model, samples))
+    ours = grounding(model, samples)
+    theirs = grounding(model, samples, unambiguous=False, iou="inclusive", clip_boxes=False)
     assert ours.measured_as == {"texts": "unambiguous", "iou": "plain", "boxes": "clipped"}
     assert theirs.measured_as == {"texts": "all", "iou": "inclusive", "boxes": "unclipped"}
     for result, box in ((ours, (0.0, 16.64, 28.8, 15.36)), (theirs, (-9.6, 16.64, 38.4, 25.6))):

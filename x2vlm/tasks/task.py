@@ -18,6 +18,7 @@ from torch import Tensor
 from x2vlm.data.task_examples import Example
 from x2vlm.errors import InvalidSample
 from x2vlm.models.downstream.config import HeadConfig
+from x2vlm.samples import Sample
 from x2vlm.train.ranks import Ranks
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
@@ -67,12 +68,16 @@ class TaskContext:
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a loss may use besides model and batch: random numbers of this step, the data's labels, other processes."""
+    """What a loss may use besides model and batch: random numbers of this step, the data's labels, other processes.
+
+    `prepared`: what `TaskTraining.before` made.
+    """
 
     generator: torch.Generator
     labels: Sequence[str]
     ranks: Ranks
     step: int
+    prepared: Any = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class TaskTraining:
     one per caption. `prepare`: one row from its decoded media, with a crop, mirror and operations of its own draws.
     `collate`: a batch of rows. `losses`: by name, each a scalar; they are summed. `head`: the sizes of the head, None
     for the heads of pre-training; gets the number of labels of the data. `start_head`, if given, fills a new head
-    from the base (the decoder of answers starts from the fusion layers).
+    from the base (the decoder of answers starts from the fusion layers). `before` makes once what the losses need of
+    all training examples (self-critical captioning: in how many of them each word occurs).
     """
 
     rows: Callable[[Sequence[Example], Any], list[tuple[int, int]]]
@@ -92,6 +98,7 @@ class TaskTraining:
     losses: Callable[[TaskModel, TaskBatch, Any, LossContext], dict[str, Tensor]]
     head: Callable[[int, Any], HeadConfig | None] = lambda num_labels, options: None
     start_head: Callable[[TaskModel], None] | None = None
+    before: Callable[[Sequence[Example], Processor, Any], Any] = lambda examples, processor, options: None
     compares_rows: bool = False  # whether a loss compares the rows of a batch with each other
     chunks: Callable[[TaskBatch, int], list[TaskBatch]] = lambda batch, number: batch.chunks(number)
 
@@ -102,12 +109,14 @@ class Task:
 
     `evaluate` gets the model, a value of the task's `config_type`, and its context. `training` is None for a task
     that is zero-shot only. `check` raises ConfigError, naming the file's row, for examples that do not fit options,
-    labels or model, before the first batch.
+    labels or model, before the first batch. `from_samples(samples, options)`: the examples in held-out samples of the
+    pipeline, their media named by sha256; None for a task whose questions samples do not hold.
     """
 
     evaluate: Callable[[TaskModel, Any, TaskContext], TaskResult]
     training: TaskTraining | None = None
     check: Callable[[Sequence[Example], Sequence[str], Any], None] = lambda examples, labels, options: None
+    from_samples: Callable[[Sequence[Sample], Any], list[Example]] | None = None
 
 
 def data_digest(example_ids: Sequence[str]) -> str:
