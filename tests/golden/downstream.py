@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.golden import downstream_answers
+from tests.golden import downstream_answers, downstream_matching
 from tests.golden.differences import Check
 
 DOWNSTREAM_CHECKS: dict[str, Check] = {
+    "grounding": downstream_matching.check_grounding,
     "nlvr": downstream_answers.check_classifier,
+    "retrieval": downstream_matching.check_retrieval,
     "video_qa": downstream_answers.check_classifier,
     "vqa": downstream_answers.check_vqa,
     "vqa_classes": downstream_answers.check_classifier,
