@@ -219,7 +219,7 @@ def test_lists_of_answers_that_cannot_be_meant_are_refused(labels, message):
 def test_evaluation_refuses_what_it_cannot_score(fresh):
     with pytest.raises(ConfigError, match="example 1 has no answer and others of the split have"):
         evaluate(fresh, [example(0), example(1, answers=())])
-    with pytest.raises(ConfigError, match="2 answers, and VQA accuracy needs at least 4.*metric: exact"):
+    with pytest.raises(ConfigError, match=r"2 answers, and VQA accuracy needs at least 4.*metric: exact"):
         evaluate(fresh, [example(0, answers=("red", "blue"))])
     with pytest.raises(InvalidSample, match="duplicate_id"):
         evaluate(fresh, [example(0), example(0)])
