@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from x2vlm.config import FrozenConfig, did_you_mean
-from x2vlm.tasks.config import CaptioningConfig, ClassificationConfig, GroundingConfig, RetrievalConfig
+from x2vlm.tasks.config import CaptioningConfig, ClassificationConfig, GroundingConfig, RetrievalConfig, VqaConfig
 
 if TYPE_CHECKING:
     from x2vlm.tasks.task import Task
@@ -40,6 +40,7 @@ TASKS = {
     spec.name: spec
     for spec in (
         TaskSpec("retrieval", 2, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
+        TaskSpec("vqa", 1, VqaConfig, "accuracy", "x2vlm.tasks.vqa:VQA"),
         TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
         TaskSpec("captioning", 1, CaptioningConfig, "cider", "x2vlm.tasks.captioning:CAPTIONING"),
         TaskSpec("classification", 1, ClassificationConfig, "accuracy", "x2vlm.tasks.classification:CLASSIFICATION"),
