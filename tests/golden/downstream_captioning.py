@@ -48,13 +48,18 @@ def check_captioning(folder: Path) -> list[Difference]:
     searched = list(_recorded(case.info))
     if not searched:
         return [*found, Difference("captions: nothing recorded", math.inf, 0.0)]
-    writer = _Writer(model, case)
-    tried = []
+    writer, best, fewest = _Writer(model, case), [Difference("no length fits", math.inf, 0.0)], math.inf
     for max_length in _lengths(searched, case, model.config.text.max_positions):
-        tried.append([writer.compare(one, max_length) for one in searched])
-        if not any(difference.is_excess for difference in tried[-1]):
+        tried: list[Difference] = []
+        for one in searched:
+            tried.append(writer.compare(one, max_length))
+            if (wrong := sum(difference.is_excess for difference in tried)) >= fewest:
+                break
+        else:
+            best, fewest = tried, wrong
+        if not fewest:
             break
-    return found + min(tried, key=lambda some: sum(difference.is_excess for difference in some))
+    return found + best
 
 
 class _Writer:
