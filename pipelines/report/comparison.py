@@ -46,10 +46,10 @@ class Table:
 def comparison_table(results: Mapping[str, Result], models: Collection[str] | None = None) -> Table:
     """The table of the `result.json` contents in `results`, by the name of the evaluation.
 
-    `models` names the published models to compare with; None: all. A result says in `card` or `data.card` of which
-    card its data are, in `split` which split was measured, and in `selection` which epoch of a fine-tuning was kept;
-    without them it is about own data, or about the model as pre-trained. CorruptArtifact, naming the
-    evaluation, for a result without metrics.
+    `models` names the published models to compare with; None: all. A result says in `card` and `card_split` of which
+    card and split of it its data are, in `split` what the experiment calls that split, and in `selection` which epoch
+    of a fine-tuning was kept; without them it is about own data, or about the model as pre-trained. CorruptArtifact,
+    naming the evaluation, for a result without metrics.
     """
     digests = _digests(results)
     return Table(
@@ -58,16 +58,20 @@ def comparison_table(results: Mapping[str, Result], models: Collection[str] | No
 
 
 def card_of(result: Result) -> str:
-    """The card of the data, "" for own data."""
-    data = result.get("data")
-    return str(result.get("card") or (data.get("card") if isinstance(data, Mapping) else "") or "")
+    """The card of the data below datasets/, such as "downstream/nlvr2"; "" for own data."""
+    return str(result.get("card") or "")
+
+
+def split_of(result: Result) -> str:
+    """The split that was measured, as its card calls it."""
+    return str(result.get("card_split") or result.get("split") or "")
 
 
 def _rows(name: str, result: Result, models: Collection[str] | None, others: Sequence[str]) -> list[Row]:
     metrics = result.get("metrics")
     if not isinstance(metrics, Mapping):
         raise CorruptArtifact(f"the result of {name} holds no `metrics`; evaluate it again with --force")
-    task, split = str(result.get("task", "")), str(result.get("split") or "")
+    task, split = str(result.get("task", "")), split_of(result)
     found = benchmark_of(card_of(result), task)
     obstacles = _obstacles(found, split, result) if found else ()
     notes = (*obstacles, *_conditions(result), *(f"other examples than {other}" for other in others))
@@ -142,7 +146,7 @@ def _digests(results: Mapping[str, Result]) -> dict[str, list[str]]:
     seen: dict[tuple[str, str, str], list[tuple[str, Any]]] = {}
     found = {}
     for name, result in results.items():
-        key = (card_of(result), str(result.get("task", "")), str(result.get("split") or ""))
+        key = (card_of(result), str(result.get("task", "")), split_of(result))
         earlier = seen.setdefault(key, [])
         digest = result.get("data_digest")
         if key[0]:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from x2vlm.config import parse_config, read_yaml
+from x2vlm.data.task_cards import load_task_card
 from x2vlm.errors import ConfigError
-from x2vlm.tasks.published import Benchmark, benchmark, benchmarks, published
+from x2vlm.tasks.published import Benchmark, benchmark, benchmark_of, benchmarks, published
 from x2vlm.tasks.published.numbers import FILE, SOURCES
 
 
@@ -53,6 +54,27 @@ def test_a_split_is_whole_at_its_published_size_only() -> None:
     assert not coco.is_whole("test", 6000)
     assert benchmark("ovad").is_whole("test", 14297)
     assert not benchmark("ovad").is_whole("test", 14000)
+
+
+@pytest.mark.parametrize("name", benchmarks())
+def test_splits_are_those_of_the_card(name: str, project_root: Path) -> None:
+    """Named alike, for the same task, and as large: in examples, or in examples and texts where both are asked for."""
+    one, card = benchmark(name), load_task_card(project_root / f"datasets/downstream/{name}.yaml")
+    assert one.task == card.task
+    for split, sizes in one.sizes.items():
+        stated = card.splits[split]
+        if stated.examples is not None:
+            assert stated.examples in sizes
+        if stated.texts is not None and one.task == "retrieval":
+            assert stated.examples is not None
+            assert stated.examples + stated.texts in sizes
+
+
+def test_a_card_is_of_a_benchmark_for_its_own_task_only() -> None:
+    assert benchmark_of("downstream/nlvr2", "classification") == "nlvr2"
+    assert benchmark_of("downstream/nlvr2", "retrieval") is None
+    assert benchmark_of("world/nlvr2", "classification") is None
+    assert benchmark_of("", "classification") is None
 
 
 def test_the_file_lies_beside_the_code_and_its_mistakes_are_found() -> None:

@@ -171,7 +171,7 @@ class _Texts:
             hidden, keys_values = self._fusion_layer(layer, hidden, next(cache, None), mask_NX, image)
             grown.append(keys_values)
         self._cache = [(keys[:, :, :-1], values[:, :, :-1]) for keys, values in grown]  # all but the [MASK]
-        logits_R1V = self._model.word_head(hidden[:, -1:], self._model.text.word_embeddings.weight)
+        logits_R1V: Tensor = self._model.word_head(hidden[:, -1:], self._model.text.word_embeddings.weight)
         return logits_R1V[:, 0].float().log_softmax(dim=-1)
 
     def _fusion_layer(

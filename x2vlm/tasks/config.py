@@ -6,14 +6,24 @@ import pydantic
 
 from x2vlm.config import FrozenConfig
 from x2vlm.data.loading.masking import MaskingConfig
-from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention
+from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention, Ties
 
 
 class RetrievalConfig(FrozenConfig):
-    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K)."""
+    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K, 32 for
+    MSRVTT).
+
+    `ties`: of equal scores the candidate with the lower number comes first, or, as in the reference, the one with the
+    higher number; candidates outside of the shortlist have equal scores too. `spool_above_bytes`: tokens of images, and
+    of texts, of a process go to a temporary file where they take more. `negatives` of the matching loss in fine-tuning
+    come from the rows of one process, as in the reference, or from those of all.
+    """
 
     shortlist: int = pydantic.Field(default=128, gt=0)
     recalls: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
+    ties: Ties = "index"
+    spool_above_bytes: int = pydantic.Field(default=4 * 2**30, ge=0)
+    negatives: Literal["process", "all"] = "process"
 
 
 class GroundingConfig(FrozenConfig):

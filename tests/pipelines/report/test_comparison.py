@@ -79,6 +79,12 @@ def test_zero_shot_benchmarks_need_no_fine_tuning() -> None:
     ]
 
 
+def test_the_split_goes_by_the_name_that_the_card_gives_it() -> None:
+    one = result(split="final", card_split="val", num_examples=6982)
+    rows = comparison_table({"nlvr2": one}, models=[MODEL]).rows
+    assert [(row.split, row.difference) for row in rows] == [("val", pytest.approx(87.5 - 88.7))]
+
+
 def test_models_can_be_named() -> None:
     rows = comparison_table({"nlvr2": result()}, models=[MODEL]).rows
     assert [row.published and row.published.model for row in rows] == [MODEL]
