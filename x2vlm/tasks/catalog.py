@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from x2vlm.config import FrozenConfig, did_you_mean
-from x2vlm.tasks.config import GroundingConfig, RetrievalConfig
+from x2vlm.tasks.config import AttributesConfig, GroundingConfig, RetrievalConfig, WeakGroundingConfig, WinogroundConfig
 
 if TYPE_CHECKING:
     from x2vlm.tasks.task import Task
@@ -41,6 +41,9 @@ TASKS = {
     for spec in (
         TaskSpec("retrieval", 2, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
         TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
+        TaskSpec("weak_grounding", 1, WeakGroundingConfig, "accuracy", "x2vlm.tasks.weak_grounding:WEAK_GROUNDING"),
+        TaskSpec("winoground", 1, WinogroundConfig, "group_score", "x2vlm.tasks.winoground:WINOGROUND"),
+        TaskSpec("attributes", 1, AttributesConfig, "mean_ap", "x2vlm.tasks.attributes:ATTRIBUTES"),
     )
 }
 
