@@ -49,9 +49,9 @@ def evaluate_winoground(model: TaskModel, options: WinogroundConfig, ctx: TaskCo
     def score(batch: Sequence[Example]) -> list[list[float]]:
         pixels = ctx.processor.images([ctx.load(name).frames[0] for example in batch for name in example.media])
         ids_BL, mask_BL = ctx.processor.texts([text for example in batch for text in example.texts])
-        inputs = (tensor.to(ctx.device) for tensor in (pixels, ids_BL, mask_BL))
-        scores: list[list[float]] = pair_scores(model, *inputs, options).double().cpu().view(-1, 4).tolist()
-        return scores
+        pixels, ids_BL, mask_BL = (tensor.to(ctx.device) for tensor in (pixels, ids_BL, mask_BL))
+        scores_B22 = pair_scores(model, pixels, ids_BL, mask_BL, options).double().cpu()
+        return [list(map(float, row)) for row in scores_B22.view(-1, 4)]
 
     scores_N22 = np.array(map_batches(ctx.examples, ctx.batch_size, ctx.ranks, score)).reshape(-1, 2, 2)
     texts, images = winoground_answers(scores_N22)
