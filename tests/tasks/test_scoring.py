@@ -129,7 +129,7 @@ tables = st.integers(1, 6).flatmap(
 @given(tables)
 @settings(deadline=None)
 def test_recall_at_k_is_that_of_counting_and_of_scikit_learn(table: tuple[list[list[int]], list[list[int]]]) -> None:
-    """Without ties, where every definition agrees: hits among the top k; scikit-learn knows one right answer a query."""
+    """Without ties, where all definitions agree: hits among the top k; scikit-learn knows one right answer a query."""
     from sklearn.metrics import top_k_accuracy_score
 
     scores = np.array(table[0], dtype=float)
