@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s6_evaluate import EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig
 from tests.support.settings import changed, settings_of
 from x2vlm.config import FrozenConfig, parse_config
 from x2vlm.data.loading.streams import StreamConfig

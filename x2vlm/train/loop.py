@@ -64,6 +64,7 @@ def fit(
     held_out: StepLoader | None = None,
     asks_save: Callable[[int], bool] | None = None,
     learns: StepObjective | None = None,
+    save_every: int | None = None,
 ) -> int:
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
@@ -73,7 +74,7 @@ def fit(
     `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
     (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
     of `validate_every`. `learns` is the objective (default: pre-training); a task's comes with a loader of its own,
-    which gives the batches that the objective reads.
+    which gives the batches that the objective reads. A checkpoint is written after every multiple of `save_every` too.
 
     TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
     be. X2VLMError after too many non-finite steps in a row.
@@ -94,7 +95,7 @@ def fit(
         if ranks.is_first:
             saved_facts |= {"rollbacks": rollbacks} if (rollbacks := checkpoints.rollbacks()) else {}
             writer = stack.enter_context(Writer(metrics_uri, first_step, config.steps, checkpoints, runtime))
-        finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts)
+        finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts, save_every)
         profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=ranks.device.type == "cuda")
         busy = 0.0
@@ -132,12 +133,13 @@ class _StepEnd:
     held_out: StepLoader | None
     writer: Writer | None  # of the first rank
     facts: Mapping[str, Any]  # of every checkpoint
+    save_every: int | None = None  # beside the runtime's `checkpoint_every`
 
     def __call__(self, step: int) -> None:
         config, runtime, progress = self.trainer.config, self.runtime, self.progress
         self.watchdog.beat(step, "read numbers")
         is_validated = self.held_out is not None and _is_due(step, runtime.validate_every, config.steps)
-        is_saved = _is_due(step, runtime.checkpoint_every, config.steps)
+        is_saved = any(_is_due(step, every, config.steps) for every in (runtime.checkpoint_every, self.save_every))
         num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
         lines = progress.read(num_ahead)
         if progress.asks_stop or progress.asks_save:

@@ -1,0 +1,82 @@
+"""A toy classification task in its stored form, a toy model's folder, and the inputs of a finetune part."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.flow.stage import Input, InputPart
+from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
+from tests.support.parts import as_part
+from tests.support.training.corpus import COLOURS, MODEL, TOKENIZER, drawn_jpeg
+from x2vlm.data.shards.packs import Payload, write_media_pack
+from x2vlm.data.task_examples import Example, TaskData, example_table, labels_to_json
+from x2vlm.inference.pretrained import save_pretrained
+from x2vlm.inference.processor import processor_for
+from x2vlm.models.x2vlm import build_model
+from x2vlm.samples import write_table
+
+LABELS = tuple(COLOURS)
+SETTINGS: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 4,
+    "precision": "float32",
+    "optimizer": {"lr": 2e-3},
+    "seed": 11,
+}
+
+
+def toy_config(**changes: Any) -> FinetuneNodeConfig:
+    """The classification of colours, three epochs of batches of four."""
+    return FinetuneNodeConfig.model_validate({"task": "classification", "finetune": {**SETTINGS, **changes}})
+
+
+def toy_image(number: int) -> tuple[str, bytes]:
+    """The colour and the bytes of a drawn image."""
+    colour = list(COLOURS)[number % 4]
+    return colour, drawn_jpeg(colour, "plate", number)
+
+
+def toy_examples(split: str, numbers: Sequence[int], folder: Path) -> list[Example]:
+    """One example per image; the images are written to `folder` under the sha256 of their bytes."""
+    examples = []
+    for number in numbers:
+        colour, data = toy_image(number)
+        sha256 = hashlib.sha256(data).hexdigest()
+        (folder / sha256).write_bytes(data)
+        examples.append(Example(f"{split}-{number}", split, (sha256,), ("a plate on grey",), (colour,)))
+    return examples
+
+
+def toy_split(folder: Path, split: str, numbers: Sequence[int], labels: Sequence[str] = LABELS) -> InputPart:
+    """A split as the task_data stage commits it, in one part."""
+    part, images = folder / f"{split}-00000", folder / "images" / split
+    part.mkdir(parents=True)
+    images.mkdir(parents=True)
+    examples = toy_examples(split, numbers, images)
+    write_table(example_table(examples), part / "examples.parquet")
+    (part / "labels.json").write_text(labels_to_json(TaskData((), tuple(labels))), encoding="utf-8")
+    write_media_pack(part, [Payload(path.name, "jpg", path) for path in sorted(images.iterdir())])
+    return as_part(part.name, part)
+
+
+def toy_model_folder(folder: Path, image_res: int = 32) -> Path:
+    """A random toy model with its processor."""
+    torch.manual_seed(3)
+    model = build_model(MODEL.model_copy(update={"vision": MODEL.vision.model_copy(update={"image_res": image_res})}))
+    processor = processor_for(model.config, TOKENIZER, max_tokens=12)
+    save_pretrained(model, folder, processor=processor)
+    return folder
+
+
+def toy_inputs(folder: Path, image_res: int = 32) -> dict[str, tuple[Input, ...]]:
+    """14 images to learn from, 8 to select on and 8 to test with."""
+    model = toy_model_folder(folder / "model", image_res)
+    splits = {"train": range(14), "val": range(100, 108), "test": range(200, 208)}
+    parts = tuple(toy_split(folder / "data", name, numbers) for name, numbers in splits.items())
+    return {
+        "model": (Input("pretrain/toy", "root-of-model", (as_part("train", model),)),),
+        "data": (Input("task_data/toy", "root-of-data", parts),),
+    }
