@@ -48,8 +48,8 @@ def comparison_table(results: Mapping[str, Result], models: Collection[str] | No
 
     `models` names the published models to compare with; None: all. A result says in `card` and `card_split` of which
     card and split of it its data are, in `split` what the experiment calls that split, and in `selection` which epoch
-    of a fine-tuning was kept; without them it is about own data, or about the model as pre-trained. CorruptArtifact, naming the
-    evaluation, for a result without metrics.
+    of a fine-tuning was kept; without them it is about own data, or about the model as pre-trained. CorruptArtifact,
+    naming the evaluation, for a result without metrics.
     """
     digests = _digests(results)
     return Table(
