@@ -49,6 +49,8 @@ def task_nodes(
                     options=evaluation.options,
                     batch_size=evaluation.batch_size,
                     split=split,
+                    card=card or "",
+                    card_split=evaluation.data.splits.get(split, split) if card else "",
                     known_as=tuple(known_as),
                 ),
                 inputs={
