@@ -141,8 +141,15 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
     """The labels to answer with. Those of a classifier are its own: ConfigError if the split was read with others."""
     head = trained.model.head_config
-    if head is None or head.kind != "classifier" or not trained.labels:
+    if head is None or head.kind != "classifier":
         return split.labels or trained.labels
+    if not trained.labels:  # of a checkpoint of the reference, which names none
+        if len(split.labels) != head.num_labels:
+            raise ConfigError(
+                f"{where}: a list of {len(split.labels)} answers, and the model's classifier has {head.num_labels}; "
+                "give the list it was trained with"
+            )
+        return split.labels
     if split.labels and split.labels != trained.labels:
         differs = next(
             (number for number, pair in enumerate(zip(split.labels, trained.labels, strict=False)) if len({*pair}) > 1),
