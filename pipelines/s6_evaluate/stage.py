@@ -139,7 +139,7 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
 
 
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
-    """The labels to answer with. Those of a classifier are its own: ConfigError if the split was read with others."""
+    """The labels to answer with. Those of a classifier are its own: ConfigError if the split knows others."""
     head = trained.model.head_config
     if head is None or head.kind != "classifier":
         return split.labels or trained.labels
@@ -150,14 +150,10 @@ def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ..
                 "give the list it was trained with"
             )
         return split.labels
-    if split.labels and split.labels != trained.labels:
-        differs = next(
-            (number for number, pair in enumerate(zip(split.labels, trained.labels, strict=False)) if len({*pair}) > 1),
-            min(len(split.labels), len(trained.labels)),
-        )
+    if unknown := [label for label in split.labels if label not in trained.labels]:
         raise ConfigError(
-            f"{where}: the list of {len(split.labels)} answers is not that of the model's classifier, which has "
-            f"{len(trained.labels)}; they differ from number {differs} on. Give the list it was trained with"
+            f"{where}: the {len(split.labels)} answers of the split are not among the {len(trained.labels)} of the "
+            f"model's classifier: {', '.join(map(repr, unknown[:5]))}. Give the list that it was trained with"
         )
     return trained.labels
 

@@ -110,7 +110,12 @@ def other_data(inputs, *parts):
 @pytest.mark.parametrize(
     ("split", "numbers", "labels", "message"),
     [
-        ("val", range(100, 108), LABELS[::-1], r"split val was read with a list of 4 answers.*give both the same"),
+        (
+            "val",
+            range(100, 108),
+            (*LABELS[:3], "pink"),
+            r"4 answers of split val are not among the 4 of split train.*'pink'",
+        ),
         ("val", range(4), LABELS, r"every example of split val is one of split train; give the files of val"),
         ("train", range(14), ("yes", "no"), r"split train: none of the answers, such as 'red', is in the list of 2"),
     ],
