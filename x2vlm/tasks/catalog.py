@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from x2vlm.config import FrozenConfig, did_you_mean
-from x2vlm.tasks.config import ClassificationConfig, GroundingConfig, RetrievalConfig
+from x2vlm.tasks.config import CaptioningConfig, ClassificationConfig, GroundingConfig, RetrievalConfig
 
 if TYPE_CHECKING:
     from x2vlm.tasks.task import Task
@@ -41,6 +41,7 @@ TASKS = {
     for spec in (
         TaskSpec("retrieval", 2, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
         TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
+        TaskSpec("captioning", 1, CaptioningConfig, "cider", "x2vlm.tasks.captioning:CAPTIONING"),
         TaskSpec("classification", 1, ClassificationConfig, "accuracy", "x2vlm.tasks.classification:CLASSIFICATION"),
     )
 }

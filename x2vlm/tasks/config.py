@@ -1,18 +1,29 @@
 """What an experiment decides about each task: its `options`. Tasks import torch; checking an experiment need not."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 
 from x2vlm.config import FrozenConfig
-from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention
+from x2vlm.data.loading.masking import MaskingConfig
+from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention, Ties
 
 
 class RetrievalConfig(FrozenConfig):
-    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K)."""
+    """`shortlist` candidates per query go to the matching head (the paper: 256 for COCO, 128 for Flickr30K, 32 for
+    MSRVTT).
+
+    `ties`: of equal scores the candidate with the lower number comes first, or, as in the reference, the one with the
+    higher number; candidates outside of the shortlist have equal scores too. `spool_above_bytes`: tokens of images, and
+    of texts, of a process go to a temporary file where they take more. `negatives` of the matching loss in fine-tuning
+    come from the rows of one process, as in the reference, or from those of all.
+    """
 
     shortlist: int = pydantic.Field(default=128, gt=0)
     recalls: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = pydantic.Field(default=(1, 5, 10), min_length=1)
+    ties: Ties = "index"
+    spool_above_bytes: int = pydantic.Field(default=4 * 2**30, ge=0)
+    negatives: Literal["process", "all"] = "process"
 
 
 class GroundingConfig(FrozenConfig):
@@ -32,3 +43,25 @@ class ClassificationConfig(FrozenConfig):
     """`num_images` of an example: 2 for NLVR2 and MaRVL."""
 
     num_images: int = pydantic.Field(default=1, ge=1)
+
+
+class CaptioningConfig(FrozenConfig):
+    """How captions are written and learned; the defaults are the released ones of COCO.
+
+    Written: `num_beams` to `no_repeat` as in `x2vlm.models.generate.GenerateConfig`, behind the `prompt`. Learned:
+    `mode` "fg_free" inserts a [MASK] before the true token and "causal" replaces it, both with a divergence from
+    targets smoothed by `label_smoothing`; "scst" is self-critical training, with `scst_samples` captions of up to
+    `scst_max_tokens` tokens an image, rewarded by CIDEr-D (released for X-VLM alone).
+    """
+
+    prompt: str = "a picture of "
+    num_beams: int = pydantic.Field(default=3, ge=1)
+    max_tokens: int = pydantic.Field(default=50, ge=1)
+    min_tokens: int = pydantic.Field(default=5, ge=0)
+    length_penalty: float = 0.0
+    no_repeat: int = pydantic.Field(default=3, ge=0)
+    mode: Literal["fg_free", "causal", "scst"] = "fg_free"
+    masking: MaskingConfig = MaskingConfig(prob=0.6, max_masks=18)
+    label_smoothing: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    scst_samples: int = pydantic.Field(default=5, ge=1)
+    scst_max_tokens: int = pydantic.Field(default=20, ge=1)

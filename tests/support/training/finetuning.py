@@ -105,7 +105,7 @@ def finetune_here(
 def finetune_killed(
     config: FinetuneNodeConfig, inputs: dict[str, tuple[Input, ...]], folder: Path, kill: dict[str, int], **runtime: Any
 ) -> int:
-    """The same in a process of its own that kills itself: after a `step`, or before an `epoch` is measured; its code."""
+    """The same in a process of its own that kills itself: after a `step`, or before an `epoch` is measured."""
     process = CONTEXT.Process(target=_killed, args=(config, inputs, str(folder), kill, runtime))
     process.start()
     process.join(300)

@@ -5,14 +5,17 @@ Every function refuses what would give a wrong number quietly: NaN, empty splits
 
 from x2vlm.tasks.scoring.boxes import IOU_THRESHOLD, IouConvention, box_iou
 from x2vlm.tasks.scoring.intervals import bootstrap_interval
-from x2vlm.tasks.scoring.ranks import best_ranks, recall_at, shortlist_ranks
+from x2vlm.tasks.scoring.ranks import Ties, best_ranks, mean_rank, median_rank, recall_at, shortlist_ranks
 
 __all__ = [
     "IOU_THRESHOLD",
     "IouConvention",
+    "Ties",
     "best_ranks",
     "bootstrap_interval",
     "box_iou",
+    "mean_rank",
+    "median_rank",
     "recall_at",
     "shortlist_ranks",
 ]
