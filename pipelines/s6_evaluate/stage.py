@@ -4,7 +4,8 @@ Images and texts are prepared by the processor in the model's own folder: image 
 cleaning are those it was trained with. A part writes `predictions.parquet` (one row per example) and `result.json`
 (metrics, 95 % intervals, the digest of the questions asked, the model's weights by sha256, how its epoch was selected,
 and how many test images the training set was found to show), so that two numbers can be told to be about the same
-thing; and the files that a test server takes, where the task has one.
+thing; `examples.html`, a page of right and wrong examples; and the files that a test server takes, where the task has
+one.
 """
 
 import json
@@ -76,6 +77,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     """Run the task on every example that has media."""
     import torch
 
+    from x2vlm.tasks.pages import examples_page
     from x2vlm.tasks.task import TaskContext
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -103,6 +105,8 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
         if error.rule != "empty_caption":
             raise
         raise ConfigError(f"{where}: {error}; take the text out of the held-out source's files") from None
+    page = examples_page(config.task, result.predictions, split.examples, context.load)
+    (out.path / "examples.html").write_text(page, encoding="utf-8")
     return _written(config, inputs, part, out, result, names)
 
 
@@ -182,8 +186,9 @@ def _written(
     described = {
         **describe(config, result, model[WEIGHTS_FILE].sha256),
         "head_sha256": model[HEAD_FILE].sha256 if HEAD_FILE in model else None,
-        "card": config.card,
         "split": config.split,
+        "card": config.card,
+        "card_split": config.card_split,
         "selection": selection,
         "submission": sorted(result.submission),
         "contamination": contamination,
