@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.flow.stage import Input
+from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import finetune_part, plan_finetune
 from tests.support.training.finetuning import LABELS, toy_config, toy_inputs, toy_split
 from tests.support.training.pretrain_part import LocalInputs, Out
@@ -125,6 +126,14 @@ def test_data_that_do_not_fit_are_refused_before_the_first_batch(inputs, tmp_pat
     bad = other_data(inputs, toy_split(tmp_path / "data", split, numbers, labels))
     with pytest.raises(ConfigError, match=message):
         finetune(bad, tmp_path)
+    assert not (tmp_path / "state" / "metrics.jsonl").exists()
+
+
+def test_a_split_that_cannot_be_measured_is_told_before_the_first_batch(inputs, tmp_path):
+    unanswered = other_data(inputs, toy_split(tmp_path / "data", "val", range(100, 108), answered=False))
+    config = FinetuneNodeConfig.model_validate({"task": "vqa", "finetune": toy_config().finetune})
+    with pytest.raises(ConfigError, match=r"vqa: split val gives no accuracy.*has it answers\? Set `selection: last`"):
+        finetune(unanswered, tmp_path, config)
     assert not (tmp_path / "state" / "metrics.jsonl").exists()
 
 
