@@ -104,8 +104,6 @@ class EvaluationConfig(TaskChoice):
             raise ValueError("give either `source`, a held-out source of the experiment, or `data`, files of the task")
         if self.data is None and (self.finetune is not None or self.split != "test"):
             raise ValueError("finetune and split need `data`: a held-out source has one split, and none to learn from")
-        if self.finetune is not None and self.finetune.lora is not None:
-            raise ValueError("finetune.lora: low-rank adapters are not there yet; take it out to train all weights")
         if len(set(self.splits)) != len(self.splits) or not self.splits:
             raise ValueError("split: name one split, or several different ones")
         if self.data is not None and self.data.reader is not None:
