@@ -92,3 +92,36 @@ class CaptioningConfig(FrozenConfig):
     label_smoothing: float = pydantic.Field(default=0.1, ge=0, lt=1)
     scst_samples: int = pydantic.Field(default=5, ge=1)
     scst_max_tokens: int = pydantic.Field(default=20, ge=1)
+
+
+class WinogroundConfig(FrozenConfig):
+    """`score` of a pair: the logit that says they match, by how much it is above the other logit, or the cosine."""
+
+    score: Literal["match", "odds", "cosine"] = "match"
+
+
+class AttributesConfig(FrozenConfig):
+    """`prompts`: the articles of the templates. `synonyms`: of a label's words and templates the largest or the mean.
+
+    `noun`: "object" in every prompt, as in the official code, or the category of the box. `variant` names the main
+    metrics: the official evaluator cuts cosines to [0, 1] first, so that all below 0 tie.
+    """
+
+    prompts: tuple[Literal["a", "the", "none"], ...] = pydantic.Field(default=("a", "the", "none"), min_length=1)
+    synonyms: Literal["max", "mean"] = "max"
+    noun: Literal["object", "category"] = "object"
+    variant: Literal["ovad-official", "unclipped"] = "ovad-official"
+
+
+class WeakGroundingConfig(FrozenConfig):
+    """`map_layer`: the fusion layer whose attention is read, from 0; None: the first of the upper half.
+
+    That is layer 9 of 12 in X-VLM, whose last six are fusion layers: number 3 of these.
+    `negatives`: as in `RetrievalConfig`, for fine-tuning, which uses no box.
+    """
+
+    map_layer: int | None = pydantic.Field(default=None, ge=0)
+    area_power: float = pydantic.Field(default=0.5, ge=0)
+    iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
+    iou: IouConvention = "plain"
+    negatives: Literal["process", "all"] = "process"
