@@ -14,9 +14,9 @@ from x2vlm.data.task_examples import Example
 from x2vlm.errors import ConfigError, InvalidSample, X2VLMError
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.tasks import captioning
-from x2vlm.tasks.caption_scores import CaptionScores
-from x2vlm.tasks.caption_training import CaptionReward, inserted
 from x2vlm.tasks.captioning import CAPTIONING, as_written, evaluate_captioning
+from x2vlm.tasks.captions.learning import CaptionReward, inserted
+from x2vlm.tasks.captions.scores import CaptionScores
 from x2vlm.tasks.config import CaptioningConfig
 from x2vlm.tasks.task import LossContext, TaskResult
 from x2vlm.tasks.training.loader import TaskLoader
