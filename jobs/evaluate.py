@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Evaluate an experiment's model on some of its tasks; pre-training must be finished.
+"""Evaluate a model: an experiment's on some of its tasks (pre-training must be finished), or any on files you name.
 
 python jobs/evaluate.py sample --tasks retrieval,grounding
+python jobs/evaluate.py --model runs/model --task retrieval --data runs/test.csv --media-root photos
+python jobs/evaluate.py --model runs/model --task vqa --card downstream/vqav2 --data-root /data --media-root /coco
 """
 
 import sys
@@ -13,11 +15,14 @@ from x2vlm.command_line import JobParser
 
 def main() -> int:
     parser = JobParser(__doc__)
-    driver.add_run_arguments(parser)
-    parser.add_argument("--tasks", required=True, help="names under `evaluate:` of the experiment, separated by commas")
-    parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
+    driver.add_run_arguments(parser, experiment_is_optional=True)
+    driver.add_evaluate_arguments(parser)
 
     def evaluate(options: Namespace) -> driver.Outcome:
+        if options.model:
+            return driver.evaluate_model(options)
+        if not options.tasks or not options.experiment:
+            parser.error("give an experiment and its --tasks, or a --model with --task and --data")
         return driver.run_experiment(options, [f"evaluate/{name}" for name in options.tasks.split(",")], options.force)
 
     text, code = driver.run_as_job(evaluate, parser)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import InitErrorDetails
 
+from pipelines.evaluations import EvaluationConfig, check_models
 from pipelines.flow.safe_text import has_secret, mask_url
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
@@ -27,16 +28,16 @@ from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig, check_trainings
-from pipelines.s6_evaluate import EvaluateConfig
 from x2vlm.config import FrozenConfig, did_you_mean, field_problem, parse_config, read_yaml
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
-# By name in `runtime`. Of pretrain, whose workers Ray Train starts, only the GPUs are set there.
+# By name in `runtime`. Of trainings, whose workers Ray Train starts, only the GPUs are set there.
 STAGES = (
     *("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
-    *("pretrain", "evaluate"),
+    *("pretrain", "task_data", "finetune", "evaluate"),
 )
+TRAININGS = ("pretrain", "finetune")
 EXPERIMENTS = PROJECT_ROOT / "pipelines" / "experiments"
 
 # Fields that `pipelines.graph` fills in for each node: what an experiment says there could not take effect. With where
@@ -72,16 +73,6 @@ class SourceConfig(FrozenConfig):
         if self.media_name is not None and self.media_root is None:
             raise ValueError("media_name has no effect without `media_root`, the folder or bucket with your copy")
         return self
-
-
-class EvaluationConfig(EvaluateConfig):
-    """One evaluation: a task of `x2vlm.tasks.catalog` on one held-out source."""
-
-    source: str
-
-    def config(self) -> EvaluateConfig:
-        """What counts of it for the node: which source is read the graph says."""
-        return EvaluateConfig(**{name: getattr(self, name) for name in EvaluateConfig.model_fields})
 
 
 class Experiment(FrozenConfig):
@@ -163,6 +154,8 @@ class Experiment(FrozenConfig):
     @pydantic.model_validator(mode="after")
     def _evaluations_name_held_out_sources(self) -> "Experiment":
         for name, task in self.evaluate.items():
+            if task.source is None:
+                continue
             source = self.sources.get(task.source)
             if source is None or source.role != "held_out":
                 held_out = sorted(key for key, value in self.sources.items() if value.role == "held_out")
@@ -170,6 +163,7 @@ class Experiment(FrozenConfig):
                     f"evaluate.{name}.source: {task.source!r} is not a held-out source; "
                     f"{did_you_mean(task.source, held_out)}"
                 )
+        check_models(self.evaluate)
         return self
 
     @pydantic.model_validator(mode="after")
@@ -259,10 +253,10 @@ def _runtime_problems(runtimes: Mapping[str, Runtime]) -> list[InitErrorDetails]
         if stage not in STAGES
     ]
     default = Runtime()
-    for name, value in runtimes.get("pretrain", default):
+    for stage, (name, value) in [(key, item) for key in TRAININGS for item in runtimes.get(key, default)]:
         if name != "num_gpus" and value != getattr(default, name):
             words = "has no effect, Ray Train starts the workers: see `cpus_per_worker`, `max_failures` and `placement`"
-            found.append(field_problem(("pretrain", name), f"{words} of `train_runtime`"))
+            found.append(field_problem((stage, name), f"{words} of `train_runtime`"))
     return found
 
 

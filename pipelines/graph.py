@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import pydantic
 
+from pipelines.evaluation_nodes import source_node, task_nodes
+from pipelines.evaluations import EvaluationConfig
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.idle_settings import check_settings
@@ -26,7 +28,6 @@ from pipelines.s4_materialize.partition import PARTITION
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
-from pipelines.s6_evaluate import EVALUATE
 from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.cards import Card, load_card
 from x2vlm.errors import ConfigError
@@ -49,24 +50,22 @@ def build_graph(experiment: Experiment) -> Graph:
     train = sources + [branch for name in sources for branch in branches[name][1:]]
     deciding = _deciding_nodes(experiment, train)
     nodes += [*deciding, *_training_nodes(experiment, train, tuple(node.key for node in deciding))]
-    nodes += [
-        Node(
-            key=f"evaluate/{name}",
-            stage=EVALUATE,
-            config=task.config(),
-            inputs={
-                "model": (f"pretrain/{experiment.name}",),
-                "rows": tuple(f"filter/{branch}" for branch in _branches(experiment, task.source)),
-                "media": tuple(f"download/{branch}" for branch in _branches(experiment, task.source)),
-                "contamination": () if experiment.decontaminate is None else (f"decontaminate/{experiment.name}",),
-            },
-            runtime=_runtime(experiment, "evaluate"),
-        )
-        for name, task in experiment.evaluate.items()
-    ]
+    for name, evaluation in experiment.evaluate.items():
+        nodes += _evaluation_nodes(experiment, name, evaluation)
     graph = Graph(nodes)
     check_settings(experiment, graph)
     return graph
+
+
+def _evaluation_nodes(experiment: Experiment, name: str, evaluation: EvaluationConfig) -> list[Node]:
+    """An evaluation of the last training's model, or of one that another evaluation has fine-tuned."""
+    model = f"pretrain/{experiment.name}" if evaluation.model is None else f"finetune/{evaluation.model}"
+    contamination = () if experiment.decontaminate is None else (f"decontaminate/{experiment.name}",)
+    runtime = functools.partial(_runtime, experiment)
+    if evaluation.source is None:
+        return task_nodes(name, evaluation, (model,), contamination, experiment.train_runtime, runtime)
+    branches = _branches(experiment, evaluation.source)
+    return [source_node(name, evaluation, (model,), branches, contamination, runtime("evaluate"))]
 
 
 def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> list[Node]:

@@ -12,6 +12,7 @@ from pipelines.s5_pretrain.start_run import SLOT, is_node, marker_of
 from x2vlm.config import did_you_mean
 from x2vlm.data.cards import Card, file_paths, files_root
 from x2vlm.data.readers.own.sets import SET_READERS
+from x2vlm.data.task_cards import TaskCard
 from x2vlm.errors import ConfigError
 from x2vlm.models.files import MODEL_FILES
 
@@ -45,7 +46,7 @@ def set_root(card: Card, data_root: str | None) -> str | None:
     return source_uri(files_root(card, root_of(card), data_root)) if card.reader in SET_READERS else None
 
 
-def root_of(card: Card) -> Path:
+def root_of(card: Card | TaskCard) -> Path:
     """Where the card's `root` starts: a folder of the user may lie outside the package of a submitted job."""
     is_here = project_path(card.root).is_relative_to(PROJECT_ROOT)
     return PROJECT_ROOT if is_here else lasting_root() or PROJECT_ROOT

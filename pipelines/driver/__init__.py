@@ -7,15 +7,19 @@ imports what it needs when it is called: `--help`, a wrong option and Ctrl-C are
 import argparse
 from collections.abc import Sequence
 
-from pipelines.driver.arguments import add_run_arguments
+from pipelines.driver.arguments import add_evaluate_arguments, add_finetune_arguments, add_run_arguments
 from pipelines.driver.job import Outcome, run_as_job
 
 __all__ = [
     "Outcome",
+    "add_evaluate_arguments",
+    "add_finetune_arguments",
     "add_run_arguments",
     "audit_target",
+    "evaluate_model",
     "explain_row",
     "export_experiment",
+    "finetune_model",
     "run_as_job",
     "run_experiment",
     "run_experiment_or_sample",
@@ -57,3 +61,17 @@ def explain_row(options: argparse.Namespace) -> Outcome:
     from pipelines.driver import questions
 
     return questions.explain_row(options)
+
+
+def finetune_model(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.tasks.finetune`."""
+    from pipelines.driver import tasks
+
+    return tasks.finetune(options)
+
+
+def evaluate_model(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.tasks.evaluate`."""
+    from pipelines.driver import tasks
+
+    return tasks.evaluate(options)

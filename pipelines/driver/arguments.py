@@ -40,3 +40,56 @@ def add_run_arguments(parser: JobParser, experiment_is_optional: bool = False) -
     parser.add_argument(
         "--inline", action="store_true", help="run everything on this machine without Ray, parts one after the other"
     )
+
+
+def _add_task_arguments(parser: JobParser) -> None:
+    """The arguments of jobs that fine-tune or evaluate a model without an experiment."""
+    parser.add_argument("--task", help="a task of x2vlm.tasks.catalog: retrieval, grounding, vqa, classification, ...")
+    parser.add_argument("--data", help="a CSV, TSV, JSON-lines or Parquet file of examples (docs/your_data.md)")
+    parser.add_argument("--media-root", help="folder or bucket with the images; default: that of the file")
+    parser.add_argument("--answers", help="a JSON list of answers or classes; default: those that the data name")
+    parser.add_argument("--reader", help="how the files are read, for other formats: x2vlm.data.readers.downstream")
+    parser.add_argument("--option", action="append", default=[], help="name=value: an option of the task")
+    parser.add_argument("--vocabulary", help="the vocab.txt of a checkpoint file of the reference")
+    parser.add_argument("--batch-size", type=int, help="rows of a step, or of a batch of an evaluation")
+
+
+def _add_place_arguments(parser: JobParser) -> None:
+    """Where a job without an experiment works."""
+    parser.add_argument("--store", help="where artifacts go: a folder or a URI; default: X2VLM_STORE or runs/store")
+    parser.add_argument("--tracking-uri", help="MLflow to record lineage in; default: a database inside the store")
+    parser.add_argument("--dry-run", action="store_true", help="show each node's action; exit 2 if work is due")
+    parser.add_argument("--num-cpus", type=int, help="size of the local Ray that is started when there is no cluster")
+    parser.add_argument("--inline", action="store_true", help="run everything on this machine without Ray")
+
+
+def add_finetune_arguments(parser: JobParser) -> None:
+    """The arguments of a fine-tuning."""
+    _add_task_arguments(parser)
+    parser.add_argument("--val", help="a file of other examples, by which the epoch is chosen; without: the last one")
+    parser.add_argument("--test", help="a file of examples to measure with at the end; without: --val")
+    parser.add_argument("--preset", help="settings of the paper for a task: x2vlm.tasks.presets")
+    parser.add_argument("--epochs", type=int, help="passes over the data")
+    parser.add_argument("--lr", type=float, help="the learning rate")
+    parser.add_argument("--image-res", type=int, help="side of the images in pixels; position tables are resized")
+    parser.add_argument("--precision", help="bfloat16 or float32")
+    parser.add_argument("--seed", type=int, help="of order, augmentation and new parameters")
+    parser.add_argument("--selection", help="validation, reference or last: which epoch is kept")
+    parser.add_argument("--world-size", type=int, help="processes that train together")
+    parser.add_argument("--lora", action="store_true", help="train low-rank adapters and the head alone")
+    parser.add_argument("--checkpoint-every", type=int, default=1_000, help="steps, beside the end of every epoch")
+    parser.add_argument("--explain", action="store_true", help="of an experiment: --dry-run with every known part")
+    parser.set_defaults(estimate=False)
+    _add_place_arguments(parser)
+
+
+def add_evaluate_arguments(parser: JobParser) -> None:
+    """The arguments of an evaluation beside those of an experiment."""
+    parser.add_argument("--tasks", help="names under `evaluate:` of the experiment, separated by commas")
+    parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
+    parser.add_argument("--model", help="a model's folder or a checkpoint file of the reference")
+    _add_task_arguments(parser)
+    parser.add_argument("--card", help="instead of --data: a card below datasets/, such as downstream/vqav2")
+    parser.add_argument("--data-root", help="the folder that holds a folder with the files of the card")
+    parser.add_argument("--split", help="of the card; default: test")
+    parser.set_defaults(checkpoint_every=1_000)

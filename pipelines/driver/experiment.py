@@ -9,11 +9,12 @@ from pipelines.driver.abandoned import abandoned_trainings
 from pipelines.driver.answers import describe_plan, estimate_answer, finished_answer
 from pipelines.driver.arguments import SAMPLE
 from pipelines.driver.endings import STATUS, abandon
+from pipelines.driver.failures import Ends
 from pipelines.driver.job import Outcome
 from pipelines.driver.places import start_runner
 from pipelines.driver.screen import screen
 from pipelines.driver.stores import open_store
-from pipelines.experiment import Experiment, load_experiment
+from pipelines.experiment import load_experiment
 from pipelines.flow.lineage.recorder import deliver_pending, lineage
 from pipelines.flow.run.events import Action, Event, PartDone, RunResult
 from pipelines.flow.run.executor import run
@@ -29,6 +30,7 @@ from pipelines.flow.store.temporary import temporary_home
 from pipelines.graph import build_graph
 from pipelines.missing import listing_all_missing
 from pipelines.s1_download.retry import parse_classes
+from x2vlm.errors import StageFailed
 
 log = logging.getLogger(__name__)
 
@@ -71,21 +73,21 @@ def run_experiment(
     check_due(graph, planned)
     result = reused(planned, store)
     if result is None:
-        result = _run(experiment, graph, planned, store, options)
+        result = run_plan(experiment.name, graph, planned, store, options)
     else:
         deliver_pending(store, options.tracking_uri)
     return finished_answer(experiment, graph, planned, result, store, options, added)
 
 
-def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, options: argparse.Namespace) -> RunResult:
+def run_plan(name: str, graph: Graph, planned: Plan, store: Store, options: argparse.Namespace) -> RunResult:
     """Run the plan in view of whoever watches. Nothing but this process starts before the lease is held."""
-    progress, num_done = Progress(), 0
+    progress, ends, num_done = Progress(), Ends(), 0
     due = [graph[node.key] for node in planned.selected if node.action is not Action.REUSE]
 
     def on_event(event: Event) -> None:
         nonlocal num_done
         num_done += isinstance(event, PartDone)
-        for listener in (record, progress, show):
+        for listener in (record, progress, show, ends):
             listener(event)
 
     STATUS.kept = lambda: (
@@ -97,8 +99,11 @@ def _run(experiment: Experiment, graph: Graph, planned: Plan, store: Store, opti
     with (
         screen(store, [node.key for node in planned.selected]) as show,
         temporary_home() as home,
-        lineage(store, experiment.name, options.tracking_uri) as record,
+        lineage(store, name, options.tracking_uri) as record,
         LazyRunner(lambda: start_runner(options, due, store)) as runner,
     ):
         STATUS.litter.append(home)
-        return run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})
+        try:
+            return run(graph, planned, store, runner, on_event, {**capture(), "dag_run": record.dag_run})
+        except StageFailed as error:
+            raise ends.told(error) from error.__cause__

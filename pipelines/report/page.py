@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.flow.store.artifact import CountRecord, Manifest
+from pipelines.report.comparison import Table
+from pipelines.report.comparison_formats import as_html
 from pipelines.report.score_chart import STYLE as CHART_STYLE
 from pipelines.report.score_chart import score_section
 
@@ -31,14 +33,23 @@ polyline { fill: none; stroke: var(--mark); stroke-width: 1.5; } .axis { stroke:
 """
 
 
+NOTHING = Table()
+
+
 def render_report(
-    experiment: str, manifests: Mapping[str, Manifest], series: Sequence[Mapping[str, Any]], next_steps: Iterable[str]
+    experiment: str,
+    manifests: Mapping[str, Manifest],
+    series: Sequence[Mapping[str, Any]],
+    next_steps: Iterable[str],
+    table: Table = NOTHING,
 ) -> str:
-    """The page as HTML text. `manifests` by node key in graph order; `series`: training metrics, one row per step."""
+    """The page as HTML text. `manifests` by node key in graph order; `series`: training metrics, one row per step;
+    `table`: the evaluations beside published numbers, shown where one of them is of a published benchmark."""
     sections = [
         f"<h1>Experiment {html.escape(experiment)}</h1>",
         *_outdated_note(manifests),
         _results(manifests),
+        *_comparison_section(table),
         "<h2>Rows, stage by stage</h2>",
         _node_table(manifests),
         "<h2>Why rows, concepts and captions were dropped</h2>",
@@ -99,6 +110,12 @@ def _results(manifests: Mapping[str, Manifest]) -> str:
         for name, value in metrics.items()
     ]
     return _table(["evaluation", "metric", "value"], rows) if rows else ""
+
+
+def _comparison_section(table: Table) -> list[str]:
+    if not any(row.benchmark for row in table.rows):
+        return []
+    return ["<h2>Beside published numbers</h2>", as_html(table)]
 
 
 def rows_of(manifest: Manifest) -> CountRecord:

@@ -1,5 +1,6 @@
 """The summary at the end of a run: a table of nodes, losses, results and next commands; and the report page."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from pipelines.flow.run.planner import Plan
 from pipelines.flow.store.artifact import Manifest, PartRecord
 from pipelines.flow.store.layout import file_path
 from pipelines.flow.store.store import Store
+from pipelines.report.comparison import comparison_table
 from pipelines.report.page import metrics_of, read_series, render_report, rows_of, write_report
 
+RESULT_FILE = "result.json"  # of an evaluation
 NUM_AVERAGED = 10  # steps at either end of training that a loss is averaged over: single steps are noisy
 
 Series = Sequence[Mapping[str, Any]]
@@ -62,6 +65,17 @@ def _read_output(store: Store, record: PartRecord, name: str) -> bytes:
     return store.blobs.read(file_path(record, file)) or b""
 
 
+def evaluation_results(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, Mapping[str, Any]]:
+    """What `result.json` of every evaluation holds, by node key."""
+    return {
+        key: json.loads(_read_output(store, part.record, RESULT_FILE))
+        for key, manifest in manifests.items()
+        if manifest.stage == "evaluate"
+        for part in manifest.parts
+        if any(file.path == RESULT_FILE for file in part.record.files)
+    }
+
+
 def loss_lines(series: Series) -> list[str]:
     """The mean of every loss over the first and over the last steps."""
     if not series:
@@ -101,7 +115,9 @@ def _contamination(manifest: Manifest) -> list[str]:
 
 def save_report(experiment: str, store: Store, manifests: Mapping[str, Manifest], series: Series) -> str:
     """Write the page; returns its place: reports/<experiment>/report.html in the store."""
-    page = render_report(experiment, manifests, series, [f"python jobs/audit_lineage.py pretrain/{experiment}"])
+    table = comparison_table(evaluation_results(store, manifests))
+    steps = [f"python jobs/audit_lineage.py pretrain/{experiment}"]
+    page = render_report(experiment, manifests, series, steps, table)
     relative = f"reports/{experiment}/report.html"
     if store.local_root is None:
         store.blobs.write(relative, page.encode())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import pydantic
 
@@ -13,6 +13,16 @@ from x2vlm.data.loading.config import DataConfig
 from x2vlm.errors import ConfigError
 from x2vlm.models.config import ModelConfig
 from x2vlm.train.config import TrainConfig, TrainRuntime, refuse_moved
+
+
+class Shared(Protocol):
+    """What placing a training asks of its configuration: how many processes it has, and which numbers could."""
+
+    @property
+    def world_size(self) -> int: ...
+
+    def sharing_problem(self, number: int) -> str | None:
+        """Why `number` processes cannot share every batch; None if they can."""
 
 
 class PretrainConfig(FrozenConfig):
@@ -52,6 +62,11 @@ class PretrainConfig(FrozenConfig):
                     f"stream {stream.label}: batch_size {stream.batch_size} is no multiple of world_size "
                     f"{self.world_size}"
                 )
+            if self.train.accumulate > stream.batch_size // self.world_size:
+                raise ValueError(
+                    f"train.accumulate: {self.train.accumulate} chunks of the {stream.batch_size // self.world_size} "
+                    f"rows that a process has of stream {stream.label}; lower it"
+                )
         if (problem := _groups_problem(self, self.world_size)) is not None:
             raise ValueError(problem)
         if self.start is not None and self.start.step is not None and self.start.step >= self.train.steps:
@@ -70,6 +85,12 @@ class PretrainConfig(FrozenConfig):
         if self.data.examples.max_tokens > self.model.text.max_positions:
             raise ValueError("data.examples.max_tokens is more than model.text.max_positions")
         return self
+
+    def sharing_problem(self, number: int) -> str | None:
+        """Why `number` processes cannot share every batch or make its groups of negatives; None if they can."""
+        if any(stream.batch_size % number for stream in self.data.streams):
+            return f"{number} processes cannot share every batch"
+        return _groups_problem(self, number)
 
 
 def check_runtime(config: PretrainConfig, runtime: TrainRuntime, where: str = "pretrain") -> None:
@@ -99,15 +120,15 @@ def check_trainings(trainings: Mapping[str, PretrainConfig], runtime: TrainRunti
         raise ConfigError("train_runtime.validate_every needs held-out shards: set pretrain.data.validation_share")
 
 
-def workers_of(config: PretrainConfig, runtime: TrainRuntime) -> Workers:
+def workers_of(config: Shared, runtime: TrainRuntime) -> Workers:
     """The processes that a training starts on Ray. `fewest` is the smallest usable number from `min_workers` on."""
-    fewest = runtime.min_workers or config.world_size
-    while fewest < config.world_size and not _divides(config, fewest):
+    fewest = min(runtime.min_workers or config.world_size, config.world_size)
+    while fewest < config.world_size and config.sharing_problem(fewest) is not None:
         fewest += 1
     return Workers(fewest, config.world_size, runtime.cpus_per_worker, runtime.placement)
 
 
-def num_training(config: PretrainConfig, runtime: TrainRuntime, num_started: int) -> int:
+def num_training(config: Shared, runtime: TrainRuntime, num_started: int) -> int:
     """How many of `num_started` processes train: the largest number that divides every batch; the others wait.
 
     ConfigError if fewer than `min_workers` or more than `world_size` were started.
@@ -116,13 +137,7 @@ def num_training(config: PretrainConfig, runtime: TrainRuntime, num_started: int
     if not workers.fewest <= num_started <= workers.most:
         allowed = f"{workers.most}" if workers.fewest == workers.most else f"{workers.fewest} to {workers.most}"
         raise ConfigError(f"{num_started} processes were started, the experiment says {allowed}")
-    return next(number for number in range(num_started, 0, -1) if _divides(config, number))
-
-
-def _divides(config: PretrainConfig, number: int) -> bool:
-    """Whether `number` processes can share every batch, and groups of negatives be made of their rows."""
-    is_shared = all(stream.batch_size % number == 0 for stream in config.data.streams)
-    return is_shared and _groups_problem(config, number) is None
+    return next(number for number in range(num_started, 0, -1) if config.sharing_problem(number) is None)
 
 
 def _groups_problem(config: PretrainConfig, number: int) -> str | None:

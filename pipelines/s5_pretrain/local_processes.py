@@ -65,16 +65,16 @@ def readers_per_trainer(num_trainers: int, num_cpus: float) -> int:
     return min(MAX_READERS, max(1, int(num_cpus // max(1, num_trainers)) - 1))
 
 
-def check_devices(world_size: int, num_gpus: int) -> None:
+def check_devices(world_size: int, num_gpus: int, stage: str = "pretrain") -> None:
     """ConfigError if this machine has GPUs, but fewer than processes; without any GPU they share the CPUs."""
     if 0 < num_gpus < world_size:
         raise ConfigError(
-            f"pretrain: without Ray (--inline) all {world_size} processes of the training run on this machine, which "
-            f"has {num_gpus} GPUs. Set pretrain.world_size to at most {num_gpus}, or run on a Ray cluster"
+            f"{stage}: without Ray (--inline) all {world_size} processes of the training run on this machine, which "
+            f"has {num_gpus} GPUs. Set {stage}.world_size to at most {num_gpus}, or run on a Ray cluster"
         )
 
 
-def train_on_this_machine(job_path: str, world_size: int) -> None:
+def train_on_this_machine(job_path: str, world_size: int, stage: str = "pretrain") -> None:
     """Train the job to its end. StageFailed with what the processes said if one of them failed, LeaseLost if another
     driver trains the same run now.
 
@@ -108,10 +108,10 @@ def train_on_this_machine(job_path: str, world_size: int) -> None:
         raise LeaseLost("".join(causes(said)) or "another driver trains this run now")
     if code == EXIT_STOPPED:
         raise Stopped(
-            "pretrain: its processes were told to stop; their step is saved, the same command goes on from there"
+            f"{stage}: its processes were told to stop; their step is saved, the same command goes on from there"
         )
     if code:
-        raise StageFailed(f"pretrain: its processes ended with {code}. They said:\n{''.join(causes(said))}")
+        raise StageFailed(f"{stage}: its processes ended with {code}. They said:\n{''.join(causes(said))}")
 
 
 def causes(said: Sequence[str]) -> list[str]:

@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s5_pretrain.runs import run_at
+from pipelines.s5_pretrain.runs import METRICS, run_at
 from pipelines.s5_pretrain.start_run import START_REPORT
-from pipelines.s5_pretrain.worker import METRICS
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.shards.media_files import index_name, is_media_file
@@ -59,7 +58,7 @@ def collect(
     )
     branch = run_at(Store(out.state_uri), "").branch
     first = 0 if branch is None else int(branch["step"])
-    num_substitutes, last = _copy_metrics(out, first, steps)
+    num_substitutes, last = copy_metrics(out, first, steps)
     file_rows = {METRICS: steps - first}
     if rollbacks := checkpoint.facts.get("rollbacks"):
         facts |= {"rollbacks": rollbacks}
@@ -85,7 +84,7 @@ def collect(
     )
 
 
-def _copy_metrics(out: PartWriter, first: int, steps: int) -> tuple[int, list[dict[str, Any]]]:
+def copy_metrics(out: PartWriter, first: int, steps: int, stage: str = "pretrain") -> tuple[int, list[dict[str, Any]]]:
     """Write the segments of the state folder as one file; the number of substitutes in it, and its last lines.
 
     StageFailed unless it has every step from `first` on exactly once.
@@ -103,7 +102,7 @@ def _copy_metrics(out: PartWriter, first: int, steps: int) -> tuple[int, list[di
             last.append(values)
     if step != steps:
         raise StageFailed(
-            f"pretrain: the metrics in {out.state_uri} do not hold every step exactly once: step {step} of "
+            f"{stage}: the metrics in {out.state_uri} do not hold every step exactly once: step {step} of "
             f"{steps} is missing or comes twice; rerun with force"
         )
     return num_substitutes, list(last)

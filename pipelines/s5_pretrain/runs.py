@@ -18,6 +18,7 @@ RUN, CHECKPOINTS, COMMITTED = (
     "checkpoints",
     "COMMITTED",
 )  # the last two: as `x2vlm.train.checkpoint` has them
+METRICS = "metrics.jsonl"
 BRANCH = "branch.json"  # of a training that branched off another: see `start_run`
 MARKER = f"branch-{COMMITTED}"  # a copy of the marker of the checkpoint it branched from
 _FOLDER = re.compile(r"step-(\d{8})(-[0-9a-f]+)?$")

@@ -26,7 +26,7 @@ from pipelines.flow.stage import (
 )
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
-from pipelines.s5_pretrain.runs import note_run
+from pipelines.s5_pretrain.runs import METRICS, note_run
 from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
 from pipelines.s5_pretrain.start_run import SLOT, branch_reads, lay_down_branch
 from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
@@ -82,7 +82,7 @@ def pretrain_part(
     from pipelines.s5_pretrain.fencing import sole_driver
     from pipelines.s5_pretrain.result import collect, processor_of
     from pipelines.s5_pretrain.watching import watched
-    from pipelines.s5_pretrain.worker import METRICS, train
+    from pipelines.s5_pretrain.worker import train
 
     processor_of(config, vocabulary)  # fail now if it could not be saved at the end
     branch = next((read.file for read in part.reads if read.slot == SLOT), None)
@@ -161,7 +161,7 @@ PRETRAIN = Stage(
     slots=("shards", *START_SLOTS, "vocabulary"),
     plan_parts=plan_pretrain,
     run_part=pretrain_part,
-    live_series="metrics.jsonl",  # `worker.METRICS`, whose module brings torch and Ray
+    live_series=METRICS,
     check=check_pretrain,
     gpu_share=lambda config: 1.0,  # of each worker
     on_driver=True,

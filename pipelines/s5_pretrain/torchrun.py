@@ -154,7 +154,8 @@ def parse_job(uri: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{uri}: not the job of a run ({error}); start the run again, which writes it anew") from None
-    if not isinstance(job, dict) or not {"config", "shards", "vocabulary", "state_uri", "facts"} <= job.keys():
+    own = {"data", "start"} if isinstance(job, dict) and job.get("kind") == "finetune" else {"shards", "vocabulary"}
+    if not isinstance(job, dict) or not {"config", "state_uri", "facts", *own} <= job.keys():
         raise ConfigError(f"{uri}: not the job of a run; start the run again, which writes it anew")
     return job
 

@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -20,7 +20,7 @@ from pipelines.flow.run.cluster import current_cluster, shortage_of_workers
 from pipelines.flow.run.ray_runner import worker_env
 from pipelines.flow.stage import Workers
 from pipelines.flow.store.temporary import enter_temporary_home
-from pipelines.s5_pretrain.config import PretrainConfig, num_training, workers_of
+from pipelines.s5_pretrain.config import PretrainConfig, Shared, num_training, workers_of
 from pipelines.s5_pretrain.fencing import Fence
 from pipelines.s5_pretrain.local_processes import (
     check_devices,
@@ -28,6 +28,7 @@ from pipelines.s5_pretrain.local_processes import (
     train_on_this_machine,
     usable_cpus,
 )
+from pipelines.s5_pretrain.runs import METRICS
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
@@ -44,7 +45,6 @@ from x2vlm.train.watchdog import STALLED
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 JOB = "job.json"
 # Asking Ray about an announced preemption is a round trip of all workers.
 PREEMPTION_POLL_STEPS = 50
@@ -69,8 +69,39 @@ def train(
     elif world_size == 1:
         train_worker(job)
     else:
-        check_devices(world_size, torch.cuda.device_count())
-        train_on_this_machine(f"{job['state_uri']}/{JOB}", world_size)
+        check_devices(world_size, torch.cuda.device_count(), _stage(job))
+        train_on_this_machine(f"{job['state_uri']}/{JOB}", world_size, _stage(job))
+
+
+def _stage(job: Mapping[str, Any]) -> str:
+    """What messages call the work of a job."""
+    return str(job.get("kind", "pretrain"))
+
+
+class TrainingRun(Protocol):
+    """What the processes of a job do together; `shared` says which numbers of them can."""
+
+    @property
+    def shared(self) -> Shared: ...
+
+    def run(
+        self,
+        ranks: Ranks,
+        runtime: TrainRuntime,
+        fence: Fence,
+        num_readers: int,
+        asks_save: Callable[[int], bool] | None,
+    ) -> None:
+        """Train to the end on this process; all that counts is kept in the state folder."""
+
+
+def run_of(job: Mapping[str, Any]) -> TrainingRun:
+    """The work that a job's `kind` names: `finetune`, or else pre-training."""
+    if job.get("kind") == "finetune":
+        from pipelines.s5_pretrain.finetune.training import TaskTrainingRun  # timm and transformers
+
+        return TaskTrainingRun(job)
+    return PretrainingRun(job)
 
 
 def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None = None) -> None:
@@ -80,10 +111,10 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     A checkpoint is written if `asks_save(step)`; nobody is asked while processes are idle. TrainingStopped after
     SIGTERM. Once another driver has taken over, the process ends at once with EXIT_FENCED.
     """
-    config = parse_config(PretrainConfig, job["config"], "pretrain job")
-    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
+    training = run_of(job)
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "training job: runtime")
     started = current_ranks("cuda" if torch.cuda.is_available() else "cpu")
-    number = num_training(config, runtime, started.world_size)
+    number = num_training(training.shared, runtime, started.world_size)
     if number < started.world_size and started.is_first:
         log.warning(
             "event=ranks_idle started=%d train=%d: the most that divide every batch", started.world_size, number
@@ -96,55 +127,64 @@ def train_worker(job: Mapping[str, Any], asks_save: Callable[[int], bool] | None
     fence = Fence(job["state_uri"], job.get("token"))
     fence.check()
     with fence.watched():
-        _train_on_rank(job, config, runtime, ranks, fence, asks_save)
+        training.run(ranks, runtime, fence, _num_readers(training.shared, runtime), asks_save)
 
 
-def _train_on_rank(
-    job: Mapping[str, Any],
-    config: PretrainConfig,
-    runtime: TrainRuntime,
-    ranks: Ranks,
-    fence: Fence,
-    asks_save: Callable[[int], bool] | None,
-) -> None:
-    # timm and transformers, which a driver of Ray workers does not need
-    from pipelines.s5_pretrain.start_weights import load_start, random_model
+class PretrainingRun:
+    """A job of pre-training."""
 
-    tokenizer = read_tokenizer(job["vocabulary"])
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self.job = job
+        self.shared = parse_config(PretrainConfig, job["config"], "pretrain job")
 
-    def loader(shards: Sequence[ShardFiles]) -> StepLoader:
-        image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
-        return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
+    def run(
+        self,
+        ranks: Ranks,
+        runtime: TrainRuntime,
+        fence: Fence,
+        num_readers: int,
+        asks_save: Callable[[int], bool] | None,
+    ) -> None:
+        """As `TrainingRun.run`."""
+        # timm and transformers, which a driver of Ray workers does not need
+        from pipelines.s5_pretrain.start_weights import load_start, random_model
 
-    folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
-    cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
-    trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
-    torch.set_num_threads(runtime.cpu_threads)
-    model = random_model(config)
-    new_parameters = load_start(model, job.get("start"), ranks.is_first)
-    if branch := job.get("branch"):  # its weights are in its first checkpoint
-        new_parameters = branch["new_parameters"]
-    state = job["state_uri"]
-    fit(
-        model,
-        loader(trained),
-        config.train,
-        ranks,
-        CheckpointStore(
-            f"{state}/checkpoints",
-            runtime.keep_checkpoints,
-            runtime.keep_every,
-            before_commit=fence.check,
-            retry_seconds=runtime.store_retry_seconds,
-        ),
-        f"{state}/{METRICS}",
-        job["facts"],
-        _num_readers(config, runtime),
-        new_parameters=new_parameters,
-        runtime=runtime,
-        held_out=loader(held_out) if runtime.validate_every is not None and held_out else None,
-        asks_save=asks_save,
-    )
+        job, config = self.job, self.shared
+        tokenizer = read_tokenizer(job["vocabulary"])
+
+        def loader(shards: Sequence[ShardFiles]) -> StepLoader:
+            image_res, patch_size = config.model.vision.image_res, config.model.vision.patch_size
+            return StepLoader(shards, config.data, tokenizer, image_res, patch_size, ranks.rank, ranks.world_size)
+
+        folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
+        cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
+        trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
+        torch.set_num_threads(runtime.cpu_threads)
+        model = random_model(config)
+        new_parameters = load_start(model, job.get("start"), ranks.is_first)
+        if branch := job.get("branch"):  # its weights are in its first checkpoint
+            new_parameters = branch["new_parameters"]
+        state = job["state_uri"]
+        fit(
+            model,
+            loader(trained),
+            config.train,
+            ranks,
+            CheckpointStore(
+                f"{state}/checkpoints",
+                runtime.keep_checkpoints,
+                runtime.keep_every,
+                before_commit=fence.check,
+                retry_seconds=runtime.store_retry_seconds,
+            ),
+            f"{state}/{METRICS}",
+            job["facts"],
+            num_readers,
+            new_parameters=new_parameters,
+            runtime=runtime,
+            held_out=loader(held_out) if runtime.validate_every is not None and held_out else None,
+            asks_save=asks_save,
+        )
 
 
 def ray_worker(job: Mapping[str, Any]) -> None:
@@ -177,7 +217,7 @@ class PreemptionWatch:
         return True
 
 
-def _num_readers(config: PretrainConfig, runtime: TrainRuntime) -> int:
+def _num_readers(config: Shared, runtime: TrainRuntime) -> int:
     """Prefetching processes for one trainer: its part of the usable CPUs on a GPU machine, else none.
 
     A trainer of Ray sees its own GPU only: how many share the machine is in its environment.
@@ -213,7 +253,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None, holds_lease: C
     ends at its first failure, and another one follows while the window allows it. `holds_lease` raises LeaseLost where
     another driver is the reason.
     """
-    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "pretrain job: runtime")
+    runtime = parse_config(TrainRuntime, job.get("runtime", {}), "training job: runtime")
     state_uri = job["state_uri"]
     failures = FailureWindow(runtime.max_failures, runtime.failure_window_hours)
     while True:
@@ -225,7 +265,7 @@ def _train_on_ray(job: Mapping[str, Any], num_gpus: float | None, holds_lease: C
         stall = _stall(state_uri)
         if not failures.allows_another():
             allowed = f"{runtime.max_failures} failures in {runtime.failure_window_hours:g} h are allowed"
-            raise StageFailed(f"pretrain: {name} failed, and {allowed}: {stall or error}") from error
+            raise StageFailed(f"{_stage(job)}: {name} failed, and {allowed}: {stall or error}") from error
         log.warning("event=workers_replaced run=%s error=%s", name, stall or error)
 
 
@@ -239,11 +279,10 @@ def _fit_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = parse_config(PretrainConfig, job["config"], "pretrain job")
     state_uri = job["state_uri"]
-    name = f"pretrain-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
-    workers = workers_of(config, runtime)
-    resources = _resources_per_worker(workers, num_gpus)
+    name = f"{_stage(job)}-{Path(state_uri).name[:12]}-{uuid.uuid4().hex[:8]}"
+    workers = workers_of(run_of(job).shared, runtime)
+    resources = _resources_per_worker(_stage(job), workers, num_gpus)
     trainer = TorchTrainer(
         ray_worker,
         train_loop_config=dict(job),
@@ -269,14 +308,14 @@ def _fit_on_ray(
         return name, raised
 
 
-def _resources_per_worker(workers: Workers, num_gpus: float | None) -> dict[str, float]:
+def _resources_per_worker(stage: str, workers: Workers, num_gpus: float | None) -> dict[str, float]:
     """What each worker asks Ray for. NotEnoughRoom if so many can never run at a time.
 
     A cluster that has any GPU was not rented for CPUs: with too few of them training waits or is refused.
     """
     cluster = current_cluster()
     gpus = num_gpus if num_gpus is not None else float(cluster.has_gpus)
-    shortage = shortage_of_workers("pretrain", workers, {"CPU": workers.num_cpus, "GPU": gpus}, cluster)
+    shortage = shortage_of_workers(stage, workers, {"CPU": workers.num_cpus, "GPU": gpus}, cluster)
     if shortage is not None:
         raise NotEnoughRoom(shortage)
     return {"CPU": workers.num_cpus} | ({"GPU": gpus} if gpus else {})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s6_evaluate import EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig
 from tests.support.settings import changed, settings_of
 from x2vlm.config import FrozenConfig, parse_config
 from x2vlm.data.loading.streams import StreamConfig
@@ -87,6 +87,7 @@ def test_the_walk_has_met_what_once_failed_in_training_only():
         ("pretrain", ("train", "optimizer", "vision_lr"), 1e-5),  # without text_lr
         ("pretrain", ("train", "optimizer", "cross_lr"), 1e-5),
         ("pretrain", ("train", "objective", "negative_group_size"), 7),
+        ("pretrain", ("train", "accumulate"), 129),  # more chunks than a process has rows
         ("pretrain", ("model", "text", "pad_id"), 40_000),
         ("task retrieval", ("recalls",), []),
     ],

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.stage import Input
-from pipelines.s6_evaluate import EVALUATE, EvaluateConfig, plan_evaluation
+from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.stage import EVALUATE, plan_evaluation
 from tests.support.models.folders import PHOTOS, small_model, tokenizer_of
 from tests.support.parts import Run, as_part, run_stage
 from x2vlm.config import FrozenConfig, parse_config
@@ -85,6 +86,8 @@ def test_texts_are_cut_where_the_models_own_processor_cuts_them(tmp_path: Path) 
         "task": "retrieval",
         "options": RetrievalConfig().model_dump(mode="json"),
         "batch_size": 32,
+        "split": "",
+        "known_as": [],
     }
 
 
@@ -129,7 +132,7 @@ def test_options_are_the_tasks_own() -> None:
     ("values", "message"),
     [
         ({"task": "retreival"}, r"task: .*no task is called 'retreival'; did you mean `retrieval`"),
-        ({"task": "zzz"}, r"task: .*there are: .*grounding, .*retrieval"),
+        ({"task": "zzz"}, r"task: .*there are: .*grounding.*retrieval"),
         ({"task": "retrieval", "options": {"shortlst": 3}}, r"options.shortlst: unknown key; did you mean `shortlist`"),
         (
             {"task": "grounding", "options": {"shortlist": 3}},

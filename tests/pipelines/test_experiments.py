@@ -502,6 +502,8 @@ def test_the_options_of_an_evaluation_are_checked_when_the_file_is_loaded(tmp_pa
         "task": "retrieval",
         "batch_size": 4,
         "options": {"shortlist": 3, "recalls": (1, 5, 10)},
+        "split": "",
+        "known_as": (),
     }
     for change, message in (
         (
@@ -549,10 +551,13 @@ def test_a_runtime_that_cannot_take_effect_is_refused(
 def test_runtimes_reach_every_stage(tmp_path: Path) -> None:
     """Each name of `STAGES` is a stage of the graph, and the other way round; placement changes no fingerprint."""
     runtime = {stage: {"num_gpus": 0.5} for stage in STAGES}
-    graph = build_graph(load_experiment(str(experiment_file(tmp_path, runtime=runtime, deduplicate={}))))
+    files = {split: f"{split}.csv" for split in ("train", "val", "test")}
+    learned = {"task": "classification", "data": {"reader": "own_labels", "files": files}, "finetune": {"epochs": 1}}
+    more = {"deduplicate": {}, "evaluate": {"colours": learned}}
+    graph = build_graph(load_experiment(str(experiment_file(tmp_path, runtime=runtime, **more))))
     assert {node.stage.name for node in graph.values()} == set(STAGES)
     assert {node.runtime.num_gpus for node in graph.values()} == {0.5}
-    plain = build_graph(load_experiment(str(experiment_file(tmp_path, deduplicate={}))))
+    plain = build_graph(load_experiment(str(experiment_file(tmp_path, **more))))
     for key, node in graph.items():
         part = Part("part")
         assert part_fingerprint(node.stage, node.config, part) == part_fingerprint(node.stage, plain[key].config, part)

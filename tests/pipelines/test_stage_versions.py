@@ -14,12 +14,23 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.pack import PACK, PackConfig
 from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
+from pipelines.s5_pretrain.finetune.stage import FINETUNE
 from pipelines.s5_pretrain.stage import PRETRAIN
-from pipelines.s6_evaluate import EVALUATE, EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.stage import EVALUATE
+from pipelines.s6_evaluate.task_data import TASK_DATA, TaskDataConfig
 from tests.support.flow.fingerprint_goldens import check_defaults, check_golden
 from x2vlm.config import FrozenConfig
+from x2vlm.data.task_cards import TaskCard
 from x2vlm.tasks.catalog import TASKS
 
+CARD = TaskCard.model_validate(
+    {
+        **{"id": "toy", "title": "", "task": "", "licence": "", "availability": "open", "reader": "own_labels"},
+        "splits": {"val": {"files": {"rows": {"path": "rows"}}}},
+    }
+)
 CASES: list[tuple[Stage, FrozenConfig]] = [
     (READ, ReadConfig(reader="cc3m", source="toy", card="toy", files={"pairs": "toy.tsv"})),
     (DOWNLOAD, DownloadConfig()),
@@ -31,6 +42,8 @@ CASES: list[tuple[Stage, FrozenConfig]] = [
     (PARTITION, PartitionConfig(num_shards=4)),
     (PACK, PackConfig()),
     (PRETRAIN, PretrainConfig()),
+    (TASK_DATA, TaskDataConfig(card=CARD, files={"val": ({"rows": 0},)})),
+    (FINETUNE, FinetuneNodeConfig(task="grounding")),
     (EVALUATE, EvaluateConfig(task="retrieval")),
 ]
 

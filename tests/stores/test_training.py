@@ -115,6 +115,30 @@ def test_an_outage_costs_no_step(store, shards, undisturbed, stalls, tmp_path, m
     assert json.loads(StoreFiles(f"{uri}/heartbeats").read(beats))["step"] >= 4
 
 
+@pytest.mark.slow
+def test_an_outage_of_ten_minutes_costs_no_step(store, shards, undisturbed, stalls, tmp_path):
+    """With the settings that a run has by itself: retries for 15 minutes, a stall after 5."""
+    uri = f"s3://runs/{uuid.uuid4().hex}"
+    cache = ShardCache(tmp_path / "cache")
+    listed = _upload(uri, shards)
+    began: list[float] = []
+
+    def on_step(step):
+        if step == 4:
+            store.failure = "error"
+            threading.Timer(600, setattr, (store, "failure", "")).start()
+            began.append(time.monotonic())
+
+    runtime = TrainRuntime(shard_cache=str(cache.folder))
+    weights = _fit(uri, local_shards(listed, cache), on_step=on_step, runtime=runtime)
+    assert time.monotonic() - began[0] > 599  # the last save waited for the store
+    assert all(torch.equal(value, undisturbed[0][name]) for name, value in weights.items())
+    lines = read_metrics(f"{uri}/metrics.jsonl")
+    assert [{k: v for k, v in line.items() if k not in CLOCK_NAMES} for line in lines] == undisturbed[1]
+    assert stalls == []
+    assert CheckpointStore(f"{uri}/checkpoints").steps()[-1] == STEPS
+
+
 def test_a_reader_that_waits_for_the_store_is_no_stall(store, shards, undisturbed, stalls, tmp_path):
     """The store is down before the first shard is read, for longer than the limit."""
     uri = f"s3://runs/{uuid.uuid4().hex}"

@@ -5,6 +5,8 @@ WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
 TOKENIZER_FILES = {"wordpiece": "vocab.txt", "unigram": "tokenizer.json"}  # by `ProcessorConfig.tokenizer`
 CARD_FILE = "README.md"
+# Of a fine-tuned model: which task, options and labels, and the weights of the task's head if it has one.
+TASK_FILE, HEAD_FILE = "task.json", "head.safetensors"
 
 # What of a transformers folder holds its weights, best first; a sharded one is led by its index.
 TEXT_WEIGHTS = (WEIGHTS_FILE, "model.safetensors.index.json", "pytorch_model.bin")

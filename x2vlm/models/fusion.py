@@ -238,12 +238,15 @@ class FusionEncoder(nn.Module):
         layers = tuple(layer.image_memory(vision) for layer in self._layers())
         return VisionMemory(layers, vision.image_of_B, vision.patch_mask_BP)
 
-    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
-        """States (B, L, D); with `causal` a token attends to itself and earlier tokens."""
+    def forward(self, hidden_BLD: Tensor, mask: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
+        """States (B, L, D); with `causal` a token attends to itself and earlier tokens.
+
+        `mask`: (B, L), true on real tokens, or (B, L, L), true where a token (second dimension) may attend.
+        """
         length = hidden_BLD.shape[1]
-        seen_B1LL = mask_BL.bool()[:, None, None, :]
+        seen_B1LL = mask.bool()[:, None] if mask.ndim == 3 else mask.bool()[:, None, None, :]
         if causal:
-            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
+            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         mask_B1LL = AttentionMask(seen_B1LL)
         memory_mask = None if memory is None else memory.mask_B11N()
         for index, layer in enumerate(self._layers()):

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from x2vlm.config import FrozenConfig, did_you_mean
-from x2vlm.tasks.config import AttributesConfig, GroundingConfig, RetrievalConfig, WeakGroundingConfig, WinogroundConfig
+from x2vlm.tasks.config import (
+    AttributesConfig,
+    CaptioningConfig,
+    ClassificationConfig,
+    GroundingConfig,
+    RetrievalConfig,
+    WeakGroundingConfig,
+    WinogroundConfig,
+)
 
 if TYPE_CHECKING:
     from x2vlm.tasks.task import Task
@@ -43,7 +51,9 @@ TASKS = {
         TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
         TaskSpec("weak_grounding", 1, WeakGroundingConfig, "accuracy", "x2vlm.tasks.weak_grounding:WEAK_GROUNDING"),
         TaskSpec("winoground", 1, WinogroundConfig, "group_score", "x2vlm.tasks.winoground:WINOGROUND"),
-        TaskSpec("attributes", 1, AttributesConfig, "mean_ap", "x2vlm.tasks.attributes:ATTRIBUTES"),
+        TaskSpec("attributes", 1, AttributesConfig, "map_all", "x2vlm.tasks.attributes:ATTRIBUTES"),
+        TaskSpec("captioning", 1, CaptioningConfig, "cider", "x2vlm.tasks.captioning:CAPTIONING"),
+        TaskSpec("classification", 1, ClassificationConfig, "accuracy", "x2vlm.tasks.classification:CLASSIFICATION"),
     )
 }
 

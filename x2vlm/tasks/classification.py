@@ -45,8 +45,8 @@ def check_classification(examples: Sequence[Example], labels: Sequence[str], opt
             )
     if examples and not any(example.answers[0] in labels for example in examples):
         raise ConfigError(
-            f"none of the answers, such as {examples[0].answers[0]!r}, is in the list of {len(labels)} classes, such as "
-            f"{labels[0]!r}: take the list that belongs to these files"
+            f"none of the answers, such as {examples[0].answers[0]!r}, is in the list of {len(labels)} classes, such "
+            f"as {labels[0]!r}: take the list that belongs to these files"
         )
 
 

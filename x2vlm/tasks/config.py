@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from x2vlm.config import FrozenConfig
+from x2vlm.data.loading.masking import MaskingConfig
 from x2vlm.tasks.scoring import IOU_THRESHOLD, IouConvention, Ties
 
 
@@ -75,3 +76,25 @@ class WeakGroundingConfig(FrozenConfig):
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     iou: IouConvention = "plain"
     negatives: Literal["process", "all"] = "process"
+
+
+class CaptioningConfig(FrozenConfig):
+    """How captions are written and learned; the defaults are the released ones of COCO.
+
+    Written: `num_beams` to `no_repeat` as in `x2vlm.models.generate.GenerateConfig`, behind the `prompt`. Learned:
+    `mode` "fg_free" inserts a [MASK] before the true token and "causal" replaces it, both with a divergence from
+    targets smoothed by `label_smoothing`; "scst" is self-critical training, with `scst_samples` captions of up to
+    `scst_max_tokens` tokens an image, rewarded by CIDEr-D (released for X-VLM alone).
+    """
+
+    prompt: str = "a picture of "
+    num_beams: int = pydantic.Field(default=3, ge=1)
+    max_tokens: int = pydantic.Field(default=50, ge=1)
+    min_tokens: int = pydantic.Field(default=5, ge=0)
+    length_penalty: float = 0.0
+    no_repeat: int = pydantic.Field(default=3, ge=0)
+    mode: Literal["fg_free", "causal", "scst"] = "fg_free"
+    masking: MaskingConfig = MaskingConfig(prob=0.6, max_masks=18)
+    label_smoothing: float = pydantic.Field(default=0.1, ge=0, lt=1)
+    scst_samples: int = pydantic.Field(default=5, ge=1)
+    scst_max_tokens: int = pydantic.Field(default=20, ge=1)

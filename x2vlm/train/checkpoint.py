@@ -113,6 +113,18 @@ class CheckpointStore:
             log.warning("checkpoint_skipped folder=%s problem=%s", folder, problem)
         return None
 
+    def load(self, step: int) -> Checkpoint:
+        """The valid checkpoint of a step; CorruptArtifact, naming the steps there are, without one."""
+        folders = self._folders()
+        for folder in reversed(folders):
+            if _step_of(folder) == step:
+                with self._fetched(folder) as (path, problem):
+                    if problem is None:
+                        return _load(path, folder)
+                log.warning("checkpoint_skipped folder=%s problem=%s", folder, problem)
+        there = sorted({_step_of(folder) for folder in folders})
+        raise CorruptArtifact(f"{self.uri} has no valid checkpoint of step {step}; there are folders of steps {there}")
+
     def steps(self) -> list[int]:
         """Steps of the valid checkpoints, ascending. Reads all of them."""
         return [_step_of(folder) for folder in self._folders() if self._problem(folder) is None]

@@ -32,7 +32,7 @@ from x2vlm.train.progress import Progress, rank_times
 from x2vlm.train.ranks import Ranks, copy_from_first, gather_json, negative_groups, tensors_from_first
 from x2vlm.train.recording.spikes import LossLevel
 from x2vlm.train.recording.writer import Writer
-from x2vlm.train.step import Pretraining, StepObjective, Trainer, train_step
+from x2vlm.train.step import StepObjective, Trainer, train_step
 from x2vlm.train.stopping import StopOnSignal, TrainingStopped
 from x2vlm.train.validation import validate
 from x2vlm.train.watchdog import Watchdog
@@ -64,6 +64,7 @@ def fit(
     held_out: StepLoader | None = None,
     asks_save: Callable[[int], bool] | None = None,
     learns: StepObjective | None = None,
+    save_every: int | None = None,
 ) -> int:
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
@@ -73,7 +74,7 @@ def fit(
     `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
     (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
     of `validate_every`. `learns` is the objective (default: pre-training); a task's comes with a loader of its own,
-    which gives the batches that the objective reads.
+    which gives the batches that the objective reads. A checkpoint is written after every multiple of `save_every` too.
 
     TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
     be. X2VLMError after too many non-finite steps in a row.
@@ -84,7 +85,7 @@ def fit(
     with ExitStack() as stack:
         watchdog = stack.enter_context(_watchdog(f"{folder}/{HEARTBEATS}", ranks, runtime))
         stop = stack.enter_context(StopOnSignal())
-        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime, learns or Pretraining())
+        trainer = _build_trainer(model, loader, config, ranks, new_parameters, runtime, learns)
         stack.callback(trainer.gradients.close)
         first_step, found = _resume(trainer, checkpoints)
         level = LossLevel(runtime.loss_spike, found.get("loss_level", ()))
@@ -94,7 +95,7 @@ def fit(
         if ranks.is_first:
             saved_facts |= {"rollbacks": rollbacks} if (rollbacks := checkpoints.rollbacks()) else {}
             writer = stack.enter_context(Writer(metrics_uri, first_step, config.steps, checkpoints, runtime))
-        finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts)
+        finish = _StepEnd(trainer, progress, watchdog, runtime, held_out, writer, saved_facts, save_every)
         profile = stack.enter_context(StepProfile(f"{folder}/{PROFILE}", runtime.profile_steps if writer else None))
         steps = iterate_steps(loader, first_step, config.steps, num_workers, pin_memory=ranks.device.type == "cuda")
         busy = 0.0
@@ -103,17 +104,15 @@ def fit(
             profile.before(step)
             watchdog.beat(step, "train")
             wants_save = bool((asks_save and asks_save(step)) or (writer and writer.wants_save))
-            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save)}
-            host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
-            host |= rank_times(ranks, waited, busy)
+            host = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save), "data_wait": waited}
+            host |= {"replaced": float(len(data.substitutes)), **rank_times(ranks, waited, busy)}
             host |= trainer.learns.work(trainer, loader, data)
             began = time.thread_time()
             progress.add(data, train_step(trainer, data, host))
             busy = time.thread_time() - began
             finish(step)
             profile.after(step)
-            if on_step:
-                on_step(step)
+            (on_step or (lambda step: None))(step)
             if progress.asks_stop and step + 1 < config.steps:
                 finish.settle(step)
                 raise TrainingStopped(step + 1)
@@ -132,12 +131,13 @@ class _StepEnd:
     held_out: StepLoader | None
     writer: Writer | None  # of the first rank
     facts: Mapping[str, Any]  # of every checkpoint
+    save_every: int | None = None  # beside the runtime's `checkpoint_every`
 
     def __call__(self, step: int) -> None:
         config, runtime, progress = self.trainer.config, self.runtime, self.progress
         self.watchdog.beat(step, "read numbers")
         is_validated = self.held_out is not None and _is_due(step, runtime.validate_every, config.steps)
-        is_saved = _is_due(step, runtime.checkpoint_every, config.steps)
+        is_saved = any(_is_due(step, every, config.steps) for every in (runtime.checkpoint_every, self.save_every))
         num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
         lines = progress.read(num_ahead)
         if progress.asks_stop or progress.asks_save:
@@ -191,13 +191,14 @@ def _build_trainer(
     ranks: Ranks,
     new_parameters: Collection[str] | None,
     runtime: TrainRuntime,
-    learns: StepObjective,
+    learns: StepObjective | None = None,
 ) -> Trainer:
     model.to(ranks.device).train()
     copy_from_first(model, ranks)
     streams = {item.label: (item.loss_weight, item.match_main) for item in loader.config.streams}
     optimizer = build_optimizer(model, config.optimizer, new_parameters)
-    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime, learns=learns)
+    trainer = Trainer(model, optimizer, config, ranks, loader.config.seed, streams, runtime=runtime)
+    trainer.learns = learns or trainer.learns
     own = {item.label: item.negative_group_size for item in loader.config.streams}
     trainer.negative_group_sizes = {label: size for label, size in own.items() if size is not None}
     sizes = {label: trainer.objective(label).negative_group_size for label in own}

@@ -175,8 +175,9 @@ def stream_losses(
 
 
 def _temperature(model: X2VLM | TaskModel) -> Tensor:
-    base: X2VLM = getattr(model, "base", model)
-    return base.temperature
+    temperature = getattr(model, "base", model).temperature
+    assert isinstance(temperature, Tensor)
+    return temperature
 
 
 def pretrained_model(trainer: Trainer) -> X2VLM:

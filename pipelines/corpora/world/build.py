@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.corpora.world.cards import write_cards
-from pipelines.corpora.world.chunks import FILES, SCENES, Chunks, make_chunk
+from pipelines.corpora.world.chunks import FILES, FINETUNING_SCENES, SCENES, Chunks, make_chunk
 from pipelines.corpora.world.config import WorldConfig
 from pipelines.corpora.world.files import Upstream, upstream_files
 from pipelines.corpora.world.formats import write_parquet
 from pipelines.corpora.world.records import ROW_NUMBER, TRUTH_SCHEMA, to_json
+from pipelines.corpora.world.sources.finetuning import finetuning_scenes
 from x2vlm.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -91,8 +92,10 @@ def build_world(
         (out / file.path).parent.mkdir(parents=True, exist_ok=True)
         file.write(chunks, out / file.path)
     counts, planted = _write_truth(chunks, out)
-    write_parquet(chunks.payloads(SCENES), SCENE_SCHEMA, out / "truth_scenes.parquet")
-    paths = sorted([*(file.path for file in files), "truth.parquet", "truth_scenes.parquet"])
+    truths = {"truth_scenes.parquet": SCENES, "truth_finetuning_scenes.parquet": FINETUNING_SCENES}
+    for name, table in truths.items():
+        write_parquet(chunks.payloads(table), SCENE_SCHEMA, out / name)
+    paths = sorted([*(file.path for file in files), "truth.parquet", *truths])
     content = content_sha256(out, paths)
     write_cards(config, out, files, project_root)
     facts = {"config": config.model_dump(mode="json"), "counts": counts, "planted": planted, "content_sha256": content}
@@ -122,8 +125,11 @@ def _claim(parts: Path, config: WorldConfig, out: Path) -> None:
 def _make_chunks(
     config: WorldConfig, out: Path, parts: Path, workers: int, chunk_scenes: int
 ) -> tuple[list[Path], int]:
-    starts = range(0, config.scenes, chunk_scenes)
-    spans = [(start, min(start + chunk_scenes, config.scenes)) for start in starts]
+    spans = [
+        (start, min(start + chunk_scenes, scenes.stop))
+        for scenes in (range(config.scenes), finetuning_scenes(config))
+        for start in range(scenes.start, scenes.stop, chunk_scenes)
+    ]
     folders = [parts / f"{start:09d}-{stop:09d}" for start, stop in spans]
     jobs = [(config, start, stop, out, folder) for (start, stop), folder in zip(spans, folders, strict=True)]
     if workers == 1:
@@ -136,7 +142,7 @@ def _make_chunks(
 def _report(made: int, job: tuple[WorldConfig, int, int, Path, Path]) -> int:
     config, start, stop, _, _ = job
     logger.info("event=chunk_done scenes=%d..%d made=%d of=%d", start, stop - 1, made, config.scenes)
-    return made
+    return made if start < config.scenes else 0  # those for fine-tuning come on top of what was asked for
 
 
 def _write_truth(chunks: Chunks, out: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
@@ -198,7 +204,7 @@ def _write_world(out: Path, facts: dict[str, Any], paths: list[str], chunks: Chu
 
 
 def _entries(out: Path, paths: list[str], chunks: Chunks) -> Iterator[dict[str, Any]]:
-    for path in [*paths, *(f"cards/{card.name}" for card in sorted((out / "cards").glob("*.yaml")))]:
+    for path in [*paths, *(str(card.relative_to(out)) for card in sorted((out / "cards").rglob("*.yaml")))]:
         with (out / path).open("rb") as file:
             yield {
                 "path": path,

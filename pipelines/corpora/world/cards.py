@@ -7,6 +7,7 @@ import yaml
 from pipelines.corpora.world.config import CLIP_SOURCES, EVALUATION, WorldConfig
 from pipelines.corpora.world.drawing.shots import HOST
 from pipelines.corpora.world.files import Upstream
+from pipelines.corpora.world.task_cards import write_task_cards
 from pipelines.project import PROJECT_ROOT
 from x2vlm.data.cards import Card, CardFile, UrlBase
 from x2vlm.data.readers import READERS
@@ -29,7 +30,7 @@ HELD_OUT = {
 
 
 def write_cards(config: WorldConfig, out: Path, files: list[Upstream], project_root: Path | None = None) -> None:
-    """cards/<source>.yaml for every source, and cards/coco_heldout.yaml for the held-out images."""
+    """cards/<source>.yaml for every source, cards/coco_heldout.yaml for the held-out images, cards/tasks/ for tasks."""
     root = _below_project(out, project_root or PROJECT_ROOT)
     roles: dict[str, dict[str, str]] = {source: {} for source in config.sources}
     for file in files:
@@ -42,6 +43,7 @@ def write_cards(config: WorldConfig, out: Path, files: list[Upstream], project_r
         grains = (Grain.VIDEO,) if source in CLIP_SOURCES else GRAINS.get(source, (Grain.IMAGE,))
         _write(folder, source, root, paths, reader if reader in READERS else None, grains)
     _write(folder, "coco_heldout", root, HELD_OUT, "coco", GRAINS["coco"], split="test")
+    write_task_cards(folder / "tasks", root)
 
 
 def _below_project(out: Path, project_root: Path) -> str:

@@ -18,6 +18,8 @@ from pipelines.corpora.world.sources.coco import emit_coco
 from pipelines.corpora.world.sources.detection import emit_objects365, emit_openimages
 from pipelines.corpora.world.sources.entities import emit_entities
 from pipelines.corpora.world.sources.evaluation import emit_evaluation
+from pipelines.corpora.world.sources.finetuning import emit_finetuning, finetuning_use
+from pipelines.corpora.world.sources.more_evaluation import emit_more_evaluation
 from pipelines.corpora.world.sources.video import emit_howto100m, emit_webvid, emit_yttemporal
 from pipelines.corpora.world.sources.visual_genome import emit_visual_genome, is_also_coco
 from pipelines.corpora.world.sources.web import emit_web
@@ -37,14 +39,17 @@ EMITTERS = {
     "howto100m": emit_howto100m,
     "yttemporal": emit_yttemporal,
 }
-SCENES, FILES = "world/scenes", "world/files"
+SCENES, FINETUNING_SCENES, FILES = "world/scenes", "world/finetuning_scenes", "world/files"
 
 
 def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, bytes]]:
     """All output of scene number `index`: records, and media files by path below media/."""
+    if index >= config.scenes:
+        return emit_finetuning(config, index)
     source = source_of(config, index)
     if source == EVALUATION:
-        return emit_evaluation(config, index)
+        records, media = emit_evaluation(config, index)
+        return [*records, *emit_more_evaluation(config, index)], media
     shot = take_shot(config, index)
     records = list(EMITTERS[source](config, shot))
     if source == "coco" and is_also_coco(config, index):
@@ -54,8 +59,11 @@ def emit_scene(config: WorldConfig, index: int) -> tuple[list[Record], dict[str,
 
 def scene_truth(config: WorldConfig, index: int) -> dict[str, Any]:
     """The contents of scene number `index` at the size of its row, whatever image its row points at."""
-    source = source_of(config, index)
-    kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
+    if index >= config.scenes:
+        source, kind = EVALUATION, finetuning_use(config, index)[0]
+    else:
+        source = source_of(config, index)
+        kind = evaluation_kind(index) if source == EVALUATION else ("clip" if source in CLIP_SOURCES else "image")
     facts: dict[str, Any] = {"scene": index, "source": source, "kind": kind}
     if kind == "clip":
         clip = make_clip(config, index)
@@ -89,7 +97,8 @@ def make_chunk(config: WorldConfig, start: int, stop: int, out: Path, folder: Pa
         tables = _Tables(draft, stack)
         for index in range(start, stop):
             records, media = emit_scene(config, index)
-            tables.add(Record(SCENES, scene_truth(config, index)))
+            table = SCENES if index < config.scenes else FINETUNING_SCENES
+            tables.add(Record(table, scene_truth(config, index)))
             for path, data in media.items():
                 tables.add(_stored(out, f"media/{path}", data))
             for record in records:

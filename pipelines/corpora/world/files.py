@@ -34,6 +34,7 @@ from pipelines.corpora.world.sources.detection import (
     RELATION_LABELS,
 )
 from pipelines.corpora.world.sources.evaluation import ATTRIBUTES
+from pipelines.corpora.world.task_files import TASK_FILES
 
 
 @dataclass(frozen=True)
@@ -221,5 +222,5 @@ def upstream_files(config: WorldConfig, chunks: Chunks) -> Iterator[Upstream]:
         if table.startswith("yttemporal/"):
             shard = table.removeprefix("yttemporal/")
             yield Upstream("yttemporal", SHARD.format(shard=shard), json_lines(table), f"rows-{shard}")
-    for name, write in HELD_OUT:
+    for name, write in (*HELD_OUT, *TASK_FILES.items()):
         yield Upstream(EVALUATION, name, write)

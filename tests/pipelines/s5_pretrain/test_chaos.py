@@ -11,12 +11,13 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.flow.stage import SourceFile
+from pipelines.flow.stage import Inputs, SourceFile
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
@@ -129,27 +130,44 @@ def test_two_thousand_steps_of_chaos_lose_nothing(store: FaultyStore, tmp_path: 
     assert same >= 300
     assert lines[:same] == calm[:same]
 
-    # Two branches off milestones: one as it is, one with another rate.
-    for step, changes in ((1500, {}), (1000, {"steps": 1100, "optimizer": {"lr": 1e-4}})):
-        branch = f"s3://runs/store/state/pretrain/{uuid.uuid4().hex}"
-        marker = marker_of(state, step, Store("s3://runs/store"))
-        found = SourceHashes(Store(str(tmp_path / "hashes"))).fingerprint(SourceFile(marker, "start.run"))
-        start = StartConfig(run="anywhere", step=step).recorded()
-        own = PretrainConfig(
-            model=MODEL, data=DATA, train=TrainConfig.model_validate(TRAIN | changes), world_size=1, start=start
-        )
-        out = Out(tmp_path / f"branch-{step}", branch)
-        out.path.mkdir()
-        (part,) = plan_pretrain(own, {**inputs, "start_run": (found,)})
-        local = tmp_path / f"marker-{step}"
-        local.write_bytes(Store(marker.rpartition("/")[0]).blobs.read("COMMITTED") or b"")
-        pretrain_part(own, Local(str(marker), local), part, out, TrainRuntime(checkpoint_every=100))
-        own_lines = lines_of(branch)
-        assert [line["step"] for line in own_lines] == list(range(step, own.train.steps))
-        losses = {name: value for name, value in own_lines[0].items() if "/" in name}
-        expected = {name: value for name, value in lines[step].items() if "/" in name}
-        assert losses == pytest.approx(expected, rel=1e-4)  # before its first update; sums of one process, not of four
-        assert json.loads((out.path / "start.json").read_text())["step"] == step
+    # Two branches off a milestone, with as many processes as the run had there: one as it is, one with another rate.
+    step = 1500
+    assert max(interval for interval in intervals if interval[0] <= step)[1] == 4
+    as_it_is = branch_lines(state, step, {}, inputs, tmp_path / "as-it-is")
+    assert as_it_is == lines[step:]
+    slower = branch_lines(state, step, {"steps": 1600, "optimizer": {"lr": 1e-4}}, inputs, tmp_path / "slower")
+    assert [line["step"] for line in slower] == list(range(step, 1600))
+    assert losses_of(slower[0]) == losses_of(lines[step])  # before its first update
+    assert losses_of(slower[-1]) != losses_of(lines[1599])
+
+
+def branch_lines(
+    state: str, step: int, changes: Mapping[str, Any], inputs: Inputs, folder: Path
+) -> list[dict[str, Any]]:
+    """The metrics of a branch of four processes that goes on from `step` of the run in `state`."""
+    branch = f"s3://runs/store/state/pretrain/{uuid.uuid4().hex}"
+    marker = marker_of(state, step, Store("s3://runs/store"))
+    folder.mkdir()
+    found = SourceHashes(Store(str(folder / "hashes"))).fingerprint(SourceFile(marker, "start.run"))
+    own = PretrainConfig(
+        model=MODEL,
+        data=DATA,
+        train=TrainConfig.model_validate({**TRAIN, **changes}),
+        world_size=4,
+        start=StartConfig(run="anywhere", step=step).recorded(),
+    )
+    out = Out(folder / "part", branch)
+    out.path.mkdir()
+    (part,) = plan_pretrain(own, {**inputs, "start_run": (found,)})
+    local = folder / "marker"
+    local.write_bytes(Store(marker.rpartition("/")[0]).blobs.read("COMMITTED") or b"")
+    pretrain_part(own, Local(str(marker), local), part, out, TrainRuntime(checkpoint_every=100))
+    assert json.loads((out.path / "start.json").read_text())["step"] == step
+    return lines_of(branch)
+
+
+def losses_of(line: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if "/" in name}
 
 
 class Local(LocalInputs):

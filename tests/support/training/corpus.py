@@ -108,6 +108,11 @@ def _clip(number: int) -> tuple[Sample, bytes]:
     return sample, payload
 
 
+def drawn_jpeg(colour: str, shape: str, number: int) -> bytes:
+    """An image of 48 x 40 pixels with one shape on noise."""
+    return _jpeg(colour, _box(shape, 48, 40, number), 48, 40, number)
+
+
 def _media(kind: str, payload: bytes, width: int, height: int, stored: str, num_frames: int = 1) -> Media:
     return Media(kind, hashlib.sha256(payload).hexdigest(), len(payload), width, height, stored, num_frames)
 

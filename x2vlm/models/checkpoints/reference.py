@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias, resize_window_bias
+from x2vlm.models.checkpoints.task_parts import DECODER
 from x2vlm.models.checkpoints.weights import without_wrappers
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not
@@ -55,6 +56,12 @@ _WORD_HEAD = {
     "word_head.decoder.": "decoder.",
     "word_head.bias": "bias",
 }
+_EMBEDDINGS = {
+    "embeddings.words.": "word_embeddings.",
+    "embeddings.positions.": "position_embeddings.",
+    "embeddings.types.": "token_type_embeddings.",
+    "embeddings.norm.": "LayerNorm.",
+}
 # Integer constants the reference stores beside its parameters; ours are computed.
 _CONSTANTS = re.compile(r"(relative_position_index|position_ids|attn_mask)$")
 # Parts of fine-tuned checkpoints that this model does not have; downstream tasks build and load them.
@@ -89,11 +96,28 @@ def trained_names(model: X2VLM | TaskModel) -> dict[str, str]:
     if base is None:
         return reference_names(model)  # type: ignore[arg-type]
     names = {f"base.{name}": reference for name, reference in reference_names(base).items()}
-    prefix = getattr(model.head, "reference_prefix", "")
-    for name, _ in model.named_parameters():
-        if name not in names:
-            names[name] = prefix + name.removeprefix("head.").removeprefix("layers.")
-    return names
+    if isinstance(model.head, nn.Module):
+        names |= {f"head.{name}": reference for name, reference in head_names(model.head).items()}
+    return {name: names.get(name, name) for name, _ in model.named_parameters()}
+
+
+def head_names(head: nn.Module) -> dict[str, str]:
+    """Our parameter name within the head of a task -> the reference's; tied ones under their first name."""
+    prefix = str(getattr(head, "reference_prefix", ""))
+    rename = _decoder_name if prefix == DECODER else lambda name: prefix + name.removeprefix("layers.")
+    return {name: rename(name) for name, _ in head.named_parameters()}
+
+
+def _decoder_name(name: str) -> str:
+    for ours, theirs in _WORD_HEAD.items():
+        if name.startswith(ours):
+            return f"{DECODER}cls.predictions.{theirs}{name.removeprefix(ours)}"
+    for ours, theirs in _EMBEDDINGS.items():
+        if name.startswith(ours):
+            return f"{DECODER}bert.embeddings.{theirs}{name.removeprefix(ours)}"
+    _, _, index, rest = name.split(".", 3)
+    part, leaf = rest.rsplit(".", 1)
+    return f"{DECODER}bert.encoder.layer.{index}.{_LAYER_PARTS[part]}.{leaf}"
 
 
 @torch.no_grad()

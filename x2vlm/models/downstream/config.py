@@ -18,14 +18,16 @@ class ClassifierConfig(FrozenConfig):
 class DecoderConfig(FrozenConfig):
     """A decoder of answers that attends to the fused states of a question (X2-VLM 4.3.2: 6 layers).
 
-    `num_positions` and `num_types`: sizes of its own tables; None: those of the text tower. The multilingual decoder
-    takes them from the BERT that its fusion layers were described by.
+    `num_layers`: None takes as many as the model has fusion layers. `num_positions` and `num_types`: sizes of its own
+    tables; None: those of the text tower. The multilingual decoder of the reference takes them from the BERT that its
+    fusion layers were described by. `tie_words`: whether its output matrix is its table of word embeddings.
     """
 
     kind: Literal["decoder"] = "decoder"
-    num_layers: int = pydantic.Field(default=6, ge=1)
+    num_layers: int | None = pydantic.Field(default=None, ge=1)
     num_positions: int | None = pydantic.Field(default=None, ge=1)
     num_types: int | None = pydantic.Field(default=None, ge=1)
+    tie_words: bool = True
 
 
 HeadConfig = Annotated[ClassifierConfig | DecoderConfig, pydantic.Field(discriminator="kind")]

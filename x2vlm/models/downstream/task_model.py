@@ -7,6 +7,7 @@ from torch import nn
 from x2vlm.models.config import ModelConfig
 from x2vlm.models.downstream.classifier import Classifier
 from x2vlm.models.downstream.config import ClassifierConfig, DecoderConfig, HeadConfig
+from x2vlm.models.downstream.decoder import AnswerDecoder
 from x2vlm.models.x2vlm import X2VLM
 
 
@@ -48,4 +49,5 @@ def build_head(config: HeadConfig, base: X2VLM) -> nn.Module:
     match config:
         case ClassifierConfig():
             return Classifier(config, base.config.text.width)
-    raise NotImplementedError(config.kind)
+        case DecoderConfig():
+            return AnswerDecoder(config, base.config)

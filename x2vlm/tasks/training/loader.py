@@ -1,8 +1,8 @@
 """The batches of any step of a fine-tuning, for any rank of any world size: a pure function of the step.
 
 As in pre-training (`x2vlm.data.loading.loader`), resuming needs no state. A pass is a permutation of the task's rows;
-step s of global batch size B takes places s x B to (s + 1) x B - 1 of the endless sequence of passes, so nothing is left
-out at the end of a pass. Crop, mirror and operations of a row are drawn from (seed, pass, row). A row whose media
+step s of global batch size B takes places s x B to (s + 1) x B - 1 of the endless sequence of passes, so nothing is
+left out at the end of a pass. Crop, mirror and operations of a row are drawn from (seed, pass, row). A row whose media
 cannot be decoded is replaced by another one that depends on its place alone, and both are recorded.
 """
 

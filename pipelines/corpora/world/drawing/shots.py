@@ -326,11 +326,11 @@ def vary(pixels: Pixels, variant: str) -> Pixels:
     return pixels
 
 
-def held_out_shot(config: WorldConfig, index: int) -> Shot:
-    """The shot of a held-out image: always clean."""
+def held_out_shot(config: WorldConfig, index: int, folder: str = "val2014") -> Shot:
+    """The shot of a held-out image: always clean. `folder` of COCO is a part of its name."""
     scene = make_scene(config, index)
     width, height = draw_size(config, index)
-    name = f"COCO_val2014_{image_id(index):012d}.jpg"
+    name = f"COCO_{folder}_{image_id(index):012d}.jpg"
     data = b"" if config.media == "none" else image_bytes(config, scene)
     file = f"images/{name}" if data else ""
     return Shot(index, EVALUATION, "", "", f"{HOST}/images/{name}", file, data, width, height, scene, scene)

@@ -15,7 +15,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelines.corpora.world.config import EVALUATION, EVALUATION_EVERY, WorldConfig, is_held_out
 from pipelines.corpora.world.drawing.clips import Clip, encode_clip, make_clip
@@ -94,8 +94,9 @@ def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
         yield Record("coco_caption/images", image_record(shot))
         for position, text in enumerate(texts):
             yield Record("coco_caption/annotations", caption_record(shot.image_id, position, text))
-    yield from _vqa(shot, draws)
-    yield from _nlvr2(config, shot, draws)
+    yield from vqa_records(shot, draws)
+    others = [one for one in neighbours(config, shot.index) if one != shot.index]
+    yield from nlvr2_records(config, shot, draws, others, "dev")
     yield Record("refcoco_plus/images", image_record(shot))
     for annotation in object_records(shot.image_id, shot.image):
         yield Record("refcoco_plus/instances", annotation)
@@ -104,22 +105,41 @@ def _image(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     yield from _ovad(shot, draws)
 
 
-def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
+class Asked(NamedTuple):
+    """A question about an image, its answer, and what VQA's files say of it."""
+
+    question: str
+    answer: str
+    kind: str
+    prefix: str
+    wrong: list[str]
+    shape: str = ""  # that the question names
+    colour: str = ""
+
+
+def ask(shot: Shot, draws: Draws) -> list[Asked]:
+    """Questions about an image: how many, which colour, whether there is."""
     things = shot.image.things
     total = str(len(things))
-    asked = [("How many shapes are there?", total, "number", "how many", [str(len(things) + 1)])]
+    asked = [Asked("How many shapes are there?", total, "number", "how many", [str(len(things) + 1)])]
     known = [thing for number, thing in enumerate(things) if unique_expression(shot.image, number) == thing.shape]
     if known:
         thing = draws.choice(known)
         wrong = [colour for colour in COLOURS if colour != thing.colour]
-        asked.append((f"What color is the {thing.shape}?", thing.colour, "other", "what color is the", wrong))
+        question = f"What color is the {thing.shape}?"
+        asked.append(Asked(question, thing.colour, "other", "what color is the", wrong, thing.shape))
     colour, shape = draws.choice(tuple(COLOURS)), draws.choice(SHAPES)
     if draws.chance(0.5):
         colour, shape = (one := draws.choice(things)).colour, one.shape
     present = any((thing.colour, thing.shape) == (colour, shape) for thing in things)
     answer, other = ("yes", "no") if present else ("no", "yes")
-    asked.append((f"Is there {a(f'{colour} {shape}')}?", answer, "yes/no", "is there a", [other]))
-    for number, (question, right, kind, prefix, wrong) in enumerate(asked):
+    question = f"Is there {a(f'{colour} {shape}')}?"
+    return [*asked, Asked(question, answer, "yes/no", "is there a", [other], shape, colour)]
+
+
+def vqa_records(shot: Shot, draws: Draws) -> Iterator[Record]:
+    """Questions and annotations of VQA about one image."""
+    for number, (question, right, kind, prefix, wrong, _, _) in enumerate(ask(shot, draws)):
         question_id = shot.image_id * 1000 + number
         yield Record("vqa/questions", {"image_id": shot.image_id, "question": question, "question_id": question_id})
         # Up to three of the ten annotators are wrong, so the right answer always scores fully.
@@ -134,9 +154,13 @@ def _vqa(shot: Shot, draws: Draws) -> Iterator[Record]:
         yield Record("vqa/annotations", record)
 
 
-def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
-    """One sentence about two pairs of images; identifiers are set-sentence-pair-writer as upstream."""
-    paired_scenes = [one for one in _neighbours(config, shot.index) if one != shot.index]
+def nlvr2_records(
+    config: WorldConfig, shot: Shot, draws: Draws, paired_scenes: list[int], name: str
+) -> Iterator[Record]:
+    """One sentence about two pairs of images; identifiers are set-sentence-pair-writer as upstream.
+
+    `paired_scenes`: the numbers of other scenes that may be shown beside this one; `name` of the set.
+    """
     if len(paired_scenes) < 2:
         return
     thing = draws.choice(shot.image.things)
@@ -158,7 +182,7 @@ def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
         if template == "one" and draws.chance(0.5):  # false if neither of two other images shows it
             left = make_scene(config, draws.choice([one for one in paired_scenes if one != paired_scene]))
             label = any((x.colour, x.shape) == (thing.colour, thing.shape) for x in (*left.things, *right.things))
-        urls = [_coco_url(scene.index) for scene in (left, right)]
+        urls = [shot.url.replace(f"{shot.image_id:012d}", f"{image_id(scene.index):012d}") for scene in (left, right)]
         record = {
             "validation": {"0": str(label)},
             "sentence": sentence,
@@ -168,18 +192,14 @@ def _nlvr2(config: WorldConfig, shot: Shot, draws: Draws) -> Iterator[Record]:
             "right_url": urls[1],
             "synset": thing.shape,
             "query": f"{thing.shape}s",
-            "identifier": f"dev-{shot.index}-{pair}-0",
+            "identifier": f"{name}-{shot.index}-{pair}-0",
             "extra_validations": {"1": str(label)},
         }
-        yield Record("nlvr2/dev", record)
+        yield Record(f"nlvr2/{name}", record)
 
 
-def _coco_url(index: int) -> str:
-    return f"http://world.invalid/images/COCO_val2014_{image_id(index):012d}.jpg"
-
-
-def _neighbours(config: WorldConfig, index: int) -> list[int]:
-    """Held-out images before and after this one."""
+def neighbours(config: WorldConfig, index: int) -> list[int]:
+    """Held-out images before and after this one, itself among them."""
     reach = range(index - 8 * EVALUATION_EVERY, index + 8 * EVALUATION_EVERY + 1, EVALUATION_EVERY)
     return [one for one in reach if 0 <= one < config.scenes and is_held_out(one) and evaluation_kind(one) == "image"]
 
@@ -214,9 +234,9 @@ def _multilingual(config: WorldConfig, shot: Shot) -> Iterator[Record]:
     for language in ("en", "de", "fr", "cs"):
         # Upstream, English and German have five descriptions of an image, French and Czech one.
         for number in range(1, 6 if language in ("en", "de") else 2):
-            yield Record(f"multi30k/{number}.{language}", _describe(shot.image, language, draws))
+            yield Record(f"multi30k/{number}.{language}", describe_scene(shot.image, language, draws))
     for language in ("en", *LANGUAGES):
-        text = _describe(shot.image, language, draws)
+        text = describe_scene(shot.image, language, draws)
         wit = {
             "image_idx": shot.index,
             "image_url": shot.url,
@@ -230,7 +250,8 @@ def _multilingual(config: WorldConfig, shot: Shot) -> Iterator[Record]:
         yield Record(f"xflickrco/{language}", {"sentences": [text], "id": str(shot.image_id), "img_path": name})
 
 
-def _describe(scene: Scene, language: str, draws: Draws) -> str:
+def describe_scene(scene: Scene, language: str, draws: Draws) -> str:
+    """A true description of a scene in any language of the world."""
     return captions(scene, draws, 1)[0] if language == "en" else describe(scene, language, draws)
 
 
@@ -250,14 +271,15 @@ def _clip(config: WorldConfig, index: int) -> tuple[list[Record], dict[str, byte
         Record("msrvtt/videos", entry),
         Record("msrvtt/sentences", {"caption": sentence, "video_id": video, "sen_id": number}),
     ]
-    for position, (question, answer) in enumerate(_clip_questions(clip)):
+    for position, (question, answer) in enumerate(clip_questions(clip)):
         qa = {"answer": answer, "category_id": 0, "id": number * 10 + position, "question": question, "video_id": video}
         records.append(Record("msrvtt_qa/test", qa))
     data = {} if config.media == "none" else {f"clips/{video}.mp4": encode_clip(config, clip)}
     return records, data
 
 
-def _clip_questions(clip: Clip) -> Iterator[tuple[str, str]]:
+def clip_questions(clip: Clip) -> Iterator[tuple[str, str]]:
+    """(question, answer) of MSRVTT-QA about one clip."""
     mover, other = clip.things[:2]
     if mover.shape not in [thing.shape for thing in clip.things[1:]]:
         yield f"what color is the {mover.shape} that moves?", mover.colour
