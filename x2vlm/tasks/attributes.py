@@ -55,7 +55,7 @@ def check_attributes(examples: Sequence[Example], labels: Sequence[str], options
 
 @torch.no_grad()
 def evaluate_attributes(model: TaskModel, options: AttributesConfig, ctx: TaskContext) -> TaskResult:
-    """`map_all`, the mean over the attributes, and that of head, medium and tail, as `options.variant`; the other variant's beside it.
+    """`map_all`, `map_head`, `map_medium` and `map_tail` as `options.variant` has it; the other variant's beside them.
 
     Raises InvalidSample for an empty split, ConfigError as `check_attributes`.
     """
