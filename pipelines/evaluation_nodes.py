@@ -38,8 +38,8 @@ def task_nodes(
         model = (nodes[-1].key,)
     several = len(evaluation.splits) > 1
     for split in evaluation.splits:
-        card = Path(evaluation.data.card).name if evaluation.data.card else ""
-        known_as = [f"{name}.{split}", name, *([card] if card else [])]
+        card = evaluation.data.card
+        known_as = [f"{name}.{split}", name, *([Path(card).name] if card else [])]
         nodes.append(
             Node(
                 key=f"evaluate/{name}.{split}" if several else f"evaluate/{name}",
@@ -49,7 +49,8 @@ def task_nodes(
                     options=evaluation.options,
                     batch_size=evaluation.batch_size,
                     split=split,
-                    card=card,
+                    card=card or "",
+                    card_split=evaluation.data.splits.get(split, split) if card else "",
                     known_as=tuple(known_as),
                 ),
                 inputs={

@@ -124,17 +124,30 @@ class EvaluationConfig(TaskChoice):
         return tuple(dict.fromkeys((*learned, *self.splits)))
 
 
-def check_models(evaluations: Mapping[str, EvaluationConfig]) -> None:
-    """ValueError for a `model` that no evaluation above fine-tunes."""
-    known: list[str] = []
-    for name, evaluation in evaluations.items():
-        if evaluation.model is not None and evaluation.model not in known:
+def in_order(evaluations: Mapping[str, EvaluationConfig]) -> list[str]:
+    """Names such that a model comes before those that start from it; ValueError for a `model` that nothing makes."""
+    learned = [name for name, evaluation in evaluations.items() if evaluation.finetune is not None]
+    found: list[str] = []
+    waiting = list(evaluations)
+    while waiting:
+        ready = [name for name in waiting if evaluations[name].model in (None, *found)]
+        if not ready:
+            name = waiting[0]
+            model = str(evaluations[name].model)
+            if model in learned:
+                raise ValueError(f"evaluate.{name}.model: {', '.join(waiting)} start from each other")
             raise ValueError(
-                f"evaluate.{name}.model: {evaluation.model!r} is no evaluation above this one that has `finetune`; "
-                f"{did_you_mean(evaluation.model, known)}"
+                f"evaluate.{name}.model: {model!r} is no other evaluation that has `finetune`; "
+                f"{did_you_mean(model, [one for one in learned if one != name])}"
             )
-        if evaluation.finetune is not None:
-            known.append(name)
+        if idle := [name for name in ready if evaluations[name].model not in (None, *learned)]:
+            model = str(evaluations[idle[0]].model)
+            raise ValueError(
+                f"evaluate.{idle[0]}.model: {model!r} is not fine-tuned itself; {did_you_mean(model, learned)}"
+            )
+        found += ready
+        waiting = [name for name in waiting if name not in ready]
+    return found
 
 
 def _preset(name: Any, where: str, values: Mapping[str, Any]) -> Preset:

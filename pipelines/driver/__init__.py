@@ -16,6 +16,7 @@ __all__ = [
     "add_finetune_arguments",
     "add_run_arguments",
     "audit_target",
+    "compare_evaluations",
     "evaluate_model",
     "explain_row",
     "export_experiment",
@@ -47,6 +48,13 @@ def audit_target(options: argparse.Namespace) -> Outcome:
     from pipelines.driver import questions
 
     return questions.audit_target(options)
+
+
+def compare_evaluations(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.driver.questions.compare_evaluations`."""
+    from pipelines.driver import questions
+
+    return questions.compare_evaluations(options)
 
 
 def export_experiment(options: argparse.Namespace) -> Outcome:

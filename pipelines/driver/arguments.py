@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from x2vlm.command_line import JobParser
+from x2vlm.command_line import JobParser, one_of
 
 ESTIMATE_ARGUMENTS = {
     "gpu": "kinds of GPU, with commas: A100-80,H100,H200",
@@ -15,6 +15,7 @@ ESTIMATE_ARGUMENTS = {
 ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
 
 
+TABLE_FORMATS = ("text", "markdown", "csv", "json", "html")
 SAMPLE = "sample"  # the experiment of whoever names none
 
 
@@ -87,6 +88,14 @@ def add_evaluate_arguments(parser: JobParser) -> None:
     """The arguments of an evaluation beside those of an experiment."""
     parser.add_argument("--tasks", help="names under `evaluate:` of the experiment, separated by commas")
     parser.add_argument("--force", action="store_true", help="evaluate again even if nothing changed")
+    parser.add_argument(
+        "--table",
+        nargs="?",
+        const="text",
+        type=one_of(TABLE_FORMATS),
+        metavar="FORMAT",
+        help=f"finished evaluations of the experiment beside published numbers: {', '.join(TABLE_FORMATS)}",
+    )
     parser.add_argument("--model", help="a model's folder or a checkpoint file of the reference")
     _add_task_arguments(parser)
     parser.add_argument("--card", help="instead of --data: a card below datasets/, such as downstream/vqav2")

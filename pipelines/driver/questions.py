@@ -1,6 +1,7 @@
 """Commands that ask a finished store and run nothing: audit, export, and what happened to a row."""
 
 import argparse
+import json
 from pathlib import Path
 
 from pipelines.driver.job import Outcome
@@ -48,6 +49,28 @@ def export_experiment(options: argparse.Namespace) -> Outcome:
         note = "_README.md" if options.format == "parquet" else "README.md"
         lines += [f"{summary['shards']} shards: {how}", f"how to read them: {Path(options.out) / note}"]
     return Outcome(EXIT_OK, "\n".join(lines), summary)
+
+
+def compare_evaluations(options: argparse.Namespace) -> Outcome:
+    """The finished evaluations of an experiment beside published numbers, in the format `options.table`.
+
+    ConfigError where none is finished.
+    """
+    from pipelines.report.comparison import comparison_table
+    from pipelines.report.comparison_formats import FORMATS, as_json
+    from pipelines.report.summary import evaluation_results
+
+    experiment = load_experiment(options.experiment, options.store)
+    store = open_store(experiment.store_uri)
+    paths = {ref.node: ref.manifest_path for ref in store.refs_of_experiment(experiment.name)}
+    stored = {node: store.read_manifest(path) for node, path in sorted(paths.items()) if node.startswith("evaluate/")}
+    results = evaluation_results(store, {node: found[0] for node, found in stored.items() if found is not None})
+    if not results:
+        known = ", ".join(experiment.evaluate) or "none in the experiment's file"
+        raise ConfigError(f"no evaluation of {experiment.name} is finished in {store.uri}; run --tasks: {known}")
+    table = comparison_table({node.partition("/")[2]: result for node, result in results.items()})
+    rows = json.loads(as_json(table))
+    return Outcome(EXIT_OK, FORMATS[options.table](table).rstrip("\n"), {"experiment": experiment.name, "table": rows})
 
 
 def explain_row(options: argparse.Namespace) -> Outcome:

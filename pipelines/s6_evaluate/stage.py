@@ -4,7 +4,8 @@ Images and texts are prepared by the processor in the model's own folder: image 
 cleaning are those it was trained with. A part writes `predictions.parquet` (one row per example) and `result.json`
 (metrics, 95 % intervals, the digest of the questions asked, the model's weights by sha256, how its epoch was selected,
 and how many test images the training set was found to show), so that two numbers can be told to be about the same
-thing; and the files that a test server takes, where the task has one.
+thing; `examples.html`, a page of right and wrong examples; and the files that a test server takes, where the task has
+one.
 """
 
 import json
@@ -76,6 +77,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     """Run the task on every example that has media."""
     import torch
 
+    from x2vlm.tasks.pages import examples_page
     from x2vlm.tasks.task import TaskContext
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,6 +86,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     where = f"{config.task} on {', '.join(names)}"
     trained = load_model(inputs, part)
     labels = labels_for(trained, split, where)
+    _check_head(config, task, trained, labels)
     task.check(split.examples, labels, config.options)
     paths = [inputs.local_path(read.file) for read in part.lookups]
     media = PackedMedia(list(zip(paths[::2], paths[1::2], strict=True)))
@@ -102,6 +105,8 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
         if error.rule != "empty_caption":
             raise
         raise ConfigError(f"{where}: {error}; take the text out of the held-out source's files") from None
+    page = examples_page(config.task, result.predictions, split.examples, context.load)
+    (out.path / "examples.html").write_text(page, encoding="utf-8")
     return _written(config, inputs, part, out, result, names)
 
 
@@ -132,6 +137,18 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
             if read.slot == "model":
                 Path(folder, read.file.path).symlink_to(inputs.local_path(read.file).resolve())
         return load_task_model(Path(folder))
+
+
+def _check_head(config: EvaluateConfig, task: "Task", trained: "TaskFolder", labels: Sequence[str]) -> None:
+    """ConfigError for a model without the head that the task answers with."""
+    wanted = None if task.training is None else task.training.head(len(labels) or 1, config.options)
+    found = trained.model.head_config
+    if wanted is not None and (found is None or found.kind != wanted.kind):
+        has = f"the head of {trained.task or 'another task'}" if found else "none"
+        raise ConfigError(
+            f"{config.task}: answers with a head ({wanted.kind}) that is learned for it, and the model has {has}; "
+            "fine-tune the model first (`finetune`, jobs/finetune.py)"
+        )
 
 
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
@@ -169,8 +186,9 @@ def _written(
     described = {
         **describe(config, result, model[WEIGHTS_FILE].sha256),
         "head_sha256": model[HEAD_FILE].sha256 if HEAD_FILE in model else None,
-        "card": config.card,
         "split": config.split,
+        "card": config.card,
+        "card_split": config.card_split,
         "selection": selection,
         "submission": sorted(result.submission),
         "contamination": contamination,

@@ -503,6 +503,7 @@ def test_the_options_of_an_evaluation_are_checked_when_the_file_is_loaded(tmp_pa
         "batch_size": 4,
         "options": {"shortlist": 3, "recalls": (1, 5, 10)},
         "split": "",
+        "card": "",
         "known_as": (),
     }
     for change, message in (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipelines.flow.stage import Input, InputPart
+from pipelines.flow.stage import Input, InputPart, Inputs
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import finetune_part, plan_finetune
 from tests.support.parts import as_part
@@ -90,9 +90,7 @@ def toy_inputs(folder: Path, image_res: int = 32) -> dict[str, tuple[Input, ...]
     }
 
 
-def finetune_here(
-    config: FinetuneNodeConfig, inputs: dict[str, tuple[Input, ...]], folder: Path, **runtime: Any
-) -> Out:
+def finetune_here(config: FinetuneNodeConfig, inputs: Inputs, folder: Path, **runtime: Any) -> Out:
     """Run the finetune part below `folder` in this process; where it wrote."""
     (part,) = plan_finetune(config, inputs)
     out = Out(folder / "out", str(folder / "state"))
@@ -103,9 +101,9 @@ def finetune_here(
 
 
 def finetune_killed(
-    config: FinetuneNodeConfig, inputs: dict[str, tuple[Input, ...]], folder: Path, kill: dict[str, int], **runtime: Any
+    config: FinetuneNodeConfig, inputs: Inputs, folder: Path, kill: dict[str, int], **runtime: Any
 ) -> int:
-    """The same in a process of its own that kills itself: after a `step`, or before an `epoch` is measured."""
+    """The same in a process that kills itself: after a `step`, or before an `epoch` is measured; its exit code."""
     process = CONTEXT.Process(target=_killed, args=(config, inputs, str(folder), kill, runtime))
     process.start()
     process.join(300)
@@ -114,9 +112,7 @@ def finetune_killed(
     return process.exitcode or 0
 
 
-def _killed(
-    config: FinetuneNodeConfig, inputs: dict[str, tuple[Input, ...]], folder: str, kill: dict[str, int], runtime: Any
-) -> None:
+def _killed(config: FinetuneNodeConfig, inputs: Inputs, folder: str, kill: dict[str, int], runtime: Any) -> None:
     from pipelines.s5_pretrain.finetune import select, training
 
     fit, measure = training.fit, select.Selection._measure

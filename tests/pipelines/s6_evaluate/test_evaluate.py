@@ -87,8 +87,14 @@ def test_texts_are_cut_where_the_models_own_processor_cuts_them(tmp_path: Path) 
         "options": RetrievalConfig().model_dump(mode="json"),
         "batch_size": 32,
         "split": "",
+        "card": "",
+        "card_split": "",
         "known_as": [],
     }
+    assert (result["card"], result["card_split"]) == ("", "")
+    page = (whole.folder / "retrieval" / "examples.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == len(scores(whole)) == 8
+    assert "data:image/jpeg;base64," in page
 
 
 @pytest.mark.parametrize(("kind", "tokenizer"), [("bert", "vocab.txt"), ("xlm-roberta", "tokenizer.json")])
