@@ -55,7 +55,7 @@ TASKS = {
         TaskSpec("classification", 1, ClassificationConfig, "accuracy", "x2vlm.tasks.classification:CLASSIFICATION"),
         TaskSpec("weak_grounding", 1, WeakGroundingConfig, "accuracy", "x2vlm.tasks.weak_grounding:WEAK_GROUNDING"),
         TaskSpec("winoground", 1, WinogroundConfig, "group_score", "x2vlm.tasks.winoground:WINOGROUND"),
-        TaskSpec("attributes", 1, AttributesConfig, "mean_ap", "x2vlm.tasks.attributes:ATTRIBUTES"),
+        TaskSpec("attributes", 1, AttributesConfig, "map_all", "x2vlm.tasks.attributes:ATTRIBUTES"),
     )
 }
 
