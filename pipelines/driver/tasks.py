@@ -85,8 +85,8 @@ def own_data(options: argparse.Namespace, main: str = "train") -> dict[str, Any]
         raise ConfigError(
             f"--reader: say how the files of task {options.task} are read (docs/your_data.md lists readers)"
         )
-    given = {main: options.data, "val": getattr(options, "val", None), "test": getattr(options, "test", None)}
-    paths = {split: str(_file(path)) for split, path in given.items() if path}
+    given = [(main, options.data), *((split, getattr(options, split, None)) for split in ("val", "test"))]
+    paths = {split: str(_file(path)) for split, path in given if path}
     if not paths:
         raise ConfigError("--data: name a file of examples")
     answers = {"answers": str(_file(options.answers))} if options.answers else {}

@@ -86,6 +86,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     where = f"{config.task} on {', '.join(names)}"
     trained = load_model(inputs, part)
     labels = labels_for(trained, split, where)
+    _check_head(config, task, trained, labels)
     task.check(split.examples, labels, config.options)
     paths = [inputs.local_path(read.file) for read in part.lookups]
     media = PackedMedia(list(zip(paths[::2], paths[1::2], strict=True)))
@@ -136,6 +137,18 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
             if read.slot == "model":
                 Path(folder, read.file.path).symlink_to(inputs.local_path(read.file).resolve())
         return load_task_model(Path(folder))
+
+
+def _check_head(config: EvaluateConfig, task: "Task", trained: "TaskFolder", labels: Sequence[str]) -> None:
+    """ConfigError for a model without the head that the task answers with."""
+    wanted = None if task.training is None else task.training.head(len(labels) or 1, config.options)
+    found = trained.model.head_config
+    if wanted is not None and (found is None or found.kind != wanted.kind):
+        has = f"the head of {trained.task or 'another task'}" if found else "none"
+        raise ConfigError(
+            f"{config.task}: answers with a head ({wanted.kind}) that is learned for it, and the model has {has}; "
+            "fine-tune the model first (`finetune`, jobs/finetune.py)"
+        )
 
 
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.golden import downstream_answers, downstream_matching
+from tests.golden import downstream_answers, downstream_captioning, downstream_matching
 from tests.golden.differences import Check
 
 DOWNSTREAM_CHECKS: dict[str, Check] = {
+    "captioning": downstream_captioning.check_captioning,
     "grounding": downstream_matching.check_grounding,
     "nlvr": downstream_answers.check_classifier,
     "retrieval": downstream_matching.check_retrieval,

@@ -12,8 +12,11 @@ from tests.support.training.processes import on_ranks
 from x2vlm.data.task_examples import Example
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.models.downstream.task_model import TaskModel
-from x2vlm.tasks.config import RetrievalConfig
+from x2vlm.samples import Box
+from x2vlm.tasks.config import GroundingConfig, RetrievalConfig
+from x2vlm.tasks.grounding import evaluate_grounding
 from x2vlm.tasks.retrieval import evaluate_retrieval, questions_of
+from x2vlm.train.ranks import current_ranks
 
 
 def example(number: int, texts: tuple[str, ...], **fields: Any) -> Example:
@@ -125,8 +128,6 @@ def test_examples_that_do_not_fit_are_named(task_model: TaskModel) -> None:
 
 
 def table_of(rank: int, world_size: int, spool_above_bytes: int) -> dict[str, Any]:
-    from x2vlm.train.ranks import current_ranks
-
     model = small_task_model()
     ctx = context(model, photos(11, captions=3), 2, ranks=current_ranks())
     result = evaluate_retrieval(model, RetrievalConfig(shortlist=5, spool_above_bytes=spool_above_bytes), ctx)
@@ -157,3 +158,21 @@ def test_features_on_disk_leave_no_file(task_model: TaskModel, tmp_path, monkeyp
 
 def test_the_picture_of_a_name_is_drawn_from_it() -> None:
     assert np.array_equal(np.asarray(load("1f").frames[0]), np.asarray(picture(31)))
+
+
+def test_grounding_gives_the_same_boxes_on_every_number_of_processes() -> None:
+    torch.set_num_threads(1)
+    alone = boxes_of(0, 1)
+    for found in on_ranks(boxes_of, 2):
+        assert torch.equal(found["boxes"], alone["boxes"])
+
+
+def boxes_of(rank: int, world_size: int) -> dict[str, Any]:
+    model = small_task_model()
+    asked = [
+        Example(str(n), "test", (f"{n % 3:x}",), (f"{COLOURS[n % 5]} dog",), box=Box(1, 1, 20, 20)) for n in range(9)
+    ]
+    result = evaluate_grounding(
+        model, GroundingConfig(unambiguous=False), context(model, asked, 2, ranks=current_ranks())
+    )
+    return {"boxes": torch.tensor(result.predictions["box_xywh"].to_pylist(), dtype=torch.float64)}

@@ -7,6 +7,7 @@ keys and values of the image side are projected once (`image_memory`) for any nu
 FusionPlan for training: packed tokens of many passes together, each image's keys once.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,6 +92,17 @@ class Attention(nn.Module):
             dropout_p=self._dropout_now(),
         )
         return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None)
+
+    def with_map(self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward` in evaluation, of all keys; and the attention (B, H, L, N), which the states depend on.
+
+        A gradient with respect to the attention reaches no further back.
+        """
+        queries_BHLE = self.split_heads(self.query(hidden_BLD))
+        logits_BHLN = queries_BHLE @ keys_BHNE.transpose(2, 3) / math.sqrt(queries_BHLE.shape[-1])
+        map_BHLN = logits_BHLN.softmax(dim=-1).detach().requires_grad_()
+        attended_BHLE = map_BHLN @ values_BHNE
+        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None), map_BHLN
 
     def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout, rows: PackedRows | None) -> Tensor:
         """States (K, D) of the query tokens after self-attention within their texts."""
@@ -244,6 +256,24 @@ class FusionEncoder(nn.Module):
                 keys_values = keys.expand(memory.image_of_B), values.expand(memory.image_of_B)
             hidden_BLD = layer(hidden_BLD, mask_B1LL, keys_values, memory_mask)
         return hidden_BLD
+
+    @torch.enable_grad()
+    def forward_with_map(
+        self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory, map_layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the attention (B, H, L, N) of layer `map_layer` to the image tokens, all of them visible."""
+        mask_B1LL, map_BHLN = AttentionMask(mask_BL.bool()[:, None, None, :]), hidden_BLD.new_zeros(0)
+        for index, layer in enumerate(self._layers()):
+            keys, values = (side.expand(memory.image_of_B) for side in memory.layers[index])
+            if index != map_layer:
+                hidden_BLD = layer(hidden_BLD, mask_B1LL, (keys, values), None)
+                continue
+            own = layer.self_attention
+            own_keys, own_values = own.split_heads(own.key(hidden_BLD)), own.split_heads(own.value(hidden_BLD))
+            hidden_BLD = own(hidden_BLD, own_keys, own_values, mask_B1LL)
+            hidden_BLD, map_BHLN = layer.cross_attention.with_map(hidden_BLD, keys, values)
+            hidden_BLD = layer.feed_forward(hidden_BLD)
+        return hidden_BLD, map_BHLN
 
     def run(
         self, texts_XD: Tensor, images_XD: Tensor | None, plan: FusionPlan, prune_last_layer: bool

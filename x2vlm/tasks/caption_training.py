@@ -67,9 +67,7 @@ def inserted(ids: Sequence[int], masked_positions: Sequence[int], mask_id: int) 
 
 
 def caption_rows(examples: Sequence[Example], options: CaptioningConfig) -> list[tuple[int, int]]:
-    """A row per caption; for self-critical training, which uses all captions of an image at once, a row per image."""
-    if options.mode == "scst":
-        return [(index, 0) for index, example in enumerate(examples) if example.texts]
+    """A row per caption, as released also for self-critical training, which uses all captions of the image in each."""
     return [(index, number) for index, example in enumerate(examples) for number in range(len(example.texts))]
 
 

@@ -17,6 +17,7 @@ from x2vlm.data.task_examples import Example, check_examples
 from x2vlm.errors import ConfigError, InvalidSample, X2VLMError
 from x2vlm.inference.processor import num_positions
 from x2vlm.models.generate import GenerateConfig, generate
+from x2vlm.samples import Sample
 from x2vlm.tasks.caption_scores import CaptionScores, score_captions
 from x2vlm.tasks.caption_training import (
     caption_losses,
@@ -26,7 +27,8 @@ from x2vlm.tasks.caption_training import (
     reward_of_training,
 )
 from x2vlm.tasks.classification import encode_media
-from x2vlm.tasks.config import CaptioningConfig
+from x2vlm.tasks.config import CaptioningConfig, RetrievalConfig
+from x2vlm.tasks.from_samples import retrieval_examples
 from x2vlm.tasks.scoring import bootstrap_interval
 from x2vlm.tasks.sharing import map_batches
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, TaskTraining, data_digest
@@ -92,6 +94,11 @@ def evaluate_captioning(model: TaskModel, options: CaptioningConfig, ctx: TaskCo
         measured_as=scores.measured_as | {"decoding": _decoding(options)},
         submission=submission,
     )
+
+
+def examples_from_samples(samples: Sequence[Sample], options: CaptioningConfig) -> list[Example]:
+    """One example per captioned sample: those of retrieval, which asks about the same images and captions."""
+    return retrieval_examples(samples, RetrievalConfig())
 
 
 def as_written(text: str) -> str:
@@ -160,4 +167,5 @@ CAPTIONING = Task(
         before=reward_of_training,
     ),
     check=check_captioning,
+    from_samples=examples_from_samples,
 )

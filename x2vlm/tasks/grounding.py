@@ -9,7 +9,7 @@ B texts, M images of a batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -67,18 +67,9 @@ def evaluate_grounding(model: TaskModel, cfg: GroundingConfig, ctx: TaskContext)
     targets = [example.box for example in examples if example.box is not None]
     ious = [box_iou(box, target, cfg.iou) for box, target in zip(boxes, targets, strict=True)]
     hits = [100.0 * (iou >= cfg.iou_threshold) for iou in ious]
-    predictions = pa.table(
-        {
-            "example_id": [example.example_id for example in examples],
-            "text": [example.texts[0] for example in examples],
-            "box_xywh": [[box.x, box.y, box.w, box.h] for box in boxes],
-            "target_xywh": [[box.x, box.y, box.w, box.h] for box in targets],
-            "iou": ious,
-        }
-    )
     return TaskResult(
         metrics={"accuracy": sum(hits) / len(hits), "mean_iou_fraction": sum(ious) / len(ious)},
-        predictions=predictions,
+        predictions=prediction_table(examples, boxes, ious),
         data_digest=data_digest([example.example_id for example in examples]),
         intervals={"accuracy": bootstrap_interval(hits)},
         num_examples=len(examples),
@@ -90,6 +81,20 @@ def evaluate_grounding(model: TaskModel, cfg: GroundingConfig, ctx: TaskContext)
     )
 
 
+def prediction_table(examples: Sequence[Example], boxes: Sequence[Box], ious: Sequence[float]) -> pa.Table:
+    """One row per example: its text, the box it was given, the annotated one, and their overlap."""
+    targets = [example.box for example in examples if example.box is not None]
+    return pa.table(
+        {
+            "example_id": [example.example_id for example in examples],
+            "text": [example.texts[0] for example in examples],
+            "box_xywh": [[box.x, box.y, box.w, box.h] for box in boxes],
+            "target_xywh": [[box.x, box.y, box.w, box.h] for box in targets],
+            "iou": ious,
+        }
+    )
+
+
 def _unambiguous(examples: Sequence[Example]) -> list[Example]:
     """Those whose text stands once with their image."""
     counts = Counter((example.media[0], example.texts[0]) for example in examples)
@@ -97,29 +102,41 @@ def _unambiguous(examples: Sequence[Example]) -> list[Example]:
 
 
 def _predict(model: TaskModel, ctx: TaskContext, examples: Sequence[Example], clip: bool) -> list[Box]:
-    """Predicted boxes in pixels of the oriented original; texts of one image are neighbours in a batch."""
+    """Predicted boxes in pixels of the oriented original."""
 
     def locate(batch: Sequence[Example]) -> list[list[float]]:
-        visuals = {example.media[0]: ctx.load(example.media[0]) for example in batch}
-        row_of = {name: row for row, name in enumerate(visuals)}
-        pixels_MCHW = ctx.processor.images([visual.frames[0] for visual in visuals.values()])
-        image_of_B = torch.tensor([row_of[example.media[0]] for example in batch])
-        ids_BL, mask_BL = ctx.processor.texts([example.texts[0] for example in batch])
-        inputs = (tensor.to(ctx.device) for tensor in (pixels_MCHW, image_of_B, ids_BL, mask_BL))
+        inputs, visuals = batch_of(batch, ctx)
         located_B4 = locate_batch(model, *inputs).double().cpu().tolist()
-        boxes = [
-            pixel_box(row, *visuals[example.media[0]].size, clip)
-            for row, example in zip(located_B4, batch, strict=True)
-        ]
+        boxes = [pixel_box(row, *visual.size, clip) for row, visual in zip(located_B4, visuals, strict=True)]
         return [[box.x, box.y, box.w, box.h] for box in boxes]
 
+    return [Box(*box) for box in map_by_image(examples, ctx, locate)]
+
+
+def map_by_image(
+    examples: Sequence[Example], ctx: TaskContext, work: Callable[[Sequence[Example]], list[list[float]]]
+) -> list[list[float]]:
+    """`map_batches` with examples of one image as neighbours, so that an image is encoded once; results in order."""
     places: dict[str, int] = {}
     for example in examples:
         places.setdefault(example.media[0], len(places))
     order = sorted(range(len(examples)), key=lambda number: places[examples[number].media[0]])
-    found = map_batches([examples[number] for number in order], ctx.batch_size, ctx.ranks, locate)
+    found = map_batches([examples[number] for number in order], ctx.batch_size, ctx.ranks, work)
     by_number = dict(zip(order, found, strict=True))
-    return [Box(*by_number[number]) for number in range(len(examples))]
+    return [by_number[number] for number in range(len(examples))]
+
+
+def batch_of(batch: Sequence[Example], ctx: TaskContext) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], list[Visual]]:
+    """Pixels of the distinct images, the image, ids and mask of each text; and the image that each text is about."""
+    visuals = {example.media[0]: ctx.load(example.media[0]) for example in batch}
+    row_of = {name: row for row, name in enumerate(visuals)}
+    pixels_MCHW = ctx.processor.images([visual.frames[0] for visual in visuals.values()])
+    image_of_B = torch.tensor([row_of[example.media[0]] for example in batch])
+    ids_BL, mask_BL = ctx.processor.texts([example.texts[0] for example in batch])
+    pixels_MCHW, image_of_B, ids_BL, mask_BL = (
+        tensor.to(ctx.device) for tensor in (pixels_MCHW, image_of_B, ids_BL, mask_BL)
+    )
+    return (pixels_MCHW, image_of_B, ids_BL, mask_BL), [visuals[example.media[0]] for example in batch]
 
 
 def locate_batch(model: TaskModel, pixels_MCHW: Tensor, image_of_B: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from x2vlm.objectives.across_ranks import Gather, NegativeGroup
 from x2vlm.objectives.losses import contrastive, matching
 from x2vlm.objectives.negatives import draw_negatives
 from x2vlm.tasks.classification import encode_media
-from x2vlm.tasks.config import RetrievalConfig
+from x2vlm.tasks.config import RetrievalConfig, WeakGroundingConfig
 from x2vlm.tasks.task import LossContext, TaskTraining
 from x2vlm.tasks.training.batch import TaskBatch
 from x2vlm.tasks.training.rows import PreparedRow, RowPreparation, join_pixels, join_texts
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from x2vlm.inference.visuals import Visual
     from x2vlm.models.downstream.task_model import TaskModel
 
+Options = RetrievalConfig | WeakGroundingConfig
 Negatives = tuple[Tensor, Tensor, Tensor | None]  # image of each text, text of each image, which rows have them
 
 
@@ -100,12 +101,12 @@ def matching_logits(
     return model.base.match(fused)
 
 
-def _rows(examples: Sequence[Example], options: RetrievalConfig) -> list[tuple[int, int]]:
+def _rows(examples: Sequence[Example], options: Options) -> list[tuple[int, int]]:
     return [(index, turn) for index, example in enumerate(examples) for turn in range(len(example.texts))]
 
 
 def _prepare(
-    example: Example, item: int, media: Sequence[Visual], preparation: RowPreparation, options: RetrievalConfig
+    example: Example, item: int, media: Sequence[Visual], preparation: RowPreparation, options: Options
 ) -> PreparedRow:
     texts = (example.texts[item],)
     pixels, operations = preparation.all_media(media, texts)
@@ -114,14 +115,14 @@ def _prepare(
     )
 
 
-def _collate(rows: Sequence[PreparedRow], processor: Processor, options: RetrievalConfig) -> TaskBatch:
+def _collate(rows: Sequence[PreparedRow], processor: Processor, options: Options) -> TaskBatch:
     ids_BL, mask_BL = join_texts(rows, processor)
     image_ids_B = torch.tensor([row.values["image_id"][0] for row in rows], dtype=torch.float64).long()
     tensors = {"pixels": join_pixels(rows), "ids": ids_BL, "mask": mask_BL, "image_ids": image_ids_B}
     return TaskBatch([row.key for row in rows], tensors)
 
 
-def _losses(model: TaskModel, batch: TaskBatch, options: RetrievalConfig, context: LossContext) -> dict[str, Tensor]:
+def _losses(model: TaskModel, batch: TaskBatch, options: Options, context: LossContext) -> dict[str, Tensor]:
     gather = context.ranks.gather()
     group = None
     if gather is not None and options.negatives == "all":

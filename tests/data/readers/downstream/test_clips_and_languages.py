@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.downstream import dropped, read, write_gzip, write_json, write_lines
+from tests.support.sets.downstream import dropped, read, write_gzip, write_json, write_lines
 from x2vlm.errors import SourceUnavailable
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.downstream import dropped, read
+from tests.support.sets.downstream import dropped, read
 from x2vlm.data.readers.downstream.results import read_results
 from x2vlm.errors import SourceUnavailable
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.downstream import write_json
+from tests.support.sets.downstream import write_json
 from x2vlm.data.readers.downstream import read_task
 from x2vlm.data.task_examples import TaskData, example_table, examples_of
 from x2vlm.errors import ConfigError, SourceUnavailable

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.downstream import dropped, read, write_json, write_lines
+from tests.support.sets.downstream import dropped, read, write_json, write_lines
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.samples import Box
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.downstream import dropped, read, write_json, write_lines
+from tests.support.sets.downstream import dropped, read, write_json, write_lines
 from x2vlm.errors import ConfigError, SourceUnavailable
 from x2vlm.samples import Box
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.downstream import dropped, read, write_json, write_lines
+from tests.support.sets.downstream import dropped, read, write_json, write_lines
 from x2vlm.errors import ConfigError, SourceUnavailable
 
 MEDIA = "val2014/COCO_val2014_{image_id:012d}.jpg"

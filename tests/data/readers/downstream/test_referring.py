@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.downstream import dropped, read, write_json
+from tests.support.sets.downstream import dropped, read, write_json
 from x2vlm.data.readers.downstream.refs_pickle import convert_refs
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box

@@ -14,8 +14,7 @@ def read_results(path: Path, id_key: str, value_key: str) -> dict[str, str]:
 
     COCO's captions: [{"image_id", "caption"}]; VQA's: [{"question_id", "answer"}]; expressions: {"predictions":
     [{"ref_id", "sent"}]}. InvalidSample, naming the row, for a row without both, and for an id with two different
-    predictions; upstream's own sample repeats some rows word for word. SourceUnavailable for a file that is no such
-    list.
+    predictions; upstream's own sample repeats some rows. SourceUnavailable for a file that is no such list.
     """
     source = Source("results", "results", "", {"rows": path})
     found: dict[str, str] = {}
