@@ -4,7 +4,7 @@
 python jobs/evaluate.py sample --tasks retrieval,grounding
 python jobs/evaluate.py sample --table markdown
 python jobs/evaluate.py --model runs/model --task retrieval --data runs/test.csv --media-root photos
-python jobs/evaluate.py --model runs/model.th --vocabulary vocab.txt --task vqa --card downstream/vqav2 --data-root /data
+python jobs/evaluate.py --model runs/model --task vqa --card downstream/vqav2 --data-root /data --media-root /coco
 """
 
 import sys

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pydantic
 
 from pipelines.evaluation_nodes import source_node, task_nodes
-from pipelines.evaluations import EvaluationConfig
+from pipelines.evaluations import EvaluationConfig, in_order
 from pipelines.experiment import Experiment, SourceConfig, source_uri
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.idle_settings import check_settings
@@ -50,8 +50,8 @@ def build_graph(experiment: Experiment) -> Graph:
     train = sources + [branch for name in sources for branch in branches[name][1:]]
     deciding = _deciding_nodes(experiment, train)
     nodes += [*deciding, *_training_nodes(experiment, train, tuple(node.key for node in deciding))]
-    for name, evaluation in experiment.evaluate.items():
-        nodes += _evaluation_nodes(experiment, name, evaluation)
+    for name in in_order(experiment.evaluate):
+        nodes += _evaluation_nodes(experiment, name, experiment.evaluate[name])
     graph = Graph(nodes)
     check_settings(experiment, graph)
     return graph

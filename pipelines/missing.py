@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pipelines.evaluation_nodes import located, media_root, task_card
+from pipelines.evaluations import EvaluationConfig
 from pipelines.experiment import Experiment, SourceConfig, resolve
 from pipelines.graph import build_graph
 from pipelines.input_files import card_file, phase_key, root_of
@@ -113,6 +115,8 @@ def missing_inputs(experiment: Experiment) -> list[MissingInput]:
         node = f"pretrain/{phase_key(experiment.name, phase) if phase else experiment.name}"
         field = f"phases.{phase}.start" if phase else "pretrain.start"
         found += _of_start(config.start, field, node)
+    for name, evaluation in experiment.evaluate.items():
+        found += _of_evaluation(name, evaluation)
     return found
 
 
@@ -158,6 +162,33 @@ def _of_start(start: StartConfig | None, field: str, node: str) -> list[MissingI
     if start.checkpoint is not None:
         origin = f"a checkpoint of the reference, or a folder of this project with {', '.join(MODEL_FILES)}"
         found += _unless_there(f"{field}.checkpoint", start.checkpoint, origin, node)
+    return found
+
+
+def _of_evaluation(name: str, evaluation: EvaluationConfig) -> list[MissingInput]:
+    """Files and media of a task."""
+    data, field, node = evaluation.data, f"evaluate.{name}.data", f"task_data/{name}"
+    if data is None:
+        return []
+    try:
+        card, _ = task_card(data, evaluation.needed_splits)
+        places = located(data, evaluation.needed_splits)
+    except ConfigError:
+        return []  # its own message says more
+    origin, of_card = "a file of your own", ""
+    if data.card is not None:
+        where = card.access or card.homepage or "where its notes say"
+        if card.homepage not in where:
+            where = f"{where} ({card.homepage})"
+        origin = f"{card.title}: {where} ({AVAILABILITY[card.availability]}; datasets/**/{card.id}.yaml says more)"
+        of_card = f" of card {card.id}"
+    found = []
+    for split, parts in places.items():
+        for role, path in [item for part in parts for item in part.items()]:
+            found += _unless_there(f"{field}, {role} of split {split}{of_card}", path, origin, node)
+    if (root := media_root(data, card)) is not None:
+        media = f"the images or clips; {card.media or origin}"
+        found += _unless_there(f"{field}.media_root", root, media, node)
     return found
 
 

@@ -14,6 +14,7 @@ EXTRA_OF = {
     "open_clip": "pipeline",
     "ray": "pipeline",
     "s3fs": "pipeline",
+    "sklearn": "evaluation",
     "tensorboard": "tensorboard",
     "webdataset": "pipeline",
 }

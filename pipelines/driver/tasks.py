@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluating a model without an experiment: the nodes of an experiment's evaluation, in a small graph."""
+"""Fine-tuning and evaluating a model without an experiment: the same nodes in a small graph."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -80,13 +80,13 @@ def is_model(name: str) -> bool:
 
 
 def own_data(options: argparse.Namespace, main: str = "train") -> dict[str, Any]:
-    """`data` of an evaluation: the files that the command line names, by split. ConfigError without a reader for them."""
+    """`data` of an evaluation: the files that the command line names, by split. ConfigError without a reader."""
     if options.task not in READERS and not options.reader:
         raise ConfigError(
             f"--reader: say how the files of task {options.task} are read (docs/your_data.md lists readers)"
         )
-    given = {main: options.data, "val": getattr(options, "val", None), "test": getattr(options, "test", None)}
-    paths = {split: str(_file(path)) for split, path in given.items() if path}
+    given = [(main, options.data), *((split, getattr(options, split, None)) for split in ("val", "test"))]
+    paths = {split: str(_file(path)) for split, path in given if path}
     if not paths:
         raise ConfigError("--data: name a file of examples")
     answers = {"answers": str(_file(options.answers))} if options.answers else {}

@@ -86,6 +86,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
     where = f"{config.task} on {', '.join(names)}"
     trained = load_model(inputs, part)
     labels = labels_for(trained, split, where)
+    _check_head(config, task, trained, labels)
     task.check(split.examples, labels, config.options)
     paths = [inputs.local_path(read.file) for read in part.lookups]
     media = PackedMedia(list(zip(paths[::2], paths[1::2], strict=True)))
@@ -104,7 +105,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
         if error.rule != "empty_caption":
             raise
         raise ConfigError(f"{where}: {error}; take the text out of the held-out source's files") from None
-    page = examples_page(config.task, result.predictions, split.examples, context.load)
+    page = examples_page(config.task, result.predictions, split.examples, context.load, labels=labels)
     (out.path / "examples.html").write_text(page, encoding="utf-8")
     return _written(config, inputs, part, out, result, names)
 
@@ -138,8 +139,20 @@ def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
         return load_task_model(Path(folder))
 
 
+def _check_head(config: EvaluateConfig, task: "Task", trained: "TaskFolder", labels: Sequence[str]) -> None:
+    """ConfigError for a model without the head that the task answers with."""
+    wanted = None if task.training is None else task.training.head(len(labels) or 1, config.options)
+    found = trained.model.head_config
+    if wanted is not None and (found is None or found.kind != wanted.kind):
+        has = f"the head of {trained.task or 'another task'}" if found else "none"
+        raise ConfigError(
+            f"{config.task}: answers with a head ({wanted.kind}) that is learned for it, and the model has {has}; "
+            "fine-tune the model first (`finetune`, jobs/finetune.py)"
+        )
+
+
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
-    """The labels to answer with. Those of a classifier are its own: ConfigError if the split was read with others."""
+    """The labels to answer with. Those of a classifier are its own: ConfigError if the split knows others."""
     head = trained.model.head_config
     if head is None or head.kind != "classifier":
         return split.labels or trained.labels
@@ -150,14 +163,10 @@ def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ..
                 "give the list it was trained with"
             )
         return split.labels
-    if split.labels and split.labels != trained.labels:
-        differs = next(
-            (number for number, pair in enumerate(zip(split.labels, trained.labels, strict=False)) if len({*pair}) > 1),
-            min(len(split.labels), len(trained.labels)),
-        )
+    if unknown := [label for label in split.labels if label not in trained.labels]:
         raise ConfigError(
-            f"{where}: the list of {len(split.labels)} answers is not that of the model's classifier, which has "
-            f"{len(trained.labels)}; they differ from number {differs} on. Give the list it was trained with"
+            f"{where}: the {len(split.labels)} answers of the split are not among the {len(trained.labels)} of the "
+            f"model's classifier: {', '.join(map(repr, unknown[:5]))}. Give the list that it was trained with"
         )
     return trained.labels
 

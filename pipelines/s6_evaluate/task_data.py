@@ -120,14 +120,17 @@ def task_data_part(config: TaskDataConfig, inputs: PartReader, part: Part, out: 
     present = [example for example in own if not missing.intersection(example.media)]
     with TemporaryDirectory(prefix="x2vlm-media-") as scratch:
         packed = pack_media(out.path, [name for e in present for name in e.media], media, Path(scratch))
+    without = missing_of(data, missing)
     kept, drops = [], [_drop(config, e.example_id, NOT_THERE, "") for e in own if missing.intersection(e.media)]
+    num_absent = len(drops)
     for example in present:
         if broken := [name for name in example.media if name in packed.broken]:
             drops.append(_drop(config, example.example_id, packed.broken[broken[0]].rule, broken[0]))
             continue
         names = tuple(packed.sha256[name] for name in example.media)
         kept.append(replace(example, media=names))
-    _check_share(config, len(missing_of(data, missing)) + len(drops), size, packed.broken, media, where)
+    num_lost = len(drops)
+    _check_share(config, len(without) + num_lost - num_absent, size, packed.broken, media, where)
     if number == 0:
         drops = [*(drop for drop in data.dropped if drop.unit == "row"), *drops]
     write_table(example_table(kept), out.path / EXAMPLES_FILE)
@@ -137,14 +140,29 @@ def task_data_part(config: TaskDataConfig, inputs: PartReader, part: Part, out: 
     return PartResult(
         counts={"rows": Count(len(kept) + len(drops), len(kept), dict(dropped))},
         file_rows={EXAMPLES_FILE: len(kept), DROPS_FILE: len(drops)},
-        summary={"split": split, "num_labels": len(data.labels), "num_media": len(packed.sha256)},
+        summary={
+            "split": split,
+            "num_labels": len(data.labels),
+            "num_media": len(packed.sha256),
+            "num_lost": num_lost,
+            "num_read": size,
+        },
     )
 
 
 def finish_task_data(config: TaskDataConfig, parts: Sequence[PartSummary]) -> Mapping[str, Any]:
-    """Examples, labels and drops of every split."""
+    """Examples, labels and drops of every split. SourceUnavailable if its parts together lack too many media."""
     found: dict[str, dict[str, Any]] = {}
+    lost: Counter[str] = Counter()
     for part in parts:
+        lost[part.summary["split"]] += part.summary["num_lost"]
+        if lost[part.summary["split"]] > config.max_missing * part.summary["num_read"]:
+            raise SourceUnavailable(
+                f"{config.card.id}, split {part.summary['split']}: media of {lost[part.summary['split']]} of "
+                f"{part.summary['num_read']} examples are missing or broken, more than `max_missing` "
+                f"({config.max_missing:g}) allows; drops.parquet of its parts names them. Copy them again, and run "
+                "task_data with --force"
+            )
         split = found.setdefault(
             part.summary["split"], {"num_examples": 0, "num_labels": part.summary["num_labels"], "dropped": {}}
         )

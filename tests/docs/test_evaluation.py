@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from pipelines.evaluations import EvaluationConfig
 from x2vlm.tasks.presets import PRESETS
 from x2vlm.tasks.presets.preset import OURS
 
@@ -42,6 +45,17 @@ def test_the_tables_are_those_of_the_code() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert preset_table() in page
     assert ours_list() in page
+
+
+def test_the_entry_of_an_experiment_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    ((name, values),) = yaml.safe_load(block)["evaluate"].items()
+    evaluation = EvaluationConfig.model_validate(values)
+    named = PRESETS["nlvr2"]
+    assert name == "nlvr2"
+    assert named.finetune is not None
+    assert evaluation.finetune == named.finetune.model_copy(update={"world_size": 4})
+    assert evaluation.splits == ("val", "test")
 
 
 def test_the_example_runs_as_it_stands(project_root: Path, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_the_command_works_on_the_finished_sample(command: str, request: pytest.
     if "--out" in arguments:
         arguments[arguments.index("--out") + 1] = str(tmp_path / "out")
     if script not in ("make_world.py", "show.py") and "--estimate" not in arguments:
-        changes = script in ("run_stage.py", "evaluate.py")
+        changes = script in ("run_stage.py", "evaluate.py", "finetune.py")
         store = request.getfixturevalue("sample_copy") if changes else _store(request)
         arguments += ["--store", str(store)]
     if script == "show.py":
@@ -175,6 +175,12 @@ def test_the_command_works_on_the_finished_sample(command: str, request: pytest.
         places = {"MODEL": folder, "photo.jpg": media / "photos/000000000785.jpg", "clips/": media / "clips"}
         arguments = [str(places.get(word, word)) for word in arguments]
         arguments[arguments.index("--out") + 1] = str(tmp_path / "page.html")
+    if "my.csv" in arguments:
+        (model,) = _store(request).glob("parts/pretrain/*/*")
+        table = (ROOT / "datasets/sample/photos.csv").read_text(encoding="utf-8").replace("words", "caption")
+        (tmp_path / "my.csv").write_text(table, encoding="utf-8")
+        places = {"MODEL": model, "my.csv": tmp_path / "my.csv", "photos/": ROOT / "datasets/sample"}
+        arguments = [*(str(places.get(word, word)) for word in arguments), "--inline"]
     if script == "make_world.py":
         arguments[arguments.index("--scenes") + 1] = "20"
     job = run_job(script, *arguments)

@@ -54,7 +54,8 @@ def _layers(state: dict[str, Tensor], part: str) -> int:
 
 def _is_padded_like_xlm(case: Case) -> bool:
     """Captions padded with 1 were written for XLM-R, whose positions start after that number."""
-    padding = case.tensors["in.text_ids"][case.tensors["in.text_atts"] == 0]
+    name = "in.question" if "in.question_ids" in case.tensors else "in.text"
+    padding = case.tensors[f"{name}_ids"][case.tensors[f"{name}_atts"] == 0]
     return len(padding) > 0 and bool((padding == XLM_PAD_ID).all())
 
 

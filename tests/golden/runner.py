@@ -8,10 +8,11 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
-from tests.golden import data_cases, model_cases, procedural, starting_cases, training_cases
+from tests.golden import data_cases, downstream, model_cases, procedural, starting_cases, training_cases
 from tests.golden.differences import Check, Difference
 
 BESIDE_CASES = {
@@ -20,7 +21,7 @@ BESIDE_CASES = {
     "bert_origin.json": starting_cases.check_text_origins,
     "all_image_rows.json": model_cases.check_all_image_rows,
 }
-# Tasks after pre-training, whose checks come with the tasks, and arrays that only they have.
+# Tasks after pre-training, and arrays that only they have.
 DOWNSTREAM = "downstream"
 _DOWNSTREAM_ARRAYS = ("in.targets", "in.question_ids", "in.target_bbox", "w.", "train.")
 
@@ -76,7 +77,7 @@ def _check_of(path: Path) -> Check | str:
     """The check of a case by its `case.json`, or the name of a kind that has none."""
     folder, info = path.parent.resolve(), json.loads(path.read_text())
     if folder.parent.name == DOWNSTREAM:
-        return f"{DOWNSTREAM}/{folder.name}"
+        return _downstream_check(folder, info)
     if folder.parent.name == "data":
         return data_cases.check_of(folder.name) or f"data/{folder.name}"
     if folder.name == "table_resize":
@@ -88,15 +89,21 @@ def _check_of(path: Path) -> Check | str:
     if "history" in info:
         return training_cases.check_trajectory
     names = _arrays_of(folder / "tensors.safetensors")
-    if {"in.text_ids", "in.masked_pos"} <= names:
+    if {"in.text_ids", "in.masked_pos"} <= names.keys():
         return model_cases.check_batch
     if any(name.startswith(_DOWNSTREAM_ARRAYS) for name in names):
-        return f"{DOWNSTREAM}/{folder.name}"
+        return _downstream_check(folder, info)
     return data_cases.check_of(folder.name) or f"{folder.parent.name}/{folder.name}"
 
 
-def _arrays_of(path: Path) -> set[str]:
+def _downstream_check(folder: Path, info: dict[str, Any]) -> Check | str:
+    kind = downstream.kind_of(folder.name, _arrays_of(folder / "tensors.safetensors"), info) or folder.name
+    return downstream.DOWNSTREAM_CHECKS.get(kind, f"{DOWNSTREAM}/{kind}")
+
+
+def _arrays_of(path: Path) -> dict[str, list[int]]:
+    """The shape of every array of a case."""
     if not path.exists():
-        return set()
+        return {}
     with safe_open(path, "pt") as file:
-        return set(file.keys())
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118

@@ -157,21 +157,21 @@ def test_a_folder_alone_finds_its_model_above(held_back):
 
 def test_exit_codes_and_names_of_kinds_without_a_check(held_back, broken, tmp_path, capsys):
     assert main([str(held_back / "image")]) == 0
-    (broken / "downstream" / "vqa").mkdir(parents=True)
-    (broken / "downstream" / "vqa" / "case.json").write_text("{}")
+    (broken / "downstream" / "singing").mkdir(parents=True)
+    (broken / "downstream" / "singing" / "case.json").write_text("{}")
     assert main([str(broken / "downstream")]) == 2
-    assert "vqa: no check for a case of the kind downstream/vqa" in capsys.readouterr().out
+    assert "singing: no check for a case of the kind downstream/singing" in capsys.readouterr().out
     (broken / "data" / "novelty").mkdir(parents=True)
     (broken / "data" / "novelty" / "case.json").write_text("{}")
-    (broken / "elsewhere" / "nlvr").mkdir(parents=True)
-    (broken / "elsewhere" / "nlvr" / "case.json").write_text("{}")
-    arrays = {"in.text_ids": torch.zeros(1, 2), "in.targets": torch.zeros(1)}
-    save_file(arrays, broken / "elsewhere" / "nlvr" / "tensors.safetensors")
+    (broken / "elsewhere" / "dancing").mkdir(parents=True)
+    (broken / "elsewhere" / "dancing" / "case.json").write_text("{}")
+    arrays = {"in.text_ids": torch.zeros(1, 2), "train.steps": torch.zeros(1)}
+    save_file(arrays, broken / "elsewhere" / "dancing" / "tensors.safetensors")
     for name in ("downstream", "data", "elsewhere"):
         shutil.copytree(broken / name, tmp_path / "kinds" / name)
     assert main([str(tmp_path / "kinds")]) == 2
     said = capsys.readouterr().out
-    assert said.endswith("kinds without a check: data/novelty, downstream/vqa, downstream/nlvr\n")
+    assert said.endswith("kinds without a check: data/novelty, downstream/singing, downstream/dancing\n")
     (broken / "image" / "tensors.safetensors").write_bytes(b"short")
     assert main([str(broken / "image")]) == 1
     assert "FAIL  image: SafetensorError" in capsys.readouterr().out

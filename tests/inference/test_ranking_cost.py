@@ -49,7 +49,7 @@ def test_ranking_keeps_the_tokens_of_the_shortlist_only(bert, monkeypatch):
         ranking._Best, "add", lambda self, *of: (add(self, *of), kept.append(len(self.vision.patches_MPD)))[0]
     )
     same = [PHOTOS[0], PHOTOS[1]] * 6
-    # Batches of one kind only: torch 2.11 gives equal images at other places of a batch features that differ in the last bit.
+    # Equal batches: torch 2.11 gives equal images at other places of a batch features that differ in the last bit.
     found = inference.rank_images(bert, "a dog", same, shortlist=3, batch_size=2)
     assert kept == [2, 3, 3, 3, 3, 3]
     best = {item.index % 2 for item in found if item.match_logit is not None}

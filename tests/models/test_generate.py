@@ -1,5 +1,6 @@
 """Written texts against the naive version of the reference, brute force, and each other in a batch."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -8,13 +9,16 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from tests.golden.naive import Naive, image_tokens, text_layer, word_logits
+from tests.golden.naive_captioning import search
 from tests.golden.synthetic import describe, drawn_state
+from tests.golden.synthetic_captioning import BIAS
 from tests.support.models.reference_shapes import Sizes, pretrained
 from tests.support.models.tiny import tiny_model
+from x2vlm.errors import InvalidSample
 from x2vlm.inference.api import CAPTION
 from x2vlm.models.checkpoints.reference import load_reference_state
 from x2vlm.models.config import model_config_from_reference
-from x2vlm.models.generate import GenerateConfig, generate
+from x2vlm.models.generate import GenerateConfig, generate, sample
 from x2vlm.models.x2vlm import build_model, swap_text_encoder
 
 SIZES = Sizes(
@@ -179,3 +183,66 @@ def test_a_search_that_forbids_everything_gives_an_empty_text(both):
     found = write(model, pixels[:1], max_tokens=14, min_tokens=14, no_repeat=1)[0]
     assert found.tokens == []
     assert found.score == -torch.inf
+
+
+def test_images_are_projected_once_and_beams_share_their_keys(both):
+    _, model, pixels = both
+    projected, queries = [], []
+    attention = model.fusion.layers[1].cross_attention
+    handles = [
+        attention.key.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].shape)),
+        attention.register_forward_hook(lambda _, inputs, __: queries.append((inputs[0].shape[0], inputs[1].shape[0]))),
+    ]
+    write(model, pixels, max_tokens=6, min_tokens=6, num_beams=3)
+    for handle in handles:
+        handle.remove()
+    assert [shape[0] for shape in projected] == [3, 3]  # the summary and the patches of each image
+    assert queries == [(3, 3)] * 6  # 9 beams, as queries of 3 images
+
+
+def test_the_search_ends_when_no_beam_can_win_any_more(both):
+    """Fewer steps than allowed, and the text that the search to the very end finds."""
+    m, model, pixels = both
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        model.word_head.bias[END] += 1.0
+    m = Naive(m.state | {BIAS: model.word_head.bias.detach()}, m.cfg)
+    steps = []
+    handle = model.word_head.register_forward_hook(lambda *_: steps.append(1))
+    texts = write(model, pixels, max_tokens=14, num_beams=3)
+    handle.remove()
+    assert len(steps) < 14
+    for image, found in zip(pixels, texts, strict=True):
+        best = search(m, image, PROMPT, 14, MASK, END, beams=3)
+        assert found.tokens == [word for word in best if word != END]
+
+
+def test_sampled_words_come_as_often_as_they_are_probable(both):
+    m, model, pixels = both
+    with torch.no_grad():
+        vision = model.encode_image(pixels[:2])
+    count = 3000
+    drawn = sample(model, vision, PROMPT, MASK, END, 2, count, torch.Generator().manual_seed(1))
+    again = sample(model, vision, PROMPT, MASK, END, 2, count, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn.tokens_RT, again.tokens_RT)
+    for image in range(2):
+        tokens, written = (part[image * count :][:count] for part in (drawn.tokens_RT, drawn.written_RT))
+        for prefix, words in (([], tokens[:, 0]), ([5], tokens[tokens[:, 0] == 5][:, 1])):
+            expected = naive_log_probs(m, pixels[image], prefix).exp()
+            share = torch.bincount(words, minlength=12) / len(words)
+            assert len(words) > 50
+            assert ((share - expected).abs() < 5 * (expected * (1 - expected) / len(words)).sqrt() + 1e-6).all()
+        assert written[:, 0].all()
+        assert torch.equal(written[:, 1], tokens[:, 0] != END)
+        assert (tokens[:, 1][~written[:, 1]] == END).all()
+
+
+def test_a_model_that_gives_no_numbers_is_an_error(both):
+    _, model, pixels = both
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.word_head.bias[5] = torch.nan
+    with pytest.raises(InvalidSample, match="nan_score"):
+        write(broken, pixels, max_tokens=3)
+    with pytest.raises(ValueError, match="positions"):
+        sample(model, model.encode_image(pixels), PROMPT, MASK, END, 18, 1, torch.Generator())

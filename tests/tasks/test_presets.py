@@ -73,6 +73,8 @@ def test_rates_of_the_towers_and_other_values_of_single_recipes() -> None:
         **{"vqa2_base": 2, "vqa2_large": 2, "xgqa": 2, "xgqa_few_shot": 2},
         **{"wit": 3, "xflickrco": 7},
     }
+    splits = {name: one.finetune.reference_splits for name, one in PRESETS.items() if one.finetune}
+    assert {name: chosen for name, chosen in splits.items() if chosen != ("test",)} == {"nlvr2": ("val", "test")}
     large = preset("refcoco_plus_large").finetune
     assert large is not None
     assert large.drop_path == 0.1

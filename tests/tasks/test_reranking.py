@@ -72,10 +72,10 @@ def test_flops_are_one_projection_per_image(model: X2VLM) -> None:
     seen: set[tuple[int, int]] = set()
     rerank = reranking.rerank
 
-    def spy(model, images, texts, of_images, of_texts, batch_size):  # type: ignore[no-untyped-def]
-        for image, text in (of_images, of_texts):
+    def spy(model, images, texts, pair_sets, batch_size, ranks):  # type: ignore[no-untyped-def]
+        for image, text in pair_sets:
             seen.update(zip(image.ravel().tolist(), text.ravel().tolist(), strict=True))
-        return rerank(model, images, texts, of_images, of_texts, batch_size)
+        return rerank(model, images, texts, pair_sets, batch_size, ranks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("x2vlm.tasks.retrieval.rerank", spy)

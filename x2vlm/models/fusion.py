@@ -7,6 +7,7 @@ keys and values of the image side are projected once (`image_memory`) for any nu
 FusionPlan for training: packed tokens of many passes together, each image's keys once.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,6 +92,17 @@ class Attention(nn.Module):
             dropout_p=self._dropout_now(),
         )
         return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None)
+
+    def with_map(self, hidden_BLD: Tensor, keys_BHNE: Tensor, values_BHNE: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward` in evaluation, of all keys; and the attention (B, H, L, N), which the states depend on.
+
+        A gradient with respect to the attention reaches no further back.
+        """
+        queries_BHLE = self.split_heads(self.query(hidden_BLD))
+        logits_BHLN = queries_BHLE @ keys_BHNE.transpose(2, 3) / math.sqrt(queries_BHLE.shape[-1])
+        map_BHLN = logits_BHLN.softmax(dim=-1).detach().requires_grad_()
+        attended_BHLE = map_BHLN @ values_BHNE
+        return self._finish(attended_BHLE.transpose(1, 2).flatten(2), hidden_BLD, None), map_BHLN
 
     def within(self, hidden_TD: Tensor, query_states_KD: Tensor, layout: SelfLayout, rows: PackedRows | None) -> Tensor:
         """States (K, D) of the query tokens after self-attention within their texts."""
@@ -226,12 +238,15 @@ class FusionEncoder(nn.Module):
         layers = tuple(layer.image_memory(vision) for layer in self._layers())
         return VisionMemory(layers, vision.image_of_B, vision.patch_mask_BP)
 
-    def forward(self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
-        """States (B, L, D); with `causal` a token attends to itself and earlier tokens."""
+    def forward(self, hidden_BLD: Tensor, mask: Tensor, memory: VisionMemory | None, causal: bool) -> Tensor:
+        """States (B, L, D); with `causal` a token attends to itself and earlier tokens.
+
+        `mask`: (B, L), true on real tokens, or (B, L, L), true where a token (second dimension) may attend.
+        """
         length = hidden_BLD.shape[1]
-        seen_B1LL = mask_BL.bool()[:, None, None, :]
+        seen_B1LL = mask.bool()[:, None] if mask.ndim == 3 else mask.bool()[:, None, None, :]
         if causal:
-            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask_BL.device).tril()
+            seen_B1LL = seen_B1LL & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         mask_B1LL = AttentionMask(seen_B1LL)
         memory_mask = None if memory is None else memory.mask_B11N()
         for index, layer in enumerate(self._layers()):
@@ -241,6 +256,24 @@ class FusionEncoder(nn.Module):
                 keys_values = keys.expand(memory.image_of_B), values.expand(memory.image_of_B)
             hidden_BLD = layer(hidden_BLD, mask_B1LL, keys_values, memory_mask)
         return hidden_BLD
+
+    @torch.enable_grad()
+    def forward_with_map(
+        self, hidden_BLD: Tensor, mask_BL: Tensor, memory: VisionMemory, map_layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward`, and the attention (B, H, L, N) of layer `map_layer` to the image tokens, all of them visible."""
+        mask_B1LL, map_BHLN = AttentionMask(mask_BL.bool()[:, None, None, :]), hidden_BLD.new_zeros(0)
+        for index, layer in enumerate(self._layers()):
+            keys, values = (side.expand(memory.image_of_B) for side in memory.layers[index])
+            if index != map_layer:
+                hidden_BLD = layer(hidden_BLD, mask_B1LL, (keys, values), None)
+                continue
+            own = layer.self_attention
+            own_keys, own_values = own.split_heads(own.key(hidden_BLD)), own.split_heads(own.value(hidden_BLD))
+            hidden_BLD = own(hidden_BLD, own_keys, own_values, mask_B1LL)
+            hidden_BLD, map_BHLN = layer.cross_attention.with_map(hidden_BLD, keys, values)
+            hidden_BLD = layer.feed_forward(hidden_BLD)
+        return hidden_BLD, map_BHLN
 
     def run(
         self, texts_XD: Tensor, images_XD: Tensor | None, plan: FusionPlan, prune_last_layer: bool

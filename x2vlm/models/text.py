@@ -77,25 +77,38 @@ class TextEncoder(nn.Module):
             raise ConfigError(f"text encoder {type(self.encoder).__name__} has no plain word embedding table")
         return embeddings
 
-    def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """States (B, L, width) after the last text-only layer; padding never reaches real tokens."""
+    def forward(self, ids_BL: Tensor, mask: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """States (B, L, width) after the last text-only layer; padding never reaches real tokens.
+
+        `mask`: (B, L), true on real tokens, or (B, L, L), true where a token (second dimension) may attend. `positions`
+        count from 0 in a text; None: 0, 1, 2, ...
+        """
         length = ids_BL.shape[1]
         # A 4-D mask: for a 2-D one, transformers checks on the host whether anything is padded, in every step.
-        mask_B1LL = mask_BL.bool()[:, None, None, :].expand(-1, 1, length, -1)
-        states_BLD: Tensor = self.encoder(input_ids=ids_BL, attention_mask=mask_B1LL).last_hidden_state
+        seen_BXL = mask.bool() if mask.ndim == 3 else mask.bool()[:, None, :]
+        placed = {}
+        if positions_BL is not None:  # types as well: those of transformers end with its table of positions
+            placed = {"position_ids": positions_BL + self._first_position, "token_type_ids": torch.zeros_like(ids_BL)}
+        states_BLD: Tensor = self.encoder(
+            input_ids=ids_BL, attention_mask=seen_BXL[:, None].expand(-1, 1, length, -1), **placed
+        ).last_hidden_state
         return states_BLD
+
+    @property
+    def _first_position(self) -> int:
+        """RoBERTa counts from one after its padding token."""
+        config = self.encoder.config
+        return config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
 
     def forward_packed(self, ids_T: Tensor, offsets_T: Tensor, layout: SelfLayout) -> Tensor:
         """States (T, width) of concatenated captions; `offsets_T` counts from 0 within each caption."""
-        config = self.encoder.config
-        first = config.pad_token_id + 1 if config.model_type in _AFTER_PADDING else 0
         rows = rows_of_offsets(offsets_T) if self._paths else None
         try:
             for path in self._paths:
                 path.rows = rows
             states_1TD: Tensor = self.encoder(
                 input_ids=ids_T[None],
-                position_ids=offsets_T[None] + first,
+                position_ids=offsets_T[None] + self._first_position,
                 token_type_ids=torch.zeros_like(ids_T)[None],
                 packed_layout=layout,
             ).last_hidden_state

@@ -95,9 +95,13 @@ class X2VLM(nn.Module):
             patch_mask_BP=patch_mask_RP.bool(),
         )
 
-    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """States (B, L, D) after the text-only layers; `mask_BL` is true or 1 on real tokens."""
-        text_BLD: Tensor = self.text(ids_BL, mask_BL)
+    def encode_text(self, ids_BL: Tensor, mask: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """States (B, L, D) after the text-only layers.
+
+        `mask` is true or 1 on real tokens (B, L), or where a token (second dimension) may attend (B, L, L).
+        `positions_BL` count from 0 in a text; None: 0, 1, 2, ...
+        """
+        text_BLD: Tensor = self.text(ids_BL, mask, positions_BL)
         return text_BLD
 
     def image_memory(self, vision: VisionTokens) -> VisionMemory:
@@ -107,13 +111,16 @@ class X2VLM(nn.Module):
     def fuse(
         self,
         text_BLD: Tensor,
-        mask_BL: Tensor,
+        mask: Tensor,
         vision: VisionTokens | VisionMemory | None,
         causal: bool = False,
     ) -> Tensor:
-        """States (B, L, D) after the fusion layers; without `vision` they run self-attention and feed-forward only."""
+        """States (B, L, D) after the fusion layers; without `vision` they run self-attention and feed-forward only.
+
+        `mask` as in `encode_text`.
+        """
         memory = self.image_memory(vision) if isinstance(vision, VisionTokens) else vision
-        fused_BLD: Tensor = self.fusion(text_BLD, mask_BL, memory, causal)
+        fused_BLD: Tensor = self.fusion(text_BLD, mask, memory, causal)
         return fused_BLD
 
     def project(self, vision: VisionTokens, text_BLD: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,12 @@ L text tokens, D width, E width of the comparison space. "Keys" stands for keys 
 A pair may be on the shortlist of its image, of its caption, or on both; it is scored once. Pairs are taken image after
 image, so that keys are projected once per image and dropped after its last pair. Memory besides the encoded images
 (I x P x D) and captions (X x D) is bounded: keys take KEY_BYTES at most, and twice as much is copied for the pairs of
-a batch in one layer only.
+a batch in one layer only. Several processes share the images out, those of a batch of encoding together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ from x2vlm.models.blocks.fusion_plan import TextTable
 from x2vlm.models.blocks.packing import HostToDeviceBatch
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.towers import padded_texts
+from x2vlm.tasks.matching.encoded import EncodedImages, Numbers
+from x2vlm.tasks.sharing import batches_of, sum_over_ranks
+from x2vlm.train.ranks import Ranks
 
 if TYPE_CHECKING:  # building a model imports timm and transformers; naming its type need not
     from x2vlm.models.x2vlm import X2VLM
@@ -33,10 +36,10 @@ KEY_BYTES = 128 * 2**20
 # Cosines held at once, as rows of queries: 1 million of 4 bytes, and a count of 8 for each.
 COSINES_AT_ONCE = 1 << 20
 
-Numbers = NDArray[np.int64]
 
-
-def shortlists(query_QE: Tensor, candidate_UE: Tensor, feature_of_C: Numbers, size: int) -> Numbers:
+def shortlists(
+    query_QE: Tensor, candidate_UE: Tensor, feature_of_C: Numbers, size: int, ranks: Ranks | None = None
+) -> Numbers:
     """(Q, K) the numbers of the `size` most similar candidates of every query, best first; ties by number.
 
     Candidate c has the feature `feature_of_C[c]`: equal candidates share one, so that their cosines are equal too and
@@ -44,13 +47,15 @@ def shortlists(query_QE: Tensor, candidate_UE: Tensor, feature_of_C: Numbers, si
     and sorting it 1 GB more. InvalidSample ("nan_score") for features that are not finite.
     """
     size = min(size, len(feature_of_C))
-    best_QK = np.empty((len(query_QE), size), dtype=np.int64)
-    rows = max(1, COSINES_AT_ONCE // len(feature_of_C))
+    best_QK = torch.zeros(len(query_QE), size, dtype=torch.long)
+    ranks = ranks or Ranks()
     feature_of = HostToDeviceBatch.to_device(feature_of_C, query_QE.device)
-    for start in range(0, len(query_QE), rows):
-        some = slice(start, min(start + rows, len(query_QE)))
-        best_QK[some] = _largest((query_QE[some] @ candidate_UE.T).float()[:, feature_of], size).cpu().numpy()
-    return best_QK
+    runs = batches_of(len(query_QE), max(1, COSINES_AT_ONCE // len(feature_of_C)))
+    for rows in runs[ranks.rank :: ranks.world_size]:
+        some = slice(rows.start, rows.stop)
+        best_QK[some] = _largest((query_QE[some] @ candidate_UE.T).float()[:, feature_of], size).cpu()
+    found: Numbers = sum_over_ranks(best_QK, ranks).numpy()
+    return found
 
 
 def _largest(cosine_QC: Tensor, size: int) -> Tensor:
@@ -68,34 +73,49 @@ def _largest(cosine_QC: Tensor, size: int) -> Tensor:
 
 def rerank(
     model: X2VLM,
-    images: VisionTokens,
+    images: EncodedImages,
     texts: TextTable,
-    of_images: tuple[Numbers, Numbers],
-    of_texts: tuple[Numbers, Numbers],
+    pair_sets: Sequence[tuple[Numbers, Numbers]],
     batch_size: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Matching logits, in their shapes, of two sets of pairs (number of an image, number of a text).
+    ranks: Ranks,
+) -> list[NDArray[np.float64]]:
+    """Matching logits, in their shapes, of sets of pairs (number of an image, number of a text); on all processes.
 
-    `images` has one row per image. `batch_size` pairs run through the fusion layers at a time.
+    `batch_size` pairs run through the fusion layers at a time.
     """
     num_texts = len(texts.starts)
     # A pair is the number image x texts + text: one integer that sorts by image.
-    first_set, second_set = (image * num_texts + text for image, text in (of_images, of_texts))
-    pairs = np.unique(np.concatenate([first_set.ravel(), second_set.ravel()]))
+    sets = [image * num_texts + text for image, text in pair_sets]
+    pairs = np.unique(np.concatenate([numbers.ravel() for numbers in sets]))
+    logits = torch.zeros(len(pairs), dtype=torch.float64)
+    image_of_pair = pairs // num_texts
+    at_once = _images_at_once(model, images.tokens)
+    for batch in images.batches:
+        first, last = np.searchsorted(image_of_pair, [batch.start, batch.stop])
+        for start, stop in _pieces(image_of_pair[first:last], at_once):
+            some = slice(first + start, first + stop)
+            logits[some] = torch.from_numpy(_logits_of(model, images, texts, pairs[some], batch_size))
+    shared = sum_over_ranks(logits, ranks).numpy()
+    return [shared[np.searchsorted(pairs, numbers)] for numbers in sets]
+
+
+def _logits_of(
+    model: X2VLM, images: EncodedImages, texts: TextTable, pairs: Numbers, batch_size: int
+) -> NDArray[np.float64]:
+    """Of the pairs of a few images, whose keys are projected together."""
+    image, text = np.divmod(pairs, len(texts.starts))
+    needed, row = np.unique(image, return_inverse=True)
+    memory = model.image_memory(images.of(needed, model.temperature.device))
     logits = np.empty(len(pairs))
-    for first, last in _pieces(pairs // num_texts, _images_at_once(model, images)):
-        image, text = np.divmod(pairs[first:last], num_texts)
-        needed, row = np.unique(image, return_inverse=True)
-        memory = model.image_memory(images.only(HostToDeviceBatch.to_device(needed, images.summary_BD.device)))
-        # Texts of about equal length together, for less padding; images need no order within a piece.
-        order = np.argsort(texts.visible[text], kind="stable")
-        for start in range(0, len(order), batch_size):
-            some = order[start : start + batch_size]
-            states_BLD, mask_BL = text_batch(texts, text[some])
-            rows = HostToDeviceBatch.to_device(row[some], states_BLD.device)
-            fused_BLD = model.fuse(states_BLD, mask_BL, memory.select(rows))
-            logits[first + some] = model.match(fused_BLD)[:, 1].double().cpu().numpy()
-    return logits[np.searchsorted(pairs, first_set)], logits[np.searchsorted(pairs, second_set)]
+    # Texts of about equal length together, for less padding; images need no order within a piece.
+    order = np.argsort(texts.visible[text], kind="stable")
+    for start in range(0, len(order), batch_size):
+        some = order[start : start + batch_size]
+        states_BLD, mask_BL = (tensor.to(model.temperature.device) for tensor in text_batch(texts, text[some]))
+        rows = HostToDeviceBatch.to_device(row[some], states_BLD.device)
+        fused_BLD = model.fuse(states_BLD, mask_BL, memory.select(rows))
+        logits[some] = model.match(fused_BLD)[:, 1].double().cpu().numpy()
+    return logits
 
 
 def text_batch(texts: TextTable, chosen: Numbers) -> tuple[Tensor, Tensor]:
@@ -115,6 +135,8 @@ def _images_at_once(model: X2VLM, images: VisionTokens) -> int:
 
 def _pieces(image_of_pair: Numbers, images_at_once: int) -> Iterator[tuple[int, int]]:
     """Bounds of runs of pairs, sorted by image, with all pairs of at most `images_at_once` images each."""
+    if len(image_of_pair) == 0:
+        return iter(())
     starts = np.flatnonzero(np.diff(image_of_pair, prepend=-1))
     bounds = [*starts[::images_at_once].tolist(), len(image_of_pair)]
     return pairwise(bounds)

@@ -7,10 +7,16 @@ must be the same whoever computes it.
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
 from x2vlm.train.ranks import Ranks, gather_json
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+BYTES_AT_ONCE = 64 * 2**20  # of what processes send each other
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:
@@ -37,3 +43,19 @@ def map_batches(items: Sequence[T], batch_size: int, ranks: Ranks, work: Callabl
             raise ValueError(f"batch {number} has {len(rows)} examples and {len(results[number])} results")
         joined += results[number]
     return joined
+
+
+@torch.no_grad()
+def sum_over_ranks(rows: Tensor, ranks: Ranks) -> Tensor:
+    """`rows` itself, filled on all processes; each must have left those of the others 0, which makes the sum exact.
+
+    A part at a time, so that what lies on disk need not fit in the memory of a device.
+    """
+    if ranks.world_size == 1 or rows.numel() == 0:
+        return rows
+    at_once = max(1, BYTES_AT_ONCE // (rows[0].numel() * rows.element_size()))
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once].to(ranks.device, copy=True)
+        dist.all_reduce(part)
+        rows[start : start + at_once] = part.to(rows.device)
+    return rows

@@ -68,12 +68,16 @@ class TaskContext:
 
 @dataclass(frozen=True)
 class LossContext:
-    """What a loss may use besides model and batch: random numbers of this step, the data's labels, other processes."""
+    """What a loss may use besides model and batch: random numbers of this step, the data's labels, other processes.
+
+    `prepared`: what `TaskTraining.before` made.
+    """
 
     generator: torch.Generator
     labels: Sequence[str]
     ranks: Ranks
     step: int
+    prepared: Any = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class TaskTraining:
     one per caption. `prepare`: one row from its decoded media, with a crop, mirror and operations of its own draws.
     `collate`: a batch of rows. `losses`: by name, each a scalar; they are summed. `head`: the sizes of the head, None
     for the heads of pre-training; gets the number of labels of the data. `start_head`, if given, fills a new head
-    from the base (the decoder of answers starts from the fusion layers).
+    from the base (the decoder of answers starts from the fusion layers). `before` makes once what the losses need of
+    all training examples (self-critical captioning: in how many of them each word occurs).
     """
 
     rows: Callable[[Sequence[Example], Any], list[tuple[int, int]]]
@@ -93,6 +98,7 @@ class TaskTraining:
     losses: Callable[[TaskModel, TaskBatch, Any, LossContext], dict[str, Tensor]]
     head: Callable[[int, Any], HeadConfig | None] = lambda num_labels, options: None
     start_head: Callable[[TaskModel], None] | None = None
+    before: Callable[[Sequence[Example], Processor, Any], Any] = lambda examples, processor, options: None
     compares_rows: bool = False  # whether a loss compares the rows of a batch with each other
     chunks: Callable[[TaskBatch, int], list[TaskBatch]] = lambda batch, number: batch.chunks(number)
 

@@ -104,17 +104,15 @@ def fit(
             profile.before(step)
             watchdog.beat(step, "train")
             wants_save = bool((asks_save and asks_save(step)) or (writer and writer.wants_save))
-            asks = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save)}
-            host = {**asks, "data_wait": waited, "replaced": float(len(data.substitutes))}
-            host |= rank_times(ranks, waited, busy)
+            host = {"asks_stop": float(stop.is_asked), "asks_save": float(wants_save), "data_wait": waited}
+            host |= {"replaced": float(len(data.substitutes)), **rank_times(ranks, waited, busy)}
             host |= trainer.learns.work(trainer, loader, data)
             began = time.thread_time()
             progress.add(data, train_step(trainer, data, host))
             busy = time.thread_time() - began
             finish(step)
             profile.after(step)
-            if on_step:
-                on_step(step)
+            (on_step or (lambda step: None))(step)
             if progress.asks_stop and step + 1 < config.steps:
                 finish.settle(step)
                 raise TrainingStopped(step + 1)

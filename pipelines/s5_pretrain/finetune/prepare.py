@@ -51,18 +51,12 @@ def check_splits(config: FinetuneNodeConfig, splits: Mapping[str, Split]) -> int
             task.check(split.examples, split.labels or labels, config.options)
         except ConfigError as error:
             raise ConfigError(f"{config.task}, split {name}: {error}") from None
-        if (
-            name != "train"
-            and training.head(len(labels), config.options) is not None
-            and split.labels
-            not in (
-                (),
-                labels,
-            )
-        ):
+        unknown = [label for label in split.labels if label not in labels]
+        if unknown and training.head(len(labels), config.options) is not None:
             raise ConfigError(
-                f"{config.task}: split {name} was read with a list of {len(split.labels)} answers, split train with "
-                f"one of {len(labels)}, and they differ; the model answers with those of train: give both the same"
+                f"{config.task}: the {len(split.labels)} answers of split {name} are not among the {len(labels)} of "
+                f"split train, which the model chooses from: {', '.join(map(repr, unknown[:5]))}. Give both splits the "
+                "same list of answers"
             )
         if name != "train" and _seen(split) <= _seen(splits["train"]):
             raise ConfigError(

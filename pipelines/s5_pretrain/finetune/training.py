@@ -96,7 +96,13 @@ class TaskTrainingRun:
             new_parameters=job["start"]["new"],
             runtime=runtime.model_copy(update={"keep_every": None, "validate_every": None}),
             asks_save=asks_save,
-            learns=FineTuning(training, config.options, job["start"]["labels"], settings.accumulate),
+            learns=FineTuning(
+                training,
+                config.options,
+                job["start"]["labels"],
+                settings.accumulate,
+                prepared=training.before(splits["train"].examples, processor, config.options),
+            ),
             save_every=loader.steps_per_epoch,
         )
         Selection(config, splits, media, processor, job, ranks, fence).run(model, checkpoints, loader.steps_per_epoch)

@@ -15,8 +15,8 @@ from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
 
 FORTY = WorldConfig(scenes=40, media="none")
-CONTENT_OF_FORTY = "e93f13953647d5e61f33384ac285ceff8cba35bde1d78bc7a0ee8c0c29dd6db1"
-CONTENT_OF_TWENTY_THOUSAND = "d74cb63981dcf86943f0bce0902004bbe0270df6a1b487cf1ac29b9735e62896"
+CONTENT_OF_FORTY = "70292d8578f70de7157ad8c78df7afd3be3e02854d18b1cfbe269d306122d63b"
+CONTENT_OF_TWENTY_THOUSAND = "c4e586ed46bafaf6a8d0aa2345c10a40e0c27e387e926ff12e5e6734178364c9"
 """What 40 and 20,000 scenes without media say. A change is one of every world: the shapes, the texts or the draws."""
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from tests.support.imagehash_values import IMAGEHASH_4_3_2
+from tests.support.media.imagehash_values import IMAGEHASH_4_3_2
 from x2vlm.data.media.images import open_image
 from x2vlm.data.media.phash import (
     THUMBNAIL_BYTES,

@@ -36,7 +36,17 @@ READ = {  # excerpt -> the test that reads it
     "visual_genome/region_descriptions.json": "here",
     "visual_genome/relationships.json": "here",
 }
+DOWNSTREAM = "downstream/test_downstream_excerpts.py"
 NOT_READ = {  # excerpt -> why no reader of pre-training data takes it
+    "coco/results/*.json": DOWNSTREAM,
+    "nlvr2/*.json": DOWNSTREAM,
+    "marvl/*.jsonl": DOWNSTREAM,
+    "vqav2/*.json": DOWNSTREAM,
+    "xgqa/*.json": DOWNSTREAM,
+    "xvnli/*.jsonl": DOWNSTREAM,
+    "wit/*.jsonl": DOWNSTREAM,
+    "winoground/*.json": DOWNSTREAM,
+    "visual_genome/question_answers.json": DOWNSTREAM,
     "coco_karpathy/*": "ids of held-out images: for decontamination and retrieval",
     "gqa/*": "questions: for evaluation. No scene graph is among the excerpts; the questions must be refused",
     "refcoco/*": "a result file: for evaluation. No refs and no instances are among the excerpts",

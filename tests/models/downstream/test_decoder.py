@@ -201,7 +201,7 @@ def test_with_separate_encoders_only_layers_are_taken_over():
         max_positions=20, type_vocab_size=1, pad_id=1,
     )  # fmt: skip
     head = DecoderConfig(num_positions=12, num_types=2)
-    values, before, origins, state = started(head=head, text=xlm, tie_words=False, **EQUAL_WIDTHS)
+    _, before, origins, state = started(head=head, text=xlm, tie_words=False, **EQUAL_WIDTHS)
     kept = {name for name, source in origins.items() if source is None}
     assert kept == {name for name in origins if ".layer." not in name}
     assert all(torch.equal(state[name], before[name]) for name in kept)

@@ -13,8 +13,9 @@ from x2vlm.data.task_examples import Example
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.inference.processor import processor_for
 from x2vlm.inference.visuals import Visual
+from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.downstream.task_model import TaskModel
-from x2vlm.models.x2vlm import X2VLM
+from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key
 from x2vlm.tasks.config import GroundingConfig, RetrievalConfig
 from x2vlm.tasks.from_samples import grounding_examples, retrieval_examples
@@ -60,9 +61,29 @@ def load(name: str) -> Visual:
     return Visual(name, (picture(int(name, 16)),))
 
 
+def clip_of(name: str) -> Visual:
+    """Three frames, drawn from the number that the name says."""
+    return Visual(name, tuple(picture(100 + 10 * int(name, 16) + turn) for turn in range(3)), is_clip=True)
+
+
 def context(model: TaskModel, examples: Sequence[Example], batch_size: int = 5, **fields: Any) -> TaskContext:
     processor = processor_for(model.config, WordPieceTokenizer(VOCABULARY))
-    return TaskContext(examples, load, processor, batch_size=batch_size, **fields)
+    return TaskContext(examples, processor=processor, batch_size=batch_size, **{"load": load, **fields})
+
+
+def small_task_model(seed: int = 3) -> TaskModel:
+    """The small random model of the tasks: images of 32 pixels, 4 patches, 2 layers each."""
+    torch.manual_seed(seed)
+    return TaskModel(
+        build_model(
+            ModelConfig(
+                vision=VisionConfig(image_res=32, width=32, depth=2, num_heads=2),
+                text=TextConfig(width=32, num_layers=2, num_heads=2, intermediate=64, vocab_size=16, max_positions=16),
+                fusion=FusionConfig(num_layers=2, num_heads=2, intermediate=64),
+                embed_dim=16,
+            )
+        )
+    )
 
 
 def retrieval(base: X2VLM, samples: Sequence[Sample], batch_size: int = 5, **options: Any) -> TaskResult:

@@ -1,22 +1,30 @@
 """A toy classification task in its stored form, a toy model's folder, and the inputs of a finetune part."""
 
 import hashlib
+import json
+import os
+import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.flow.stage import Input, InputPart
+from pipelines.flow.stage import Input, InputPart, Inputs
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
+from pipelines.s5_pretrain.finetune.stage import finetune_part, plan_finetune
 from tests.support.parts import as_part
 from tests.support.training.corpus import COLOURS, MODEL, TOKENIZER, drawn_jpeg
+from tests.support.training.pretrain_part import LocalInputs, Out
+from tests.support.training.processes import CONTEXT
 from x2vlm.data.shards.packs import Payload, write_media_pack
 from x2vlm.data.task_examples import Example, TaskData, example_table, labels_to_json
 from x2vlm.inference.pretrained import save_pretrained
 from x2vlm.inference.processor import processor_for
 from x2vlm.models.x2vlm import build_model
 from x2vlm.samples import write_table
+from x2vlm.train.config import TrainRuntime
 
 LABELS = tuple(COLOURS)
 SETTINGS: dict[str, Any] = {
@@ -80,3 +88,73 @@ def toy_inputs(folder: Path, image_res: int = 32) -> dict[str, tuple[Input, ...]
         "model": (Input("pretrain/toy", "root-of-model", (as_part("train", model),)),),
         "data": (Input("task_data/toy", "root-of-data", parts),),
     }
+
+
+def finetune_here(config: FinetuneNodeConfig, inputs: Inputs, folder: Path, **runtime: Any) -> Out:
+    """Run the finetune part below `folder` in this process; where it wrote."""
+    (part,) = plan_finetune(config, inputs)
+    out = Out(folder / "out", str(folder / "state"))
+    shutil.rmtree(out.path, ignore_errors=True)
+    out.path.mkdir(parents=True)
+    finetune_part(config, LocalInputs(), part, out, TrainRuntime(**runtime))
+    return out
+
+
+def finetune_killed(
+    config: FinetuneNodeConfig, inputs: Inputs, folder: Path, kill: dict[str, int], **runtime: Any
+) -> int:
+    """The same in a process that kills itself: after a `step`, or before an `epoch` is measured; its exit code."""
+    process = CONTEXT.Process(target=_killed, args=(config, inputs, str(folder), kill, runtime))
+    process.start()
+    process.join(300)
+    process.kill()
+    process.join()
+    return process.exitcode or 0
+
+
+def _killed(config: FinetuneNodeConfig, inputs: Inputs, folder: str, kill: dict[str, int], runtime: Any) -> None:
+    from pipelines.s5_pretrain.finetune import select, training
+
+    fit, measure = training.fit, select.Selection._measure
+    measured: list[str] = []
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed_fit(*arguments: Any, **options: Any) -> int:
+        return fit(*arguments, **options, on_step=lambda step: die() if step == kill.get("step") else None)
+
+    def killed_measure(self: Any, model: Any, split: str) -> Any:
+        if len(measured) == kill.get("epoch"):
+            die()
+        measured.append(split)
+        return measure(self, model, split)
+
+    training.fit, select.Selection._measure = killed_fit, killed_measure  # type: ignore[method-assign,assignment]
+    finetune_here(config, inputs, Path(folder), **runtime)
+
+
+def evaluate_on_rank(rank: int, world_size: int, folder: str) -> Any:
+    """Metrics and predictions of the toy's test split by one of several processes, as a tensor of bytes."""
+    from x2vlm.inference.task_folder import load_task_model
+    from x2vlm.tasks.catalog import task_spec
+    from x2vlm.tasks.task import TaskContext
+    from x2vlm.tasks.training.splits import PackedMedia, load_split
+    from x2vlm.train.ranks import current_ranks
+
+    data = Path(folder, "inputs", "data", "test-00000")
+    split = load_split([data / "examples.parquet"], (data / "labels.json").read_text())
+    saved = load_task_model(Path(folder, "out"))
+    media = PackedMedia([(data / "media.tar", data / "media.parquet")])
+    context = TaskContext(
+        examples=split.examples,
+        load=lambda sha256: media.visual(sha256, saved.processor),
+        processor=saved.processor,
+        labels=LABELS,
+        batch_size=3,
+        ranks=current_ranks(),
+    )
+    config = toy_config()
+    result = task_spec(config.task).load().evaluate(saved.model, config.options, context)
+    told = json.dumps([dict(result.metrics), result.predictions.to_pylist(), result.data_digest], sort_keys=True)
+    return torch.frombuffer(bytearray(told.encode()), dtype=torch.uint8)

@@ -35,10 +35,23 @@ class MaskedText:
     labels: list[int]
 
 
-def mask_text(ids: Sequence[int], tokenizer: TextTokenizer, draws: Draws, config: MaskingConfig) -> MaskedText:
-    """`ids` ([CLS] ... [SEP]) with tokens masked: 80 % become [MASK], 10 % a random entry, 10 % stay as they are."""
+def mask_text(
+    ids: Sequence[int],
+    tokenizer: TextTokenizer,
+    draws: Draws,
+    config: MaskingConfig,
+    num_source_tokens: int = 0,
+    mask_last: bool = False,
+) -> MaskedText:
+    """`ids` ([CLS] ... [SEP]) with tokens masked: 80 % become [MASK], 10 % a random entry, 10 % stay as they are.
+
+    The first `num_source_tokens` after [CLS] are never masked. With `mask_last` the last token is one like the others:
+    captioning has to predict where a text ends.
+    """
     continues = [tokenizer.continues_word[number] for number in ids]
-    positions = sorted(choose_positions(continues, draws, config))
+    if mask_last and config.parity is None:
+        continues.append(False)  # nothing that is masked: the choice leaves out the last of what it is given
+    positions = sorted(choose_positions(continues, draws, config, num_source_tokens))
     masked = list(ids)
     for position in positions:
         masked[position] = _replacement(ids[position], tokenizer, draws, config)

@@ -7,17 +7,15 @@ B questions, A answers, K answers on the shortlist, N answers of the list, L tok
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from x2vlm.models.downstream.config import AnswerScore
 from x2vlm.models.downstream.decoder import AnswerDecoder, KeysValues
 from x2vlm.models.fusion import VisionMemory
 
-# "released": the log probability of the first token counts twice, as in the reference; "chain": once.
-AnswerScore = Literal["released", "chain"]
 LOGIT_BYTES = 256 * 2**20  # most bytes of vocabulary logits at once
 ANSWERS_AT_ONCE = 32  # of a question; of similar lengths, so that little is padded
 _NO_TOKEN = -100

@@ -6,6 +6,10 @@ import pydantic
 
 from x2vlm.config import FrozenConfig
 
+# How the decoder's answers are ranked. "released": the log probability of the first token counts twice, as in the
+# reference; "chain": once.
+AnswerScore = Literal["released", "chain"]
+
 
 class ClassifierConfig(FrozenConfig):
     """A perceptron on the fused state of token 0, of each of `num_images` images side by side (NLVR2: 2)."""

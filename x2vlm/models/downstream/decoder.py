@@ -1,4 +1,4 @@
-"""The decoder of answers: BERT layers that write an answer token by token and attend to a fused question (X2-VLM 4.3.2).
+"""The decoder of answers: BERT layers that write an answer and attend to a fused question (X2-VLM 4.3.2).
 
 B questions, A answers, R rows of tokens (a multiple of B, those of a question adjacent), N new tokens, T tokens before
 them, L tokens of a question, H heads, E width of a head, D text width, V vocabulary.

@@ -121,6 +121,7 @@ IMAGE_TEXT = (
             optimizer=X_VLM_RATES,
             augment=CROP,
             world_size=8,
+            reference_splits=("val", "test"),
         ),
         {"num_images": 2},
         ("that X2-VLM took X-VLM's batch, rate and epochs", "40 tokens, as in the configurations that are released"),

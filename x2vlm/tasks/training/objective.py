@@ -24,17 +24,24 @@ class FineTuning(StepObjective):
     """The losses of `training`, summed. With `accumulate` the rows of a process run in that many chunks.
 
     A loss that compares the rows of a batch with each other (`TaskTraining.compares_rows`) cannot run in chunks:
-    ConfigError.
+    ConfigError. `prepared` is what `training.before` made of the training examples.
     """
 
-    def __init__(self, training: TaskTraining, options: Any, labels: Sequence[str] = (), accumulate: int = 1) -> None:
+    def __init__(
+        self,
+        training: TaskTraining,
+        options: Any,
+        labels: Sequence[str] = (),
+        accumulate: int = 1,
+        prepared: Any = None,
+    ) -> None:
         if accumulate > 1 and training.compares_rows:
             raise ConfigError(
                 "finetune.accumulate: this task compares the rows of a batch with each other, so chunks of it would "
                 "learn something else; take a smaller batch_size or more processes"
             )
         self._training, self._options, self._accumulate = training, options, accumulate
-        self._labels = labels
+        self._labels, self._prepared = labels, prepared
 
     def backward(self, trainer: Trainer, batches: Mapping[str, TaskBatch], data: StepData) -> dict[str, Tensor]:
         """As `StepObjective.backward`."""
@@ -72,6 +79,7 @@ class FineTuning(StepObjective):
             labels=self._labels,
             ranks=trainer.ranks,
             step=step,
+            prepared=self._prepared,
         )
         with precision_of(trainer):
             losses = self._training.losses(trainer.model, batch, self._options, context)  # type: ignore[arg-type]

@@ -49,11 +49,14 @@ class RowPreparation:
     image_res: int
     draws: Draws
 
-    def plan(self, visual: Visual, texts: Sequence[str]) -> ImagePlan:
-        """Crop, mirror and operations. Not mirrored if a text speaks of left or right (`AugmentConfig`)."""
+    def may_flip(self, texts: Sequence[str]) -> bool:
+        """Not if a text speaks of left or right (`AugmentConfig`)."""
         parity = self.augment.parity == "reference"
-        may_flip = not (self.augment.careful_flip and mentions_a_side(list(texts), parity))
-        return plan_image(*visual.size, self.draws, self.augment, may_flip)
+        return not (self.augment.careful_flip and mentions_a_side(list(texts), parity))
+
+    def plan(self, visual: Visual, texts: Sequence[str]) -> ImagePlan:
+        """Crop, mirror and operations."""
+        return plan_image(*visual.size, self.draws, self.augment, self.may_flip(texts))
 
     def cut(self, visual: Visual, plan: ImagePlan) -> Tensor:
         """uint8 (C, H, W), or (F, C, H, W) of a clip, whose frames share the plan."""

@@ -1,7 +1,6 @@
 """Questions and statements about scenes in several languages: what xGQA, MaRVL and XVNLI ask, by templates."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from pipelines.corpora.world.drawing.languages import COLOUR_WORDS, JA_SHAPES, NOUNS, ZH_SHAPES
 from pipelines.corpora.world.drawing.texts import a
@@ -58,8 +57,8 @@ def is_there(colour: str, shape: str, language: str) -> str:
     return f"{COLOUR_WORDS['ja'][colour]}の{JA_SHAPES[shape]}はありますか？"
 
 
-def about_pair(template: Literal["both", "one"], colour: str, shape: str, language: str) -> str:
-    """That both images show a shape, or at least one of them a shape in a colour."""
+def about_pair(template: str, colour: str, shape: str, language: str) -> str:
+    """That `both` images show a shape, or at least `one` of them a shape in a colour."""
     match language:
         case "de":
             noun = NOUNS["de"][shape]

@@ -110,7 +110,12 @@ def other_data(inputs, *parts):
 @pytest.mark.parametrize(
     ("split", "numbers", "labels", "message"),
     [
-        ("val", range(100, 108), LABELS[::-1], r"split val was read with a list of 4 answers.*give both the same"),
+        (
+            "val",
+            range(100, 108),
+            (*LABELS[:3], "pink"),
+            r"4 answers of split val are not among the 4 of split train.*'pink'",
+        ),
         ("val", range(4), LABELS, r"every example of split val is one of split train; give the files of val"),
         ("train", range(14), ("yes", "no"), r"split train: none of the answers, such as 'red', is in the list of 2"),
     ],
@@ -123,7 +128,14 @@ def test_data_that_do_not_fit_are_refused_before_the_first_batch(inputs, tmp_pat
     assert not (tmp_path / "state" / "metrics.jsonl").exists()
 
 
-def test_a_zero_shot_task_and_a_folder_without_a_model_are_refused(inputs, tmp_path):
+def test_options_that_the_data_do_not_fit_are_refused_before_the_first_batch(inputs, tmp_path):
+    config = toy_config()
+    two = config.model_copy(update={"options": config.options.model_copy(update={"num_images": 2})})
+    with pytest.raises(ConfigError, match=r"split train: example train-0: 1 images.*this task takes 2"):
+        finetune(inputs, tmp_path, two)
+
+
+def test_a_folder_without_a_model_is_refused(inputs):
     part = inputs["model"][0].parts[0]
     files = tuple(file for file in part.files if file.path != "vocab.txt")
     with pytest.raises(StageFailed, match="pretrain/toy is no model to train on: it lacks a tokenizer"):

@@ -137,7 +137,7 @@ def _phrases(options: OwnOptions, values: Values) -> list[tuple[str, Any]]:
     if not isinstance(boxes, list) or not boxes:
         raise InvalidSample("malformed_box", f"no box: {values['boxes']!r:.80}")
     boxes = boxes if isinstance(boxes[0], list) else [boxes]
-    phrases = _texts(values["phrases"])
+    phrases = _texts(values["phrases"]) or [""]
     if len(phrases) != len(boxes):
         raise InvalidSample("unequal_lengths", f"{len(boxes)} boxes, {len(phrases)} phrases")
     return list(zip(phrases, boxes, strict=True))
@@ -170,12 +170,13 @@ def _example(
 ) -> Example:
     media = _media(options, values)
     example_id = text_of(values.get("id")).strip()
-    example_id = (example_id + row[row.find(".") :] if "." in row else example_id) or row
+    if example_id and "." in row:  # one of several phrases of a row
+        example_id += row[row.find(".") :]
     weight = finite_number(values.get("weight", 1.0))
     if weight is None or weight < 0:
         raise InvalidSample("malformed_row", f"weight {values.get('weight')!r:.40} is no number from 0 on")
     return Example(
-        example_id,
+        example_id or row,
         reading.split,
         media,
         texts,

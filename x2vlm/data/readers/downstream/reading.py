@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 from x2vlm.config import did_you_mean
 from x2vlm.data.readers.json_stream import stream_dict, stream_list
 from x2vlm.data.readers.own.formats import head_of
-from x2vlm.data.readers.source import Source, box_of
+from x2vlm.data.readers.source import Source, box_of, finite_number
 from x2vlm.data.tables.json_rows import json_rows
 from x2vlm.data.tables.rows import BadRow
 from x2vlm.data.tables.values import text_of
@@ -27,6 +27,7 @@ from x2vlm.samples import Box, Drop
 P = ParamSpec("P")
 Record = Mapping[str, Any]
 ROUNDING = 1.0  # pixels by which official boxes reach beyond their image (COCO rounds to hundredths, sides to pixels)
+NO_FIELD = "no_media_field"
 JSON_ROWS = "Expected a JSON list of objects, or one object a line"
 
 
@@ -78,8 +79,11 @@ class Reading:
         return str(example_id) if self.language == "en" else f"{self.language}:{example_id}"
 
     def data(self, role: str, **values: Any) -> TaskData:
-        """What was read. SourceUnavailable about the file of `role` if it was not a single example."""
+        """What was read. If it was not a single example: ConfigError where the pattern of media names a field that no
+        row has, else SourceUnavailable about the file of `role`."""
         if not self.examples:
+            if self.drops and all(drop.rule == NO_FIELD for drop in self.drops):
+                raise ConfigError(f"{self.source.card}: {self.drops[0].reason}")
             first = (
                 f"; row {self.drops[0].source_row}: {self.drops[0].rule} {self.drops[0].reason}" if self.drops else ""
             )
@@ -179,7 +183,7 @@ def kept_texts(reading: Reading, row: str, texts: Sequence[str]) -> tuple[str, .
     return tuple(filter(None, cleaned))
 
 
-def checked_box(values: Any, width: float | None = None, height: float | None = None) -> Box:
+def checked_box(values: Any, width: Any = None, height: Any = None) -> Box:
     """Four numbers (left, top, width, height in pixels) as a box with an area, inside the image where that is known.
 
     InvalidSample for anything else; a box may reach `ROUNDING` pixels beyond its image.
@@ -187,10 +191,9 @@ def checked_box(values: Any, width: float | None = None, height: float | None = 
     box = box_of(values) if isinstance(values, list | tuple) and len(values) == 4 else None
     if box is None or box.w <= 0 or box.h <= 0:
         raise InvalidSample("malformed_box", f"{values!r:.80} is no left, top, width and height")
-    beyond = min(box.x, box.y) < -ROUNDING
-    if width and height:
-        beyond = beyond or box.x + box.w > width + ROUNDING or box.y + box.h > height + ROUNDING
-    if beyond:
+    sides = (finite_number(width), finite_number(height))
+    ends = zip((box.x + box.w, box.y + box.h), sides, strict=True)
+    if min(box.x, box.y) < -ROUNDING or any(side and end > side + ROUNDING for end, side in ends):
         raise InvalidSample("box_outside_image", f"{values!r:.80} is not within {width} x {height} pixels")
     return box
 
@@ -198,7 +201,7 @@ def checked_box(values: Any, width: float | None = None, height: float | None = 
 def media_name(pattern: str, fields: Mapping[str, Any]) -> str:
     """`pattern` with the fields of a row: "val2014/COCO_val2014_{image_id:012d}.jpg".
 
-    ConfigError for a field that rows do not have, InvalidSample for a value that does not fit or leaves the folder.
+    InvalidSample for a field that the row does not have, and for a value that does not fit or leaves the folder.
     """
     name = []
     for literal, key, spec, conversion in Formatter().parse(pattern):
@@ -206,7 +209,8 @@ def media_name(pattern: str, fields: Mapping[str, Any]) -> str:
         if key is None:
             continue
         if key not in fields or conversion:
-            raise ConfigError(f"media `{pattern}`: rows have no {{{key}}}; {did_you_mean(key, fields, 'there are')}")
+            hint = did_you_mean(key, fields, "there are")
+            raise InvalidSample(NO_FIELD, f"media `{pattern}`: the row has no {{{key}}}; {hint}")
         value = fields[key]
         try:
             name.append(format(int(value), spec) if spec else text_of(value))

@@ -13,8 +13,8 @@ def read_results(path: Path, id_key: str, value_key: str) -> dict[str, str]:
     """Prediction by id, in the order of the file.
 
     COCO's captions: [{"image_id", "caption"}]; VQA's: [{"question_id", "answer"}]; expressions: {"predictions":
-    [{"ref_id", "sent"}]}. InvalidSample, naming the row, for a row without both, and for an id that occurs twice: which
-    of two predictions counts is not for a reader to say. SourceUnavailable for a file that is no such list.
+    [{"ref_id", "sent"}]}. InvalidSample, naming the row, for a row without both, and for an id with two different
+    predictions; upstream's own sample repeats some rows. SourceUnavailable for a file that is no such list.
     """
     source = Source("results", "results", "", {"rows": path})
     found: dict[str, str] = {}
@@ -27,8 +27,10 @@ def read_results(path: Path, id_key: str, value_key: str) -> dict[str, str]:
             raise InvalidSample(error.rule, f"{path.name}: row {number}: {error.message}") from None
         if not isinstance(row.get(value_key), str):
             raise InvalidSample("malformed_row", f"{path.name}: row {number}: {value_key} is no text")
-        if row_id in found:
-            raise InvalidSample("duplicate_id", f"{path.name}: row {number}: {id_key} {row_id} again")
+        if found.get(row_id, row[value_key]) != row[value_key]:
+            raise InvalidSample(
+                "duplicate_id", f"{path.name}: row {number}: {id_key} {row_id} again, with another value"
+            )
         found[row_id] = row[value_key]
     if not found:
         source.fail("rows", "no prediction", f'Expected [{{"{id_key}": ..., "{value_key}": ...}}]')

@@ -84,7 +84,7 @@ def test_texts_are_cut_where_the_models_own_processor_cuts_them(tmp_path: Path) 
     assert result["headline"] in result["metrics"]
     assert result["config"] == {
         "task": "retrieval",
-        "options": {"shortlist": 128, "recalls": [1, 5, 10]},
+        "options": RetrievalConfig().model_dump(mode="json"),
         "batch_size": 32,
         "split": "",
         "card": "",
@@ -142,7 +142,7 @@ def test_options_are_the_tasks_own() -> None:
         ({"task": "retrieval", "options": {"shortlst": 3}}, r"options.shortlst: unknown key; did you mean `shortlist`"),
         (
             {"task": "grounding", "options": {"shortlist": 3}},
-            r"options.shortlist: unknown key; known keys: clip_boxes, iou, iou_thresh",
+            r"options.shortlist: unknown key; known keys: .*clip_boxes, iou, iou_thresh",
         ),
         ({"task": "retrieval", "options": {"shortlist": 0}}, r"options.shortlist: .*greater than 0 \(got 0\)"),
         ({"task": "retrieval", "options": 3}, r"options: .*\(got 3\)"),

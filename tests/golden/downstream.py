@@ -1,0 +1,35 @@
+"""Checks of the tasks after pre-training, one line a kind, and how a case's kind is seen from its arrays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tests.golden import downstream_answers, downstream_captioning, downstream_matching
+from tests.golden.differences import Check
+
+DOWNSTREAM_CHECKS: dict[str, Check] = {
+    "captioning": downstream_captioning.check_captioning,
+    "grounding": downstream_matching.check_grounding,
+    "nlvr": downstream_answers.check_classifier,
+    "retrieval": downstream_matching.check_retrieval,
+    "video_qa": downstream_answers.check_classifier,
+    "vqa": downstream_answers.check_vqa,
+    "vqa_classes": downstream_answers.check_classifier,
+}
+KINDS = ("captioning", "grounding", "nlvr", "retrieval", "video_qa", "vqa", "vqa_classes")
+
+
+def kind_of(folder: str, shapes: Mapping[str, Sequence[int]], info: Mapping[str, Any]) -> str | None:
+    """The kind of a case: its folder's name, or for any other name what only its arrays have; None for neither."""
+    if folder in KINDS:
+        return folder
+    if "in.question_ids" in shapes:
+        return "vqa"
+    if {"out.sims", "out.score_i2t", "out.score_t2i"} & shapes.keys():
+        return "retrieval"
+    if "w.mlm_bias" in shapes or "captions" in info:
+        return "captioning"
+    if "in.targets" in shapes:
+        if "in.weights" in shapes:
+            return "vqa_classes"
+        return "video_qa" if len(shapes.get("in.image", ())) == 5 else "nlvr"
+    return "grounding" if "in.target_bbox" in shapes else None
