@@ -187,7 +187,7 @@ def _of_evaluation(name: str, evaluation: EvaluationConfig) -> list[MissingInput
         for role, path in [item for part in parts for item in part.items()]:
             found += _unless_there(f"{field}, {role} of split {split}{of_card}", path, origin, node)
     if (root := media_root(data, card)) is not None:
-        media = f"the images or clips; {card.media or origin}"
+        media = f"the images or clips; {card.media or origin}" + (f" ({card.homepage})" if card.homepage else "")
         found += _unless_there(f"{field}.media_root", root, media, node)
     return found
 
