@@ -105,7 +105,7 @@ def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: P
         if error.rule != "empty_caption":
             raise
         raise ConfigError(f"{where}: {error}; take the text out of the held-out source's files") from None
-    page = examples_page(config.task, result.predictions, split.examples, context.load)
+    page = examples_page(config.task, result.predictions, split.examples, context.load, labels=labels)
     (out.path / "examples.html").write_text(page, encoding="utf-8")
     return _written(config, inputs, part, out, result, names)
 

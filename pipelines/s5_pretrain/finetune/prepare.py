@@ -20,7 +20,7 @@ from x2vlm.inference.task_folder import TaskFolder, load_task_model
 from x2vlm.models.checkpoints.reference import load_reference_state, named_state, trained_names
 from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
 from x2vlm.models.config import ModelConfig
-from x2vlm.models.downstream.config import HeadConfig
+from x2vlm.models.downstream.config import DecoderConfig, HeadConfig
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import build_model
 from x2vlm.stores.calls import StoreFiles
@@ -110,12 +110,13 @@ def started_model(
     base = build_model(resized(trained.model.config, config.finetune))
     report = load_reference_state(base, named_state(trained.model.base))
     head = training.head(len(labels), config.options)
-    model = TaskModel(base, head)
+    is_kept = _keeps_head(config, trained, head, labels)
+    model = TaskModel(base, trained.model.head_config if is_kept else head)
     if report.resized:
         log.info("event=resized parameters=%d image_res=%d", len(report.resized), base.config.vision.image_res)
     if model.head is None:
         return model, list(report.missing)
-    if trained.task == config.task and trained.model.head_config == head and trained.labels == labels:
+    if is_kept:
         assert trained.model.head is not None
         load_own_tensors(model.head, own_tensors(trained.model.head), "the head of the model that is trained on")
         return model, list(report.missing)
@@ -123,6 +124,21 @@ def started_model(
         training.start_head(model)
     names = trained_names(model)
     return model, [*report.missing, *(names[name] for name, _ in model.named_parameters() if name.startswith("head."))]
+
+
+def _keeps_head(
+    config: FinetuneNodeConfig, trained: TaskFolder, head: HeadConfig | None, labels: tuple[str, ...]
+) -> bool:
+    """Whether training goes on with the given model's head. One imported from the reference names no task or labels.
+
+    A decoder of the depth asked for serves any list of answers, a classifier its own labels.
+    """
+    old = trained.model.head_config
+    if old is None or head is None or trained.task not in ("", config.task):
+        return False
+    if isinstance(old, DecoderConfig):
+        return isinstance(head, DecoderConfig) and head.num_layers in (None, old.num_layers)
+    return old == head and trained.labels in ((), labels)
 
 
 def resized(model: ModelConfig, settings: FinetuneConfig) -> ModelConfig:
