@@ -122,6 +122,9 @@ from x2vlm.inference.visuals import Visual
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import build_model
+from x2vlm.tasks.config import RetrievalConfig
+from x2vlm.tasks.retrieval import evaluate_retrieval
+from x2vlm.tasks.task import TaskContext
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = ModelConfig(
