@@ -39,7 +39,7 @@ def task_nodes(
     several = len(evaluation.splits) > 1
     for split in evaluation.splits:
         card = evaluation.data.card
-        known_as = [f"{name}.{split}", name, *([Path(card).name] if card else [])]
+        known_as = [f"{name}.{split}", name, *([Path(card).name] if card else []), *evaluation.known_as]
         nodes.append(
             Node(
                 key=f"evaluate/{name}.{split}" if several else f"evaluate/{name}",

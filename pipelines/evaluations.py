@@ -10,7 +10,7 @@ evaluate:
   xgqa_de: {task: vqa, data: {card: downstream/xgqa, data_root: /data}, split: de, model: gqa}
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pydantic
@@ -66,7 +66,8 @@ class EvaluationConfig(TaskChoice):
 
     `finetune`: the model learns the task from the split `train` first; with a `preset`, what is written beside it
     replaces single values. `preset` beside `task` gives `options` alone. `model`: the name of another evaluation, whose
-    fine-tuned model is measured, or fine-tuned further, instead of the pre-trained one.
+    fine-tuned model is measured, or fine-tuned further, instead of the pre-trained one. `known_as`: what
+    `decontaminate.tests` calls its images, where that is neither the evaluation's name nor its card's.
     """
 
     batch_size: int = pydantic.Field(default=32, gt=0)
@@ -75,6 +76,7 @@ class EvaluationConfig(TaskChoice):
     split: str | tuple[str, ...] = "test"
     finetune: FinetuneConfig | None = None
     model: str | None = None
+    known_as: tuple[str, ...] = ()
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -104,6 +106,10 @@ class EvaluationConfig(TaskChoice):
             raise ValueError("give either `source`, a held-out source of the experiment, or `data`, files of the task")
         if self.data is None and (self.finetune is not None or self.split != "test"):
             raise ValueError("finetune and split need `data`: a held-out source has one split, and none to learn from")
+        if self.data is None and self.known_as:
+            raise ValueError("known_as needs `data`: images of a held-out source are known by the source's name")
+        if self.finetune is not None and self.finetune.lora is not None:
+            raise ValueError("finetune.lora: low-rank adapters are not there yet; take it out to train all weights")
         if len(set(self.splits)) != len(self.splits) or not self.splits:
             raise ValueError("split: name one split, or several different ones")
         if self.data is not None and self.data.reader is not None:
@@ -148,6 +154,14 @@ def in_order(evaluations: Mapping[str, EvaluationConfig]) -> list[str]:
         found += ready
         waiting = [name for name in waiting if name not in ready]
     return found
+
+
+def check_known(evaluations: Mapping[str, EvaluationConfig], searched: Collection[str]) -> None:
+    """ValueError for a `known_as` that no search for test images is called by."""
+    for name, evaluation in evaluations.items():
+        if unknown := [one for one in evaluation.known_as if one not in searched]:
+            hint = did_you_mean(unknown[0], searched) if searched else "the experiment searches for none"
+            raise ValueError(f"evaluate.{name}.known_as: no `decontaminate.tests` is called {unknown[0]!r}; {hint}")
 
 
 def _preset(name: Any, where: str, values: Mapping[str, Any]) -> Preset:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic_core import InitErrorDetails
 
-from pipelines.evaluations import EvaluationConfig, in_order
+from pipelines.evaluations import EvaluationConfig, check_known, in_order
 from pipelines.flow.safe_text import has_secret, mask_url
 from pipelines.flow.stage import Runtime
 from pipelines.flow.store.blobs import PROJECT_SCHEME
@@ -164,6 +164,7 @@ class Experiment(FrozenConfig):
                     f"{did_you_mean(task.source, held_out)}"
                 )
         in_order(self.evaluate)
+        check_known(self.evaluate, [test.name for test in self.decontaminate.tests] if self.decontaminate else [])
         return self
 
     @pydantic.model_validator(mode="after")

@@ -89,7 +89,7 @@ def told(name: str, missing: Sequence[MissingInput]) -> list[str]:
     for origin in dict.fromkeys(items[0].origin for items in fields.values()):
         for path, items in fields.items():
             if items[0].origin == origin:
-                lines.append(f"  {path}  ({'; '.join(item.field for item in items)})")
+                lines.append(f"  {path}  ({'; '.join(dict.fromkeys(item.field for item in items))})")
         lines.append(f"      get it: {origin}")
     return [*lines, "Put them there, or change the fields that name them."]
 
@@ -177,7 +177,7 @@ def _of_evaluation(name: str, evaluation: EvaluationConfig) -> list[MissingInput
         return []  # its own message says more
     origin, of_card = "a file of your own", ""
     if data.card is not None:
-        where = card.access or card.homepage or "where its notes say"
+        where = " ".join(card.access.split()) or card.homepage or "where its notes say"
         if card.homepage not in where:
             where = f"{where} ({card.homepage})"
         origin = f"{card.title}: {where} ({AVAILABILITY[card.availability]}; datasets/**/{card.id}.yaml says more)"
@@ -187,7 +187,7 @@ def _of_evaluation(name: str, evaluation: EvaluationConfig) -> list[MissingInput
         for role, path in [item for part in parts for item in part.items()]:
             found += _unless_there(f"{field}, {role} of split {split}{of_card}", path, origin, node)
     if (root := media_root(data, card)) is not None:
-        media = f"the images or clips; {card.media or origin}"
+        media = f"the images or clips; {card.media or origin}" + (f" ({card.homepage})" if card.homepage else "")
         found += _unless_there(f"{field}.media_root", root, media, node)
     return found
 

@@ -58,6 +58,30 @@ def test_files_of_a_card_are_inputs_once(tmp_path):
     assert node.config.media_root == "/m"
 
 
+def test_an_evaluation_knows_its_card_and_what_the_card_calls_the_split(tmp_path):
+    data = {"card": "downstream/nlvr2", "data_root": "/d", "media_root": "/m", "splits": {"test": "test2"}}
+    graph = graph_of(tmp_path, {"pairs": {"task": "classification", "data": data, "split": ["val", "test"]}})
+    configs = [graph[f"evaluate/pairs.{split}"].config for split in ("val", "test")]
+    assert [(one.card, one.split, one.card_split) for one in configs] == [
+        ("downstream/nlvr2", "val", "val"),
+        ("downstream/nlvr2", "test", "test2"),
+    ]
+    own = graph_of(tmp_path, {"zero": ZERO})["evaluate/zero"].config
+    assert (own.card, own.card_split) == ("", "")
+
+
+def test_test_images_are_known_by_the_names_of_the_search(tmp_path):
+    searched = {"tests": [{"name": "photos", "format": "karpathy", "path": "/d/dataset_coco.json"}]}
+
+    def load(**fields: object):
+        evaluate = {"zero": ZERO | fields}
+        return load_experiment(str(experiment_file(tmp_path, evaluate=evaluate, decontaminate=searched)))
+
+    assert load(known_as=["photos"]).evaluate["zero"].known_as == ("photos",)
+    with pytest.raises(ConfigError, match=r"evaluate\.zero\.known_as: no .* is called 'photo'; did you mean `photos`"):
+        load(known_as=["photo"])
+
+
 def test_a_preset_stands_where_nothing_else_is_written():
     chosen = next(one for one in PRESETS.values() if one.task == "grounding" and one.finetune is not None)
     value = EvaluationConfig.model_validate(

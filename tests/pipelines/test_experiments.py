@@ -25,6 +25,7 @@ from x2vlm.data.cards import load_card
 from x2vlm.data.loading.config import AugmentConfig, ExampleConfig, RegionConfig
 from x2vlm.errors import ConfigError
 from x2vlm.objectives.config import ObjectiveConfig
+from x2vlm.tasks.config import RetrievalConfig
 
 FILES = shipped_experiments()
 NAMES = sorted(FILES)
@@ -501,9 +502,10 @@ def test_the_options_of_an_evaluation_are_checked_when_the_file_is_loaded(tmp_pa
     assert config.model_dump() == {
         "task": "retrieval",
         "batch_size": 4,
-        "options": {"shortlist": 3, "recalls": (1, 5, 10)},
+        "options": RetrievalConfig(shortlist=3).model_dump(),
         "split": "",
         "card": "",
+        "card_split": "",
         "known_as": (),
     }
     for change, message in (
@@ -511,6 +513,7 @@ def test_the_options_of_an_evaluation_are_checked_when_the_file_is_loaded(tmp_pa
             {"options": {"shortlst": 3}},
             r"mine.yaml: .*\n  evaluate.retrieval.options.shortlst: .*did you mean `shortlist`",
         ),
+        ({"known_as": ["coco"]}, r"known_as needs `data`"),
         ({"optoins": {}}, r"evaluate.retrieval.optoins: unknown key; did you mean `options`"),
         ({"task": "retreival"}, r"evaluate.retrieval.task: .*did you mean `retrieval`"),
     ):

@@ -32,6 +32,23 @@ def named(value: Any) -> Iterator[str]:
         yield value
 
 
+def of_evaluation(evaluation: dict[str, Any]) -> set[str]:
+    """Every file of a task that its card names for the splits that are learned from, selected by or measured."""
+    data, tuning = evaluation["data"], evaluation.get("finetune")
+    card = yaml.safe_load((ROOT / "datasets" / f"{data['card']}.yaml").read_text())
+    splits = evaluation.get("split", "test")
+    splits = [splits] if isinstance(splits, str) else list(splits)
+    if tuning:
+        splits += ["train", *([] if tuning.get("selection") == "last" else ["val"])]
+    found = set()
+    for split in {data.get("splits", {}).get(name, name) for name in splits}:
+        value = card["splits"][split]
+        for part in value.get("parts", [value]):
+            files = {**card.get("files", {}), **part.get("files", {})}
+            found |= {f"{data['data_root']}/{card['id']}/{file['path']}" for file in files.values()}
+    return found
+
+
 def planned(path: Path | str, store: Path, targets: list[str] | None = None) -> X2VLMError:
     """The error of planning an experiment."""
     experiment = load_experiment(str(path), str(store))
@@ -48,6 +65,8 @@ def test_a_recipe_s_missing_inputs_are_all_that_it_names(name: str) -> None:
     for source in values["sources"].values():
         card = yaml.safe_load((ROOT / "datasets" / f"{source['card']}.yaml").read_text())
         expected |= {f"data/{card['id']}/{role['path']}" for role in card["files"].values()}
+    for evaluation in values["evaluate"].values():
+        expected |= of_evaluation(evaluation)
     missing = missing_inputs(load_experiment(name))
     assert {item.path for item in missing} == expected
     assert len(expected) > 10

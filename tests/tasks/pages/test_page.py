@@ -112,6 +112,24 @@ def test_clips_show_their_frames_and_pairs_both_images() -> None:
     assert len(IMAGE.findall(examples_page("classification", answered(one), one, clip))) == 5
 
 
+def test_attributes_have_their_names_and_the_annotation_beside_the_score() -> None:
+    one = Example("b", "test", ("a.jpg",), ("dog",), box=Box(1, 2, 3, 4), attributes=(1, 0, -1))
+    table = pa.table({"example_id": ["b"], "scores": [[0.1, 0.3, 0.2]]})
+    page = examples_page("attributes", table, [one], flat, labels=["color:red", "color:blue", "size:big"])
+    expected = "color:blue 0.300 (absent) / size:big 0.200 (not annotated) / color:red 0.100 (present)"
+    assert f"<dt>present</dt><dd>color:red</dd><dt>highest scores</dt><dd>{expected}</dd>" in page
+    assert '<rect x="1.0" y="2.0" width="3.0" height="4.0" fill="none" class="truth"' in page
+    assert "<dt>scores</dt><dd>0.1 / 0.3 / 0.2</dd>" in examples_page("attributes", table, [one], flat)
+
+
+def test_a_pair_of_pairs_is_right_where_its_group_is() -> None:
+    pair = [Example("w", "test", ("a.jpg", "b.jpg"), ("a dog on a mug", "a mug on a dog"))]
+    table = pa.table({"example_id": ["w"], "text_right": [True], "image_right": [False], "group_right": [False]})
+    page = examples_page("winoground", table, pair, flat)
+    assert "wrong: 1 of 1" in page
+    assert "<dt>captions</dt><dd>a dog on a mug / a mug on a dog</dd><dt>text_right</dt><dd>yes</dd>" in page
+
+
 def test_markup_and_control_characters_in_texts_are_shown_as_text() -> None:
     examples = questions(1, "<script>alert(1)</script>\x1b[2J & \u202eend")
     page = examples_page("vqa<b>", answered(examples, note=["<img src=x>"]), examples, flat)

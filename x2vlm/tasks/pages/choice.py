@@ -49,7 +49,7 @@ def choose(predictions: pa.Table, per_verdict: int) -> list[Chosen]:
 def _verdicts(predictions: pa.Table) -> list[str]:
     """What each row is, as far as its columns say."""
     columns = set(predictions.column_names)
-    if name := next((name for name in ("right", "group") if name in columns), None):
+    if name := next((name for name in ("right", "group_right") if name in columns), None):
         return [_named(value) for value in predictions.column(name).to_pylist()]
     if "rank_of_right" in columns:
         return [_named(rank == 0) for rank in predictions.column("rank_of_right").to_pylist()]

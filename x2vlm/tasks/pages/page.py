@@ -42,16 +42,31 @@ dt { color: var(--faint); } dd { margin: 0; } .found { stroke: #d55e00; } .truth
 """
 # What the texts of an example are, by task.
 TEXTS = {"retrieval": "captions", "captioning": "references", "vqa": "question", "winoground": "captions"}
-HIDDEN = {"example_id", "box_xywh", "target_xywh", "right", "text", "top_candidate", "retrieved", "question"}
+HIDDEN = {
+    "example_id",
+    "box_xywh",
+    "target_xywh",
+    "right",
+    "text",
+    "top_candidate",
+    "retrieved",
+    "question",
+    "captions",
+}
 
 Load = Callable[[str], "Visual"]
 Fields = list[tuple[str, str]]
 
 
 def examples_page(
-    task: str, predictions: pa.Table, examples: Sequence[Example], load: Load, per_verdict: int = PER_VERDICT
+    task: str,
+    predictions: pa.Table,
+    examples: Sequence[Example],
+    load: Load,
+    per_verdict: int = PER_VERDICT,
+    labels: Sequence[str] = (),
 ) -> str:
-    """The page as HTML text. `predictions` as in `TaskResult`, `load` as in `TaskContext`.
+    """The page as HTML text. `predictions` as in `TaskResult`, `load` and `labels` as in `TaskContext`.
 
     An image that cannot be read is named in its place. Raises InvalidSample for no predictions, and for one of an
     example that is not among `examples`: the two are of different splits.
@@ -63,7 +78,7 @@ def examples_page(
     for group in chosen:
         figures = []
         for row in group.rows:
-            figure = _figure(task, row, by_id, load)
+            figure = _figure(task, row, by_id, load, labels)
             if used + len(figure.encode()) > MAX_BYTES:
                 left_out += 1
                 continue
@@ -89,13 +104,16 @@ def _head(task: str, chosen: Sequence[Chosen]) -> str:
     )
 
 
-def _figure(task: str, row: Prediction, by_id: Mapping[str, Example], load: Load) -> str:
+def _figure(task: str, row: Prediction, by_id: Mapping[str, Example], load: Load, labels: Sequence[str]) -> str:
     example, turn = _example_of(str(row["example_id"]), by_id)
     if "top_candidate" in row:
         pictures, fields = _retrieved(example, turn, row, by_id, load)
     else:
         pictures = [_read(name, load, _outlines(row, example)) for name in example.media]
         fields = _asked(task, example)
+        if example.attributes and len(labels) == len(example.attributes) == len(row.get("scores") or ()):
+            fields += _attributes(example, row["scores"], labels)
+            row = {name: value for name, value in row.items() if name != "scores"}
     rest = [(name, _value(value)) for name, value in row.items() if name not in HIDDEN and value is not None]
     told = "".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in [*fields, *rest])
     side = f'<div class="side">{"".join(f"<div>{one}</div>" for one in pictures)}</div>'
@@ -110,6 +128,15 @@ def _asked(task: str, example: Example) -> Fields:
         counts = Counter(example.answers).most_common(MAX_ITEMS)
         fields.append(("answers", ", ".join(_cut(word) + (f" ({n})" if n > 1 else "") for word, n in counts)))
     return fields
+
+
+def _attributes(example: Example, scores: Sequence[float], labels: Sequence[str]) -> Fields:
+    """What is annotated of a box, and the attributes that the model finds most likely, each with the annotation."""
+    names = {1: "present", 0: "absent"}
+    order = sorted(range(len(labels)), key=lambda number: (-scores[number], number))[:MAX_ITEMS]
+    present = [label for label, value in zip(labels, example.attributes, strict=True) if value == 1]
+    told = [f"{labels[n]} {scores[n]:.3f} ({names.get(example.attributes[n], 'not annotated')})" for n in order]
+    return [("present", _value(present)), ("highest scores", _value(told))]
 
 
 def _retrieved(
