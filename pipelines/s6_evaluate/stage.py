@@ -23,7 +23,7 @@ from x2vlm.errors import ConfigError, InvalidSample, StageFailed
 from x2vlm.models.files import HEAD_FILE, MODEL_FILES, PROCESSOR_FILE, TASK_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from x2vlm.samples import samples_of, write_table
 from x2vlm.tasks.catalog import task_spec
-from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, load_split
+from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, check_labels, load_split
 
 if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
     from x2vlm.inference.task_folder import TaskFolder
@@ -152,23 +152,22 @@ def _check_head(config: EvaluateConfig, task: "Task", trained: "TaskFolder", lab
 
 
 def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
-    """The labels to answer with. Those of a classifier are its own: ConfigError if the split knows others."""
+    """The labels to answer with: those that the model was trained with, if it names any.
+
+    ConfigError if they are not those of the split, or not as many as a classifier has.
+    """
+    labels = trained.labels or split.labels
     head = trained.model.head_config
-    if head is None or head.kind != "classifier":
-        return split.labels or trained.labels
-    if not trained.labels:  # of a checkpoint of the reference, which names none
-        if len(split.labels) != head.num_labels:
-            raise ConfigError(
-                f"{where}: a list of {len(split.labels)} answers, and the model's classifier has {head.num_labels}; "
-                "give the list it was trained with"
-            )
-        return split.labels
-    if unknown := [label for label in split.labels if label not in trained.labels]:
+    try:
+        check_labels(split.labels, labels)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if head is not None and head.kind == "classifier" and len(labels) != head.num_labels:
         raise ConfigError(
-            f"{where}: the {len(split.labels)} answers of the split are not among the {len(trained.labels)} of the "
-            f"model's classifier: {', '.join(map(repr, unknown[:5]))}. Give the list that it was trained with"
+            f"{where}: a list of {len(labels)} answers, and the model's classifier has {head.num_labels}; give the "
+            "list it was trained with"
         )
-    return trained.labels
+    return labels
 
 
 def _written(

@@ -20,7 +20,7 @@ from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionCon
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.models.x2vlm import X2VLM, build_model
 from x2vlm.tasks.matching.encoded import EncodedImages, room_for
-from x2vlm.tasks.reranking import rerank, shortlists, text_batch
+from x2vlm.tasks.matching.reranking import rerank, shortlists, text_batch
 from x2vlm.tasks.scoring import shortlist_ranks
 from x2vlm.train.ranks import Ranks
 

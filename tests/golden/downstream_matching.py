@@ -21,7 +21,7 @@ from x2vlm.objectives.negatives import negative_weights
 from x2vlm.tasks.grounding import grounding_losses, locate_batch
 from x2vlm.tasks.matching.encoded import EncodedImages
 from x2vlm.tasks.matching.learning import matching_logits, retrieval_losses
-from x2vlm.tasks.reranking import rerank, shortlists
+from x2vlm.tasks.matching.reranking import rerank, shortlists
 from x2vlm.tasks.scoring import best_ranks, recall_at
 from x2vlm.train.ranks import Ranks
 

@@ -150,7 +150,7 @@ def test_scores_are_cosines_of_the_crop_with_each_prompt(task_model: TaskModel, 
                     image, words = base.project(base.encode_image(crop), base.encode_text(ids, mask))
                 cosines.append((image @ words.T).item())
             assert found == pytest.approx(max(cosines) if synonyms == "max" else np.mean(cosines), abs=1e-5)
-    assert {"mean_ap", "mean_ap_head", "mean_ap_tail", "unclipped/mean_ap"} <= result.metrics.keys()
+    assert {"map_all", "map_head", "map_tail", "unclipped/map_all"} <= result.metrics.keys()
     assert result.measured_as["attributes"].startswith("3 of 3")
 
 
@@ -164,8 +164,8 @@ def test_the_variant_names_the_main_metrics(task_model: TaskModel) -> None:
     ctx = context(task_model, boxed(), labels=LABELS, label_tags=TAGS)
     official = evaluate_attributes(task_model, AttributesConfig(), ctx)
     unclipped = evaluate_attributes(task_model, AttributesConfig(variant="unclipped"), ctx)
-    assert unclipped.metrics["mean_ap"] == official.metrics["unclipped/mean_ap"]
-    assert official.metrics["mean_ap"] == unclipped.metrics["ovad-official/mean_ap"]
+    assert unclipped.metrics["map_all"] == official.metrics["unclipped/map_all"]
+    assert official.metrics["map_all"] == unclipped.metrics["ovad-official/map_all"]
 
 
 def test_annotations_that_do_not_fit_the_labels_are_named(task_model: TaskModel) -> None:

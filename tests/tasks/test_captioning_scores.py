@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from x2vlm.errors import InvalidSample, X2VLMError
-from x2vlm.tasks import caption_scores
-from x2vlm.tasks.caption_scores import CiderD, plain_tokens, score_captions
+from x2vlm.tasks.captions import scores as caption_scores
+from x2vlm.tasks.captions.scores import CiderD, plain_tokens, score_captions
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="METEOR and the official tokenizer are in Java")
 # The example of nlg-eval's README (Maluuba, MIT), whose numbers it publishes.

@@ -13,7 +13,7 @@ from tests.support.models.tasks import context, make_sample, naive_tables, retri
 from x2vlm.errors import InvalidSample
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import X2VLM
-from x2vlm.tasks import reranking
+from x2vlm.tasks.matching import reranking
 
 
 def flops_of(call) -> int:  # type: ignore[no-untyped-def]

@@ -15,9 +15,9 @@ from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.errors import ConfigError, InvalidSample
 from x2vlm.inference.visuals import Visual
 from x2vlm.models.downstream.task_model import TaskModel
+from x2vlm.tasks.answering.vqa import SUBMISSION, VQA, answer_table, check_vqa, evaluate_vqa
 from x2vlm.tasks.config import VqaConfig
 from x2vlm.tasks.training.rows import RowPreparation
-from x2vlm.tasks.vqa import SUBMISSION, VQA, answer_table, check_vqa, evaluate_vqa
 
 ANSWERS = ("red", "red dog", "blue", "cat bus dog", "white")
 OPTIONS = VqaConfig(shortlist=3)

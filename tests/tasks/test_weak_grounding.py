@@ -17,7 +17,7 @@ from x2vlm.samples import Box
 from x2vlm.tasks.config import WeakGroundingConfig
 from x2vlm.tasks.grounding import batch_of
 from x2vlm.tasks.scoring import box_iou
-from x2vlm.tasks.weak_grounding import best_of, evaluate_weak_grounding, matching_maps, proposal_scores
+from x2vlm.tasks.weak_grounding import WEAK_GROUNDING, best_of, evaluate_weak_grounding, matching_maps, proposal_scores
 
 PROPOSALS = (Box(0, 0, 20, 16), Box(24, 8, 20, 20), Box(4.5, 3.5, 40, 28))
 
@@ -130,3 +130,10 @@ def test_what_does_not_fit_is_named(task_model: TaskModel) -> None:
         wrong = Example("7", "val", ("0",), ("dog",), box=PROPOSALS[0], **changed)
         with pytest.raises(ConfigError, match=f"example 7: .*{message}"):
             evaluate_weak_grounding(task_model, WeakGroundingConfig(), context(task_model, [wrong]))
+
+
+def test_training_needs_no_box() -> None:
+    assert WEAK_GROUNDING.training is not None
+    bare = Example("7", "train", ("0",), ("dog",))
+    WEAK_GROUNDING.check([bare], (), WeakGroundingConfig())
+    assert WEAK_GROUNDING.training.rows([bare], WeakGroundingConfig()) == [(0, 0)]

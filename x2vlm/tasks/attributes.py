@@ -55,7 +55,7 @@ def check_attributes(examples: Sequence[Example], labels: Sequence[str], options
 
 @torch.no_grad()
 def evaluate_attributes(model: TaskModel, options: AttributesConfig, ctx: TaskContext) -> TaskResult:
-    """`mean_ap` over the attributes, and of head, medium and tail, as `options.variant`; the other variant's beside it.
+    """`map_all`, `map_head`, `map_medium` and `map_tail` as `options.variant` has it; the other variant's beside them.
 
     Raises InvalidSample for an empty split, ConfigError as `check_attributes`.
     """
@@ -83,7 +83,7 @@ def evaluate_attributes(model: TaskModel, options: AttributesConfig, ctx: TaskCo
         prefix = "" if variant == options.variant else f"{variant}/"
         for name, value in mean_average_precision(found, sets).items():
             if name:
-                metrics[f"{prefix}mean_ap" if name == "all" else f"{prefix}mean_ap_{name}"] = value
+                metrics[f"{prefix}map_{name}"] = value
         precisions[variant] = found.tolist()
     predictions = pa.table(
         {

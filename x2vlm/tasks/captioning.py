@@ -18,14 +18,14 @@ from x2vlm.errors import ConfigError, InvalidSample, X2VLMError
 from x2vlm.inference.processor import num_positions
 from x2vlm.models.generate import GenerateConfig, generate
 from x2vlm.samples import Sample
-from x2vlm.tasks.caption_scores import CaptionScores, score_captions
-from x2vlm.tasks.caption_training import (
+from x2vlm.tasks.captions.learning import (
     caption_losses,
     caption_rows,
     collate_captions,
     prepare_caption,
     reward_of_training,
 )
+from x2vlm.tasks.captions.scores import CaptionScores, score_captions
 from x2vlm.tasks.classification import encode_media
 from x2vlm.tasks.config import CaptioningConfig, RetrievalConfig
 from x2vlm.tasks.from_samples import retrieval_examples

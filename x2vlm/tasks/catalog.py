@@ -49,13 +49,13 @@ TASKS = {
     spec.name: spec
     for spec in (
         TaskSpec("retrieval", 2, RetrievalConfig, "mean_recall", "x2vlm.tasks.retrieval:RETRIEVAL"),
-        TaskSpec("vqa", 1, VqaConfig, "accuracy", "x2vlm.tasks.vqa:VQA"),
+        TaskSpec("vqa", 1, VqaConfig, "accuracy", "x2vlm.tasks.answering.vqa:VQA"),
         TaskSpec("grounding", 2, GroundingConfig, "accuracy", "x2vlm.tasks.grounding:GROUNDING"),
         TaskSpec("captioning", 1, CaptioningConfig, "cider", "x2vlm.tasks.captioning:CAPTIONING"),
         TaskSpec("classification", 1, ClassificationConfig, "accuracy", "x2vlm.tasks.classification:CLASSIFICATION"),
         TaskSpec("weak_grounding", 1, WeakGroundingConfig, "accuracy", "x2vlm.tasks.weak_grounding:WEAK_GROUNDING"),
         TaskSpec("winoground", 1, WinogroundConfig, "group_score", "x2vlm.tasks.winoground:WINOGROUND"),
-        TaskSpec("attributes", 1, AttributesConfig, "mean_ap", "x2vlm.tasks.attributes:ATTRIBUTES"),
+        TaskSpec("attributes", 1, AttributesConfig, "map_all", "x2vlm.tasks.attributes:ATTRIBUTES"),
     )
 }
 

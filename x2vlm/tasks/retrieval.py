@@ -26,7 +26,7 @@ from x2vlm.tasks.config import RetrievalConfig
 from x2vlm.tasks.from_samples import retrieval_examples
 from x2vlm.tasks.matching.encoded import EncodedImages, Numbers, encode_images, encode_texts
 from x2vlm.tasks.matching.learning import RETRIEVAL_TRAINING, shown_by
-from x2vlm.tasks.reranking import rerank, shortlists
+from x2vlm.tasks.matching.reranking import rerank, shortlists
 from x2vlm.tasks.scoring import bootstrap_interval, mean_rank, median_rank, recall_at, shortlist_ranks
 from x2vlm.tasks.task import Task, TaskContext, TaskResult, data_digest
 

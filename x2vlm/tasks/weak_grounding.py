@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 
 def check_weak_grounding(examples: Sequence[Example], labels: Sequence[str], options: WeakGroundingConfig) -> None:
-    """ConfigError if an example is not an image, a text, a box, and proposals of positive size."""
+    """ConfigError if an example is not an image, a text, a box, and proposals of positive size.
+
+    Splits to train on need neither box nor proposals.
+    """
     for example in examples:
         counts = (len(example.media), len(example.texts))
-        if counts != (1, 1) or example.box is None or example.kind != "image" or not example.proposals:
+        is_asked = not example.split.startswith("train")
+        if counts != (1, 1) or example.kind != "image" or (is_asked and not (example.box and example.proposals)):
             raise ConfigError(
                 f"example {example.example_id}: {counts[0]} {example.kind}s, {counts[1]} texts, "
                 f"{'no' if example.box is None else 'a'} box and {len(example.proposals)} proposals; weakly supervised "

@@ -38,7 +38,7 @@ def check_winoground(examples: Sequence[Example], labels: Sequence[str], options
 
 @torch.no_grad()
 def evaluate_winoground(model: TaskModel, options: WinogroundConfig, ctx: TaskContext) -> TaskResult:
-    """Shares of examples whose texts, images, and both are right; of each tag too, as `group_score/Object`.
+    """Shares of examples whose texts, images, and both are right; of each first tag too, as `group_score/Object`.
 
     Raises InvalidSample for an empty split, ConfigError as `check_winoground`.
     """
@@ -57,8 +57,8 @@ def evaluate_winoground(model: TaskModel, options: WinogroundConfig, ctx: TaskCo
     texts, images = winoground_answers(scores_N22)
     answers = {"text_score": texts, "image_score": images, "group_score": texts & images}
     metrics = {name: 100.0 * float(right.mean()) for name, right in answers.items()}
-    for tag in sorted({tag for example in ctx.examples for tag in example.tags}):
-        has_tag = np.array([tag in example.tags for example in ctx.examples])
+    for tag in sorted({tag for example in ctx.examples for tag in example.tags[:1]}):
+        has_tag = np.array([tag in example.tags[:1] for example in ctx.examples])
         metrics |= {f"{name}/{tag}": 100.0 * float(right[has_tag].mean()) for name, right in answers.items()}
     predictions = pa.table(
         {

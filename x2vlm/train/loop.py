@@ -70,14 +70,12 @@ def fit(
 
     The first rank writes a checkpoint every `checkpoint_every` steps and at the end, one line of metrics per step, and
     heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in every
-    checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step; if
-    `asks_save(step)` on any rank, a checkpoint is written. `num_workers` processes prefetch. `new_parameters`
-    (reference names; default: those without pretrained values) get the larger learning rate. `held_out` are the shards
-    of `validate_every`. `learns` is the objective (default: pre-training); a task's comes with a loader of its own,
-    which gives the batches that the objective reads. A checkpoint is written after every multiple of `save_every` too.
-
-    TrainingStopped after SIGTERM, once the current step is saved; StageFailed if it, or an earlier checkpoint, cannot
-    be. X2VLMError after too many non-finite steps in a row.
+    checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step. A checkpoint
+    is also written if `asks_save(step)` on any rank, and after multiples of `save_every`. `num_workers` processes
+    prefetch. `new_parameters` (reference names; default: those without pretrained values) get the larger learning rate.
+    `held_out` are the shards of `validate_every`. `learns` is the objective (default: pre-training); a task's comes
+    with a loader of its own. TrainingStopped after SIGTERM, once the step is saved; StageFailed if it, or an earlier
+    checkpoint, cannot be. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
     torch.set_num_threads(runtime.cpu_threads)

@@ -76,6 +76,7 @@ class Watchdog:
         self._limit, self._patience = stall_seconds, store_retry_seconds
         self._seconds_since_wait = seconds_since_wait
         self._heartbeat = Heartbeat(ranks.rank, socket.gethostname(), os.getpid(), -1, "start")
+        self._last_words: Heartbeat | None = None  # written instead, while this process gives up
         self._beat_at = time.monotonic()
         self._first_step: int | None = None
         self._done = threading.Event()
@@ -125,18 +126,19 @@ class Watchdog:
     def _write_heartbeats(self, stall_seconds: float) -> None:
         """Write the newest heartbeat every few seconds, whatever becomes of it."""
         while True:
-            self._write(self._heartbeat)
+            self._write(self._last_words or self._heartbeat)
             if self._done.wait(min(WRITE_SECONDS, stall_seconds / 4)):
                 return
 
     def _give_up(self, heartbeat: Heartbeat, limit: float) -> None:
         """Write the position of this process, log which rank is behind, and end the process."""
-        own = _located(heartbeat, self._main)
+        own = self._last_words = _located(heartbeat, self._main)
         faulthandler.dump_traceback(sys.stderr)
         pool = ThreadPoolExecutor(8, "stalled")
         written = pool.submit(self._write, own)
         if self._done.wait(min(10.0, limit / 2)):  # the others notice at about the same time
-            return  # it continued after all
+            self._last_words = None  # it continued after all
+            return
         reads = [pool.submit(self._read, rank) for rank in range(self._world_size)]
         wait([written], READ_SECONDS)
         wait(reads, READ_SECONDS)

@@ -20,14 +20,14 @@ from x2vlm.inference.task_folder import TaskFolder, load_task_model
 from x2vlm.models.checkpoints.reference import load_reference_state, named_state, trained_names
 from x2vlm.models.checkpoints.weights import load_own_tensors, own_tensors
 from x2vlm.models.config import ModelConfig
-from x2vlm.models.downstream.config import HeadConfig
+from x2vlm.models.downstream.config import DecoderConfig, HeadConfig
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import build_model
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.tasks.catalog import task_spec
 from x2vlm.tasks.task import Task, TaskTraining
 from x2vlm.tasks.training.config import FinetuneConfig
-from x2vlm.tasks.training.splits import Split
+from x2vlm.tasks.training.splits import Split, check_labels
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +46,14 @@ def check_splits(config: FinetuneNodeConfig, splits: Mapping[str, Split]) -> int
     task = task_spec(config.task).load()
     training = trained_by(task, config.task)
     labels = splits["train"].labels
+    has_head = training.head(len(labels) or 1, config.options) is not None
     for name, split in splits.items():
         try:
-            task.check(split.examples, split.labels or labels, config.options)
+            if has_head:
+                check_labels(split.labels, labels)
+            task.check(split.examples, labels if has_head else split.labels or labels, config.options)
         except ConfigError as error:
             raise ConfigError(f"{config.task}, split {name}: {error}") from None
-        unknown = [label for label in split.labels if label not in labels]
-        if unknown and training.head(len(labels), config.options) is not None:
-            raise ConfigError(
-                f"{config.task}: the {len(split.labels)} answers of split {name} are not among the {len(labels)} of "
-                f"split train, which the model chooses from: {', '.join(map(repr, unknown[:5]))}. Give both splits the "
-                "same list of answers"
-            )
         if name != "train" and _seen(split) <= _seen(splits["train"]):
             raise ConfigError(
                 f"{config.task}: every example of split {name} is one of split train; give the files of {name}"
@@ -115,12 +111,13 @@ def started_model(
     base = build_model(resized(trained.model.config, config.finetune))
     report = load_reference_state(base, named_state(trained.model.base))
     head = training.head(len(labels), config.options)
-    model = TaskModel(base, head)
+    is_kept = _keeps_head(config, trained, head, labels)
+    model = TaskModel(base, trained.model.head_config if is_kept else head)
     if report.resized:
         log.info("event=resized parameters=%d image_res=%d", len(report.resized), base.config.vision.image_res)
     if model.head is None:
         return model, list(report.missing)
-    if trained.task == config.task and trained.model.head_config == head and trained.labels == labels:
+    if is_kept:
         assert trained.model.head is not None
         load_own_tensors(model.head, own_tensors(trained.model.head), "the head of the model that is trained on")
         return model, list(report.missing)
@@ -128,6 +125,21 @@ def started_model(
         training.start_head(model)
     names = trained_names(model)
     return model, [*report.missing, *(names[name] for name, _ in model.named_parameters() if name.startswith("head."))]
+
+
+def _keeps_head(
+    config: FinetuneNodeConfig, trained: TaskFolder, head: HeadConfig | None, labels: tuple[str, ...]
+) -> bool:
+    """Whether training goes on with the given model's head. One imported from the reference names no task or labels.
+
+    A decoder of the depth asked for serves any list of answers, a classifier its own labels.
+    """
+    old = trained.model.head_config
+    if old is None or head is None or trained.task not in ("", config.task):
+        return False
+    if isinstance(old, DecoderConfig):
+        return isinstance(head, DecoderConfig) and head.num_layers in (None, old.num_layers)
+    return old == head and trained.labels in ((), labels)
 
 
 def resized(model: ModelConfig, settings: FinetuneConfig) -> ModelConfig:

@@ -3,6 +3,7 @@
 What is measured stays in the state folder, a file per epoch, so a selection that was killed goes on.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -18,7 +19,7 @@ from x2vlm.models.checkpoints.weights import load_own_tensors
 from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.tasks.catalog import task_spec
-from x2vlm.tasks.task import TaskContext
+from x2vlm.tasks.task import TaskContext, TaskResult
 from x2vlm.tasks.training.splits import PackedMedia, Split
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.ranks import Ranks, copy_from_first, gather_json
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 SELECTION_FILE = "selection.json"
 _MEASURED = "selection"  # folder of the state
+_NUM_REHEARSED = 16
 LABELS = {
     "validation": "best epoch on the validation split",
     "reference": "best epoch on the split that is reported, as the reference's scripts do",
@@ -71,9 +73,32 @@ class Selection:
             measured_epochs = [json.loads(state.read(_name(epoch)) or b"null") for epoch in asked]
             state.write(SELECTION_FILE, json.dumps(chosen(self.config, measured_epochs), indent=1).encode())
 
+    def rehearse(self, model: TaskModel) -> None:
+        """Measure a few examples before anything is trained: what would stop the selection after days stops it now."""
+        for split in self.config.finetune.selection_splits:
+            examples = self.splits[split].examples
+            few = [examples[len(examples) * number // _NUM_REHEARSED] for number in range(_NUM_REHEARSED)]
+            own = dataclasses.replace(self.splits[split], examples=tuple({e.example_id: e for e in few}.values()))
+            self._require(self._result(model, own), split)
+
     def _measure(self, model: TaskModel, split: str) -> dict[str, Any]:
-        config, own = self.config, self.splits[split]
-        spec = task_spec(config.task)
+        result = self._result(model, self.splits[split])
+        headline = self._require(result, split)
+        if not math.isfinite(headline):
+            raise ConfigError(f"{self.config.task}: split {split} gives {headline}, by which no epoch can be chosen")
+        return {"headline": headline, "metrics": dict(result.metrics), "data_digest": result.data_digest}
+
+    def _require(self, result: TaskResult, split: str) -> float:
+        name = task_spec(self.config.task).headline
+        if name not in result.metrics:
+            raise ConfigError(
+                f"{self.config.task}: split {split} gives no {name}, so no epoch can be chosen by it; has it answers? "
+                "Set `selection: last`, or give a split that has"
+            )
+        return float(result.metrics[name])
+
+    def _result(self, model: TaskModel, own: Split) -> TaskResult:
+        config = self.config
         context = TaskContext(
             examples=own.examples,
             load=lambda sha256: self.media.visual(sha256, self.processor),
@@ -83,14 +108,7 @@ class Selection:
             device=self.ranks.device,
             ranks=self.ranks,
         )
-        result = spec.load().evaluate(model, config.options, context)
-        headline = result.metrics.get(spec.headline)
-        if headline is None or not math.isfinite(headline):
-            raise ConfigError(
-                f"{config.task}: split {split} gives no {spec.headline} ({headline}), so no epoch can be chosen by it; "
-                "has it answers? Set `selection: last`, or give a split that has"
-            )
-        return {"headline": headline, "metrics": dict(result.metrics), "data_digest": result.data_digest}
+        return task_spec(config.task).load().evaluate(model, config.options, context)
 
 
 def chosen(config: FinetuneNodeConfig, measured: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from x2vlm.tasks.training.objective import FineTuning
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig, TrainRuntime
 from x2vlm.train.loop import fit
-from x2vlm.train.ranks import Ranks
+from x2vlm.train.ranks import Ranks, copy_from_first
 
 
 def steps_per_epoch(settings: FinetuneConfig, num_rows: int) -> int:
@@ -84,6 +84,9 @@ class TaskTrainingRun:
             before_commit=fence.check,
             retry_seconds=runtime.store_retry_seconds,
         )
+        selection = Selection(config, splits, media, processor, job, ranks, fence)
+        copy_from_first(model.to(ranks.device), ranks)
+        selection.rehearse(model)
         fit(
             model,
             loader,  # type: ignore[arg-type]  # of a task
@@ -105,4 +108,4 @@ class TaskTrainingRun:
             ),
             save_every=loader.steps_per_epoch,
         )
-        Selection(config, splits, media, processor, job, ranks, fence).run(model, checkpoints, loader.steps_per_epoch)
+        selection.run(model, checkpoints, loader.steps_per_epoch)

@@ -113,6 +113,35 @@ def test_keys_of_a_question_are_projected_once_whatever_the_list(monkeypatch):
     assert rows == [3, 3] * len(model.head.encoder.layers)  # summaries and other tokens of three questions
 
 
+def test_start_tokens_are_run_once_and_short_answers_are_not_padded_to_long_ones(monkeypatch):
+    monkeypatch.setattr("x2vlm.models.downstream.answers.ANSWERS_AT_ONCE", 2)
+    model = task_model()
+    tokens = []
+    model.head.encoder.layers[0].self_attention.query.register_forward_hook(
+        lambda _, inputs, __: tokens.append(inputs[0].shape[:2].numel())
+    )
+    rank_answers(model.head, memory_of(model), table_of(), 7)
+    # [CLS], then by two answers a question what stands between their first token and [SEP], the shortest first.
+    assert tokens == [3, 3 * 2 * 1, 3 * 2 * 2, 3 * 2 * 2, 3 * 4]
+
+
+def test_half_precision_training_agrees_roughly():
+    model = task_model()
+    table, questions = table_of(), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+
+    def loss():
+        found = answer_losses(model.head, table.ids_NL, table.mask_NL, memory_of(model).select(questions))
+        return weighted_answer_loss(found, torch.ones(7), 3)
+
+    exact = loss()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = loss()
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.05)
+    rough.backward()
+    assert all(parameter.grad is not None for name, parameter in model.head.named_parameters())
+
+
 def test_the_loss_is_the_weighted_sum_over_the_answers_of_the_batch():
     model = task_model()
     table, questions = table_of(), torch.tensor([0, 0, 0, 1, 1, 2, 2])

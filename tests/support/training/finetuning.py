@@ -47,23 +47,27 @@ def toy_image(number: int) -> tuple[str, bytes]:
     return colour, drawn_jpeg(colour, "plate", number)
 
 
-def toy_examples(split: str, numbers: Sequence[int], folder: Path) -> list[Example]:
+def toy_examples(split: str, numbers: Sequence[int], folder: Path, answered: bool = True) -> list[Example]:
     """One example per image; the images are written to `folder` under the sha256 of their bytes."""
     examples = []
     for number in numbers:
         colour, data = toy_image(number)
         sha256 = hashlib.sha256(data).hexdigest()
         (folder / sha256).write_bytes(data)
-        examples.append(Example(f"{split}-{number}", split, (sha256,), ("a plate on grey",), (colour,)))
+        examples.append(
+            Example(f"{split}-{number}", split, (sha256,), ("a plate on grey",), (colour,) if answered else ())
+        )
     return examples
 
 
-def toy_split(folder: Path, split: str, numbers: Sequence[int], labels: Sequence[str] = LABELS) -> InputPart:
+def toy_split(
+    folder: Path, split: str, numbers: Sequence[int], labels: Sequence[str] = LABELS, answered: bool = True
+) -> InputPart:
     """A split as the task_data stage commits it, in one part."""
     part, images = folder / f"{split}-00000", folder / "images" / split
     part.mkdir(parents=True)
     images.mkdir(parents=True)
-    examples = toy_examples(split, numbers, images)
+    examples = toy_examples(split, numbers, images, answered)
     write_table(example_table(examples), part / "examples.parquet")
     (part / "labels.json").write_text(labels_to_json(TaskData((), tuple(labels))), encoding="utf-8")
     write_media_pack(part, [Payload(path.name, "jpg", path) for path in sorted(images.iterdir())])

@@ -1,1 +1,1 @@
-"""What tasks that answer questions share: scoring one answer per example, and several weighted answers a row."""
+"""Question answering by a decoder, and what it shares with classification: checks, scores, results."""

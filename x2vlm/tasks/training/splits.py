@@ -18,7 +18,7 @@ from x2vlm.data.media.images import open_image
 from x2vlm.data.media.video import decode_frames
 from x2vlm.data.shards.packs import MediaPack
 from x2vlm.data.task_examples import Example, examples_of, labels_of_json
-from x2vlm.errors import InvalidSample
+from x2vlm.errors import ConfigError, InvalidSample
 
 if TYPE_CHECKING:  # torch
     from x2vlm.inference.processor import Processor
@@ -43,6 +43,20 @@ def load_split(tables: Iterable[Path | bytes], labels: str) -> Split:
     for table in tables:
         examples += examples_of(pq.read_table(BytesIO(table) if isinstance(table, bytes) else table))
     return Split(tuple(examples), *labels_of_json(labels))
+
+
+def check_labels(found: Sequence[str], known: Sequence[str]) -> None:
+    """ConfigError if most of the answers that a split was read with are none of those that the model chooses from.
+
+    Single ones may be missing: a list that is made of the rows of a file has those of its own rows alone.
+    """
+    there = set(known)
+    unknown = [label for label in found if label not in there]
+    if known and 2 * len(unknown) > len(found):
+        raise ConfigError(
+            f"{len(unknown)} of its {len(found)} answers are not among the {len(known)} that the model chooses from: "
+            f"{', '.join(map(repr, unknown[:5]))}. Give the list of answers that it is trained with"
+        )
 
 
 class PackedMedia:

@@ -105,7 +105,7 @@ def ovad(**changes: Any) -> dict[str, Any]:
         "attributes": [
             {"id": 2, "name": "size:big/large", "freq_set": "tail"},
             {"id": 0, "name": "color:grey/gray", "freq_set": "head"},
-            {"id": 1, "name": "color:red", "freq_set": "medium"},
+            {"id": 1, "name": "color:red", "freq_set": "medium", "is_has_att": "has"},
         ],
         "annotations": [
             box,
@@ -122,7 +122,7 @@ def ovad(**changes: Any) -> dict[str, Any]:
 def test_ovad_labels_stand_in_the_order_of_the_vectors(tmp_path: Path) -> None:
     data = read("ovad", {"annotations": write_json(tmp_path / "ovad2000.json", ovad())}, media="val2017/{file_name}")
     assert data.labels == ("color:grey/gray", "color:red", "size:big/large")
-    assert data.label_tags == (("head",), ("medium",), ("tail",))
+    assert data.label_tags == (("head",), ("medium", "has"), ("tail",))
     [one] = data.examples
     assert (one.example_id, one.texts, one.attributes, one.box) == ("1", ("dog",), (1, 0, -1), Box(0, 0, 50, 40))
     assert dropped(data) == [

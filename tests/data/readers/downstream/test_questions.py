@@ -180,6 +180,8 @@ def test_msvd_clips_are_called_as_their_mapping_says(tmp_path: Path) -> None:
     assert (one.media, one.kind, data.labels) == (("clips/-4wsuPCjDBc_5_15.avi",), "video", ("squirrel", "man"))
     assert two.answers == ("unheard of",)  # stays, and is never right
     assert dropped(data) == [("2", "unknown_video")]
+    numbered = read("video_qa", files, media="video{number}.mp4")
+    assert [one.media for one in numbered.examples] == [("video1.mp4",), ("video2.mp4",), ("video3.mp4",)]
     other = files | {"answers": write_json(tmp_path / "o.json", ["red"])}
     with pytest.raises(SourceUnavailable, match="none of the answers is among its 1"):
         read("video_qa", other)

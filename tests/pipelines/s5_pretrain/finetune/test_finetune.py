@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.flow.stage import Input
+from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import finetune_part, plan_finetune
 from tests.support.training.finetuning import LABELS, toy_config, toy_inputs, toy_split
 from tests.support.training.pretrain_part import LocalInputs, Out
@@ -113,11 +114,11 @@ def other_data(inputs, *parts):
         (
             "val",
             range(100, 108),
-            (*LABELS[:3], "pink"),
-            r"4 answers of split val are not among the 4 of split train.*'pink'",
+            ("red", "pink", "mauve"),
+            r"split val: 2 of its 3 answers are not among the 4.*'pink', 'mauve'",
         ),
         ("val", range(4), LABELS, r"every example of split val is one of split train; give the files of val"),
-        ("train", range(14), ("yes", "no"), r"split train: none of the answers, such as 'red', is in the list of 2"),
+        ("train", range(14), ("yes", "no"), r"split train: none of the answers, such as 'red', is in the list of .* 2"),
     ],
     ids=["other answers", "the training file", "answers of another task"],
 )
@@ -125,6 +126,14 @@ def test_data_that_do_not_fit_are_refused_before_the_first_batch(inputs, tmp_pat
     bad = other_data(inputs, toy_split(tmp_path / "data", split, numbers, labels))
     with pytest.raises(ConfigError, match=message):
         finetune(bad, tmp_path)
+    assert not (tmp_path / "state" / "metrics.jsonl").exists()
+
+
+def test_a_split_that_cannot_be_measured_is_told_before_the_first_batch(inputs, tmp_path):
+    unanswered = other_data(inputs, toy_split(tmp_path / "data", "val", range(100, 108), answered=False))
+    config = FinetuneNodeConfig.model_validate({"task": "vqa", "finetune": toy_config().finetune})
+    with pytest.raises(ConfigError, match=r"vqa: split val gives no accuracy.*has it answers\? Set `selection: last`"):
+        finetune(unanswered, tmp_path, config)
     assert not (tmp_path / "state" / "metrics.jsonl").exists()
 
 
@@ -140,3 +149,15 @@ def test_a_folder_without_a_model_is_refused(inputs):
     files = tuple(file for file in part.files if file.path != "vocab.txt")
     with pytest.raises(StageFailed, match="pretrain/toy is no model to train on: it lacks a tokenizer"):
         plan_finetune(toy_config(), {**inputs, "model": (Input("pretrain/toy", "r", (replace(part, files=files),)),)})
+
+
+def test_two_processes_train_and_select_as_one_run(inputs, tmp_path):
+    """The rows of a step are the same, so the losses are, up to the order of sums."""
+    two, alone = toy_config(epochs=1, world_size=2), toy_config(epochs=1)
+    _, out = finetune(inputs, tmp_path / "two", two)
+    _, one = finetune(inputs, tmp_path / "one", alone)
+    lines = [list(read_metrics(place.path / "metrics.jsonl")) for place in (out, one)]
+    assert [line["world_size"] for line in lines[0]] == [2] * 3
+    assert pq.read_table(out.path / "samples.parquet").equals(pq.read_table(one.path / "samples.parquet"))
+    assert [line["loss"] for line in lines[0]][:1] == pytest.approx([line["loss"] for line in lines[1]][:1], rel=0.3)
+    assert json.loads((out.path / "selection.json").read_text())["epochs"][0]["step"] == 3

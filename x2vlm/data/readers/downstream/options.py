@@ -139,7 +139,7 @@ class MsrvttOptions(ReaderOptions):
 
 
 class VideoQaOptions(ReaderOptions):
-    """Field {name}: what the role `names` calls the clip (MSVD), else the row's `video_id`."""
+    """Field {name}: what the role `names` calls the clip (MSVD), else the row's `video_id`; {number}: its digits."""
 
     media: str = "{name}.mp4"
 

@@ -171,12 +171,17 @@ def _video_question(
     name = video_id if names is None else names[video_id.removeprefix("vid")]
     return reading.example(
         id_field(record, "id") if "id" in record else str(number),
-        (media_name(options.media, {**record, "name": name}),),
+        (media_name(options.media, {**record, "name": name, "number": number_of(video_id)}),),
         (text_field(record, "question"),),
         (text_field(record, "answer"),),
         kind="video",
         group=video_id,
     )
+
+
+def number_of(video_id: str) -> str:
+    """The digits of a clip's id: MSRVTT-QA's files write 7 or "video7" for the same clip."""
+    return "".join(filter(str.isdigit, video_id))
 
 
 def _names(reading: Reading) -> dict[str, str] | None:

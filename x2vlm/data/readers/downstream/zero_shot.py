@@ -48,8 +48,8 @@ def _winoground(reading: Reading, options: WinogroundOptions, record: Record, mo
 def read_ovad(reading: Reading, options: OvadOptions) -> TaskData:
     """One example a box: the noun of its category, and 1, 0 or -1 (not annotated) for each attribute.
 
-    Labels are the attributes as the file names them ("color:grey/gray" with its synonyms), their tags head, medium or
-    tail.
+    Labels are the attributes as the file names them ("color:grey/gray" with its synonyms). Their tags are head, medium
+    or tail, and `is` or `has`, which says how a sentence names them ("is red", "has a striped pattern").
     """
     content = dict(stream_dict(reading.source, "annotations", OVAD))
     for key in ("images", "annotations", "categories", "attributes"):
@@ -61,6 +61,8 @@ def read_ovad(reading: Reading, options: OvadOptions) -> TaskData:
     if not labels or len(set(labels)) < len(labels) or set(sets) - set(SETS):
         problem = f"its {len(labels)} attributes are not distinct names of head, medium or tail"
         reading.source.fail("annotations", problem, OVAD)
+    verbs = [str(one.get("is_has_att", "")) for one in attributes]
+    tags = tuple((one, verb) if verb else (one,) for one, verb in zip(sets, verbs, strict=True))
     images = {str(image.get("id")): image for image in content["images"]}
     nouns = {str(category.get("id")): str(category.get("name", "")) for category in content["categories"]}
     for number, record in enumerate(content["annotations"]):
@@ -74,7 +76,7 @@ def read_ovad(reading: Reading, options: OvadOptions) -> TaskData:
             nouns,
             len(labels),
         )
-    return reading.data("annotations", labels=labels, label_tags=tuple((one,) for one in sets))
+    return reading.data("annotations", labels=labels, label_tags=tags)
 
 
 def _ovad(

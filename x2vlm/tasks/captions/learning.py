@@ -21,7 +21,7 @@ from x2vlm.errors import InvalidSample
 from x2vlm.models.generate import GenerateConfig, generate, sample
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.objectives.captioning import left_to_right, self_critical, smoothed_words, text_log_probs, word_logits
-from x2vlm.tasks.caption_scores import CiderD, plain_tokens
+from x2vlm.tasks.captions.scores import CiderD, plain_tokens
 from x2vlm.tasks.classification import encode_media
 from x2vlm.tasks.config import CaptioningConfig
 from x2vlm.tasks.task import LossContext
