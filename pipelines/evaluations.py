@@ -108,8 +108,6 @@ class EvaluationConfig(TaskChoice):
             raise ValueError("finetune and split need `data`: a held-out source has one split, and none to learn from")
         if self.data is None and self.known_as:
             raise ValueError("known_as needs `data`: images of a held-out source are known by the source's name")
-        if self.finetune is not None and self.finetune.lora is not None:
-            raise ValueError("finetune.lora: low-rank adapters are not there yet; take it out to train all weights")
         if len(set(self.splits)) != len(self.splits) or not self.splits:
             raise ValueError("split: name one split, or several different ones")
         if self.data is not None and self.data.reader is not None:

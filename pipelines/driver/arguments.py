@@ -77,6 +77,7 @@ def add_finetune_arguments(parser: JobParser) -> None:
     parser.add_argument("--seed", type=int, help="of order, augmentation and new parameters")
     parser.add_argument("--selection", help="validation, reference or last: which epoch is kept")
     parser.add_argument("--world-size", type=int, help="processes that train together")
+    parser.add_argument("--lora", action="store_true", help="train low-rank adapters and the head alone")
     parser.add_argument("--checkpoint-every", type=int, default=1_000, help="steps, beside the end of every epoch")
     parser.add_argument("--explain", action="store_true", help="of an experiment: --dry-run with every known part")
     parser.set_defaults(estimate=False)

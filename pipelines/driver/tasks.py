@@ -50,6 +50,8 @@ def finetune(options: argparse.Namespace) -> Outcome:
     settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     if options.lr is not None:
         settings["optimizer"] = {"lr": options.lr}
+    if options.lora:
+        settings["lora"] = {}
     if "val" not in values["data"]["files"]:
         settings.setdefault("selection", "last")
     values["finetune"] = {**({"preset": options.preset} if options.preset else {}), **settings}

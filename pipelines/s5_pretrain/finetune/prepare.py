@@ -27,6 +27,7 @@ from x2vlm.stores.calls import StoreFiles
 from x2vlm.tasks.catalog import task_spec
 from x2vlm.tasks.task import Task, TaskTraining
 from x2vlm.tasks.training.config import FinetuneConfig
+from x2vlm.tasks.training.lora import add_adapters
 from x2vlm.tasks.training.splits import Split, check_labels
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,6 @@ def check_splits(config: FinetuneNodeConfig, splits: Mapping[str, Split]) -> int
     rows = len(training.rows(splits["train"].examples, config.options))
     if not rows:
         raise ConfigError(f"{config.task}: none of the examples of split train has a row to learn from")
-    if config.finetune.lora is not None:
-        raise ConfigError("finetune.lora: low-rank adapters are not there yet; take it out to train all weights")
     return rows
 
 
@@ -173,6 +172,14 @@ def bare_model(start: Mapping[str, Any]) -> TaskModel:
     """A model of the sizes in `start`, with any weights."""
     head = start["head"] and TypeAdapter(HeadConfig).validate_python(start["head"])
     return TaskModel(build_model(ModelConfig.model_validate(start["model"])), head)
+
+
+def with_adapters(model: TaskModel, settings: FinetuneConfig) -> TaskModel:
+    """`model` as it is trained: if the settings say so with low-rank adapters, and frozen but for them and the head."""
+    if settings.lora is not None:
+        number = add_adapters(model.base, settings.lora, derive_seed(settings.seed, "adapters"))
+        log.info("event=adapters_added number=%d rank=%d", number, settings.lora.rank)
+    return model
 
 
 def load_start(model: TaskModel, start: Mapping[str, Any], state_uri: str) -> None:

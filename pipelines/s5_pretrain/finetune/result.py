@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Part, PartResult, PartWriter
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
-from pipelines.s5_pretrain.finetune.prepare import bare_model, read_start_processor, trained_by
+from pipelines.s5_pretrain.finetune.prepare import bare_model, read_start_processor, trained_by, with_adapters
 from pipelines.s5_pretrain.finetune.select import SELECTION_FILE
 from pipelines.s5_pretrain.finetune.training import steps_per_epoch, train_config
 from pipelines.s5_pretrain.result import SAMPLES_SCHEMA, copy_metrics, final_metrics
@@ -21,6 +21,7 @@ from x2vlm.models.checkpoints.weights import load_own_tensors
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.tasks.catalog import task_spec
 from x2vlm.tasks.training.loader import TaskLoader
+from x2vlm.tasks.training.lora import merge_adapters
 from x2vlm.tasks.training.objective import LABEL
 from x2vlm.tasks.training.splits import Split
 from x2vlm.train.checkpoint import CheckpointStore
@@ -45,9 +46,10 @@ def collect(
     num_rows = len(training.rows(trained_on.examples, config.options))
     step = (selection["epoch"] + 1) * steps_per_epoch(config.finetune, num_rows)
     steps = train_config(config.finetune, num_rows).steps
-    model = bare_model(job["start"])
+    model = with_adapters(bare_model(job["start"]), config.finetune)
     checkpoint = CheckpointStore(f"{out.state_uri}/{CHECKPOINTS}").load(step)
     load_own_tensors(model, checkpoint.model, f"checkpoint of step {step}")
+    merge_adapters(model.base)
     facts = {"format": "x2vlm-finetune-1", "start_sha256": job["start"]["sha256"], "step": step}
     save_task_model(
         model,

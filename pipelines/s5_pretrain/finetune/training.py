@@ -9,7 +9,13 @@ import torch
 from pipelines.s5_pretrain.fencing import Fence
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.data import open_media, read_splits
-from pipelines.s5_pretrain.finetune.prepare import bare_model, load_start, read_start_processor, trained_by
+from pipelines.s5_pretrain.finetune.prepare import (
+    bare_model,
+    load_start,
+    read_start_processor,
+    trained_by,
+    with_adapters,
+)
 from pipelines.s5_pretrain.finetune.select import Selection
 from pipelines.s5_pretrain.runs import CHECKPOINTS, METRICS
 from x2vlm.config import parse_config
@@ -77,6 +83,7 @@ class TaskTrainingRun:
         model = bare_model(job["start"])
         if ranks.is_first:
             load_start(model, job["start"], job["state_uri"])
+        with_adapters(model, settings)
         checkpoints = CheckpointStore(
             f"{job['state_uri']}/{CHECKPOINTS}",
             runtime.keep_checkpoints,

@@ -87,7 +87,13 @@ class LoadReport:
 
 def reference_names(model: X2VLM) -> dict[str, str]:
     """Our parameter name -> the reference's, for every parameter once (tied ones under their first name)."""
-    return {name: _reference_name(model, name) for name, _ in model.named_parameters()}
+    names = {}
+    for name, _ in model.named_parameters():
+        # A weight with a low-rank term (`x2vlm.tasks.training.lora`) and the two parameters of the term.
+        plain, _, own = name.partition(".parametrizations.weight.")
+        whole = f"{plain}.weight" if own else plain
+        names[name] = _reference_name(model, whole) + (f".{own}" if own not in ("", "original") else "")
+    return names
 
 
 def trained_names(model: X2VLM | TaskModel) -> dict[str, str]:

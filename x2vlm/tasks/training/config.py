@@ -34,11 +34,10 @@ class TaskChoice(FrozenConfig):
 
 
 class LoraConfig(FrozenConfig):
-    """Low-rank adapters on the attention projections of the towers, by peft; all but them and the head is frozen."""
+    """Low-rank adapters on the projections of all attention; everything but them and the task's head is frozen."""
 
     rank: int = pydantic.Field(default=8, ge=1)
     alpha: float = pydantic.Field(default=16.0, gt=0)
-    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
 
 
 class FinetuneConfig(FrozenConfig):

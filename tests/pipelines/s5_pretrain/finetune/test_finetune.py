@@ -102,6 +102,23 @@ def test_another_resolution_and_drop_path_are_in_the_saved_model(tmp_path):
     assert saved.processor.config.max_tokens == 9
 
 
+def test_low_rank_adapters_are_merged_into_a_plain_model(inputs, tmp_path):
+    """Only attention and the head change, each weight of it by a term of the rank asked for."""
+    _, out = finetune(inputs, tmp_path, toy_config(epochs=2, lora={"rank": 2, "alpha": 4.0}))
+    first = load_file(f"{out.state_uri}/start.safetensors")
+    saved = load_task_model(out.path).model.state_dict()
+    changed = {name for name in first if not torch.equal(first[name], saved[name])}
+    weights = {name for name in changed if name.startswith("base.")}
+    for part in ("attn.qkv", "attn.proj", "attention.self.query", "cross_attention.value"):
+        assert any(part in name for name in weights), part
+    assert all("att" in name and name.endswith(".weight") for name in weights)
+    assert any(name.startswith("head.") for name in changed)
+    for name in weights:
+        assert torch.linalg.matrix_rank(saved[name].double() - first[name].double(), atol=1e-6) <= 2
+    told = json.loads((out.path / "selection.json").read_text())
+    assert len(told["epochs"]) == 2
+
+
 def other_data(inputs, *parts):
     names = {part.name for part in parts}
     kept = tuple(part for part in inputs["data"][0].parts if part.name not in names)
