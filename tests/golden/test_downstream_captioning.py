@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import synthetic_captioning as made
 from tests.golden.downstream import DOWNSTREAM_CHECKS
+from tests.golden.runner import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,12 @@ def test_a_made_case_agrees_and_holds_what_it_should_prove(case: Path) -> None:
     assert True in ended
     assert False in ended  # cut by the reference's limit
     assert len({json.dumps(rows) for rows in captions.values()}) >= 4  # the settings matter
+
+
+def test_the_runner_finds_the_check(case: Path) -> None:
+    (outcome,) = run_folder(case.parents[1])
+    assert outcome.name == "downstream/captioning"
+    assert outcome.line().startswith("ok")
 
 
 def test_texts_may_be_recorded_with_the_first_image_alone_and_without_end_tokens(changed) -> None:

@@ -115,11 +115,16 @@ import resource, sys, time
 import numpy as np, torch
 from PIL import Image
 from tests.support.models.tasks import COLOURS, THINGS, VOCABULARY
+from x2vlm.data.task_examples import Example
 from x2vlm.data.text.tokenizer import WordPieceTokenizer
 from x2vlm.inference.processor import processor_for
+from x2vlm.inference.visuals import Visual
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+from x2vlm.models.downstream.task_model import TaskModel
 from x2vlm.models.x2vlm import build_model
-from x2vlm.samples import Caption, Media, Sample, sample_key
+from x2vlm.tasks.config import RetrievalConfig
+from x2vlm.tasks.retrieval import evaluate_retrieval
+from x2vlm.tasks.task import TaskContext
 torch.set_num_threads(1)
 torch.manual_seed(0)
 config = ModelConfig(

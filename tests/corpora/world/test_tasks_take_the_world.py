@@ -33,5 +33,5 @@ def test_tasks_accept_every_split(noisy_world: World) -> None:
 
 
 def test_a_task_refuses_a_split_of_another_kind(noisy_world: World) -> None:
-    with pytest.raises(ConfigError, match="2 images.* this task takes 1"):
+    with pytest.raises(ConfigError, match=r"2 images.* this task takes 1"):
         checked(noisy_world, "nlvr2", num_images=1)

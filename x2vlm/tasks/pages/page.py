@@ -42,7 +42,17 @@ dt { color: var(--faint); } dd { margin: 0; } .found { stroke: #d55e00; } .truth
 """
 # What the texts of an example are, by task.
 TEXTS = {"retrieval": "captions", "captioning": "references", "vqa": "question", "winoground": "captions"}
-HIDDEN = {"example_id", "box_xywh", "target_xywh", "right", "text", "top_candidate", "retrieved", "question", "captions"}
+HIDDEN = {
+    "example_id",
+    "box_xywh",
+    "target_xywh",
+    "right",
+    "text",
+    "top_candidate",
+    "retrieved",
+    "question",
+    "captions",
+}
 
 Load = Callable[[str], "Visual"]
 Fields = list[tuple[str, str]]
