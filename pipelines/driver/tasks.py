@@ -26,6 +26,7 @@ from x2vlm.command_line import EXIT_DUE, EXIT_OK
 from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError
 from x2vlm.models.files import HEAD_FILE, MODEL_FILES, PROCESSOR_FILE, TASK_FILE, TOKENIZER_FILES
+from x2vlm.tasks.catalog import task_spec
 from x2vlm.train.config import TrainRuntime
 
 READERS = {
@@ -81,6 +82,10 @@ def is_model(name: str) -> bool:
 
 def own_data(options: argparse.Namespace, main: str = "train") -> dict[str, Any]:
     """`data` of an evaluation: the files that the command line names, by split. ConfigError without a reader."""
+    try:
+        task_spec(options.task)
+    except ValueError as error:
+        raise ConfigError(f"--task: {error}") from None
     if options.task not in READERS and not options.reader:
         raise ConfigError(
             f"--reader: say how the files of task {options.task} are read (docs/your_data.md lists readers)"
