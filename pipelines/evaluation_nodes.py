@@ -6,17 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.evaluations import EvaluationConfig, TaskFiles
-from pipelines.experiment import source_uri
+from pipelines.experiment import resolve, source_uri
 from pipelines.flow.stage import Node, Runtime, SourceFile
 from pipelines.input_files import card_file, root_of
 from pipelines.s5_pretrain.config import workers_of
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import FINETUNE, finetune_part
+from pipelines.s5_pretrain.start import text_folder_files
 from pipelines.s6_evaluate.config import EvaluateConfig
 from pipelines.s6_evaluate.stage import EVALUATE
+from pipelines.s6_evaluate.swap_text import SWAP, TOKENIZER, SwapConfig
 from pipelines.s6_evaluate.task_data import TASK_DATA, TaskDataConfig, facts_of
 from x2vlm.data.cards import CardFile
 from x2vlm.data.task_cards import TaskCard, TaskSplit, load_task_card, part_paths
+from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
 Slots = tuple[str | SourceFile, ...]
@@ -33,6 +36,9 @@ def task_nodes(
     """The nodes of an evaluation on data of its own; `model` is what it starts from."""
     assert evaluation.data is not None
     nodes = [data_node(name, evaluation, runtime("task_data"))]
+    if evaluation.swap_text is not None:
+        nodes.append(_swap_node(name, evaluation, model))
+        model = (nodes[-1].key,)
     if evaluation.finetune is not None:
         nodes.append(_finetune_node(name, evaluation, model, train_runtime, runtime("finetune")))
         model = (nodes[-1].key,)
@@ -140,6 +146,20 @@ def task_card(data: TaskFiles, needed: tuple[str, ...]) -> tuple[TaskCard, dict[
 def media_root(data: TaskFiles, card: TaskCard) -> str | None:
     """Where the images and clips lie."""
     return data.media_root or card.media_root or None
+
+
+def _swap_node(name: str, evaluation: EvaluationConfig, model: Slots) -> Node:
+    """The model with another text encoder. ConfigError for a folder that lacks a file."""
+    assert evaluation.swap_text is not None
+    folder = resolve(evaluation.swap_text)
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = text_folder_files(there, str(folder), f"evaluate.{name}.swap_text")
+    if TOKENIZER not in there:
+        raise ConfigError(f"evaluate.{name}.swap_text: {folder} has no {TOKENIZER}, the vocabulary of the encoder")
+    files = tuple(SourceFile(source_uri(str(folder / file)), "swap_text") for file in (*names, TOKENIZER))
+    tokens = evaluation.finetune.max_tokens if evaluation.finetune else None
+    config = SwapConfig() if tokens is None else SwapConfig(max_tokens=tokens)
+    return Node(f"swap/{name}", SWAP, config, {"model": model, "text": files}, Runtime())
 
 
 def _finetune_node(

@@ -7,6 +7,11 @@ evaluate:
     data: {card: downstream/vqav2, data_root: /data, media_root: /data/coco, splits: {test: test_dev}}
     split: test
     finetune: {preset: vqa2_base, world_size: 4}
+  multi30k:
+    task: retrieval
+    data: {card: downstream/multi30k, data_root: /data}
+    swap_text: weights/xlm-roberta-base
+    finetune: {preset: multi30k}
   xgqa_de: {task: vqa, data: {card: downstream/xgqa, data_root: /data}, split: de, model: gqa}
 """
 
@@ -66,8 +71,9 @@ class EvaluationConfig(TaskChoice):
 
     `finetune`: the model learns the task from the split `train` first; with a `preset`, what is written beside it
     replaces single values. `preset` beside `task` gives `options` alone. `model`: the name of another evaluation, whose
-    fine-tuned model is measured, or fine-tuned further, instead of the pre-trained one. `known_as`: what
-    `decontaminate.tests` calls its images, where that is neither the evaluation's name nor its card's.
+    fine-tuned model is measured, or fine-tuned further, instead of the pre-trained one. `swap_text`: a folder with
+    XLM-R (config.json, weights, tokenizer.json), which replaces the text encoder before it is fine-tuned. `known_as`:
+    what `decontaminate.tests` calls its images, where that is neither the evaluation's name nor its card's.
     """
 
     batch_size: int = pydantic.Field(default=32, gt=0)
@@ -76,6 +82,7 @@ class EvaluationConfig(TaskChoice):
     split: str | tuple[str, ...] = "test"
     finetune: FinetuneConfig | None = None
     model: str | None = None
+    swap_text: str | None = pydantic.Field(default=None, min_length=1)
     known_as: tuple[str, ...] = ()
 
     @pydantic.model_validator(mode="before")
@@ -106,6 +113,8 @@ class EvaluationConfig(TaskChoice):
             raise ValueError("give either `source`, a held-out source of the experiment, or `data`, files of the task")
         if self.data is None and (self.finetune is not None or self.split != "test"):
             raise ValueError("finetune and split need `data`: a held-out source has one split, and none to learn from")
+        if self.finetune is None and self.swap_text is not None:
+            raise ValueError("swap_text needs `finetune`: the new encoder has not learned to go with this model yet")
         if self.data is None and self.known_as:
             raise ValueError("known_as needs `data`: images of a held-out source are known by the source's name")
         if len(set(self.splits)) != len(self.splits) or not self.splits:

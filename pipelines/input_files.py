@@ -79,7 +79,7 @@ def start_inputs(start: StartConfig | None, experiment: Experiment) -> dict[str,
         setting, given = start.text_source
         folder = resolve(given)
         names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-        files = text_folder_files(names, str(folder), setting)
+        files = text_folder_files(names, str(folder), f"start.{setting}")
         inputs["start_text"] = tuple(_start_file(f"{given}/{name}", f"start.{setting}") for name in files)
     if start.checkpoint is not None:
         is_folder = resolve(start.checkpoint).is_dir()

@@ -104,12 +104,12 @@ def start_reads(inputs: Inputs) -> list[Read]:
     return reads
 
 
-def text_folder_files(names: Sequence[str], folder: str, setting: str = "text") -> list[str]:
+def text_folder_files(names: Sequence[str], folder: str, setting: str = "start.text") -> list[str]:
     """Of the file names in a transformers folder, those its weights are read from; ConfigError if it has none."""
     weights = next((name for name in TEXT_WEIGHTS if name in names), None)
     if "config.json" not in names or weights is None:
         raise ConfigError(
-            f"start.{setting}: {folder} is no folder of a transformers model: it needs config.json and one of "
+            f"{setting}: {folder} is no folder of a transformers model: it needs config.json and one of "
             f"{', '.join(TEXT_WEIGHTS)}"
         )
     shards = [name for name in names if re.match(r"^model-\d+-of-\d+\.safetensors$", name)]

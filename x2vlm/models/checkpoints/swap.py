@@ -18,6 +18,7 @@ from x2vlm.models.checkpoints.backbones import Backbone
 from x2vlm.models.checkpoints.initialize import checked_text_state, entry_origins
 from x2vlm.models.checkpoints.reference import LoadReport, load_reference_state
 from x2vlm.models.checkpoints.weights import without_wrappers
+from x2vlm.models.config import ModelConfig
 from x2vlm.models.x2vlm import X2VLM
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,38 @@ _STACK_LAYER = re.compile(r"text_encoder\.(?:bert\.|roberta\.)?encoder\.layer\.(
 _TRANSFORM = re.compile(r"(?:text_encoder\.cls|mlm_head)\.predictions\.(transform\..*)")
 # The answer decoder of a fine-tuned model is a copy of the fusion layers made for another task.
 _LEFT = ("text_encoder.", "mlm_head.", "text_decoder.", "cls_head.", "crit_mask_lm_smoothed.")
+
+
+def swapped_config(config: ModelConfig, text: Backbone) -> ModelConfig:
+    """The sizes of a model of `config` with the encoder `text`, as its description (config.json) says them.
+
+    ConfigError for another architecture than XLM-R, another width, and a description that lacks a size.
+    """
+    found = text.config
+    if found.get("model_type") != "xlm-roberta":
+        raise ConfigError(f"{text.where}: its config.json says model_type {found.get('model_type')!r}, not xlm-roberta")
+    if found.get("hidden_size") != config.text.width:
+        raise ConfigError(
+            f"{text.where}: has a width of {found.get('hidden_size')}, the fusion layers take {config.text.width}; "
+            "take the encoder of the model's size (XLM-R base for base, large for large)"
+        )
+    if missing := [theirs for theirs in _SIZES if theirs not in found]:
+        raise ConfigError(f"{text.where}: its config.json lacks {', '.join(missing)}")
+    sizes = {ours: found[theirs] for theirs, ours in _SIZES.items()}
+    changed = config.text.model_dump() | sizes | {"architecture": "xlm-roberta"}
+    return ModelConfig.model_validate(config.model_dump() | {"text": changed, "tie_words": False})
+
+
+_SIZES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_positions",
+    "type_vocab_size": "type_vocab_size",
+    "pad_token_id": "pad_id",
+    "layer_norm_eps": "layer_norm_eps",
+}
 
 
 def load_swapped(model: X2VLM, checkpoint: Backbone, text: Backbone) -> LoadReport:
