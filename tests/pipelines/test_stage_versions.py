@@ -18,7 +18,9 @@ from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import FINETUNE
 from pipelines.s5_pretrain.stage import PRETRAIN
 from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.import_model import IMPORT, ImportConfig
 from pipelines.s6_evaluate.stage import EVALUATE
+from pipelines.s6_evaluate.swap_text import SWAP, SwapConfig
 from pipelines.s6_evaluate.task_data import TASK_DATA, TaskDataConfig
 from tests.support.flow.fingerprint_goldens import check_defaults, check_golden
 from x2vlm.config import FrozenConfig
@@ -45,6 +47,8 @@ CASES: list[tuple[Stage, FrozenConfig]] = [
     (TASK_DATA, TaskDataConfig(card=CARD, files={"val": ({"rows": 0},)})),
     (FINETUNE, FinetuneNodeConfig(task="grounding")),
     (EVALUATE, EvaluateConfig(task="retrieval")),
+    (IMPORT, ImportConfig()),
+    (SWAP, SwapConfig()),
 ]
 
 
