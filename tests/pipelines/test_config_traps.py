@@ -14,6 +14,7 @@ from x2vlm.config import FrozenConfig, parse_config
 from x2vlm.data.loading.streams import StreamConfig
 from x2vlm.errors import ConfigError
 from x2vlm.tasks.catalog import TASKS, task_spec
+from x2vlm.tasks.training.config import FinetuneConfig
 from x2vlm.train.config import TrainRuntime
 
 ROOTS: dict[str, type[FrozenConfig]] = {
@@ -21,6 +22,7 @@ ROOTS: dict[str, type[FrozenConfig]] = {
     "stream": StreamConfig,
     "train_runtime": TrainRuntime,
     "evaluate": EvaluateConfig,
+    "finetune": FinetuneConfig,
     **{f"task {name}": task_spec(name).config_type for name in TASKS},
 }
 BASE: dict[str, dict[str, Any]] = {
@@ -32,9 +34,10 @@ ZERO_IS_FINE = {
     *("pad_id", "seed", "warmup_steps", "min_rate", "weight_decay", "betas", "stop_matching_at", "skipgram_prob"),
     *("drop_path", "dropout", "attention_dropout", "flip_prob", "num_ops", "op_prob", "strength", "min_share_in_crop"),
     *("validation_share", "aux_share", "checkpoint_vision_blocks", "steps_ahead", "profile_steps", "readers"),
-    *("max_failures", "text_drop_path", "cross_drop_path"),
+    *("max_failures", "text_drop_path", "cross_drop_path", "spool_above_bytes", "min_tokens", "no_repeat"),
+    *("length_penalty", "label_smoothing", "map_layer", "area_power", "warmup", "select_from_epoch"),
 }
-NEGATIVE_IS_FINE = {"seed"}
+NEGATIVE_IS_FINE = {"seed", "length_penalty"}
 
 
 def kinds(annotation: Any) -> set[type]:

@@ -36,7 +36,7 @@ class GenerateConfig(FrozenConfig):
     max_tokens: int = Field(default=50, ge=1)
     min_tokens: int = Field(default=0, ge=0)
     num_beams: int = Field(default=1, ge=1)
-    length_penalty: float = 0.0
+    length_penalty: float = Field(default=0.0, allow_inf_nan=False)
     no_repeat: int = Field(default=3, ge=0)
 
     def penalty(self, length: int) -> float:

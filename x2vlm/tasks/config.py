@@ -85,7 +85,7 @@ class CaptioningConfig(FrozenConfig):
     num_beams: int = pydantic.Field(default=3, ge=1)
     max_tokens: int = pydantic.Field(default=50, ge=1)
     min_tokens: int = pydantic.Field(default=5, ge=0)
-    length_penalty: float = 0.0
+    length_penalty: float = pydantic.Field(default=0.0, allow_inf_nan=False)
     no_repeat: int = pydantic.Field(default=3, ge=0)
     mode: Literal["fg_free", "causal", "scst"] = "fg_free"
     masking: MaskingConfig = MaskingConfig(prob=0.6, max_masks=18)
@@ -121,7 +121,7 @@ class WeakGroundingConfig(FrozenConfig):
     """
 
     map_layer: int | None = pydantic.Field(default=None, ge=0)
-    area_power: float = pydantic.Field(default=0.5, ge=0)
+    area_power: float = pydantic.Field(default=0.5, ge=0, allow_inf_nan=False)
     iou_threshold: float = pydantic.Field(default=IOU_THRESHOLD, gt=0, le=1)
     iou: IouConvention = "plain"
     negatives: Literal["process", "all"] = "process"

@@ -12,7 +12,7 @@ from x2vlm.errors import SourceUnavailable
 
 def get(address: tuple[str, int], path: str) -> tuple[int, str, bytes]:
     """Status, content type and body; the path goes over the wire as it is."""
-    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection = http.client.HTTPConnection(*address, timeout=60)
     connection.putrequest("GET", path, skip_host=True)
     connection.endheaders()
     response = connection.getresponse()

@@ -37,7 +37,7 @@ class LoraConfig(FrozenConfig):
     """Low-rank adapters on the projections of all attention; everything but them and the task's head is frozen."""
 
     rank: int = pydantic.Field(default=8, ge=1)
-    alpha: float = pydantic.Field(default=16.0, gt=0)
+    alpha: float = pydantic.Field(default=16.0, gt=0, allow_inf_nan=False)
 
 
 class FinetuneConfig(FrozenConfig):
@@ -59,7 +59,7 @@ class FinetuneConfig(FrozenConfig):
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-5)
     augment: AugmentConfig = AugmentConfig(min_area=0.5)
     drop_path: float | None = pydantic.Field(default=None, ge=0, lt=1)  # of text and fusion layers; None: the model's
-    clip_norm: float = pydantic.Field(default=1.0, gt=0)
+    clip_norm: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     accumulate: int = pydantic.Field(default=1, ge=1)  # chunks of a process's rows, one backward pass each
     seed: int = 42
