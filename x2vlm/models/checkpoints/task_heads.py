@@ -120,12 +120,13 @@ def decoder_layer_sources(num_text: int, num_fusion: int, num_layers: int) -> li
     """The number of the fusion layer that each layer of a decoder starts from.
 
     As many layers as there are fusion layers: one to one. Half of them: those whose number in the whole stack of text
-    and fusion layers is odd (13, 15, 17 of 12 to 17), in that order. ConfigError for any other depth.
+    and fusion layers is odd (13, 15, 17 of 12 to 17), in that order; of an odd number of fusion layers that may be one
+    more than half. ConfigError for any other depth.
     """
     if num_layers == num_fusion:
         return list(range(num_fusion))
     odd = [number for number in range(num_fusion) if (num_text + number) % 2]
-    if num_layers == num_fusion // 2 and num_layers <= len(odd):
+    if num_layers in (num_fusion // 2, len(odd)) and 0 < num_layers <= len(odd):
         return odd[:num_layers]
     depths = f"{num_fusion} layers" + (f" or half of them, {num_fusion // 2}" if num_fusion > 1 else "")
     raise ConfigError(
