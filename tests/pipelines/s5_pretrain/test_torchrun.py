@@ -136,4 +136,4 @@ def sole_driver_of_another(state):
 def test_a_failure_ends_with_1(job, tmp_path):
     shards = [{**shard, "index_sha256": "0" * 64} for shard in job["shards"]]
     assert launched(job, tmp_path, shards=shards).wait(120) == 1
-    assert "rerun pack" in (tmp_path / "log").read_text()
+    assert "rerun the pack stage" in (tmp_path / "log").read_text()
