@@ -12,8 +12,9 @@ from typing import Any
 
 from safetensors import safe_open
 
-from tests.golden import data_cases, downstream, model_cases, procedural, starting_cases, training_cases
+from tests.golden import data_cases, model_cases, procedural, starting_cases, training_cases
 from tests.golden.differences import Check, Difference
+from tests.golden.tasks import kinds
 
 BESIDE_CASES = {
     "param_groups.json": training_cases.check_parameter_groups,
@@ -97,8 +98,8 @@ def _check_of(path: Path) -> Check | str:
 
 
 def _downstream_check(folder: Path, info: dict[str, Any]) -> Check | str:
-    kind = downstream.kind_of(folder.name, _arrays_of(folder / "tensors.safetensors"), info) or folder.name
-    return downstream.DOWNSTREAM_CHECKS.get(kind, f"{DOWNSTREAM}/{kind}")
+    kind = kinds.kind_of(folder.name, _arrays_of(folder / "tensors.safetensors"), info) or folder.name
+    return kinds.DOWNSTREAM_CHECKS.get(kind, f"{DOWNSTREAM}/{kind}")
 
 
 def _arrays_of(path: Path) -> dict[str, list[int]]:

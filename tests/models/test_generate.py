@@ -9,9 +9,9 @@ import torch
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from tests.golden.naive import Naive, image_tokens, text_layer, word_logits
-from tests.golden.naive_captioning import search
 from tests.golden.synthetic import describe, drawn_state
-from tests.golden.synthetic_captioning import BIAS
+from tests.golden.tasks.naive_captioning import search
+from tests.golden.tasks.synthetic_captioning import BIAS
 from tests.support.models.reference_shapes import Sizes, pretrained
 from tests.support.models.tiny import tiny_model
 from x2vlm.errors import InvalidSample

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.golden.downstream import DOWNSTREAM_CHECKS
 from tests.golden.naive import Naive
 from tests.golden.synthetic import SIZES, describe, drawn_state
-from tests.golden.synthetic_matching import write_grounding, write_retrieval
+from tests.golden.tasks.kinds import DOWNSTREAM_CHECKS
+from tests.golden.tasks.synthetic_matching import write_grounding, write_retrieval
 from tests.support.models.reference_shapes import pretrained
 
 

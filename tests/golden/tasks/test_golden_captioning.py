@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.golden import synthetic_captioning as made
-from tests.golden.downstream import DOWNSTREAM_CHECKS
 from tests.golden.runner import run_folder
+from tests.golden.tasks import synthetic_captioning as made
+from tests.golden.tasks.kinds import DOWNSTREAM_CHECKS
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.golden.__main__ import main
-from tests.golden.downstream import kind_of
-from tests.golden.naive_answers import write_answer_cases
 from tests.golden.runner import run_folder
+from tests.golden.tasks.kinds import kind_of
+from tests.golden.tasks.naive_answers import write_answer_cases
 
 CASES = ("nlvr", "video_qa", "vqa", "vqa_classes")
 

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.golden.naive import Naive
-from tests.golden.naive_captioning import search, words_loss
 from tests.golden.synthetic import SIZES, describe, drawn_state, write_case
+from tests.golden.tasks.naive_captioning import search, words_loss
 from tests.support.models.reference_shapes import pretrained
 
 CLS, SEP, MASK, PAD = 2, 3, 4, 0

@@ -3,17 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tests.golden import downstream_answers, downstream_captioning, downstream_matching
 from tests.golden.differences import Check
+from tests.golden.tasks import answers, captioning, matching
 
 DOWNSTREAM_CHECKS: dict[str, Check] = {
-    "captioning": downstream_captioning.check_captioning,
-    "grounding": downstream_matching.check_grounding,
-    "nlvr": downstream_answers.check_classifier,
-    "retrieval": downstream_matching.check_retrieval,
-    "video_qa": downstream_answers.check_classifier,
-    "vqa": downstream_answers.check_vqa,
-    "vqa_classes": downstream_answers.check_classifier,
+    "captioning": captioning.check_captioning,
+    "grounding": matching.check_grounding,
+    "nlvr": answers.check_classifier,
+    "retrieval": matching.check_retrieval,
+    "video_qa": answers.check_classifier,
+    "vqa": answers.check_vqa,
+    "vqa_classes": answers.check_classifier,
 }
 KINDS = ("captioning", "grounding", "nlvr", "retrieval", "video_qa", "vqa", "vqa_classes")
 
