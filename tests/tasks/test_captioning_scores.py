@@ -1,5 +1,6 @@
 """Caption metrics against published numbers and the official code, and what is refused or left out."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,8 +43,12 @@ def without_spice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def java_processes() -> set[str]:
+    """Running METEOR processes of this process: other tests may have one at the same time."""
+    own = f"PPid:\t{os.getpid()}\n".encode()
     return {
-        path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if b"meteor-1.5.jar" in read_or_nothing(path)
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"meteor-1.5.jar" in read_or_nothing(path) and own in read_or_nothing(path.parent / "status")
     }
 
 
