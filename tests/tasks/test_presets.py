@@ -8,7 +8,7 @@ import pytest
 
 from x2vlm.data.loading.config import AugmentConfig
 from x2vlm.errors import ConfigError
-from x2vlm.tasks.catalog import TASKS
+from x2vlm.tasks.catalog import TASKS, task_spec
 from x2vlm.tasks.presets import PRESETS, Preset, preset
 from x2vlm.tasks.training.config import FinetuneConfig
 
@@ -100,7 +100,10 @@ def test_every_preset_can_be_written_into_a_file_and_says_where_it_comes_from(na
 
 @pytest.mark.parametrize("name", [name for name, one in PRESETS.items() if one.task in TASKS])
 def test_options_are_those_of_the_task(name: str) -> None:
-    PRESETS[name].check()
+    one = PRESETS[name]
+    one.check()
+    read = task_spec(one.task).config_type.model_validate(dict(one.options)).model_dump(mode="json")
+    assert {key: read[key] for key in one.options} == dict(one.options)
 
 
 def test_options_that_no_task_takes_are_named_with_the_preset() -> None:

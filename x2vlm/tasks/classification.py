@@ -26,16 +26,16 @@ from x2vlm.models.downstream.config import ClassifierConfig
 from x2vlm.models.tokens import VisionTokens
 from x2vlm.tasks.answering.checks import check_known, check_labels, check_questions
 from x2vlm.tasks.answering.results import Answered, chosen_metric, has_answers, score_with, scored, unscored
+from x2vlm.tasks.answering.rows import answered_rows, prepare_answered
 from x2vlm.tasks.config import ClassificationConfig
-from x2vlm.tasks.scoring.answers import answer_weights, nlvr2_submission
+from x2vlm.tasks.scoring.answers import nlvr2_submission
 from x2vlm.tasks.sharing import map_batches
 from x2vlm.tasks.task import LossContext, Task, TaskContext, TaskResult, TaskTraining
 from x2vlm.tasks.training.batch import TaskBatch
-from x2vlm.tasks.training.rows import PreparedRow, RowPreparation, join_pixels, join_texts
+from x2vlm.tasks.training.rows import PreparedRow, join_pixels, join_texts
 
 if TYPE_CHECKING:
     from x2vlm.inference.processor import Processor
-    from x2vlm.inference.visuals import Visual
     from x2vlm.models.downstream.task_model import TaskModel
 
 CLASSES = "the list of classes"
@@ -137,20 +137,6 @@ def _consistency(examples: Sequence[Example], right: Sequence[bool]) -> dict[str
     return {"consistency": 100.0 * sum(groups.values()) / len(groups)} if len(groups) < len(examples) and groups else {}
 
 
-def _rows(examples: Sequence[Example], options: ClassificationConfig) -> list[tuple[int, int]]:
-    if unanswered := [example.example_id for example in examples if not example.answers]:
-        raise ConfigError(f"{len(unanswered)} training examples have no answer, such as {unanswered[0]}")
-    return [(index, 0) for index in range(len(examples))]
-
-
-def _prepare(
-    example: Example, item: int, media: Sequence[Visual], preparation: RowPreparation, options: ClassificationConfig
-) -> PreparedRow:
-    pixels, operations = preparation.all_media(media, [*example.texts, *example.answers])
-    weights = answer_weights(example.answers, example.answer_weights, example.weight)
-    return PreparedRow(example.example_id, pixels, operations, example.texts, notes={"answers": json.dumps(weights)})
-
-
 def _collate(rows: Sequence[PreparedRow], processor: Processor, options: ClassificationConfig) -> TaskBatch:
     ids_BL, mask_BL = join_texts(rows, processor)
     images = {f"pixels{number}": join_pixels(rows, number) for number in range(options.num_images)}
@@ -184,8 +170,8 @@ def _losses(
 CLASSIFICATION = Task(
     evaluate=evaluate_classification,
     training=TaskTraining(
-        rows=_rows,
-        prepare=_prepare,
+        rows=answered_rows,
+        prepare=prepare_answered,
         collate=_collate,
         losses=_losses,
         head=lambda num_labels, options: ClassifierConfig(num_labels=num_labels, num_images=options.num_images),

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.models import reference_shapes as tables
-from tests.support.models.reference_shapes import SMOOTHED_TARGETS, START_ID, TIED, Sizes, random_state
+from tests.support.models.reference_shapes import SMOOTHED_TARGETS, START_ID, TIED, TINY, TINY_XLM, random_state
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.position_bias import resize_position_bias
 from x2vlm.models.checkpoints.reference import export_reference_state, load_reference_state
@@ -23,11 +23,6 @@ from x2vlm.models.checkpoints.task_parts import is_smoothed_targets, smoothed_ta
 from x2vlm.models.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 from x2vlm.models.x2vlm import build_model
 
-TINY = Sizes(
-    vision=24, depth=2, vision_heads=3, grid=4, vision_inner=96, text=16, text_layers=2, fusion_layers=2, inner=40,
-    vocab=50, positions=20, embed=8,
-)  # fmt: skip
-TINY_XLM = replace(TINY, positions=22, types=1, cross_positions=20, cross_types=2)
 FILES = {
     "pretraining": (tables.pretrained, TINY),
     "pretraining_frames": (tables.pretrained, replace(TINY, frames=3)),

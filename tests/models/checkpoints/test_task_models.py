@@ -6,18 +6,13 @@ import pytest
 import torch
 
 from tests.support.models import reference_shapes as tables
-from tests.support.models.reference_shapes import Sizes, random_state
+from tests.support.models.reference_shapes import TINY, TINY_XLM, random_state
 from x2vlm.errors import ConfigError
 from x2vlm.models.checkpoints.released import CheckpointFile, load_checkpoint
 from x2vlm.models.checkpoints.task_models import export_task_model, task_model_of
 from x2vlm.models.downstream.classifier import Classifier
 from x2vlm.models.downstream.decoder import AnswerDecoder
 
-TINY = Sizes(
-    vision=24, depth=2, vision_heads=3, grid=4, vision_inner=96, text=16, text_layers=2, fusion_layers=2, inner=40,
-    vocab=50, positions=20, embed=8,
-)  # fmt: skip
-TINY_XLM = replace(TINY, positions=22, types=1, cross_positions=20, cross_types=2)
 FILES = {
     "classification": (tables.classification, TINY),
     "classification_two_images": (tables.two_images, TINY),

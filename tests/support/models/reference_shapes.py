@@ -49,6 +49,14 @@ class Sizes:
     frames: int | None = None
 
 
+# Reference models of a few kilobytes: one stack of layers, and separate encoders with XLM-R's text.
+TINY = Sizes(
+    vision=24, depth=2, vision_heads=3, grid=4, vision_inner=96, text=16, text_layers=2, fusion_layers=2, inner=40,
+    vocab=50, positions=20, embed=8,
+)  # fmt: skip
+TINY_XLM = replace(TINY, positions=22, types=1, cross_positions=20, cross_types=2)
+
+
 BASE = Sizes()
 BASE_FRAMES = Sizes(frames=3)
 LARGE = Sizes(vision=1024, depth=24, vision_heads=16, vision_inner=4096, text=1024, inner=4096)

@@ -26,18 +26,18 @@ from x2vlm.models.downstream.decoder import AnswerDecoder
 from x2vlm.models.fusion import VisionMemory
 from x2vlm.tasks.answering.checks import check_known, check_labels, check_questions
 from x2vlm.tasks.answering.results import Answered, chosen_metric, has_answers, score_with, scored, unscored
+from x2vlm.tasks.answering.rows import answered_rows, prepare_answered
 from x2vlm.tasks.classification import encode_media, evaluation_pixels
 from x2vlm.tasks.config import VqaConfig
-from x2vlm.tasks.scoring.answers import answer_weights, vqa_submission
+from x2vlm.tasks.scoring.answers import vqa_submission
 from x2vlm.tasks.sharing import map_batches
 from x2vlm.tasks.task import LossContext, Task, TaskContext, TaskResult, TaskTraining
 from x2vlm.tasks.training.batch import TaskBatch
-from x2vlm.tasks.training.rows import PreparedRow, RowPreparation, join_pixels, join_texts
+from x2vlm.tasks.training.rows import PreparedRow, join_pixels, join_texts
 
 if TYPE_CHECKING:
     from x2vlm.data.text.tokenizer import TextTokenizer
     from x2vlm.inference.processor import Processor
-    from x2vlm.inference.visuals import Visual
     from x2vlm.models.downstream.task_model import TaskModel
 
 ANSWER_LIST = "the list of answers"
@@ -106,21 +106,6 @@ def _question_memory(
     return decoder.question_memory(model.base.fuse(states_BLD, mask_BL, encode_media(model, pixels)), mask_BL)
 
 
-def _rows(examples: Sequence[Example], options: VqaConfig) -> list[tuple[int, int]]:
-    if unanswered := [example.example_id for example in examples if not example.answers]:
-        raise ConfigError(f"{len(unanswered)} training examples have no answer, such as {unanswered[0]}")
-    return [(index, 0) for index in range(len(examples))]
-
-
-def _prepare(
-    example: Example, item: int, media: Sequence[Visual], preparation: RowPreparation, options: VqaConfig
-) -> PreparedRow:
-    # Neither a question nor an answer that says left or right may be mirrored.
-    pixels, operations = preparation.all_media(media, [*example.texts, *example.answers])
-    weights = answer_weights(example.answers, example.answer_weights, example.weight)
-    return PreparedRow(example.example_id, pixels, operations, example.texts, notes={"answers": json.dumps(weights)})
-
-
 def _collate(rows: Sequence[PreparedRow], processor: Processor, options: VqaConfig) -> TaskBatch:
     ids_BL, mask_BL = join_texts(rows, processor)
     weighted = [json.loads(row.notes["answers"]) for row in rows]
@@ -174,8 +159,8 @@ def _start(model: TaskModel) -> None:
 VQA = Task(
     evaluate=evaluate_vqa,
     training=TaskTraining(
-        rows=_rows,
-        prepare=_prepare,
+        rows=answered_rows,
+        prepare=prepare_answered,
         collate=_collate,
         losses=_losses,
         head=lambda num_labels, options: DecoderConfig(num_layers=options.decoder_layers),
