@@ -195,3 +195,8 @@ def test_a_model_of_other_classes_is_refused(fresh):
     other = TaskModel(fresh(ONE, ANSWERS).base, DecoderConfig())
     with pytest.raises(ConfigError, match="no classifier"):
         evaluate(other, [asked(0, ["red"])], ONE, ANSWERS)
+
+
+def test_data_without_any_answer_are_refused_with_what_to_give() -> None:
+    with pytest.raises(ConfigError, match=r"the data name none: give rows with an answer .* --answers"):
+        check_classification([], (), ClassificationConfig())

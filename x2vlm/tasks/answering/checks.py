@@ -12,7 +12,10 @@ from x2vlm.errors import ConfigError, InvalidSample
 def check_labels(labels: Sequence[str], what: str) -> None:
     """ConfigError if there is no label, one occurs twice, or one is blank; `what`: how the task calls the list."""
     if not labels:
-        raise ConfigError(f"this task needs {what}; the data name none")
+        raise ConfigError(
+            f"this task needs {what}, and the data name none: give rows with an answer (own tables: a column `answer` "
+            "or `label`), or a list of answers (`answers` among the files, --answers)"
+        )
     if len(set(labels)) < len(labels):
         twice = next(label for label in labels if list(labels).count(label) > 1)
         raise ConfigError(f"{twice!r} occurs twice in {what}")

@@ -197,3 +197,10 @@ def test_a_file_without_a_usable_row_says_why(tmp_path: Path) -> None:
     path = table(tmp_path / "my.csv", [{"image": "a.jpg", "caption": ""}])
     with pytest.raises(SourceUnavailable, match=r"no example of split `test` .*\(1 dropped; row 0: empty_caption"):
         read("own_captions", {"rows": path})
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path) -> None:
+    empty = tmp_path / "mine.jsonl"
+    empty.write_text("")
+    with pytest.raises(SourceUnavailable, match=r"mine\.jsonl: no column .* columns: none, the file is empty"):
+        read("own_questions", {"rows": empty})

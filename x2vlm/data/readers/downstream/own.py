@@ -272,7 +272,9 @@ def match_columns(
             found[field] = matches[0]
     if missing := [field for field in needed if field not in found]:
         usual = ", ".join(ALIASES[missing[0]][:4])
-        problem = f"no column is known to hold the {missing[0]}; columns: {', '.join(names) or 'none'}"
+        problem = (
+            f"no column is known to hold the {missing[0]}; columns: {', '.join(names) or 'none, the file is empty'}"
+        )
         raise UnreadableTable(problem, f"Call it {usual}, or give `columns: {{{missing[0]}: NAME}}`")
     return found
 
