@@ -16,9 +16,11 @@ Json = Any  # anything `canonical_json` accepts
 
 @dataclass(frozen=True)
 class InputFile:
-    """One committed file that a part may read. `uri` says where it lies now and never enters a fingerprint.
+    """One committed file that a part may read, or a segment of one. `uri` says where it lies now and never enters a
+    fingerprint.
 
-    Nor does `detail`, what the planner took from the summary of the file's part for whoever reads the file.
+    Nor does `detail`, what the planner took from the summary of the file's part for whoever reads the file. A segment
+    has a `start`: where its bytes begin in the file at `uri`; `bytes`, `sha256` and `rows` are its own.
     """
 
     path: str  # name inside its part ("rows.parquet"), or the file name of an upstream source
@@ -27,6 +29,7 @@ class InputFile:
     uri: str
     rows: int | None = None
     detail: Mapping[str, Json] = field(default_factory=dict, hash=False)
+    start: int | None = None  # of a segment; None: the whole file
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class InputPart:
     name: str
     files: tuple[InputFile, ...]
     summary: Mapping[str, Json] = field(default_factory=dict)
+    open_segments: Callable[[InputFile], Mapping[str, InputFile]] | None = field(default=None, compare=False)
+
+    def segments(self, path: str) -> Mapping[str, InputFile]:
+        """The segments of the file called `path` by name, in the file's order; StageFailed if it has none."""
+        if self.open_segments is None:
+            raise StageFailed(f"part {self.name}: {path} is no file of segments")
+        return self.open_segments(self.file(path))
 
     def file(self, path: str) -> InputFile:
         """The file called `path`; StageFailed if the part has none."""

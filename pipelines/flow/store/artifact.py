@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -187,8 +188,17 @@ _HEAD, _MIDDLE, _TAIL = b'{"body":', b',"seal":"', b'"}\n'
 _SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 
 
-def as_input(manifest: Manifest, file_uri: Callable[[PartRecord, FileRecord], str]) -> Input:
-    """`manifest` as its consumers see it; `file_uri` says where an output file of a part lies."""
+def as_input(
+    manifest: Manifest,
+    file_uri: Callable[[PartRecord, FileRecord], str],
+    open_segments: Callable[[InputPart, InputFile], Mapping[str, InputFile]] | None = None,
+) -> Input:
+    """`manifest` as its consumers see it; `file_uri` says where an output file of a part lies, `open_segments` what
+    the segments of one are."""
+
+    def with_segments(part: InputPart) -> InputPart:
+        return part if open_segments is None else replace(part, open_segments=partial(open_segments, part))
+
     parts = tuple(
         InputPart(
             name=part.name,
@@ -206,4 +216,5 @@ def as_input(manifest: Manifest, file_uri: Callable[[PartRecord, FileRecord], st
         )
         for part in manifest.parts
     )
-    return Input(node=manifest.node, root=manifest.root, parts=parts, summary=manifest.summary)
+    found = tuple(map(with_segments, parts))
+    return Input(node=manifest.node, root=manifest.root, parts=found, summary=manifest.summary)

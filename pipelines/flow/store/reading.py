@@ -36,9 +36,11 @@ class StoreReader:
         return self.local_path(file).open("rb")
 
     def local_path(self, file: InputFile) -> Path:
-        """A local file with the verified bytes. Errors: CorruptArtifact (names file, part, both digests),
-        SourceUnavailable (gone or unreadable)."""
+        """A local file with the verified bytes; of a segment, a file of its bytes alone. Errors: CorruptArtifact
+        (names file, part, both digests), SourceUnavailable (gone or unreadable)."""
         local = local_path_of(file.uri)
+        if file.start is not None:
+            return self._segment(file, local)
         if local is None:
             return self._fetched(file)
         try:
@@ -52,6 +54,36 @@ class StoreReader:
         except OSError as error:
             raise self._missing(file, error) from error
         return local
+
+    def _segment(self, file: InputFile, local: Path | None) -> Path:
+        """The bytes of a segment, read as a range and checked, in a file of this attempt."""
+        target = self.links / file.sha256 / "segment"
+        if target.exists():
+            return target
+        data = self._range(file, local)
+        found = hashlib.sha256(data).hexdigest()
+        if found != file.sha256:
+            raise self._corrupt(file, found, len(data))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{uuid.uuid4().hex}")
+        temporary.write_bytes(data)
+        os.replace(temporary, target)
+        return target
+
+    def _range(self, file: InputFile, local: Path | None) -> bytes:
+        assert file.start is not None
+        try:
+            if local is not None:
+                with local.open("rb") as stream:
+                    stream.seek(file.start)
+                    return stream.read(file.bytes)
+            end = file.start + file.bytes
+            if file.uri.startswith(f"{self.store.uri}/"):
+                return bytes(self.store.blobs.fs.cat_file(file.uri, start=file.start, end=end))
+            file_system, path = fsspec.core.url_to_fs(file.uri)
+            return bytes(file_system.cat_file(path, start=file.start, end=end))
+        except OSError as error:
+            raise self._missing(file, error) from error
 
     def _fetched(self, file: InputFile) -> Path:
         link = self.links / file.sha256 / Path(file.path).name

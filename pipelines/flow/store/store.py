@@ -3,13 +3,15 @@
 What is called how is `layout`'s business. A committed part is never modified and never deleted by a stage.
 """
 
+import hashlib
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.flow.live import Report, no_report
-from pipelines.flow.stage import Input, Node
+from pipelines.flow.segments import segments_name, segments_of
+from pipelines.flow.stage import Input, InputFile, InputPart, Node
 from pipelines.flow.store import commit, layout, parts, scratch
 from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord, Ref, as_input, seal, unseal
 from pipelines.flow.store.blobs import Blobs
@@ -124,7 +126,15 @@ class Store:
 
     def as_input(self, manifest: Manifest) -> Input:
         """`manifest` as its consumers see it."""
-        return as_input(manifest, self.file_uri)
+        return as_input(manifest, self.file_uri, self._segments)
+
+    def _segments(self, part: InputPart, file: InputFile) -> Mapping[str, InputFile]:
+        listing = part.file(segments_name(file.path))
+        relative = listing.uri.removeprefix(f"{self.uri}/")
+        data = self.blobs.read(relative)
+        if data is None or hashlib.sha256(data).hexdigest() != listing.sha256:
+            raise CorruptArtifact(f"{listing.uri}: gone or changed; rerun the node that wrote it with --force")
+        return segments_of(file, data)
 
     # ---- references
 
