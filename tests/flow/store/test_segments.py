@@ -58,7 +58,7 @@ def test_a_segment_is_read_alone_and_checked(part, tmp_path):
         assert read_segment(reader.open(segments[name])).equals(table)
     assert reader.local_path(segments["02"]).stat().st_size == segments["02"].bytes
     moved = replace(segments["02"], start=segments["02"].start + 1)
-    with pytest.raises(CorruptArtifact, match="rows.arrow#02"):
+    with pytest.raises(CorruptArtifact, match=r"rows\.arrow#02"):
         StoreReader(store, tmp_path / "others").local_path(moved)
 
 
