@@ -98,19 +98,23 @@ def build_world(
     paths = sorted([*(file.path for file in files), "truth.parquet", *truths])
     content = content_sha256(out, paths)
     write_cards(config, out, files, project_root)
-    facts = {"config": config.model_dump(mode="json"), "counts": counts, "planted": planted, "content_sha256": content}
+    facts = {"config": _as_json(config), "counts": counts, "planted": planted, "content_sha256": content}
     _write_world(out, facts, paths, chunks)
     shutil.rmtree(parts)
     return Built(counts, planted, content, made, time.monotonic() - began)
 
 
 def _check_same(found: dict[str, Any], config: WorldConfig, out: Path) -> None:
-    wanted = config.model_dump(mode="json")
+    wanted = _as_json(config)
     if found != wanted:
-        other = ", ".join(
-            f"{key} {found.get(key)} there, {wanted[key]} asked for" for key in wanted if found.get(key) != wanted[key]
-        )
+        keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+        other = ", ".join(f"{key} {found.get(key)} there, {wanted.get(key)} asked for" for key in keys)
         raise ConfigError(f"{out} holds another world ({other}). Choose another folder, or delete this one")
+
+
+def _as_json(config: WorldConfig) -> dict[str, Any]:
+    """What is written of a config: a number of fine-tuning scenes only where one was asked for."""
+    return config.model_dump(mode="json", exclude_none=True)
 
 
 def _claim(parts: Path, config: WorldConfig, out: Path) -> None:
@@ -119,7 +123,7 @@ def _claim(parts: Path, config: WorldConfig, out: Path) -> None:
     claim = parts / "config.json"
     if claim.is_file():
         _check_same(json.loads(claim.read_text(encoding="utf-8")), config, out)
-    claim.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    claim.write_text(json.dumps(_as_json(config)), encoding="utf-8")
 
 
 def _make_chunks(

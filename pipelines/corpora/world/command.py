@@ -25,6 +25,7 @@ def make_world(description: str | None, arguments: list[str] | None = None) -> t
     parser.add_argument("--workers", type=int, default=2, help="processes; they do not change the result")
     parser.add_argument("--sources", help="comma-separated; default: all")
     parser.add_argument("--image-size", type=int, default=256, help="short side of an ordinary image, pixels")
+    parser.add_argument("--finetuning-scenes", type=int, help="beyond these, for learning tasks; default: a tenth more")
     parser.add_argument("--media", type=one_of(("jpg", "none")), default="jpg", help="none: annotations only")
     try:
         options = parser.parse(arguments)
@@ -52,6 +53,7 @@ def _build(options: argparse.Namespace) -> Built:
         "scenes": options.scenes,
         "sources": tuple(options.sources.split(",")) if options.sources else SOURCES,
         "image_size": options.image_size,
+        "finetuning_scenes": options.finetuning_scenes,
         "media": options.media,
     }
     return build_world(parse_config(WorldConfig, values, "command line"), options.out, options.workers)

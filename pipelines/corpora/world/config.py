@@ -65,6 +65,7 @@ class WorldConfig(FrozenConfig):
     scenes: int = pydantic.Field(default=1000, ge=1)
     sources: tuple[str, ...] = SOURCES
     image_size: int = pydantic.Field(default=256, ge=96, le=2048)  # pixels of the short side of an ordinary image
+    finetuning_scenes: int | None = pydantic.Field(default=None, ge=1)  # for fine-tuning alone; None: a tenth more
     media: Media = "jpg"  # `none` writes annotations only; checksums of media are then empty
     min_visible_share: float = pydantic.Field(default=0.6, gt=0, le=1)  # of every annotated object
     jpeg_quality: int = pydantic.Field(default=88, ge=1, le=95)
@@ -87,6 +88,11 @@ class WorldConfig(FrozenConfig):
         if missing:
             raise ValueError("; ".join(missing))
         return self
+
+    @property
+    def num_finetuning_scenes(self) -> int:
+        """Scenes beyond the world's last one that tasks are learned from."""
+        return self.scenes // EVALUATION_EVERY if self.finetuning_scenes is None else self.finetuning_scenes
 
 
 def round_of(config: WorldConfig) -> tuple[str, ...]:

@@ -43,6 +43,22 @@ def tree_of(config: WorldConfig, out: Path, workers: int, chunk_scenes: int) -> 
     return {path: digest for path, digest in tree(out).items() if path != "world.json"}
 
 
+def test_more_scenes_to_learn_tasks_from_change_nothing_that_is_measured(tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    build_world(FORTY, few)
+    build_world(FORTY.model_copy(update={"finetuning_scenes": 60}), many)
+    measured = ("vqa/v2_mscoco_val2014_annotations.json", "nlvr2/dev.json", "coco_karpathy/dataset_coco.json")
+    for name in (*measured, "../truth.parquet"):
+        assert (few / "evaluation" / name).read_bytes() == (many / "evaluation" / name).read_bytes()
+    questions = [
+        json.loads((out / "evaluation/vqa/v2_mscoco_train2014_annotations.json").read_text())["annotations"]
+        for out in (few, many)
+    ]
+    assert len(questions[1]) > 5 * len(questions[0]) > 0
+    with pytest.raises(ConfigError, match="finetuning_scenes 60 there, None asked for"):
+        build_world(FORTY, many)
+
+
 def test_another_seed_is_another_world(tmp_path: Path) -> None:
     other = FORTY.model_copy(update={"seed": 2})
     assert build_world(other, tmp_path / "world").content_sha256 != CONTENT_OF_FORTY

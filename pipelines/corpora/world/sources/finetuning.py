@@ -1,6 +1,7 @@
 """What downstream tasks are trained on: official files about scenes beyond the world's last one.
 
-A world of N scenes has N/10 more, numbered from N on, which no file of pre-training and none of evaluation shows:
+A world of N scenes has N/10 more (or `finetuning_scenes`), numbered from N on, which no file of pre-training and none
+of evaluation shows:
 
 | kind | of 20 | files |
 |---|---|---|
@@ -14,7 +15,7 @@ Of each kind some are validation, the others training; what held-out scenes say 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from pipelines.corpora.world.config import EVALUATION_EVERY, WorldConfig
+from pipelines.corpora.world.config import WorldConfig
 from pipelines.corpora.world.drawing.clips import encode_clip, make_clip
 from pipelines.corpora.world.drawing.shots import Shot, held_out_shot
 from pipelines.corpora.world.drawing.texts import captions
@@ -40,7 +41,7 @@ NLVR2_SETS = {"train": "train", "val": "minidev"}
 
 def finetuning_scenes(config: WorldConfig) -> range:
     """The numbers of the scenes for fine-tuning."""
-    return range(config.scenes, config.scenes + config.scenes // EVALUATION_EVERY)
+    return range(config.scenes, config.scenes + config.num_finetuning_scenes)
 
 
 def finetuning_use(config: WorldConfig, index: int) -> tuple[str, str]:
