@@ -26,6 +26,6 @@ def test_no_english_word_of_another_world_is_cut_or_unknown(noisy_world: World) 
 
 
 def test_the_words_are_those_of_the_code(tmp_path: Path) -> None:
-    few = make_vocabulary(60)
+    few = make_vocabulary(160)
     assert set(few) <= set(SHIPPED.read_text(encoding="utf-8").split("\n"))
-    assert few == make_vocabulary(60)
+    assert few == make_vocabulary(160)
