@@ -25,7 +25,7 @@ def test_no_english_word_of_another_world_is_cut_or_unknown(noisy_world: World) 
 
 
 def test_equal_code_makes_equal_vocabularies() -> None:
-    few, shipped = make_vocabulary(160), set(SHIPPED.read_text(encoding="utf-8").split("\n"))
+    few, shipped = make_vocabulary(400), set(SHIPPED.read_text(encoding="utf-8").split("\n"))
     # A word in another language is planted here and there.
     assert len(set(few) - shipped) < 0.05 * len(few), set(few) - shipped
-    assert few == make_vocabulary(160)
+    assert few == make_vocabulary(400)
