@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pipelines.evaluations import EvaluationConfig, TaskFiles
 from pipelines.experiment import resolve, source_uri
-from pipelines.flow.stage import Node, Runtime, SourceFile
+from pipelines.flow.stage import Node, Runtime, SourceFile, Stage
 from pipelines.input_files import card_file, root_of
 from pipelines.s5_pretrain.config import workers_of
 from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.stage import FINETUNE, finetune_part
 from pipelines.s5_pretrain.start import text_folder_files
 from pipelines.s6_evaluate.config import EvaluateConfig
-from pipelines.s6_evaluate.stage import EVALUATE
+from pipelines.s6_evaluate.stage import EVALUATE, evaluate_part
 from pipelines.s6_evaluate.swap_text import SWAP, TOKENIZER, SwapConfig
 from pipelines.s6_evaluate.task_data import TASK_DATA, TaskDataConfig, facts_of
 from x2vlm.data.cards import CardFile
@@ -49,7 +49,7 @@ def task_nodes(
         nodes.append(
             Node(
                 key=f"evaluate/{name}.{split}" if several else f"evaluate/{name}",
-                stage=EVALUATE,
+                stage=_evaluate_on(runtime("evaluate")),
                 config=EvaluateConfig(
                     task=evaluation.task,
                     options=evaluation.options,
@@ -83,7 +83,7 @@ def source_node(
     """An evaluation on what the rounds `branches` of a held-out source have kept."""
     return Node(
         key=f"evaluate/{name}",
-        stage=EVALUATE,
+        stage=_evaluate_on(runtime),
         config=EvaluateConfig(task=evaluation.task, options=evaluation.options, batch_size=evaluation.batch_size),
         inputs={
             "model": model,
@@ -94,6 +94,11 @@ def source_node(
         },
         runtime=runtime,
     )
+
+
+def _evaluate_on(runtime: Runtime) -> Stage:
+    """The stage with the CPUs that its processes may use where there is no GPU."""
+    return replace(EVALUATE, run_part=functools.partial(evaluate_part, num_cpus=runtime.num_cpus))
 
 
 def data_node(name: str, evaluation: EvaluationConfig, runtime: Runtime) -> Node:

@@ -1,4 +1,8 @@
-"""What an evaluation node decides."""
+"""What an evaluation node decides, and where on a machine its files lie."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import pydantic
 
@@ -17,3 +21,19 @@ class EvaluateConfig(TaskChoice):
     card: str = ""
     card_split: str = ""
     known_as: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Local paths of what an evaluation reads; a process that shares the work gets this.
+
+    `model` by file name. Of a task's own data `examples` and `labels`, of a held-out source `rows`. `media`: packs,
+    each with its index.
+    """
+
+    config: EvaluateConfig
+    model: Mapping[str, Path]
+    examples: tuple[Path, ...] = ()
+    labels: Path | None = None
+    rows: tuple[Path, ...] = ()
+    media: tuple[tuple[Path, Path], ...] = ()

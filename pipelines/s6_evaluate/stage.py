@@ -11,23 +11,19 @@ one.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from pipelines.flow.stage import Count, InputFile, Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s6_evaluate.config import EvaluateConfig
+from pipelines.s6_evaluate.config import EvaluateConfig, EvaluationFiles
 from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME
-from x2vlm.errors import ConfigError, InvalidSample, StageFailed
+from x2vlm.errors import ConfigError, StageFailed
 from x2vlm.models.files import HEAD_FILE, MODEL_FILES, PROCESSOR_FILE, TASK_FILE, TOKENIZER_FILES, WEIGHTS_FILE
-from x2vlm.samples import samples_of, write_table
+from x2vlm.samples import write_table
 from x2vlm.tasks.catalog import task_spec
-from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE, PackedMedia, Split, check_labels, load_split
+from x2vlm.tasks.training.splits import EXAMPLES_FILE, LABELS_FILE
 
 if TYPE_CHECKING:  # these import torch: planning must not wait for it, so functions import it
-    from x2vlm.inference.task_folder import TaskFolder
-    from x2vlm.tasks.task import Task, TaskResult
+    from x2vlm.tasks.task import TaskResult
 
 
 CONTAMINATION = "contamination.json"  # of the artifact in slot `contamination`
@@ -73,101 +69,43 @@ def model_files(inputs: Inputs) -> list[InputFile]:
     return [listed[name] for name in (*names, *(n for n in (TASK_FILE, HEAD_FILE, SELECTION_FILE) if n in listed))]
 
 
-def evaluate_part(config: EvaluateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Run the task on every example that has media."""
-    import torch
-
+def evaluate_part(
+    config: EvaluateConfig, inputs: PartReader, part: Part, out: PartWriter, num_cpus: float = 1.0
+) -> PartResult:
+    """Run the task on every example that has media: in a process for each GPU that the part has been given, or for each
+    of `num_cpus` where it has none. Their number changes no result."""
+    from pipelines.s6_evaluate.measuring import device_of, measure, num_processes, prepare
+    from pipelines.s6_evaluate.processes import measure_together
     from x2vlm.tasks.pages import examples_page
-    from x2vlm.tasks.task import TaskContext
+    from x2vlm.train.ranks import Ranks
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = task_spec(config.task).load()
-    split, names = _questions(config, task, inputs, part)
-    where = f"{config.task} on {', '.join(names)}"
-    trained = load_model(inputs, part)
-    labels = labels_for(trained, split, where)
-    _check_head(config, task, trained, labels)
-    task.check(split.examples, labels, config.options)
-    paths = [inputs.local_path(read.file) for read in part.lookups]
-    media = PackedMedia(list(zip(paths[::2], paths[1::2], strict=True)))
-    context = TaskContext(
-        examples=split.examples,
-        load=lambda sha256: media.visual(sha256, trained.processor),
-        processor=trained.processor,
-        labels=labels,
-        label_tags=split.label_tags,
-        device=device,
-        batch_size=config.batch_size,
+    files = files_of(config, inputs, part)
+    prepared = prepare(files)
+    number = num_processes(num_cpus)
+    alone = Ranks(device=device_of(0))
+    result = measure(prepared, files, alone) if number == 1 else measure_together(files, number)
+    page = examples_page(
+        config.task, result.predictions, prepared.split.examples, prepared.load, labels=prepared.labels
     )
-    try:
-        result = task.evaluate(trained.model.to(device), config.options, context)
-    except InvalidSample as error:
-        if error.rule != "empty_caption":
-            raise
-        raise ConfigError(f"{where}: {error}; take the text out of the held-out source's files") from None
-    page = examples_page(config.task, result.predictions, split.examples, context.load, labels=labels)
     (out.path / "examples.html").write_text(page, encoding="utf-8")
-    return _written(config, inputs, part, out, result, names)
+    return _written(config, inputs, part, out, result, prepared.names)
 
 
-def _questions(config: EvaluateConfig, task: "Task", inputs: PartReader, part: Part) -> tuple[Split, list[str]]:
-    """The examples, and the names of what they are of."""
-    data = [read.file for read in part.reads if read.slot == "data"]
-    if data:
-        tables = [inputs.local_path(file) for file in data if file.path == EXAMPLES_FILE]
-        labels = next(inputs.local_path(file) for file in data if file.path == LABELS_FILE)
-        return load_split(tables, labels.read_text(encoding="utf-8")), list(config.known_as) or [config.split]
-    samples = [
-        sample
-        for read in part.reads
-        if read.slot == "rows"
-        for sample in samples_of(pq.read_table(inputs.local_path(read.file)))
-    ]
-    if task.from_samples is None:
-        raise ConfigError(f"{config.task}: held-out samples do not hold what it asks; give it `data` of its own")
-    return Split(tuple(task.from_samples(samples, config.options))), sorted({sample.source for sample in samples})
-
-
-def load_model(inputs: PartReader, part: Part) -> "TaskFolder":
-    """The model with its head and processor; ConfigError if they do not fit each other."""
-    from x2vlm.inference.task_folder import load_task_model
-
-    with TemporaryDirectory(prefix="x2vlm-model-") as folder:  # the store keeps every file under its own name
-        for read in part.reads:
-            if read.slot == "model":
-                Path(folder, read.file.path).symlink_to(inputs.local_path(read.file).resolve())
-        return load_task_model(Path(folder))
-
-
-def _check_head(config: EvaluateConfig, task: "Task", trained: "TaskFolder", labels: Sequence[str]) -> None:
-    """ConfigError for a model without the head that the task answers with."""
-    wanted = None if task.training is None else task.training.head(len(labels) or 1, config.options)
-    found = trained.model.head_config
-    if wanted is not None and (found is None or found.kind != wanted.kind):
-        has = f"the head of {trained.task or 'another task'}" if found else "none"
-        raise ConfigError(
-            f"{config.task}: answers with a head ({wanted.kind}) that is learned for it, and the model has {has}; "
-            "fine-tune the model first (`finetune`, jobs/finetune.py)"
-        )
-
-
-def labels_for(trained: "TaskFolder", split: Split, where: str) -> tuple[str, ...]:
-    """The labels to answer with: those that the model was trained with, if it names any.
-
-    ConfigError if they are not those of the split, or not as many as a classifier has.
-    """
-    labels = trained.labels or split.labels
-    head = trained.model.head_config
-    try:
-        check_labels(split.labels, labels)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if head is not None and head.kind == "classifier" and len(labels) != head.num_labels:
-        raise ConfigError(
-            f"{where}: a list of {len(labels)} answers, and the model's classifier has {head.num_labels}; give the "
-            "list it was trained with"
-        )
-    return labels
+def files_of(config: EvaluateConfig, inputs: PartReader, part: Part) -> EvaluationFiles:
+    """Where everything that an evaluation reads lies on this machine; each file has been checked."""
+    slots: dict[str, list[InputFile]] = {}
+    for read in part.reads:
+        slots.setdefault(read.slot, []).append(read.file)
+    paths = [inputs.local_path(read.file) for read in part.lookups]
+    data = slots.get("data", [])
+    return EvaluationFiles(
+        config=config,
+        model={file.path: inputs.local_path(file) for file in slots.get("model", [])},
+        examples=tuple(inputs.local_path(file) for file in data if file.path == EXAMPLES_FILE),
+        labels=next((inputs.local_path(file) for file in data if file.path == LABELS_FILE), None),
+        rows=tuple(inputs.local_path(file) for file in slots.get("rows", [])),
+        media=tuple(zip(paths[::2], paths[1::2], strict=True)),
+    )
 
 
 def _written(

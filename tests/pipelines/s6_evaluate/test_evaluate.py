@@ -2,6 +2,11 @@
 
 import hashlib
 import json
+import os
+import signal
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +15,7 @@ import pytest
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.stage import Input
 from pipelines.s6_evaluate.config import EvaluateConfig
-from pipelines.s6_evaluate.stage import EVALUATE, plan_evaluation
+from pipelines.s6_evaluate.stage import EVALUATE, evaluate_part, plan_evaluation
 from tests.support.models.folders import PHOTOS, small_model, tokenizer_of
 from tests.support.parts import Run, as_part, run_stage
 from x2vlm.config import FrozenConfig, parse_config
@@ -63,9 +68,10 @@ def held_out(folder: Path, texts: tuple[str, ...]) -> dict[str, tuple[Input, ...
     return {**inputs, "contamination": ()}
 
 
-def evaluate(folder: Path, model: Input, texts: tuple[str, ...], **config: object) -> Run:
+def evaluate(folder: Path, model: Input, texts: tuple[str, ...], processes: float = 1, **config: object) -> Run:
     inputs = {"model": (model,), **held_out(folder / "data", texts)}
-    return run_stage(EVALUATE, EvaluateConfig.model_validate({"task": "retrieval", **config}), inputs, folder / "out")
+    stage = replace(EVALUATE, run_part=partial(evaluate_part, num_cpus=processes))
+    return run_stage(stage, EvaluateConfig.model_validate({"task": "retrieval", **config}), inputs, folder / "out")
 
 
 def scores(run: Run) -> list[float]:
@@ -160,3 +166,21 @@ def test_every_task_of_the_table_can_be_loaded_and_has_options_without_required_
         assert callable(spec.load().evaluate)
         assert isinstance(EvaluateConfig(task=name).options, spec.config_type)
         assert issubclass(spec.config_type, FrozenConfig)
+
+
+def test_several_processes_write_the_same_bytes_and_one_that_dies_ends_all(tmp_path: Path, monkeypatch) -> None:
+    model = saved_model(tmp_path / "model")
+    alone = evaluate(tmp_path / "one", model, CAPTIONS, batch_size=2)
+    shared = evaluate(tmp_path / "three", model, CAPTIONS, processes=3.5, batch_size=2)
+    assert len(alone.bytes_of()) == 3
+    assert shared.bytes_of() == alone.bytes_of()
+    monkeypatch.setattr("pipelines.s6_evaluate.processes._work", dies)
+    with pytest.raises(StageFailed, match=r"exit codes .*1: -9.*ran out of memory"):
+        evaluate(tmp_path / "dead", model, CAPTIONS, processes=2, batch_size=2)
+
+
+def dies(files: object, rank: int, number: int, folder: str, ends_with_parent: object) -> None:
+    """The work of a process that the kernel ends, beside one that waits for it."""
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
