@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.stage import InputFile
-from x2vlm.samples import write_table
 
 SUFFIX = ".segments.parquet"
 SCHEMA = pa.schema(
@@ -72,7 +71,7 @@ class SegmentWriter:
         self._stream.close()
         if kind is None:
             listing = pa.Table.from_pylist(list(self._listed.values()), schema=SCHEMA)
-            write_table(listing, self.path.with_name(segments_name(self.path.name)))
+            pq.write_table(listing, self.path.with_name(segments_name(self.path.name)), compression="zstd")
 
 
 def encode(table: pa.Table) -> bytes:
