@@ -15,6 +15,7 @@ from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.run.finishing import reused
 from pipelines.flow.run.planner import check_due, explain, plan
 from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
+from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.layout import part_folder
 from pipelines.flow.store.store import Store
 from pipelines.report.comparison import comparison_table
@@ -27,6 +28,7 @@ from x2vlm.config import parse_config
 from x2vlm.errors import ConfigError
 from x2vlm.models.files import HEAD_FILE, MODEL_FILES, PROCESSOR_FILE, TASK_FILE, TOKENIZER_FILES
 from x2vlm.tasks.catalog import task_spec
+from x2vlm.tasks.training.splits import DROPS_FILE
 from x2vlm.train.config import TrainRuntime
 
 READERS = {
@@ -153,8 +155,24 @@ def _run(options: argparse.Namespace, values: Mapping[str, Any], measured: Seque
     results = evaluation_results(store, manifests)
     table = comparison_table({key.partition("/")[2]: value for key, value in results.items()})
     lines = [f"model    {_folder(store, manifests[key])}" for key in manifests if key.startswith("finetune/")]
+    lines += [line for manifest in manifests.values() for line in _dropped(store, manifest)]
     text = "\n".join([*([as_text(table), ""] if results else []), *lines, f"store    {store.uri}"])
     return Outcome(EXIT_OK, text, {"name": name, "results": results, "table": as_json(table), "model": lines})
+
+
+def _dropped(store: Store, manifest: Manifest) -> list[str]:
+    """What task data lost on the way, a line for each part that lost anything."""
+    lines = []
+    for part in manifest.parts if manifest.stage == "task_data" else ():
+        count = part.record.counts["rows"]
+        if count.dropped:
+            rules = ", ".join(f"{rule} {number}" for rule, number in sorted(count.dropped.items()))
+            where = store.uri_of(part_folder(manifest.stage, part.record.fingerprint))
+            lines.append(
+                f"dropped  {sum(count.dropped.values())} of {count.num_in} rows of {part.name} ({rules}): "
+                f"{where}/{DROPS_FILE} says which"
+            )
+    return lines
 
 
 def _folder(store: Store, manifest: Any) -> str:

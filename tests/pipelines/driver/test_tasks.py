@@ -82,6 +82,18 @@ def test_a_model_and_a_table_come_out_of_two_files(given, done):
     assert again.data["results"]["evaluate/classification"]["selection"] == result["selection"]
 
 
+def test_a_row_that_is_dropped_is_told_with_its_rule(given, done, tmp_path):
+    folder = Path(done.data["model"][0].split()[-1])
+    lines = (given / "test.csv").read_text().splitlines()
+    assert lines[0] == "id,image,text,label"
+    (given / "torn.csv").write_text("\n".join([*lines, f"torn,{lines[1].split(',')[1]},,"]) + "\n")
+    words = ["--model", str(folder), "--task", "classification", "--data", str(given / "torn.csv")]
+    told = evaluate(*words, "--store", str(tmp_path / "store")).text
+    (line,) = [line for line in told.splitlines() if line.startswith("dropped")]
+    assert line.startswith("dropped  1 of 9 rows of test-0000")
+    assert Path(line.split(": ")[1].removesuffix(" says which")).is_file()
+
+
 def test_a_dry_run_does_nothing_and_says_what_is_due(given, tmp_path):
     outcome = finetune(given, tmp_path / "store", "--dry-run")
     assert outcome.exit_code == EXIT_DUE
