@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # them again: 14 CPU seconds for `import x2vlm.models.x2vlm` instead of 5.5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs quick test slow lint format clean lock benchmarks gpu-benchmarks
+.PHONY: setup demo docs quick test slow learn lint format clean lock benchmarks gpu-benchmarks
 .DEFAULT_GOAL := demo
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -40,7 +40,10 @@ test: setup                          ## every test but the slow proofs
 		--cov=pipelines/flow --cov-report=term --cov-fail-under=90
 
 slow: setup                          ## the long proofs: kills at random moments, many workers, large plans
-	$(PYTHON) -m pytest -m slow
+	$(PYTHON) -m pytest -m slow --ignore tests/learning
+
+learn: setup                         ## a small model learns a procedural world and every task on it: hours of two cores
+	$(PYTHON) -m pytest -m slow -s tests/learning
 
 lint: setup                          ## format, style, types and import directions
 	$(VENV)/bin/ruff format --check .
