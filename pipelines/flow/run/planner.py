@@ -193,7 +193,7 @@ def _resolve(
             if isinstance(item, str):
                 upstream = finished[item]
                 if item not in cache:
-                    cache[item] = store.as_input(upstream.manifest)
+                    cache[item] = store.as_input(upstream.manifest, upstream.sha256)
                 value = cache[item]
                 record = InputRecord(
                     slot=slot,

@@ -190,11 +190,15 @@ _SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 
 def as_input(
     manifest: Manifest,
+    path: str,
+    sha256: str,
     file_uri: Callable[[PartRecord, FileRecord], str],
     open_segments: Callable[[InputPart, InputFile], Mapping[str, InputFile]] | None = None,
 ) -> Input:
-    """`manifest` as its consumers see it; `file_uri` says where an output file of a part lies, `open_segments` what
-    the segments of one are."""
+    """`manifest`, at `path` with seal `sha256`, as its consumers see it.
+
+    `file_uri` says where an output file of a part lies, `open_segments` what the segments of one are.
+    """
 
     def with_segments(part: InputPart) -> InputPart:
         return part if open_segments is None else replace(part, open_segments=partial(open_segments, part))
@@ -217,4 +221,4 @@ def as_input(
         for part in manifest.parts
     )
     found = tuple(map(with_segments, parts))
-    return Input(node=manifest.node, root=manifest.root, parts=found, summary=manifest.summary)
+    return Input(manifest.node, manifest.root, found, manifest.summary, path, sha256)

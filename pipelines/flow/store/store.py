@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.segments import segments_name, segments_of
-from pipelines.flow.stage import Input, InputFile, InputPart, Node
+from pipelines.flow.stage import ArtifactReference, Input, InputFile, InputPart, Node
 from pipelines.flow.store import commit, layout, parts, scratch
 from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord, Ref, as_input, seal, unseal
 from pipelines.flow.store.blobs import Blobs
@@ -124,9 +124,20 @@ class Store:
         """Paths of all manifests, sorted."""
         return sorted(path for path in self.blobs.find(layout.ARTIFACTS) if path.endswith(".json"))
 
-    def as_input(self, manifest: Manifest) -> Input:
-        """`manifest` as its consumers see it."""
-        return as_input(manifest, self.file_uri, self._segments)
+    def as_input(self, manifest: Manifest, sha256: str = "") -> Input:
+        """`manifest` as its consumers see it; with its seal `sha256` parts can name it (`Input.reference`)."""
+        path = layout.manifest_path(manifest.stage, manifest.node.split("/", 1)[1], manifest.fingerprint)
+        return as_input(manifest, path, sha256, self.file_uri, self._segments)
+
+    def open_artifact(self, reference: ArtifactReference) -> Input:
+        """The artifact that `reference` names; CorruptArtifact if its manifest is gone or another one by now."""
+        found = self.read_manifest(reference.manifest_path)
+        if found is None or found[1] != reference.manifest_sha256:
+            raise CorruptArtifact(
+                f"{self.uri_of(reference.manifest_path)}: the manifest of {reference.node} is "
+                f"{'gone' if found is None else 'not the one that the plan read'}; rerun the same command"
+            )
+        return self.as_input(*found)
 
     def _segments(self, part: InputPart, file: InputFile) -> Mapping[str, InputFile]:
         listing = part.file(segments_name(file.path))
