@@ -1,5 +1,6 @@
 """What a stage, a node and a part are: values that describe work. Building them runs nothing."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pydantic
 
-from pipelines.flow.fingerprint import sha256_of
+from pipelines.flow.fingerprint import canonical_json, sha256_of
 from pipelines.flow.live import Report
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -84,6 +85,10 @@ class Input:
         """What a part names to look things up in this artifact (`Part.lookup_artifacts`)."""
         return ArtifactReference(self.node, self.manifest_path, self.manifest_sha256)
 
+    def find(self, path: str) -> InputFile | None:
+        """The file called `path` of the first part that has one; None if none has."""
+        return self._files.get(path)
+
     def has_part(self, name: str) -> bool:
         """Whether a part is called `name`."""
         return name in self._places
@@ -93,6 +98,14 @@ class Input:
         if name not in self._places:
             raise StageFailed(f"{self.node} has no part {name}; it has {len(self.parts)} parts")
         return self.parts[self._places[name]]
+
+    @cached_property
+    def _files(self) -> Mapping[str, InputFile]:
+        found: dict[str, InputFile] = {}
+        for part in self.parts:
+            for file in part.files:
+                found.setdefault(file.path, file)
+        return found
 
     @cached_property
     def _places(self) -> Mapping[str, int]:
@@ -357,15 +370,23 @@ class Graph(Mapping[str, Node]):
 
 def part_fingerprint(stage: Stage, config: pydantic.BaseModel, part: Part) -> str:
     """Identity of a part: stage name and version, config, spec and the sha256 of everything it reads, in order."""
-    return sha256_of(
-        {
-            "stage": stage.name,
-            "version": stage.version,
-            "config": config,
-            "spec": part.spec,
-            "reads": [[read.slot, read.file.sha256] for read in part.reads],
-        }
-    )
+    return part_fingerprints(stage, config, [part])[0]
+
+
+def part_fingerprints(stage: Stage, config: pydantic.BaseModel, parts: Iterable[Part]) -> list[str]:
+    """The identities of many parts: sha256 of the canonical JSON of what `part_fingerprint` says.
+
+    Config, stage and version are written once; keys of canonical JSON are in alphabetical order.
+    """
+    head = hashlib.sha256(b'{"config":' + canonical_json(config) + b',"reads":')
+    tail = b',"stage":' + canonical_json(stage.name) + b',"version":' + canonical_json(stage.version) + b"}"
+    found = []
+    for part in parts:
+        digest = head.copy()
+        digest.update(canonical_json([[read.slot, read.file.sha256] for read in part.reads]))
+        digest.update(b',"spec":' + canonical_json(part.spec) + tail)
+        found.append(digest.hexdigest())
+    return found
 
 
 def artifact_fingerprint(stage: Stage, config: pydantic.BaseModel, parts: Sequence[tuple[str, str]]) -> str:
