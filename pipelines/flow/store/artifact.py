@@ -1,10 +1,10 @@
 """Records of what was written: part records, manifests and references, sealed so that any changed byte shows."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -19,7 +19,7 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=pydantic.BaseModel)
 
 
 class FileRecord(Record):
@@ -101,8 +101,16 @@ class InputRecord(Record):
     bytes: int | None = None  # of an upstream file
 
 
+def _listed(parts: object, validate: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    """Parts that are decoded when they are asked for stay what they are; lists are checked."""
+    return validate(parts) if isinstance(parts, list | tuple) or not isinstance(parts, Sequence) else parts
+
+
 class Manifest(Record):
-    """The record of one artifact; written last, and the only thing readers trust."""
+    """The record of one artifact; written last, and the only thing readers trust.
+
+    `parts` of many are decoded when they are asked for (`pipelines.flow.store.manifests`).
+    """
 
     format: Literal[1] = 1
     node: str
@@ -111,7 +119,7 @@ class Manifest(Record):
     fingerprint: str
     config: dict[str, Any]
     inputs: list[InputRecord]
-    parts: list[ManifestPart]
+    parts: Annotated[Sequence[ManifestPart], pydantic.WrapValidator(_listed)]
     counts: dict[str, CountRecord]
     summary: dict[str, Any] = {}
     root: str
