@@ -20,7 +20,15 @@ def canonical_json(value: object) -> bytes:
     Pydantic models are written without the fields that equal their default, so a new option with a default keeps old
     fingerprints. Raises ConfigError for anything without stable bytes: sets, NaN, infinity, objects, non-string keys.
     """
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    return plain_json(_plain(value))
+
+
+def plain_json(value: object) -> bytes:
+    """`canonical_json` of a value that holds nothing but strings, whole numbers, lists and mappings: not checked."""
+    return _ENCODER.encode(value).encode("utf-8")
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _plain(value: object, where: tuple[str | int, ...] = ()) -> object:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Protocol
 
 import pydantic
 
-from pipelines.flow.fingerprint import canonical_json, sha256_of
+from pipelines.flow.fingerprint import canonical_json, plain_json, sha256_of
 from pipelines.flow.live import Report
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -383,7 +383,7 @@ def part_fingerprints(stage: Stage, config: pydantic.BaseModel, parts: Iterable[
     found = []
     for part in parts:
         digest = head.copy()
-        digest.update(canonical_json([[read.slot, read.file.sha256] for read in part.reads]))
+        digest.update(plain_json([(read.slot, read.file.sha256) for read in part.reads]))
         digest.update(b',"spec":' + canonical_json(part.spec) + tail)
         found.append(digest.hexdigest())
     return found

@@ -28,7 +28,12 @@ def parts_folder(stage: str) -> str:
 
 def part_folder(stage: str, fingerprint: str) -> str:
     """The folder of a part."""
-    return f"{parts_folder(stage)}/{fingerprint[:2]}/{_safe(fingerprint)}"
+    return part_below(parts_folder(stage), _safe(fingerprint))
+
+
+def part_below(folder: str, fingerprint: str) -> str:
+    """The folder of a part below that of all parts of its stage; `fingerprint` is hexadecimal and not checked."""
+    return f"{folder}/{fingerprint[:2]}/{fingerprint}"
 
 
 def record_path(stage: str, fingerprint: str) -> str:

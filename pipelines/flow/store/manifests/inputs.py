@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 from pipelines.flow.stage import InputFile, InputPart
-from pipelines.flow.store.layout import part_folder
+from pipelines.flow.store.layout import part_below, parts_folder
 from pipelines.flow.store.manifests.paged import PagedParts
 from pipelines.flow.store.manifests.part_table import Chunk
 from x2vlm.errors import StageFailed
@@ -18,7 +18,7 @@ class InputParts(Sequence[InputPart]):
     def __init__(
         self, parts: PagedParts, stage: str, uri_of: Callable[[str], str], open_segments: OpenSegments
     ) -> None:
-        self._parts, self._stage, self._uri_of, self._open_segments = parts, stage, uri_of, open_segments
+        self._parts, self._folder, self._open_segments = parts, uri_of(parts_folder(stage)), open_segments
 
     @property
     def names(self) -> list[str]:
@@ -43,26 +43,26 @@ class InputParts(Sequence[InputPart]):
                 yield self._part(chunk, row)
 
     def _part(self, chunk: Chunk, row: int) -> InputPart:
-        folder = self._uri_of(part_folder(self._stage, chunk.fingerprint(row)))
-        return _StoredPart(chunk, row, folder, self._open_segments)
+        return _StoredPart(chunk, row, self._folder, self._open_segments)
 
 
 class _StoredPart(InputPart):
     """A part whose files and summary are made of its chunk's columns when they are asked for."""
 
-    def __init__(self, chunk: Chunk, row: int, folder: str, open_segments: OpenSegments) -> None:
-        self.__dict__.update(name=chunk.names[row], _chunk=chunk, _row=row, _folder=folder, _open=open_segments)
+    def __init__(self, chunk: Chunk, row: int, parts_uri: str, open_segments: OpenSegments) -> None:
+        self.__dict__.update(name=chunk.names[row], _chunk=chunk, _row=row, _uri=parts_uri, _open=open_segments)
 
     _chunk: Chunk
     _row: int
-    _folder: str
+    _uri: str
     _open: OpenSegments
 
     @property
     def files(self) -> tuple[InputFile, ...]:
         """All files of the part."""
-        first = self._chunk.first_file(self._row)
-        return tuple(self._file(first + number) for number in range(len(self._chunk.paths(self._row))))
+        places = self._chunk.file_places
+        folder = self._folder
+        return tuple(self._file(place, folder) for place in range(places[self._row], places[self._row + 1]))
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -71,16 +71,22 @@ class _StoredPart(InputPart):
 
     def file(self, path: str) -> InputFile:
         """The file called `path`; StageFailed if the part has none."""
-        paths = self._chunk.paths(self._row)
-        if path not in paths:
-            raise StageFailed(f"part {self.name} has no file {path}; it has {', '.join(paths)}")
-        return self._file(self._chunk.first_file(self._row) + paths.index(path))
+        places, paths = self._chunk.file_places, self._chunk.file_columns[0]
+        for place in range(places[self._row], places[self._row + 1]):
+            if paths[place] == path:
+                return self._file(place, self._folder)
+        there = ", ".join(paths[places[self._row] : places[self._row + 1]])
+        raise StageFailed(f"part {self.name} has no file {path}; it has {there}")
 
     def segments(self, path: str) -> Mapping[str, InputFile]:
         """The segments of the file called `path` by name, in the file's order; StageFailed if it has none."""
         return self._open(self, self.file(path))
 
-    def _file(self, place: int) -> InputFile:
-        found = self._chunk.file(place)
-        uri = f"{self._folder}/{found.location or found.path}"
-        return InputFile(found.path, found.bytes, found.sha256, uri, found.rows)
+    @property
+    def _folder(self) -> str:
+        return part_below(self._uri, self._chunk.fingerprint(self._row))
+
+    def _file(self, place: int, folder: str) -> InputFile:
+        paths, sizes, digests, rows, locations = self._chunk.file_columns
+        path = paths[place]
+        return InputFile(path, sizes[place], digests[place].hex(), f"{folder}/{locations[place] or path}", rows[place])

@@ -7,7 +7,7 @@ time. Manifests of few parts keep them inside, and so do all that were written b
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, overload
 
 import pyarrow as pa
@@ -131,12 +131,20 @@ class PagedParts(Sequence[ManifestPart]):
 
     def chunk(self, number: int) -> Chunk:
         """The chunk with this number; the ones last asked for are kept."""
-        with self._decoding:
-            found = self._kept.pop(number, None) or Chunk(self._file.read_row_group(number))
-            self._kept[number] = found
-            while len(self._kept) > KEPT_CHUNKS:
-                del self._kept[next(iter(self._kept))]
+        found = self._kept.get(number)
+        if found is None:
+            found = Chunk(
+                min(self.table.chunk_parts, len(self) - number * self.table.chunk_parts), self._reader(number)
+            )
+            self._kept = {**dict(list(self._kept.items())[1 - KEPT_CHUNKS :]), number: found}
         return found
+
+    def _reader(self, number: int) -> Callable[[str], pa.ChunkedArray]:
+        def read_column(name: str) -> pa.ChunkedArray:
+            with self._decoding:
+                return self._file.read_row_group(number, columns=[name])[name]
+
+        return read_column
 
     def _column(self, name: str) -> pa.ChunkedArray:
         with self._decoding:

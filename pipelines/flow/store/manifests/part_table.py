@@ -7,7 +7,7 @@ root is a subtree of the artifact's Merkle root.
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -134,16 +134,16 @@ def _text(value: object) -> str:
 
 
 class Chunk:
-    """The parts of one chunk, each column decoded when it is first asked for."""
+    """The parts of one chunk; each column is read, by `read_column`, and decoded when it is first asked for."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-        self.num_parts = table.num_rows
+    def __init__(self, num_parts: int, read_column: Callable[[str], pa.ChunkedArray]) -> None:
+        self.num_parts = num_parts
+        self._read_column = read_column
+        self._columns: dict[str, list[Any]] = {}
 
     def record(self, row: int) -> PartRecord:
         """The record of the part at `row`, equal to its `part.json`."""
-        slots, read_paths, read_digests = self._reads
-        start, end = self._read_places[row], self._read_places[row + 1]
+        places, (slots, read_paths, read_digests) = self._reads
         counts = json.loads(self._column("counts")[row])
         return PartRecord.model_construct(
             stage=self._column("stage")[row],
@@ -152,7 +152,7 @@ class Chunk:
             spec=json.loads(self._column("spec")[row]),
             reads=[
                 ReadRecord.model_construct(slot=slots[i], path=read_paths[i], sha256=read_digests[i].hex())
-                for i in range(start, end)
+                for i in range(places[row], places[row + 1])
             ],
             files=self.files(row),
             counts={unit: CountRecord.model_construct(**count) for unit, count in counts.items()},
@@ -181,65 +181,47 @@ class Chunk:
 
     def files(self, row: int) -> list[FileRecord]:
         """Records of the files of the part at `row`."""
-        return [self.file(place) for place in range(self._file_places[row], self._file_places[row + 1])]
+        paths, sizes, digests, rows, locations = self.file_columns
+        return [
+            FileRecord.model_construct(
+                path=paths[i], bytes=sizes[i], sha256=digests[i].hex(), rows=rows[i], location=locations[i]
+            )
+            for i in range(self.file_places[row], self.file_places[row + 1])
+        ]
 
-    def paths(self, row: int) -> list[str]:
-        """Names of the files of the part at `row`."""
-        return self._files[0][self._file_places[row] : self._file_places[row + 1]]
+    @property
+    def file_places(self) -> list[int]:
+        """Where the files of each part begin among all files of the chunk, and where the last ones end."""
+        return self._files[0]
 
-    def first_file(self, row: int) -> int:
-        """The place of the first file of the part at `row`, for `file`."""
-        return self._file_places[row]
-
-    def file(self, place: int) -> FileRecord:
-        """The record of the file at `place` among all files of the chunk."""
-        paths, sizes, digests, rows, locations = self._files
-        return FileRecord.model_construct(
-            path=paths[place],
-            bytes=sizes[place],
-            sha256=digests[place].hex(),
-            rows=rows[place],
-            location=locations[place],
-        )
+    @property
+    def file_columns(self) -> list[list[Any]]:
+        """Paths, sizes, digests, rows and locations of all files of the chunk."""
+        return self._files[1]
 
     def _column(self, name: str) -> list[Any]:
-        if name not in self._columns:
-            self._columns[name] = _shared(self._table[name].combine_chunks())
-        return self._columns[name]
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = _shared(self._read_column(name).combine_chunks())
+        return found
 
     @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        return {}
+    def _reads(self) -> tuple[list[int], list[list[Any]]]:
+        return _lists(self._read_column("reads"))
 
     @cached_property
-    def _read_places(self) -> list[int]:
-        return _places(self._table["reads"])
-
-    @cached_property
-    def _file_places(self) -> list[int]:
-        return _places(self._table["files"])
-
-    @cached_property
-    def _reads(self) -> list[list[Any]]:
-        return _fields(self._table["reads"])
-
-    @cached_property
-    def _files(self) -> list[list[Any]]:
-        return _fields(self._table["files"])
+    def _files(self) -> tuple[list[int], list[list[Any]]]:
+        return _lists(self._read_column("files"))
 
 
-def _places(column: pa.ChunkedArray) -> list[int]:
-    """Where the items of each row begin among all items, and where the last ones end."""
-    found: list[int] = pc.list_value_length(column).to_pylist()
+def _lists(column: pa.ChunkedArray) -> tuple[list[int], list[list[Any]]]:
+    """Where the items of each row begin among all items, and where the last ones end; and the fields of all items."""
+    lengths: list[int] = pc.list_value_length(column).to_pylist()
     places = [0]
-    for length in found:
+    for length in lengths:
         places.append(places[-1] + length)
-    return places
-
-
-def _fields(column: pa.ChunkedArray) -> list[list[Any]]:
     items = column.combine_chunks().flatten()
-    return [_shared(items.field(index)) for index in range(items.type.num_fields)]
+    return places, [_shared(items.field(index)) for index in range(items.type.num_fields)]
 
 
 def _shared(values: pa.Array) -> list[Any]:
