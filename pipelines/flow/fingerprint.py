@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pydantic
 
@@ -31,29 +31,39 @@ def plain_json(value: object) -> bytes:
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+_AS_THEY_ARE = frozenset({str, int, bool, type(None)})  # types; what is of none of them is looked at
+
+
 def _plain(value: object, where: tuple[str | int, ...] = ()) -> object:
-    kind = type(value)
-    if value is None or kind is str or kind is int or kind is bool:
+    if type(value) in _AS_THEY_ARE:
         return value
+    if isinstance(value, dict):
+        return _plain_mapping(value, where)
+    if isinstance(value, list | tuple):
+        return [
+            item if type(item) in _AS_THEY_ARE else _plain(item, (*where, index)) for index, item in enumerate(value)
+        ]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ConfigError(f"{_path(where)}: {value} has no stable JSON form")
         # 1.0 and 1 mean the same threshold; 0.0 and -0.0 too.
         return int(value) if value == int(value) and abs(value) < 2**53 else value
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise ConfigError(f"{_path(where)}: key {key!r} is not a string")
-        return {key: _plain(item, (*where, key)) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, (*where, index)) for index, item in enumerate(value)]
     if isinstance(value, bool | int | str):  # of a subclass, such as an enumeration
         return value
     if isinstance(value, pydantic.BaseModel):
         return _plain(value.model_dump(mode="json", exclude_defaults=True), where)
+    if isinstance(value, Mapping):
+        return _plain_mapping(value, where)
     raise ConfigError(
         f"{_path(where)}: {type(value).__name__} has no stable bytes; use numbers, strings, lists or mappings"
     )
+
+
+def _plain_mapping(value: Mapping[Any, object], where: tuple[str | int, ...]) -> dict[str, object]:
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{_path(where)}: key {key!r} is not a string")
+    return {key: item if type(item) in _AS_THEY_ARE else _plain(item, (*where, key)) for key, item in value.items()}
 
 
 def _path(where: tuple[str | int, ...]) -> str:

@@ -107,11 +107,11 @@ class PartTableWriter:
 
 def _as_table(parts: Sequence[tuple[ManifestPart, str]]) -> pa.Table:
     records = [part.record for part, _ in parts]
-    reads = [
-        [{"slot": one.slot, "path": one.path, "sha256": bytes.fromhex(one.sha256)} for one in record.reads]
+    reads = [[(one.slot, one.path, bytes.fromhex(one.sha256)) for one in record.reads] for record in records]
+    files = [
+        [(one.path, one.bytes, bytes.fromhex(one.sha256), one.rows, one.location) for one in record.files]
         for record in records
     ]
-    files = [[{**one.__dict__, "sha256": bytes.fromhex(one.sha256)} for one in record.files] for record in records]
     columns: dict[str, Iterable[Any]] = {
         "name": [part.name for part, _ in parts],
         "stage": [record.stage for record in records],
