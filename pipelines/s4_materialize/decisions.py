@@ -89,11 +89,12 @@ def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> 
 
 
 def _file(artifact: Input, part: RowsPart) -> InputFile:
-    for candidate in artifact.parts:
-        for file in candidate.files:
-            if file.path == part.decisions:
-                return file
-    raise ConfigError(f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?")
+    file = artifact.find(part.decisions)
+    if file is None:
+        raise ConfigError(
+            f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?"
+        )
+    return file
 
 
 def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], decisions: pa.Table) -> dict[str, int]:
