@@ -22,6 +22,7 @@ def store(server, monkeypatch):
     """Pauses and time-outs are a fraction of the real ones."""
     monkeypatch.setattr(calls, "FIRST_PAUSE", 0.05)
     monkeypatch.setattr(calls, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(calls, "MAX_TRIES", 100_000)
     monkeypatch.setattr(calls, "_last_failure", -float("inf"))
     monkeypatch.setitem(fsspec.config.conf, "s3", FAST)
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 1)

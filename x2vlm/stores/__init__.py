@@ -1,1 +1,1 @@
-"""Files of a run below an fsspec URI, in a store that may fail for a while or be slow."""
+"""Files below an fsspec URI, in a store that may fail for a while or be slow."""

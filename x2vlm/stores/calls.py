@@ -1,8 +1,9 @@
-"""Calls to an object store, tried again while its transport fails: exponential back-off with jitter, for a stated time.
+"""Calls to an object store, tried again while its transport fails: exponential back-off with full jitter, for a stated
+time and a bounded number of tries.
 
 A transport error is every error that another try can mend: refused or reset connections, time-outs, 5xx, throttling.
-"Not found", "no permission" and errors of the caller are final and raised at once. Local file systems are never tried
-again: their errors (a full disk) last.
+"Not found", "no permission" and errors of the caller (other answers 4xx) are final and raised at once. Local file
+systems are never tried again: their errors (a full disk) last.
 """
 
 import contextlib
@@ -25,7 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RETRY_SECONDS = 900.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between two tries
+MAX_TRIES = 200  # within that time there are about 95, by the mean of the pauses
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 20.0  # seconds between two tries, at most; in the mean half of it
+RESUME_TRAINING = "the same command goes on from the last checkpoint, train_runtime.store_retry_seconds waits longer"
 _FINAL = (
     *(FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError),
     *(NotImplementedError, ValueError, TypeError, LookupError, AttributeError, ImportError, MemoryError),
@@ -35,6 +38,17 @@ _FINAL = (
 _FINAL_NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.ENAMETOOLONG}
 # Of botocore, which this module does not import: settings, not transport.
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}
+# Answers 4xx that another try can mend, by status and by code: time-outs, conflicts of two writers, throttling; and a
+# body that was damaged or cut on its way.
+_PASSING_STATUSES = {408, 409, 425, 429}
+_PASSING_CODES = {
+    "RequestTimeout",
+    "IncompleteBody",
+    "BadDigest",
+    "XAmzContentSHA256Mismatch",
+    "SlowDown",
+    "Throttling",
+}
 _jitter = random.Random()  # the global generator belongs to the training
 _last_failure = -float("inf")
 
@@ -47,7 +61,20 @@ def is_final(error: BaseException) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, OSError) and error.errno in _FINAL_NUMBERS:
         return True
-    return not isinstance(error, Exception) or isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES
+    if not isinstance(error, Exception) or isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
+        return True
+    status, code = answer_of(error)
+    return 400 <= status < 500 and status not in _PASSING_STATUSES and code not in _PASSING_CODES
+
+
+def answer_of(error: BaseException) -> tuple[int, str]:
+    """HTTP status and error code that an S3 server answered with; (0, "") for errors that are no answer of one."""
+    for one in (error, error.__cause__):  # s3fs translates botocore's errors and keeps them as the cause
+        response = getattr(one, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return int(status), str(response.get("Error", {}).get("Code", ""))
+    return 0, ""
 
 
 def seconds_since_failure() -> float:
@@ -62,11 +89,16 @@ def note_failure() -> None:
 
 
 def retrying(
-    call: Callable[[], T], what: str, seconds: float = RETRY_SECONDS, on_failure: Callable[[], None] | None = None
+    call: Callable[[], T],
+    what: str,
+    seconds: float = RETRY_SECONDS,
+    on_failure: Callable[[], None] | None = None,
+    remedy: str = RESUME_TRAINING,
 ) -> T:
     """The result of `call`, tried again while it fails in transport; `on_failure` is called after every such try.
 
-    StoreUnavailable once `seconds` have passed since the first try. Other errors are raised as they are.
+    StoreUnavailable, with `remedy`, once `seconds` have passed since the first try, or after MAX_TRIES. Other errors
+    are raised as they are.
     """
     began, pause, num_failures = time.monotonic(), FIRST_PAUSE, 0
     while True:
@@ -80,13 +112,12 @@ def retrying(
                 on_failure()
             num_failures += 1
             passed = time.monotonic() - began
-            if passed >= seconds:
+            if passed >= seconds or num_failures >= MAX_TRIES:
                 raise StoreUnavailable(
                     f"{what}: the store failed {num_failures} times in {passed:.0f} s, last with "
-                    f"{type(error).__name__}: {error}. Check that it is reachable; the same command goes on from the "
-                    "last checkpoint, train_runtime.store_retry_seconds waits longer"
+                    f"{type(error).__name__}: {error}. Check that it is reachable; {remedy}"
                 ) from error
-            wait = min(pause * _jitter.uniform(0.5, 1.0), max(0.0, seconds - passed))
+            wait = min(_jitter.uniform(0.0, pause), max(0.0, seconds - passed))
             log.warning("store_retry what=%r try=%d seconds=%.1f error=%r", what, num_failures, wait, str(error)[:300])
             time.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)

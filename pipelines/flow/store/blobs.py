@@ -1,9 +1,7 @@
 """Small files at paths relative to a root, with the two writes everything rests on: replace whole, create if absent."""
 
-import errno
-import logging
+import copy
 import os
-import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,18 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 from pipelines.project import project_path
-from x2vlm.errors import ConfigError, StageFailed
+from x2vlm.errors import ConfigError
+from x2vlm.stores.objects import Objects
 
 PROJECT_SCHEME = "project:"
 
-log = logging.getLogger(__name__)
-
-# Filesystems whose `mode="create"` fails if the object exists, decided by the server (or, in memory, under our lock).
-EXCLUSIVE_CREATE = {"s3", "s3a", "gs", "gcs", "memory"}
-_memory_lock = threading.Lock()
-
 
 class Blobs:
-    """Bytes by relative path below `uri`. Local folders use the operating system directly, all else fsspec."""
+    """Bytes by relative path below `uri`. Local folders use the operating system directly, all else fsspec.
+
+    Calls to a remote store are tried again while its transport fails (`x2vlm.stores.objects` says how long, and how
+    many requests each makes); then they raise StoreUnavailable.
+    """
 
     def __init__(self, uri: str, storage_options: dict[str, Any]) -> None:
         self.local_root = local_path_of(uri)
@@ -41,6 +38,19 @@ class Blobs:
         except (ImportError, ValueError) as error:
             raise ConfigError(f"store {uri}: {error}") from error
         self.root = self.root.rstrip("/")
+        self.objects = Objects(self.fs)
+
+    def within(self, seconds: float) -> "Blobs":
+        """The same files, for whoever would rather be told after `seconds` that the store fails than wait for it."""
+        if self.local_root is not None:
+            return self
+        hasty = copy.copy(self)
+        hasty.objects = Objects(self.fs, seconds)
+        return hasty
+
+    def path_of(self, relative: str) -> str:
+        """A file's path for `fs`, in a remote store."""
+        return f"{self.root}/{relative}"
 
     def uri_of(self, relative: str) -> str:
         return f"{self.uri}/{relative}"
@@ -48,14 +58,14 @@ class Blobs:
     def exists(self, relative: str) -> bool:
         if self.local_root is not None:
             return (self.local_root / relative).is_file()
-        return bool(self.fs.exists(f"{self.root}/{relative}"))
+        return self.objects.exists(self.path_of(relative))
 
     def read(self, relative: str) -> bytes | None:
         """The bytes, or None if there is no such file."""
         try:
             if self.local_root is not None:
                 return (self.local_root / relative).read_bytes()
-            return bytes(self.fs.cat_file(f"{self.root}/{relative}"))
+            return self.objects.read(self.path_of(relative))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -66,16 +76,14 @@ class Blobs:
                 with (self.local_root / relative).open("rb") as stream:
                     stream.seek(start)
                     return stream.read(length)
-            path = f"{self.root}/{relative}"
-            end = min(start + length, int(self.fs.size(path)))
-            return bytes(self.fs.cat_file(path, start=start, end=end)) if end > start else b""
+            return self.objects.read_range(self.path_of(relative), start, length)
         except (FileNotFoundError, NotADirectoryError):
             return b""
 
     def write(self, relative: str, data: bytes) -> None:
         """Replace the file whole: readers see the old bytes or the new ones."""
         if self.local_root is None:
-            self.fs.pipe_file(f"{self.root}/{relative}", data)
+            self.objects.write(self.path_of(relative), data)
             return
         path = self.local_root / relative
         temporary = _write_beside(path, data)
@@ -86,48 +94,11 @@ class Blobs:
         """Write the file unless it exists; False, leaving it alone, if it does."""
         if self.local_root is not None:
             return _create_local(self.local_root / relative, data)
-        path = f"{self.root}/{relative}"
-        if self.protocol not in EXCLUSIVE_CREATE:
-            log.warning("event=no_exclusive_create protocol=%s path=%s", self.protocol, path)
-            return self._create_if_not_seen(path, data)
-        try:
-            if self.protocol == "memory":
-                with _memory_lock:
-                    return self._create_if_not_seen(path, data)
-            return self._create_conditionally(path, data)
-        except NotImplementedError:
-            log.warning("event=no_exclusive_create protocol=%s path=%s", self.protocol, path)
-            return self._create_if_not_seen(path, data)
+        return self.objects.create(self.path_of(relative), data)
 
-    def _create_if_not_seen(self, path: str, data: bytes) -> bool:
-        if self.fs.exists(path):
-            return False
-        self.fs.pipe_file(path, data)
-        return True
-
-    def _create_conditionally(self, path: str, data: bytes) -> bool:
-        for _ in range(5):
-            try:
-                self.fs.pipe_file(path, data, mode="create")
-                return True
-            except FileExistsError:
-                return False
-            except OSError as error:
-                answer = f"{error} {error.__cause__}"
-                if "PreconditionFailed" in answer or "pre-conditions" in answer:
-                    return False
-                if "NotImplemented" in answer:
-                    raise NotImplementedError(answer) from error
-                # 409: another conditional write is under way; the server asks to try again.
-                if "ConditionalRequestConflict" not in answer and error.errno != errno.EBUSY:
-                    raise
-        raise StageFailed(f"{path}: the object store kept answering that another write is under way; rerun the command")
-
-    def delete_tree(self, relative: str) -> None:
-        """Remove a folder of a remote store."""
-        path = f"{self.root}/{relative}"
-        if self.fs.exists(path):
-            self.fs.rm(path, recursive=True)
+    def upload(self, local: Path, relative: str) -> None:
+        """Copy a file of this machine into a remote store."""
+        self.objects.upload(local, self.path_of(relative))
 
     def delete(self, relative: str) -> None:
         """Remove a file if it is there."""
@@ -135,7 +106,7 @@ class Blobs:
             if self.local_root is not None:
                 (self.local_root / relative).unlink()
             else:
-                self.fs.rm_file(f"{self.root}/{relative}")
+                self.objects.delete(self.path_of(relative))
         except FileNotFoundError:
             return
 
@@ -145,22 +116,15 @@ class Blobs:
             root = self.local_root / folder
             found = (Path(at) / name for at, _, names in os.walk(root) for name in names if not name.startswith("."))
             return sorted(path.relative_to(self.local_root).as_posix() for path in found)
-        try:
-            paths = self.fs.find(f"{self.root}/{folder}")
-        except FileNotFoundError:
-            return []
-        return sorted(str(path).lstrip("/").removeprefix(self.root.lstrip("/") + "/") for path in paths)
+        paths = self.objects.find(self.path_of(folder))
+        return sorted(path.lstrip("/").removeprefix(self.root.lstrip("/") + "/") for path in paths)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly below `folder`, sorted."""
         if self.local_root is not None:
             root = self.local_root / folder
             return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        try:
-            entries = self.fs.ls(f"{self.root}/{folder}", detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+        return self.objects.folders(self.path_of(folder))
 
     def age_seconds(self, relative: str) -> float:
         """Seconds since `relative` was written, by the store's own clock; infinite if it is not there.
@@ -188,7 +152,7 @@ class Blobs:
     def _modified(self, relative: str) -> float:
         if self.local_root is not None:
             return (self.local_root / relative).stat().st_mtime
-        return float(self.fs.modified(f"{self.root}/{relative}").timestamp())
+        return self.objects.modified(self.path_of(relative))
 
 
 def local_path_of(uri: str) -> Path | None:

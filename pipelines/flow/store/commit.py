@@ -109,21 +109,23 @@ def _commit_remote(
     blobs: Blobs, fault: Fault, writer: ScratchWriter, record: PartRecord, verify_existing: bool
 ) -> PartRecord:
     folder, target = part_folder(writer.stage, writer.fingerprint), record_path(writer.stage, writer.fingerprint)
-    theirs = _existing(blobs, record, verify_existing)
-    if theirs is not None:
+    # Nobody looks first: putting the record if it is absent decides. Only a part that is made again on purpose is
+    # expected to be there.
+    if verify_existing and (theirs := _existing(blobs, record, verify_existing)) is not None:
         return theirs
     attempt = f"attempt-{uuid.uuid4().hex[:12]}"
     # A restored record already says where its files belong.
     placed = [f if f.location else f.model_copy(update={"location": f"{attempt}/{f.path}"}) for f in record.files]
     record = record.model_copy(update={"files": placed})
     for file in placed:
-        blobs.fs.put_file(str(writer.path / file.path), f"{blobs.root}/{folder}/{file.location}")
+        blobs.upload(writer.path / file.path, f"{folder}/{file.location}")
         fault("commit:uploaded")
     fault("commit:record_written")
     if not blobs.create(target, seal(record)[0]):
         theirs = _existing(blobs, record, verify_existing)
         if theirs is not None:
-            blobs.delete_tree(f"{folder}/{attempt}")
+            for location in sorted({file.location for file in placed} - {file.location for file in theirs.files}):
+                blobs.delete(f"{folder}/{location}")
             return theirs
         log.warning("event=damaged_part_replaced stage=%s part=%s", record.stage, record.fingerprint)
         blobs.write(target, seal(record)[0])

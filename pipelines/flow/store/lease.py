@@ -24,15 +24,18 @@ from types import TracebackType
 from typing import Literal
 
 from pipelines.flow.store.artifact import Record, seal, unseal
+from pipelines.flow.store.blobs import Blobs
 from pipelines.flow.store.identity import Identity, this_process
 from pipelines.flow.store.store import Store
 from x2vlm.errors import CorruptArtifact, LeaseLost, PlanBusy, StageFailed
+from x2vlm.stores.calls import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
 TTL_SECONDS = 60.0
 ATTEMPTS = 5
 GRACE_SECONDS = 20.0  # from finding the lease lost to being ended; with the third of a TTL before it, under a minute
+PATIENCE_SECONDS = 5.0  # that renewing and letting go wait for a store that fails: a renewal is soon due again
 FUTURE_SECONDS = 5.0  # by which a file may be newer than the present: stores round
 
 _leaving: Callable[[str], None] | None = None
@@ -57,6 +60,7 @@ class Lease:
 
     def __init__(self, store: Store, name: str, token: int, ttl_seconds: float) -> None:
         self.store, self.name, self.token, self.ttl_seconds = store, name, token, ttl_seconds
+        self._blobs = store.blobs.within(PATIENCE_SECONDS)
         self._me = this_process()
         self._stop = threading.Event()
         self._lost = ""
@@ -86,7 +90,7 @@ class Lease:
 
     def renew(self) -> None:
         """Show that we are alive, and notice if somebody took over."""
-        newest = latest_token(self.store, self.name)
+        newest = max(_tokens(self._blobs, self.name), default=0)
         if newest > self.token:
             self._lost = (
                 f"plan {self.name}: another driver took over (token {newest} after our {self.token}), because this one "
@@ -94,15 +98,15 @@ class Lease:
             )
             log.warning("event=lease_lost name=%s ours=%d newest=%d", self.name, self.token, newest)
             return
-        self.store.blobs.write(_path(self.name, self.token), seal(self.record())[0])
+        self._blobs.write(_path(self.name, self.token), seal(self.record())[0])
 
     def release(self) -> None:
         """Let go. The file stays, marked, so that tokens keep counting up."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        if not self._lost and latest_token(self.store, self.name) == self.token:
-            self.store.blobs.write(_path(self.name, self.token), seal(self.record(released=True))[0])
+        if not self._lost and max(_tokens(self._blobs, self.name), default=0) == self.token:
+            self._blobs.write(_path(self.name, self.token), seal(self.record(released=True))[0])
         _held.discard(self)
 
     def __enter__(self) -> "Lease":
@@ -119,14 +123,14 @@ class Lease:
                 if not isinstance(stop, Exception):  # asked to stop at this very moment: first let go
                     self.release()
                 raise
-        except OSError as failure:  # the disk may be what ended the run; the lease runs out by itself
+        except (OSError, StoreUnavailable) as failure:  # may be what ended the run; the lease runs out by itself
             log.warning("event=lease_not_released name=%s error=%s", self.name, failure)
 
     def _renew_until_stopped(self) -> None:
         while not self._stop.wait(self.ttl_seconds / 3) and not self._lost:
             try:
                 self.renew()
-            except OSError as error:  # may pass; if it does not, others see the lease expire
+            except (OSError, StoreUnavailable) as error:  # may pass; if it does not, others see the lease expire
                 log.warning("event=lease_not_renewed name=%s error=%s", self.name, error)
         if self._lost and _leaving is not None and not self._stop.wait(GRACE_SECONDS):
             _leaving(self._lost)
@@ -167,7 +171,7 @@ def acquire(
         lease = Lease(store, name, token + 1, ttl_seconds)
         _held.add(lease)
         if store.blobs.create(_path(name, token + 1), seal(lease.record())[0]):
-            for old in _tokens(store, name):
+            for old in _tokens(store.blobs, name):
                 if old <= token:
                     store.blobs.delete(_path(name, old))
             return lease
@@ -186,7 +190,7 @@ def release_held() -> None:
 
 def latest_token(store: Store, name: str) -> int:
     """The highest token ever given out under this name, 0 if none."""
-    return max(_tokens(store, name), default=0)
+    return max(_tokens(store.blobs, name), default=0)
 
 
 def _holder(store: Store, name: str, token: int, ttl_seconds: float) -> str | None:
@@ -240,8 +244,8 @@ def _shows_life(
     return False
 
 
-def _tokens(store: Store, name: str) -> list[int]:
-    stems = [path.rsplit("/", 1)[-1].removesuffix(".json") for path in store.blobs.find(f"leases/{name}")]
+def _tokens(blobs: Blobs, name: str) -> list[int]:
+    stems = [path.rsplit("/", 1)[-1].removesuffix(".json") for path in blobs.find(f"leases/{name}")]
     return [int(stem) for stem in stems if stem.isdigit()]
 
 

@@ -6,16 +6,17 @@ import shutil
 import threading
 import uuid
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import fsspec
 
-from pipelines.flow.fingerprint import CHUNK_BYTES, sha256_of_file
+from pipelines.flow.fingerprint import sha256_of_file
 from pipelines.flow.stage import ArtifactReference, Input, InputFile
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import cache_base
 from x2vlm.errors import CorruptArtifact, SourceUnavailable
+from x2vlm.stores.objects import Objects
 
 # Files this process has already checked: (path, size, mtime, expected sha256). Media packs are opened by many parts.
 _verified: set[tuple[str, int, int, str]] = set()
@@ -92,11 +93,8 @@ class StoreReader:
                 with local.open("rb") as stream:
                     stream.seek(file.start)
                     return stream.read(file.bytes)
-            end = file.start + file.bytes
-            if file.uri.startswith(f"{self.store.uri}/"):
-                return bytes(self.store.blobs.fs.cat_file(file.uri, start=file.start, end=end))
-            file_system, path = fsspec.core.url_to_fs(file.uri)
-            return bytes(file_system.cat_file(path, start=file.start, end=end))
+            objects, path = self._remote(file.uri)
+            return objects.read_range(path, file.start, file.bytes)
         except OSError as error:
             raise self._missing(file, error) from error
 
@@ -127,21 +125,25 @@ class StoreReader:
         temporary = target.with_name(f".{uuid.uuid4().hex}")
         digest, size = hashlib.sha256(), 0
         try:
-            with self._remote(file.uri) as source, temporary.open("xb") as sink:
-                while chunk := source.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    sink.write(chunk)
-                    size += len(chunk)
+            objects, path = self._remote(file.uri)
+            with temporary.open("xb") as sink:
+                for piece in objects.stream(path, file.bytes):
+                    digest.update(piece)
+                    sink.write(piece)
+                    size += len(piece)
         except FileNotFoundError as error:
             raise self._missing(file, error) from error
         if digest.hexdigest() != file.sha256:
             raise self._corrupt(file, digest.hexdigest(), size)
         os.replace(temporary, target)
 
-    def _remote(self, uri: str) -> BinaryIO:
+    def _remote(self, uri: str) -> tuple[Objects, str]:
+        """The store's own client for its files, one without options for others, and the path there."""
+        blobs = self.store.blobs
         if uri.startswith(f"{self.store.uri}/"):
-            return cast(BinaryIO, self.store.blobs.fs.open(uri, "rb"))
-        return cast(BinaryIO, fsspec.open(uri, "rb").open())
+            return blobs.objects, blobs.path_of(uri.removeprefix(f"{self.store.uri}/"))
+        file_system, path = fsspec.core.url_to_fs(uri)
+        return Objects(file_system), str(path)
 
     def _keep(self, fetched: Path, cached: Path, size: int) -> None:
         """Link a fetched file into the cache and drop the files longest unused while the cache is too large."""

@@ -20,6 +20,7 @@ from pipelines.flow.fingerprint import sha256_of, sha256_of_file
 from pipelines.flow.stage import Input, InputFile, InputPart, SourceFile
 from pipelines.flow.store.blobs import local_path_of
 from x2vlm.errors import SourceUnavailable
+from x2vlm.stores.objects import Objects
 
 HASHED_BYTES = 256 << 20  # of all files of a tree together
 MARK = "/./"  # in a recorded URI: what follows is what was looked for below the folder
@@ -72,7 +73,8 @@ def open_listed(file: InputFile) -> BinaryIO:
         path = local_path_of(file.uri)
         if path is None:
             fs, name = fsspec.core.url_to_fs(file.uri)
-            if _stamped(_Listed(file.path, file.uri, *_stamp_of(fs.info(name)))) == file.sha256:
+            info = Objects(fs).call(lambda: fs.info(name), f"look at {file.uri}")
+            if _stamped(_Listed(file.path, file.uri, *_stamp_of(info))) == file.sha256:
                 return open_forward(file.uri)
         else:
             stat = path.stat()
@@ -131,7 +133,8 @@ def _remote(uri: str) -> Iterator[_Listed]:
     fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     base = str(root).strip("/")
     scheme = uri.split("://", 1)[0]
-    for path, info in sorted(fs.find(root, detail=True).items()):
+    found = Objects(fs).call(lambda: fs.find(root, detail=True), f"list {uri}")
+    for path, info in sorted(found.items()):
         relative = str(path).strip("/").removeprefix(f"{base}/")
         if not any(_is_hidden(step) for step in relative.split("/")):
             yield _Listed(relative, f"{scheme}://{str(path).lstrip('/')}", *_stamp_of(info))

@@ -14,6 +14,7 @@ from pipelines.flow.store.blobs import PROJECT_SCHEME, local_path_of
 from pipelines.flow.store.source_trees import tree_input
 from pipelines.flow.store.store import Store
 from x2vlm.errors import SourceUnavailable
+from x2vlm.stores.objects import Objects
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class SourceHashes:
                 settled = abs(time.time() - stat.st_mtime) > SETTLED_SECONDS
                 name = source.uri if source.uri.startswith(PROJECT_SCHEME) else str(local)
                 return name, stat.st_size, str(stat.st_mtime_ns), settled
-            info: dict[str, Any] = self._fs(source.uri).info(source.uri)
+            fs = self._fs(source.uri)
+            info: dict[str, Any] = Objects(fs).call(lambda: fs.info(source.uri), f"look at {source.uri}")
             stamp = next((str(info[k]) for k in ("ETag", "etag", "LastModified", "mtime") if info.get(k)), "")
             return source.uri, int(info["size"]), stamp, bool(stamp)
         except OSError as error:
@@ -85,8 +87,13 @@ class SourceHashes:
         try:
             if local is not None:
                 return sha256_of_file(Path(local))[0]
-            with self._fs(source.uri).open(source.uri, "rb") as stream:
-                return sha256_of_stream(stream)[0]
+            fs = self._fs(source.uri)
+
+            def hashed() -> str:
+                with fs.open(source.uri, "rb") as stream:
+                    return sha256_of_stream(stream)[0]
+
+            return Objects(fs).call(hashed, f"read {source.uri}")
         except OSError as error:
             raise self._unavailable(source, error) from error
 

@@ -15,6 +15,7 @@ from pipelines.flow.store.identity import Identity, host_name, start_time, this_
 from pipelines.flow.store.lease import Lease, LeaseRecord, acquire, latest_token
 from pipelines.flow.store.store import Store
 from x2vlm.errors import LeaseLost, PlanBusy, StageFailed
+from x2vlm.stores.calls import StoreUnavailable
 
 HOLD = """
 import sys
@@ -148,7 +149,7 @@ def test_the_thread_renews_until_the_lease_is_released(local_store: Store):
     assert not held._thread.is_alive()
 
 
-def test_trouble_with_the_disk_while_renewing_is_survived(local_store: Store, monkeypatch, caplog):
+def test_trouble_with_the_store_while_renewing_is_survived(local_store: Store, monkeypatch, caplog):
     tried = threading.Event()
 
     class Failing(Lease):
@@ -156,7 +157,7 @@ def test_trouble_with_the_disk_while_renewing_is_survived(local_store: Store, mo
             if tried.is_set():
                 return
             tried.set()
-            raise OSError("no answer")
+            raise StoreUnavailable("no answer")
 
         def release(self) -> None:
             super().release()

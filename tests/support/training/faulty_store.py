@@ -2,16 +2,19 @@
 
 import contextlib
 import http.client
+import random
 import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-Failure = Literal["", "refuse", "reset", "error", "throttle", "hang", "cut"]
+Failure = Literal["", "refuse", "reset", "error", "throttle", "hang", "cut", "late_reset", "late_error"]
+PASSING: tuple[Failure, ...] = ("reset", "error", "throttle", "cut", "late_reset", "late_error")
 
 
 class Request(NamedTuple):
@@ -22,12 +25,19 @@ class Request(NamedTuple):
     sent: int
     answered: int
 
+    @property
+    def kind(self) -> str:
+        """LIST for a listing, else the method."""
+        is_list = self.method == "GET" and "list-type" in parse_qs(urlsplit(self.path).query)
+        return "LIST" if is_list else self.method
+
 
 class FaultyStore:
     """The proxy of the server at `target`. `failure` is what happens to every request from now on.
 
     refuse: nobody listens; reset: the connection is reset; error: 500; throttle: 503 SlowDown; hang: no answer; cut:
-    half of the answer's body. `latency` (seconds) comes before each answer. `rewrite` changes the path of a request.
+    half of the answer's body; late_reset, late_error: the request has its effect, then the same as above. `latency`
+    (seconds) comes before each answer. `rewrite` changes the path of a request.
     """
 
     def __init__(self, target: str) -> None:
@@ -37,7 +47,9 @@ class FaultyStore:
         self.latency = 0.0
         self.rewrite: Callable[[str], str] = lambda path: path
         self.requests: list[Request] = []
+        self.num_failed = 0
         self._failure: Failure = ""
+        self._share, self._random, self._lock = 0.0, random.Random(), threading.Lock()
         self._back = threading.Event()  # ends requests that hang
         self._server = self._serve(0)
         self.port = int(self._server.server_address[1])
@@ -56,6 +68,23 @@ class FaultyStore:
             self.close()
         elif before == "refuse" and failure != "refuse":
             self._server = self._serve(self.port)
+
+    def counts(self) -> dict[str, int]:
+        """How many requests of each kind came through since the last call."""
+        requests, self.requests = self.requests, []
+        return dict(Counter(request.kind for request in requests))
+
+    def fail_share(self, share: float, seed: int) -> None:
+        """Let that share of all requests fail, in one of the ways of PASSING each, by a seed."""
+        self._share, self._random = share, random.Random(seed)
+
+    def draw(self) -> Failure:
+        """What happens to the next request."""
+        with self._lock:
+            fails = self._random.random() < self._share
+            failure = self.failure or (self._random.choice(PASSING) if fails else "")
+            self.num_failed += bool(failure)
+        return failure
 
     def close(self) -> None:
         self._back.set()
@@ -86,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        failure = self.proxy.failure
+        failure = self.proxy.draw()
         if self.proxy.latency:
             time.sleep(self.proxy.latency)
         if failure == "hang":
@@ -94,14 +123,17 @@ class _Handler(BaseHTTPRequestHandler):
         if failure in ("reset", "refuse", "hang"):
             self._reset()
         elif failure in ("error", "throttle"):
-            code = "InternalError" if failure == "error" else "SlowDown"
-            self._answer(500 if failure == "error" else 503, {}, f"<Error><Code>{code}</Code></Error>".encode())
+            self._refuse(failure)
         else:
-            self._forward(body, cut=failure == "cut")
+            self._forward(body, failure=failure)
+
+    def _refuse(self, failure: Failure) -> None:
+        code = "SlowDown" if failure == "throttle" else "InternalError"
+        self._answer(503 if failure == "throttle" else 500, {}, f"<Error><Code>{code}</Code></Error>".encode())
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _handle
 
-    def _forward(self, body: bytes, cut: bool) -> None:
+    def _forward(self, body: bytes, failure: Failure) -> None:
         path = self.proxy.rewrite(self.path)
         connection = http.client.HTTPConnection(*self.proxy.target, timeout=60)
         try:
@@ -111,8 +143,14 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             connection.close()
         self.proxy.requests.append(Request(self.command, self.path, len(body), len(content)))
+        if failure == "late_reset":
+            self._reset()
+            return
+        if failure == "late_error":
+            self._refuse(failure)
+            return
         headers = {name: value for name, value in answer.getheaders() if name.lower() not in _OF_A_CONNECTION}
-        self._answer(answer.status, headers, content, cut)
+        self._answer(answer.status, headers, content, cut=failure == "cut")
 
     def _answer(self, status: int, headers: dict[str, str], content: bytes, cut: bool = False) -> None:
         if self.command != "HEAD":
