@@ -19,6 +19,7 @@ from pipelines.s1_download.media.encoding import OriginalBytes
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes, round_names, source_of
 from pipelines.s1_download.routes import LocalMedia
+from pipelines.s1_download.sort import SORT, SortConfig
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE
@@ -81,22 +82,22 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         Node(
             key=f"read/{name}",
             stage=READ,
-            config=read_config(card, rows_per_file=source.rows_per_part),
+            config=read_config(card, rows_per_file=source.rows_per_part, key_ranges=source.key_ranges),
             inputs={
                 "card": (SourceFile(source_uri(str(card_path)), card.id),),
                 "files": card_files(card, source.data_root),
             },
             runtime=_runtime(experiment, "read"),
-        ),
-        Node(
-            key=f"download/{name}",
-            stage=DOWNLOAD,
-            config=_download_config(experiment, name, source, card),
-            inputs={"rows": (f"read/{name}",)},
-            runtime=_runtime(experiment, "download"),
-        ),
+        )
     ]
-    nodes += _retry_nodes(experiment, name, nodes[-1].config)
+    if source.key_ranges is not None:
+        ranges = SortConfig(key_ranges=source.key_ranges)
+        nodes.append(Node(f"sort/{name}", SORT, ranges, {"rows": (nodes[-1].key,)}, _runtime(experiment, "sort")))
+    config = _download_config(experiment, name, source, card)
+    nodes.append(
+        Node(f"download/{name}", DOWNLOAD, config, {"rows": (nodes[-1].key,)}, _runtime(experiment, "download"))
+    )
+    nodes += _retry_nodes(experiment, name, config)
     nodes.append(
         Node(
             key=f"domains/{name}",
@@ -125,7 +126,7 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
             stage=RETRY,
             config=config.model_copy(update={"retry": parse_classes(",".join(classes))}),
             inputs={
-                "rows": (f"read/{name}",),
+                "rows": (f"{'read' if experiment.sources[name].key_ranges is None else 'sort'}/{name}",),
                 "earlier": tuple(f"download/{branch}" for branch in branches[:number]),
             },
             runtime=_runtime(experiment, "download"),
