@@ -34,7 +34,7 @@ from x2vlm.train.config import TrainRuntime
 
 # By name in `runtime`. Of trainings, whose workers Ray Train starts, only the GPUs are set there.
 STAGES = (
-    *("read", "sort", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
+    *("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
     *("pretrain", "task_data", "finetune", "evaluate"),
 )
 TRAININGS = ("pretrain", "finetune")

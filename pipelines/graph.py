@@ -13,7 +13,7 @@ from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.idle_settings import check_settings
 from pipelines.input_files import card_file, card_files, folder_files, phase_key, set_root, start_inputs
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.domains import DOMAINS
+from pipelines.s1_download.domains import DOMAIN_COUNTS, DOMAINS, DomainCountsConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.media.encoding import OriginalBytes
 from pipelines.s1_download.read import READ, read_config
@@ -92,21 +92,20 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
     ]
     if source.key_ranges is not None:
         ranges = SortConfig(key_ranges=source.key_ranges)
-        nodes.append(Node(f"sort/{name}", SORT, ranges, {"rows": (nodes[-1].key,)}, _runtime(experiment, "sort")))
+        nodes.append(Node(f"sort/{name}", SORT, ranges, {"rows": (nodes[-1].key,)}, _runtime(experiment, "read")))
     config = _download_config(experiment, name, source, card)
     nodes.append(
         Node(f"download/{name}", DOWNLOAD, config, {"rows": (nodes[-1].key,)}, _runtime(experiment, "download"))
     )
     nodes += _retry_nodes(experiment, name, config)
-    nodes.append(
-        Node(
-            key=f"domains/{name}",
-            stage=DOMAINS,
-            config=experiment.domains,
-            inputs={"downloads": tuple(f"download/{branch}" for branch in _branches(experiment, name))},
-            runtime=_runtime(experiment, "domains"),
-        )
+    rounds, runtime = (
+        tuple(node.key for node in nodes if node.stage.name == "download"),
+        _runtime(experiment, "domains"),
     )
+    if source.key_ranges is not None:
+        nodes.append(Node(f"domain_counts/{name}", DOMAIN_COUNTS, DomainCountsConfig(), {"downloads": rounds}, runtime))
+        rounds = (nodes[-1].key,)
+    nodes.append(Node(f"domains/{name}", DOMAINS, experiment.domains, {"downloads": rounds}, runtime))
     for branch in _branches(experiment, name):
         nodes += _judging_nodes(experiment, name, branch, source.role)
     return nodes

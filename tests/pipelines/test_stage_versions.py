@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.flow.stage import InputFile, Part, Read, Stage, part_fingerprint
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.domains import DOMAINS, DomainsConfig
+from pipelines.s1_download.domains import DOMAIN_COUNTS, DOMAINS, DomainCountsConfig, DomainsConfig
 from pipelines.s1_download.download import DOWNLOAD
 from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s1_download.sort import SORT, SortConfig
@@ -39,6 +39,7 @@ CASES: list[tuple[Stage, FrozenConfig]] = [
     (SORT, SortConfig(key_ranges=4)),
     (DOWNLOAD, DownloadConfig()),
     (DOMAINS, DomainsConfig()),
+    (DOMAIN_COUNTS, DomainCountsConfig()),
     (FILTER, FilterConfig()),
     (SCORE, ScoreConfig()),
     (DECONTAMINATE, DecontaminateConfig()),

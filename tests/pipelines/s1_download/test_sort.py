@@ -6,9 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.experiment import SourceConfig
+from pipelines.experiment import SourceConfig, load_experiment
 from pipelines.flow.stage import Graph, Node, SourceFile
 from pipelines.flow.store.store import Store
+from pipelines.graph import build_graph
 from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import plan_download
 from pipelines.s1_download.read import READ, ReadConfig, read_config
@@ -72,3 +73,16 @@ def test_ranges_are_for_lists_of_images_and_instead_of_rows_per_part(project_roo
     card = load_card(project_root / "datasets" / "sample" / "webvid.yaml")
     with pytest.raises(ConfigError, match="card webvid: `key_ranges` is for lists of images on the web; clips"):
         read_config(card, key_ranges=4)
+
+
+def test_the_graph_sorts_between_read_and_download_and_counts_domains_in_parts(project_root: Path) -> None:
+    experiment = load_experiment("sample")
+    source = SourceConfig(card="sample/laion", key_ranges=RANGES)
+    graph = build_graph(experiment.model_copy(update={"sources": {**experiment.sources, "laion": source}}))
+    assert graph["read/laion"].config.model_dump()["key_ranges"] == RANGES
+    found = {key: graph[key].upstream() for key in graph if key.endswith("/laion")}
+    assert found["sort/laion"] == ["read/laion"]
+    assert found["download/laion"] == ["sort/laion"]
+    assert found["domain_counts/laion"] == ["download/laion"]
+    assert found["domains/laion"] == ["domain_counts/laion"]
+    assert not {"sort/cc3m", "domain_counts/cc3m"} & set(graph)
