@@ -4,6 +4,7 @@
              (s1)      (s1)       (s2)      (s3)     deduplicate       (s4)       (s4)     (s5)        (s6)
                          └─► domains (s1)            (s4)
 
+`sort` stands between `read` and `download` where a source says `key_ranges`: it puts rows in the order of their keys.
 `domains` says which sites send something else than the source published; `decontaminate` and `deduplicate` look at all
 sources at once, for test images and for repeated ones.
 

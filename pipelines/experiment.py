@@ -67,6 +67,15 @@ class SourceConfig(FrozenConfig):
     role: Literal["train", "held_out"] = "train"
     filter: FilterConfig | None = None  # instead of the experiment's, as a whole; a file may name one of its `filters`
     rows_per_part: int = pydantic.Field(default=10_000, gt=0)
+    # Instead of it, for lists of more than about 10 million images: rows leave in the order of their keys, cut into
+    # this many ranges, each a part of the download (`pipelines.s1_download.sort`). Rows added later change every range.
+    key_ranges: int | None = pydantic.Field(default=None, gt=0)
+
+    @pydantic.model_validator(mode="after")
+    def _parts_are_cut_in_one_way(self) -> "SourceConfig":
+        if self.key_ranges is not None and "rows_per_part" in self.model_fields_set:
+            raise ValueError("key_ranges and rows_per_part both say how rows are cut into parts; give one of them")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _media_have_a_root(self) -> "SourceConfig":

@@ -13,12 +13,13 @@ from pipelines.flow.stage import Graph, Node, Runtime, SourceFile
 from pipelines.idle_settings import check_settings
 from pipelines.input_files import card_file, card_files, folder_files, phase_key, set_root, start_inputs
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.domains import DOMAINS
+from pipelines.s1_download.domains import DOMAIN_COUNTS, DOMAINS, DomainCountsConfig
 from pipelines.s1_download.download import DOWNLOAD, RETRY
 from pipelines.s1_download.media.encoding import OriginalBytes
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s1_download.retry import parse_classes, round_names, source_of
 from pipelines.s1_download.routes import LocalMedia
+from pipelines.s1_download.sort import SORT, SortConfig
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE
@@ -81,31 +82,30 @@ def _curation_nodes(experiment: Experiment, name: str, source: SourceConfig) -> 
         Node(
             key=f"read/{name}",
             stage=READ,
-            config=read_config(card, rows_per_file=source.rows_per_part),
+            config=read_config(card, rows_per_file=source.rows_per_part, key_ranges=source.key_ranges),
             inputs={
                 "card": (SourceFile(source_uri(str(card_path)), card.id),),
                 "files": card_files(card, source.data_root),
             },
             runtime=_runtime(experiment, "read"),
-        ),
-        Node(
-            key=f"download/{name}",
-            stage=DOWNLOAD,
-            config=_download_config(experiment, name, source, card),
-            inputs={"rows": (f"read/{name}",)},
-            runtime=_runtime(experiment, "download"),
-        ),
-    ]
-    nodes += _retry_nodes(experiment, name, nodes[-1].config)
-    nodes.append(
-        Node(
-            key=f"domains/{name}",
-            stage=DOMAINS,
-            config=experiment.domains,
-            inputs={"downloads": tuple(f"download/{branch}" for branch in _branches(experiment, name))},
-            runtime=_runtime(experiment, "domains"),
         )
+    ]
+    if source.key_ranges is not None:
+        ranges = SortConfig(key_ranges=source.key_ranges)
+        nodes.append(Node(f"sort/{name}", SORT, ranges, {"rows": (nodes[-1].key,)}, _runtime(experiment, "read")))
+    config = _download_config(experiment, name, source, card)
+    nodes.append(
+        Node(f"download/{name}", DOWNLOAD, config, {"rows": (nodes[-1].key,)}, _runtime(experiment, "download"))
     )
+    nodes += _retry_nodes(experiment, name, config)
+    rounds, runtime = (
+        tuple(node.key for node in nodes if node.stage.name == "download"),
+        _runtime(experiment, "domains"),
+    )
+    if source.key_ranges is not None:
+        nodes.append(Node(f"domain_counts/{name}", DOMAIN_COUNTS, DomainCountsConfig(), {"downloads": rounds}, runtime))
+        rounds = (nodes[-1].key,)
+    nodes.append(Node(f"domains/{name}", DOMAINS, experiment.domains, {"downloads": rounds}, runtime))
     for branch in _branches(experiment, name):
         nodes += _judging_nodes(experiment, name, branch, source.role)
     return nodes
@@ -125,7 +125,7 @@ def _retry_nodes(experiment: Experiment, name: str, config: pydantic.BaseModel) 
             stage=RETRY,
             config=config.model_copy(update={"retry": parse_classes(",".join(classes))}),
             inputs={
-                "rows": (f"read/{name}",),
+                "rows": (f"{'read' if experiment.sources[name].key_ranges is None else 'sort'}/{name}",),
                 "earlier": tuple(f"download/{branch}" for branch in branches[:number]),
             },
             runtime=_runtime(experiment, "download"),

@@ -2,31 +2,40 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import pyarrow.parquet as pq
 import pydantic
 
-from pipelines.flow.stage import Count, Inputs, Part, PartReader, PartResult, PartWriter, Read, Sources, Stage
+from pipelines.flow.stage import (
+    Inputs,
+    Part,
+    PartReader,
+    PartResult,
+    PartSummary,
+    PartWriter,
+    Read,
+    Sources,
+    Stage,
+)
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.project import project_path
-from pipelines.s1_download.read_set import plan_groups, set_files, write_members
+from pipelines.s1_download.read_set import plan_groups, set_files
+from pipelines.s1_download.read_slices import Slice, slice_parts
+from pipelines.s1_download.read_tables import UNITS, RowTables
 from x2vlm.config import FrozenConfig
 from x2vlm.data.cards import Card, UrlBase
 from x2vlm.data.readers import READERS, Source
-from x2vlm.data.readers.own.files import Located, Member
+from x2vlm.data.readers.own.files import Located
 from x2vlm.data.readers.own.layout import BoxFormat
 from x2vlm.data.readers.own.rows import SetOptions
 from x2vlm.data.readers.own.sets import SET_READERS
 from x2vlm.errors import ConfigError
-from x2vlm.samples import DROP_SCHEMA, Drop, Grain, MediaKind, Sample, drop_table, sample_table, write_table
+from x2vlm.samples import Drop, Grain, MediaKind, Sample
 
 logger = logging.getLogger(__name__)
-
-UNITS = ("rows", "concepts", "captions")
 
 
 class ReadConfig(FrozenConfig):
@@ -42,6 +51,8 @@ class ReadConfig(FrozenConfig):
     known_broken: dict[str, str] = pydantic.Field(default_factory=dict)  # row key -> what is wrong with it
     expected_rows: int | None = None  # published count; a difference is reported, not an error
     rows_per_file: int = pydantic.Field(default=10_000, ge=1)
+    bytes_per_part: int = pydantic.Field(default=256 << 20, ge=64)  # of a source's file of rows, see `read_slices`
+    key_ranges: int | None = pydantic.Field(default=None, ge=1)  # rows leave sorted by key, see `read_tables`
     # Of readers of a user's own files: fields of the card; of `table` also the kind of rows that do not tell it.
     columns: dict[str, tuple[str | int, ...]] = {}
     boxes: BoxFormat | None = None
@@ -55,8 +66,13 @@ class ReadConfig(FrozenConfig):
         return self
 
 
-def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_000) -> ReadConfig:
-    """The config that reads everything a card names."""
+def read_config(
+    card: Card, split: str | None = None, rows_per_file: int = 10_000, key_ranges: int | None = None
+) -> ReadConfig:
+    """The config that reads everything a card names. ConfigError for ranges of keys of what is no list of images."""
+    if key_ranges is not None and (card.reader in SET_READERS or Grain.VIDEO in card.grains):
+        why = "its media lie beside its rows" if card.reader in SET_READERS else "clips of one video stay together"
+        raise ConfigError(f"card {card.id}: `key_ranges` is for lists of images on the web; {why}")
     if card.reader is None:
         raise ConfigError(f"card {card.id}: has no `reader`, so its files cannot be read for pre-training")
     expected = [file.expected_rows for file in card.files.values() if file.expected_rows is not None]
@@ -73,6 +89,7 @@ def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_00
         known_broken=card.known_broken,
         expected_rows=sum(expected) if expected else None,
         rows_per_file=rows_per_file,
+        key_ranges=key_ranges,
         columns=card.columns,
         boxes=card.boxes,
         local_media=card.url_base if card.reader == "table" else None,
@@ -81,7 +98,8 @@ def read_config(card: Card, split: str | None = None, rows_per_file: int = 10_00
 
 
 def plan_read(config: ReadConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads all files, or one for each group of files of a set; ConfigError if a role's is missing."""
+    """One part for each group of files of a set, else for each slice of a large source (`read_slices`); ConfigError if
+    a role's file is missing."""
     if config.reader in SET_READERS:
         return plan_groups(config.reader, inputs)
     reads = [
@@ -96,7 +114,9 @@ def plan_read(config: ReadConfig, inputs: Inputs) -> list[Part]:
         if names[name] != 1:
             problem = "is not among the node's files" if not names[name] else "is there twice"
             raise ConfigError(f"read {config.source}: file {name} for role `{role}` {problem} ({', '.join(names)})")
-    return [Part("all", tuple(reads))]
+    files = {read.file.path: read.file for read in reads if read.slot == "files"}
+    roles = {role: files[name] for role, name in config.files.items()}
+    return slice_parts(config.reader, reads, roles, config.bytes_per_part, "id" in config.columns)
 
 
 def check_sources(config: ReadConfig, node: str, sources: Sources) -> None:
@@ -114,9 +134,10 @@ def check_sources(config: ReadConfig, node: str, sources: Sources) -> None:
 
 def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """Writes rows-00000.parquet, rows-00001.parquet, ... in upstream order and drops.parquet; for a set also
-    members-00000.parquet, ..., which say where the media of the rows lie."""
+    members-00000.parquet, ..., which say where the media of the rows lie. With `key_ranges`, rows.arrow with segments
+    instead of the tables of rows, see `read_tables`."""
     seen: Counter[str] = Counter()
-    tables = _Tables(out.path, config.rows_per_file, config.reader in SET_READERS)
+    tables = RowTables(out.path, config.rows_per_file, config.reader in SET_READERS, config.key_ranges)
     source, items = _open(config, inputs, part, seen)
     for item in items:
         member = item.member if isinstance(item, Located) else None
@@ -125,14 +146,27 @@ def read_part(config: ReadConfig, inputs: PartReader, part: Part, out: PartWrite
     tables.close()
     counts = {unit: tables.count(unit, seen[unit]) for unit in UNITS if unit in ("rows", "concepts") or seen[unit]}
     summary = {"seen_rows": seen["rows"], "kept_rows": counts["rows"].num_out}
-    if config.expected_rows is not None:
-        summary["expected_rows"] = config.expected_rows
     if tables.num_hashes:
         summary["published_hashes"] = tables.num_hashes
-    if config.expected_rows not in (None, seen["rows"]):
-        logger.warning("card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, seen["rows"])
-    logger.info("stage=read source=%s rows=%d kept=%d", config.source, seen["rows"], counts["rows"].num_out)
+    logger.info(
+        "stage=read source=%s part=%s rows=%d kept=%d", config.source, part.name, seen["rows"], counts["rows"].num_out
+    )
     return PartResult(counts, tables.file_rows, summary)
+
+
+def finish_read(config: ReadConfig, parts: Sequence[PartSummary]) -> Mapping[str, int]:
+    """Rows seen, kept and with a published hash in all parts, beside the count that the source publishes."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part.summary)
+    summary = dict(total)
+    if config.expected_rows is not None:
+        summary["expected_rows"] = config.expected_rows
+        if config.expected_rows != total["seen_rows"]:
+            logger.warning(
+                "card=%s expected_rows=%d seen_rows=%d", config.card, config.expected_rows, total["seen_rows"]
+            )
+    return summary
 
 
 def _open(
@@ -142,8 +176,16 @@ def _open(
     if config.reader in SET_READERS:
         source = _source(config, {})
         return source, SET_READERS[config.reader](source, set_files(part), seen, _set_options(config))
-    paths = {read.file.path: inputs.local_path(read.file) for read in part.reads if read.slot == "files"}
-    source = _source(config, {role: paths[name] for role, name in config.files.items()})
+    names = {name: role for role, name in config.files.items()}
+    reads = {names[read.file.path]: read.file for read in part.reads if read.slot == "files"}
+    paths = {role: inputs.local_path(file) for role, file in reads.items()}
+    if (cut := Slice.of(part, config.bytes_per_part)) is None:
+        source = _source(config, paths)
+    else:
+        earlier = {role: paths.pop(role) for role in cut.earlier}
+        source = replace(_source(config, paths), within=cut.of_file(paths[cut.role]), earlier=earlier)
+        if cut.is_empty(paths[cut.role]):
+            return source, iter(())
     return source, READERS[config.reader](source, seen)
 
 
@@ -185,75 +227,13 @@ def _check(config: ReadConfig, source: Source, item: Sample | Drop) -> Iterator[
         yield item
 
 
-class _Tables:
-    """The output files, written as they fill up, and how much went into them."""
-
-    def __init__(self, folder: Path, rows_per_file: int, has_members: bool) -> None:
-        self.file_rows: dict[str, int] = {}
-        self._folder = folder
-        self._rows_per_file = rows_per_file
-        self._samples: list[Sample] = []
-        self._members: list[tuple[str, Member]] | None = [] if has_members else None
-        self._num_files = 0
-        self._drops: list[Drop] = []
-        self._out: Counter[str] = Counter()
-        self._dropped: dict[str, Counter[str]] = {unit: Counter() for unit in UNITS}
-        self._drop_file = pq.ParquetWriter(folder / "drops.parquet", DROP_SCHEMA, compression="zstd")
-        self._num_drops = 0
-        self.num_hashes = 0  # rows that say what their bytes should be
-
-    def add(self, item: Sample | Drop, member: Member | None) -> None:
-        if isinstance(item, Drop):
-            self._dropped[f"{item.unit}s"][item.rule] += 1
-            self._drops.append(item)
-            if len(self._drops) == 10_000:
-                self._write_drops()
-            return
-        self.num_hashes += bool(item.published_hash)
-        self._samples.append(item)
-        if self._members is not None and member is not None:
-            self._members.append((item.key, member))
-        if len(self._samples) == self._rows_per_file:
-            self._write_samples()
-
-    def close(self) -> None:
-        if self._samples:
-            self._write_samples()
-        self._write_drops()
-        self._drop_file.close()
-        self.file_rows["drops.parquet"] = self._num_drops
-
-    def count(self, unit: str, num_in: int) -> Count:
-        """The balance of a unit; whether it adds up is for the engine to check."""
-        return Count(num_in, self._out[unit], dict(sorted(self._dropped[unit].items())))
-
-    def _write_samples(self) -> None:
-        self._out["rows"] += len(self._samples)
-        self._out["concepts"] += sum(len(sample.concepts) for sample in self._samples)
-        self._out["captions"] += sum(len(sample.captions) for sample in self._samples)
-        digits = f"{self._num_files:05d}"
-        name = f"rows-{digits}.parquet"
-        write_table(sample_table(self._samples), self._folder / name)
-        self.file_rows[name] = len(self._samples)
-        if self._members is not None:
-            write_members(self._members, self._folder / f"members-{digits}.parquet")
-            self.file_rows[f"members-{digits}.parquet"] = len(self._members)
-            self._members = []
-        self._num_files += 1
-        self._samples = []
-
-    def _write_drops(self) -> None:
-        self._drop_file.write_table(drop_table(self._drops))
-        self._num_drops += len(self._drops)
-        self._drops = []
-
-
 READ = Stage(
     name="read",
-    version=2,
+    version=3,
     config_type=ReadConfig,
     slots=("card", "files"),
     plan_parts=plan_read,
     run_part=read_part,
+    finish=finish_read,
     check=check_sources,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.flow.audit.part_index import parts_of_files
 from pipelines.flow.audit.sample_history import Trace, trace_sample
 from pipelines.flow.store.artifact import SealedManifest
 from pipelines.flow.store.blobs import local_path_of
@@ -26,6 +27,7 @@ from x2vlm.samples import SAMPLE_SCHEMA, sample_key
 
 KEY = re.compile(r"[0-9a-f]{32}")
 READ_STAGE = "read"
+FIRST_STAGES = (READ_STAGE, "sort")  # those in whose files a row is found: dropped rows in the first, all others too
 MAX_ITEMS = 12  # of a list that is shown
 
 
@@ -81,9 +83,10 @@ def trace_rows(
         raise ConfigError(
             f"{store.uri} holds no rows of {experiment}; run `jobs/run_stage.py {experiment} --only 'read/*'`"
         )
+    firsts = [stored for stored in manifests if stored.manifest.stage in FIRST_STAGES]
     traces = []
-    for key in _keys_of(store, reads, query):
-        origins = {sha256 for stored in reads for sha256 in open_index(store, stored.manifest).files_with("key", key)}
+    for key in _keys_of(store, reads, firsts, query):
+        origins = {sha256 for stored in firsts for sha256 in open_index(store, stored.manifest).files_with("key", key)}
         found = trace_sample(store, manifests, key, origins, _may_hold)
         if found:
             traces.append(_trace_row(key, found, manifests))
@@ -127,12 +130,12 @@ def manifests_in_order(store: Store, experiment: str) -> list[SealedManifest]:
     return list(ordered.values())
 
 
-def _keys_of(store: Store, reads: Sequence[SealedManifest], query: str) -> list[str]:
+def _keys_of(store: Store, reads: Sequence[SealedManifest], firsts: Sequence[SealedManifest], query: str) -> list[str]:
     """The keys that the query may mean, most certain first."""
     if KEY.fullmatch(query):
         return [query]
     if "://" in query:
-        return _keys_of_url(store, reads, query)
+        return _keys_of_url(store, firsts, query)
     source, _, row = query.partition(":")
     names = _sources_of(reads)
     keys = [sample_key(names[source], row)] if source in names and row else []
@@ -145,11 +148,11 @@ def _sources_of(reads: Sequence[SealedManifest]) -> dict[str, str]:
     return by_node | {name: name for name in by_node.values()}
 
 
-def _keys_of_url(store: Store, reads: Sequence[SealedManifest], url: str) -> list[str]:
+def _keys_of_url(store: Store, firsts: Sequence[SealedManifest], url: str) -> list[str]:
     keys: list[str] = []
-    for stored in reads:
+    for stored in firsts:
         wanted = set(open_index(store, stored.manifest).files_with("url", url))
-        for part in stored.manifest.parts:
+        for part in parts_of_files(store, stored, wanted) if wanted else ():
             for file in part.record.files:
                 if file.sha256 in wanted:
                     path = local_path_of(store.file_uri(part.record, file))

@@ -4,9 +4,10 @@ import pytest
 
 from pipelines.flow.stage import InputFile, Part, Read, Stage, part_fingerprint
 from pipelines.s1_download.config import DownloadConfig
-from pipelines.s1_download.domains import DOMAINS, DomainsConfig
+from pipelines.s1_download.domains import DOMAIN_COUNTS, DOMAINS, DomainCountsConfig, DomainsConfig
 from pipelines.s1_download.download import DOWNLOAD
 from pipelines.s1_download.read import READ, ReadConfig
+from pipelines.s1_download.sort import SORT, SortConfig
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s3_score import SCORE, ScoreConfig
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
@@ -35,8 +36,10 @@ CARD = TaskCard.model_validate(
 )
 CASES: list[tuple[Stage, FrozenConfig]] = [
     (READ, ReadConfig(reader="cc3m", source="toy", card="toy", files={"pairs": "toy.tsv"})),
+    (SORT, SortConfig(key_ranges=4)),
     (DOWNLOAD, DownloadConfig()),
     (DOMAINS, DomainsConfig()),
+    (DOMAIN_COUNTS, DomainCountsConfig()),
     (FILTER, FilterConfig()),
     (SCORE, ScoreConfig()),
     (DECONTAMINATE, DecontaminateConfig()),

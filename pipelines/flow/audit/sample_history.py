@@ -1,5 +1,6 @@
 """The life of one sample: every table row of the store that carries its key, in the order of the graph."""
 
+import io
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,6 +11,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.flow.audit.part_index import parts_of_files
+from pipelines.flow.segments import SUFFIX, read_segment, segments_name, segments_of
+from pipelines.flow.stage import InputFile
 from pipelines.flow.store.artifact import FileRecord, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
@@ -19,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_TEXT = 160
 PAYLOAD_SUFFIXES = (".tar", ".media.parquet")  # of the file that an index belongs to
-TABLE_SUFFIXES = (".parquet", ".index")
+TABLE_SUFFIXES = (".parquet", ".index", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -78,29 +82,22 @@ def trace_sample(
     seen: set[str] = set()
     carriers = set() if origins is None else set(origins)
     for stored in manifests:
-        for part in stored.manifest.parts:
-            if origins is not None and carriers.isdisjoint(_related(part.record)):
-                continue
+        every = stored.manifest.parts
+        for part in every if origins is None else parts_of_files(store, stored, carriers):
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
                 if _is_table(file.path) and uri not in seen and may_hold(file.path, traces):
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
-                    for row, values in _rows_of(store, uri, key):
-                        carriers.add(file.sha256)
+                    for carrier, row, values in _rows_of(store, part.record, file, uri, key):
+                        carriers.update((file.sha256, carrier))
                         traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
     return traces
 
 
-def _related(record: PartRecord) -> Iterator[str]:
-    """The files a part was made from, and those it wrote."""
-    yield from (read.sha256 for read in record.reads)
-    yield from (file.sha256 for file in record.files)
-
-
 def _is_table(path: str) -> bool:
-    """True for tables, also for indexes of shards; not for the payloads that those stand for."""
-    return path.endswith(TABLE_SUFFIXES) and not path.endswith(PAYLOAD_SUFFIXES)
+    """True for tables, also for indexes of shards; not for payloads, nor for what stands for another file."""
+    return path.endswith(TABLE_SUFFIXES) and not path.endswith((*PAYLOAD_SUFFIXES, SUFFIX))
 
 
 def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
@@ -109,12 +106,31 @@ def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
     return next((name for suffix in PAYLOAD_SUFFIXES if (name := f"{stem}{suffix}") in names), "")
 
 
-def _rows_of(store: Store, uri: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_of(
+    store: Store, record: PartRecord, file: FileRecord, uri: str, key: str
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(sha256 of the file or of its segment, row, values) of the rows with this key."""
+    listing = next((other for other in record.files if other.path == segments_name(file.path)), None)
     try:
         with _open(store, uri) as stream:
-            yield from _matches(pq.ParquetFile(stream), key)
+            if listing is None:
+                yield from ((file.sha256, row, values) for row, values in _matches(pq.ParquetFile(stream), key))
+                return
+            with _open(store, store.file_uri(record, listing)) as listed:
+                segments = segments_of(InputFile(file.path, file.bytes, file.sha256, uri), listed.read())
+            for segment in segments.values():
+                stream.seek(segment.start or 0)
+                table = read_segment(io.BytesIO(stream.read(segment.bytes)))
+                for row in _places(table, key):
+                    yield segment.sha256, row, table.slice(row, 1).to_pylist()[0]
     except (OSError, pa.ArrowException) as error:
         log.warning("event=table_unreadable file=%s error=%r", uri, str(error))  # the audit of files reports it
+
+
+def _places(table: pa.Table, key: str) -> list[int]:
+    if "key" not in table.column_names:
+        return []
+    return [row for row, value in enumerate(table["key"].to_pylist()) if value == key]
 
 
 def _matches(table: pq.ParquetFile, key: str) -> Iterator[tuple[int, dict[str, Any]]]:

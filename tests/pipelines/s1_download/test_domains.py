@@ -1,12 +1,14 @@
 """Which domains are flagged: the arithmetic against scipy, and a source one of whose domains was bought."""
 
 import hashlib
+import random
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -18,12 +20,20 @@ from pipelines.flow.stage import Input, InputPart, PartResult, part_fingerprint
 from pipelines.graph import build_graph
 from pipelines.report.page import render_report
 from pipelines.s1_download.child.protocol import Result
-from pipelines.s1_download.domains import DOMAINS, PART_SCHEMA, DomainsConfig, domain_table, lower_tail
+from pipelines.s1_download.domains import (
+    DOMAIN_COUNTS,
+    DOMAINS,
+    PART_SCHEMA,
+    DomainCountsConfig,
+    DomainsConfig,
+    domain_table,
+    lower_tail,
+)
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s2_filter import FILTER_DOMAINS, FilterConfig
 from tests.hostile.behaviours import hostile_server
 from tests.hostile.payloads import jpeg
-from tests.support.flow_helpers import artifact_input, read_rows, run_stage_part
+from tests.support.flow_helpers import artifact_input, folder_bytes, read_rows, run_stage_part
 from x2vlm.config import parse_config
 from x2vlm.data.rules.domains import registered_domain
 from x2vlm.samples import Caption, Sample, sample_key, sample_table, write_table
@@ -270,3 +280,32 @@ def test_a_site_that_is_known_has_the_domain_of_its_url(urls: list[str]) -> None
     table = domain_table(samples, [Result(row, "dns_failed") for row in range(len(urls))], [""] * len(urls))
     expected = Counter(map(registered_domain, urls))
     assert dict(zip(table["domain"].to_pylist(), table["rows"].to_pylist(), strict=True)) == expected
+
+
+def test_counts_in_parts_give_the_bytes_of_counting_at_once_in_any_order(tmp_path: Path) -> None:
+    chosen, downloads = random.Random(5), {}
+    for number in range(11):
+        folder = tmp_path / "downloads" / str(number)
+        folder.mkdir(parents=True)
+        rows = []
+        for host in sorted(chosen.sample(range(40), 17)):
+            match, bodies = chosen.randrange(60), sorted(chosen.sample("abcdefgh", chosen.randrange(4)))
+            counts = {"rows": 70, "fetched": match + 8, "match": match if host != 7 else 0, "mismatch": 9}
+            repeated = [{"sha256": body, "num_urls": chosen.randrange(2, 20)} for body in bodies]
+            rows.append({"domain": f"h\u00f6st{host}.invalid", **counts, "repeated": repeated})
+        write_table(pa.Table.from_pylist(rows if number else [], schema=PART_SCHEMA), folder / "domains.parquet")
+        downloads[str(number)] = folder
+    inputs = {"downloads": (artifact_input("download/a", downloads),)}
+    (part,) = DOMAINS.plan_parts(DomainsConfig(), inputs)
+    whole = run_stage_part(DOMAINS, DomainsConfig(), part, tmp_path / "whole")
+    assert whole.summary["num_flagged"] == 1
+    assert whole.summary["num_repeated"] > 10
+    for size in (1, 4, 64):
+        config, folders = DomainCountsConfig(inputs_per_part=size), {}
+        for one in reversed(DOMAIN_COUNTS.plan_parts(config, inputs)):
+            folders[one.name] = tmp_path / f"counts{size}" / one.name
+            run_stage_part(DOMAIN_COUNTS, config, one, folders[one.name])
+        assert len(folders) == -(-11 // size)
+        (part,) = DOMAINS.plan_parts(DomainsConfig(), {"downloads": (artifact_input("domain_counts/a", folders),)})
+        assert run_stage_part(DOMAINS, DomainsConfig(), part, tmp_path / f"of{size}") == whole
+        assert folder_bytes(tmp_path / f"of{size}") == folder_bytes(tmp_path / "whole")

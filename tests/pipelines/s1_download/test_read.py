@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.flow.stage import Part
-from pipelines.s1_download.read import READ, ReadConfig, read_config
+from pipelines.flow.stage import Part, PartSummary
+from pipelines.s1_download.read import READ, ReadConfig, finish_read, read_config
 from tests.support.flow_helpers import folder_bytes, read_rows, run_stage_part, upstream_input
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.errors import ConfigError
@@ -112,7 +112,8 @@ def test_images_about_which_nothing_is_said_are_not_worth_a_download(tmp_path: P
 
 def test_a_published_count_that_differs_is_reported(project_root: Path, tmp_path: Path) -> None:
     config, part = plan(project_root, "cc3m", expected_rows=3_318_333)
-    summary = run_stage_part(READ, config, part, tmp_path / "out").summary
+    result = run_stage_part(READ, config, part, tmp_path / "out")
+    summary = finish_read(config, [PartSummary(part.name, result.counts, result.summary)])
     assert summary == {"expected_rows": 3_318_333, "seen_rows": 16, "kept_rows": 14}
 
 

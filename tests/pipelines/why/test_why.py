@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.experiment import Experiment
+from pipelines.flow.audit import part_index
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FilterConfig
@@ -160,14 +161,28 @@ def test_the_index_is_built_once_and_again_if_it_is_deleted(store: Store, monkey
     with monkeypatch.context() as patch:
         patch.setattr(row_index, "_build", None)  # would be called
         assert open_index(store, manifest).files_with("key", sample_key("web", "41")) == before
-    (folder / "files.json").unlink()  # a build that broke off: it comes last
+    (folder / "index.json").unlink()  # a build that broke off: it comes last
     assert open_index(store, manifest).files_with("key", sample_key("web", "41")) == before
     for path in folder.iterdir():
         path.unlink()
     assert open_index(store, manifest).files_with("key", sample_key("web", "41")) == before
-    assert {path.name for path in folder.iterdir()} == {
-        *("files.json", "key.hash.npy", "key.file.npy", "url.hash.npy", "url.file.npy"),
-    }
+    assert {path.name for path in folder.iterdir()} == {"index.json", "files.npy", "key-00000.npy", "url-00000.npy"}
+
+
+def test_a_row_is_found_in_many_buckets_built_in_many_groups(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_index, "BUCKET_ROWS", 4)
+    monkeypatch.setattr(row_index, "GROUP_FILES", 1)
+    monkeypatch.setattr(part_index, "FEW", 1)
+    small = Store(str(tmp_path))
+    filled(small, folder, experiment_of(PARTITIONED))
+    for number in (0, 39, 40, 59):
+        for query in (f"web:{number}", sample("web", number).url):
+            assert trace_rows(small, "toy", query) == trace_rows(store, "toy", query)
+    manifest = read_manifest(small)
+    assert len(list((tmp_path / "index" / manifest.root).glob("key-*.npy"))) == 16
+    assert len(list((tmp_path / "index" / "parts").iterdir())) > 2
 
 
 def test_rows_whose_hashes_are_equal_are_told_apart(
@@ -206,7 +221,8 @@ def test_a_remote_store_answers_like_a_local_one(
         local_traces, remote_traces = (trace_rows(one, "toy", query) for one in (store, remote))
         assert [trace.to_json() for trace in remote_traces] == [trace.to_json() for trace in local_traces]
         assert len(remote_traces) == 1
-    assert list(tmp_path.glob("x2vlm-index-*/index/*/files.json"))
+    assert [path for path in remote.blobs.find("index") if path.endswith("index.json")]
+    assert not list(tmp_path.glob("x2vlm-index-*/index/*"))  # where it was built
     answers = [what_if(one, experiment_of(PARTITIONED), {"min_clip_score": 0.5}).to_json() for one in (store, remote)]
     assert answers[0] == answers[1]
 

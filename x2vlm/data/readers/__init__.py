@@ -50,4 +50,7 @@ READERS: dict[str, Reader] = {
     "table": read_table,
 }
 
-__all__ = ["READERS", "Reader", "Source"]
+# Those that read any slice of one file of rows (`Source.within`). The others join several files, or a file with itself.
+SLICED = frozenset(["cc3m", "cc12m", "laion", "webvid", "table"])
+
+__all__ = ["READERS", "SLICED", "Reader", "Source"]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from x2vlm.data.readers.own.layout import BoxFormat, ColumnMap
 from x2vlm.data.tables.csv_rows import csv_rows
-from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row, UnreadableTable
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
 from x2vlm.samples import Box, Concept, Drop, MediaKind, Sample, sample_key
@@ -34,6 +34,20 @@ class Source:
     media_url: str = ""
     media_folder: str = ""
     kind: MediaKind = "image"  # of rows whose address does not tell
+    # Of a slice, for the readers in `readers.SLICED`: the rows to read of the one file of rows, and the files that come
+    # before it, by role, where rows of one id count once.
+    within: ByteRange | None = None
+    earlier: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def is_first_slice(self) -> bool:
+        """Whether the first row of a file is among those to read."""
+        return self.within is None or self.within.start == 0
+
+    @property
+    def before(self) -> ByteRange | None:
+        """What comes before the slice in its file, None if nothing does."""
+        return None if self.within is None or self.within.start == 0 else ByteRange(0, self.within.start)
 
     def file(self, role: str) -> Path:
         """The file of `role`; SourceUnavailable if the card names none or it is missing."""
@@ -110,10 +124,12 @@ class Source:
         raise SourceUnavailable(f"card {self.card}: {role} file {self.files[role].name}: {problem}. {remedy}")
 
 
-def read_csv(source: Source, role: str, required: tuple[str, ...]) -> Iterator[Row | BadRow]:
+def read_csv(
+    source: Source, role: str, required: tuple[str, ...], within: ByteRange | None = None
+) -> Iterator[Row | BadRow]:
     """The rows of a CSV with a header, by column name. SourceUnavailable if a required column is missing."""
     with source.reading(role):
-        yield from csv_rows(source.file(role), required)
+        yield from csv_rows(source.file(role), required, within=within)
 
 
 def distinct_texts(values: Any) -> tuple[str, ...]:
@@ -147,3 +163,9 @@ def box_of(values: Any) -> Box | None:
     except (TypeError, ValueError):
         return None
     return Box(x, y, w, h) if all(map(math.isfinite, (x, y, w, h))) else None
+
+
+def met_before(own: Iterable[str], earlier: Iterable[str]) -> set[str]:
+    """Those of a slice's ids that come before it in the source; it holds the slice's ids in memory."""
+    mine = set(own)
+    return {one for one in earlier if one in mine}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from x2vlm.data.tables.files import READ_ERRORS, open_text_bytes
-from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row, UnreadableTable
 
 LINE_CHARS = 16 << 20  # of a physical line
 RECORD_CHARS = 1 << 20  # of a row of several lines: so far is a quote searched for that closes another
@@ -26,6 +26,7 @@ class Record(NamedTuple):
     first_line: int
     last_line: int
     fields: list[str]
+    start: int = 0  # its first byte, behind a byte order mark
 
 
 class _Lines:
@@ -34,13 +35,15 @@ class _Lines:
     def __init__(self, file: TextIO, keeps_bad_bytes: bool) -> None:
         self._file = file
         self._keeps_bad_bytes = keeps_bad_bytes
-        self._waiting: list[str] = []  # put back, the next one last
+        self._waiting: list[tuple[str, int]] = []  # put back, with their bytes, the next one last
         self.line = 0  # of the last line taken
+        self.position = 0  # the bytes of all lines taken
         self.begin()
 
     def begin(self) -> None:
         """The next line is the first of a record."""
         self.taken: list[str] = []
+        self._sizes: list[int] = []  # of those
         self._num_chars = 0
         self.problem: tuple[str, str] | None = None  # of the current record: rule, reason
 
@@ -50,14 +53,18 @@ class _Lines:
     def __next__(self) -> str:
         if self.taken and self._num_chars > RECORD_CHARS:
             raise csv.Error("a row of several lines is too long")
-        line = self._waiting.pop() if self._waiting else self._file.readline(LINE_CHARS)
-        if not line:
+        if self._waiting:
+            line, size = self._waiting.pop()
+        elif line := self._file.readline(LINE_CHARS):
+            size = _num_bytes(line)
+        else:
             raise StopIteration
         self.line += 1
         if len(line) >= LINE_CHARS and not line.endswith(("\n", "\r")):
             self.problem = "line_too_long", f"more than {LINE_CHARS >> 20} million characters without an end"
             while (rest := self._file.readline(LINE_CHARS)) and not rest.endswith(("\n", "\r")):
-                pass
+                size += _num_bytes(rest)
+            size += _num_bytes(rest)
             line = "\n"
         elif "\0" in line:
             self.problem = "nul_byte", "a NUL byte"
@@ -67,13 +74,21 @@ class _Lines:
             else:
                 self.problem = "not_utf8", reason
         self.taken.append(line)
+        self._sizes.append(size)
+        self.position += size
         self._num_chars += len(line)
         return line
 
     def put_back(self) -> None:
         """All lines of the current record but the first will be read again."""
-        self._waiting += reversed(self.taken[1:])
-        self.line -= len(self.taken) - 1
+        again = list(zip(self.taken, self._sizes, strict=True))[1:]
+        self._waiting += reversed(again)
+        self.position -= sum(size for _, size in again)
+        self.line -= len(again)
+
+
+def _num_bytes(line: str) -> int:
+    return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
 
 
 def _not_utf8(line: str) -> str:
@@ -112,7 +127,7 @@ def records_of(file: BinaryIO, delimiter: str = ",", keeps_bad_bytes: bool = Fal
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         lines.begin()
-        first = lines.line + 1
+        first, start = lines.line + 1, lines.position
         try:
             fields, problem = next(reader, None), lines.problem
         except csv.Error as error:
@@ -122,14 +137,14 @@ def records_of(file: BinaryIO, delimiter: str = ",", keeps_bad_bytes: bool = Fal
         width = width or len(fields)
         if delimiter == "\t" and (literal := _literal_fields(lines, fields, problem, width)):
             lines.put_back()
-            yield Record(first, first, literal)
+            yield Record(first, first, literal, start)
         elif len(lines.taken) > 1 and len(fields) != width:
             lines.put_back()
-            yield BadRow(number, first, "malformed_csv", UNCLOSED)
+            yield BadRow(number, first, "malformed_csv", UNCLOSED, start=start)
         elif problem:
-            yield BadRow(number, first, *problem)
+            yield BadRow(number, first, *problem, start=start)
         else:
-            yield Record(first, lines.line, fields)
+            yield Record(first, lines.line, fields, start)
         number += 1
 
 
@@ -159,8 +174,13 @@ def _malformed(lines: _Lines, message: str) -> tuple[str, str]:
     return "malformed_csv", found
 
 
-def csv_rows(path: Path, required: Sequence[str], keeps_bad_bytes: bool = False) -> Iterator[Row | BadRow]:
+def csv_rows(
+    path: Path, required: Sequence[str], keeps_bad_bytes: bool = False, within: ByteRange | None = None
+) -> Iterator[Row | BadRow]:
     """The rows of a file with a header, by column name, in any order of columns.
+
+    With `within`, the rows of a plain file that begin there. Which line ends are inside quotes is known only from
+    where the file begins, so all before a slice goes through the parser too, at a tenth of the cost of a sample.
 
     A name that stands twice in the header means its first column; where the other column says something else and the
     name is one of `required`, the row is bad. UnreadableTable if a required column is missing.
@@ -181,11 +201,11 @@ def csv_rows(path: Path, required: Sequence[str], keeps_bad_bytes: bool = False)
             f"line 1 has no column {', '.join(missing)}; it has {has}",
             "Give the file this card names; columns are read by name, in any order",
         )
-    yield from rows_of_records(records, header, required)
+    yield from rows_of_records(records, header, required, within)
 
 
 def rows_of_records(
-    records: Iterator[Record | BadRow], header: Sequence[str], required: Sequence[str]
+    records: Iterator[Record | BadRow], header: Sequence[str], required: Sequence[str], within: ByteRange | None = None
 ) -> Iterator[Row | BadRow]:
     """Records below a header as rows by name, see `csv_rows`."""
     doubled = {name: [at for at, other in enumerate(header) if other == name] for name in required}
@@ -193,6 +213,10 @@ def rows_of_records(
     first = {name: at for at, name in reversed(list(enumerate(header)))}
     is_plain = len(first) == len(header)
     for number, record in enumerate(records):
+        if within is not None and record.start < within.start:
+            continue
+        if within is not None and record.start >= within.stop:
+            return
         if isinstance(record, BadRow):
             yield record._replace(number=number)
         elif len(record.fields) != len(header):

@@ -37,6 +37,13 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             yield file
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzip or Zstandard, so that no slice of it can be read by itself."""
+    with path.open("rb") as raw:
+        start = raw.read(4)
+    return start.startswith(GZIP) or start == ZSTANDARD
+
+
 @contextmanager
 def open_text_bytes(path: Path) -> Iterator[BinaryIO]:
     """As `open_bytes`, behind a byte order mark of UTF-8. UnreadableTable for a file in UTF-16."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from x2vlm.data.tables.lines import byte_lines
-from x2vlm.data.tables.rows import BadRow, Row
+from x2vlm.data.tables.lines import numbered_lines
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row
 from x2vlm.data.tables.values import plain_value, without_lone_surrogates
 
 
@@ -22,17 +22,23 @@ def json_of(text: str | bytes) -> Any:
     return without_lone_surrogates(value) if has_escapes else value
 
 
-def json_rows(path: Path) -> Iterator[Row | BadRow]:
-    """The objects of a file, one a line; blank lines are no rows."""
-    number = 0
-    for line_number, line in enumerate(byte_lines(path), start=1):
+def json_rows(path: Path, within: ByteRange | None = None) -> Iterator[Row | BadRow]:
+    """The objects of a file, one a line; blank lines are no rows. Of a plain file, those that begin in `within`."""
+    number = 0 if within is None else _rows_before(path, within.start)
+    for at, line in numbered_lines(path, within):
         if isinstance(line, BadRow):
             yield line._replace(number=number)
         elif not line.strip():
             continue
         else:
-            yield _row(number, line_number, line)
+            yield _row(number, at + 1, line)
         number += 1
+
+
+def _rows_before(path: Path, start: int) -> int:
+    """How many rows of a file begin before byte `start`."""
+    before = numbered_lines(path, ByteRange(0, start)) if start else iter(())
+    return sum(isinstance(line, BadRow) or bool(line.strip()) for _, line in before)
 
 
 def _row(number: int, line_number: int, line: bytes) -> Row | BadRow:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from x2vlm.data.tables.csv_rows import pick_doubled
 from x2vlm.data.tables.files import READ_ERRORS, open_bytes
-from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row, UnreadableTable
 from x2vlm.data.tables.values import plain_value
 
 BATCH_ROWS = 10_000
@@ -31,6 +31,7 @@ class ParquetTable(AbstractContextManager["ParquetTable"]):
         except READ_ERRORS as error:
             self._open.close()
             raise UnreadableTable(f"not readable as Parquet after row 0: {error}", REMEDY) from None
+        self._num_bytes = path.stat().st_size
         self.schema: pa.Schema = self._file.schema_arrow
         self.num_rows: int = self._file.metadata.num_rows
 
@@ -48,8 +49,9 @@ class ParquetTable(AbstractContextManager["ParquetTable"]):
         unpacked.seek(0)
         return unpacked
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Row | BadRow]:
-        """The rows, in file order, with the values of `columns`, as `plain_value` gives them.
+    def rows(self, columns: Sequence[str], within: ByteRange | None = None) -> Iterator[Row | BadRow]:
+        """The rows, in file order, with the values of `columns`, as `plain_value` gives them; with `within` those of
+        the row groups that begin there.
 
         A row is bad if one of these columns holds bytes that are not UTF-8, or is there twice with two contents. The
         rows of a row group that cannot be read are bad from the batch on that fails.
@@ -57,6 +59,9 @@ class ParquetTable(AbstractContextManager["ParquetTable"]):
         start = 0
         for group in range(self._file.num_row_groups):
             end = start + self._file.metadata.row_group(group).num_rows
+            if within is not None and not within.start <= self._group_start(group) < within.stop:
+                start = end
+                continue
             try:
                 for batch in self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns)):
                     yield from _rows(batch, columns, start)
@@ -66,6 +71,13 @@ class ParquetTable(AbstractContextManager["ParquetTable"]):
                 for number in range(start, end):
                     yield BadRow(number, 0, "unreadable_row_group", reason)
             start = end
+
+    def _group_start(self, group: int) -> int:
+        """The byte at which the pages of a row group begin."""
+        columns = self._file.metadata.row_group(group)
+        found = (columns.column(at) for at in range(columns.num_columns))
+        offsets = (one.dictionary_page_offset or one.data_page_offset for one in found)
+        return min((min(one, self._num_bytes - 1) for one in offsets), default=0)
 
 
 def _rows(batch: pa.RecordBatch, columns: Sequence[str], start: int) -> Iterator[Row | BadRow]:

@@ -3,6 +3,16 @@
 from typing import Any, NamedTuple
 
 
+class ByteRange(NamedTuple):
+    """A slice of a file that is not packed: what begins at byte `start` or after it, and before `stop`.
+
+    Slices that cover a file hold each of its records once, whatever their bounds.
+    """
+
+    start: int
+    stop: int
+
+
 class Row(NamedTuple):
     """A row by column name. Missing values (null, NaN) are None, bytes are decoded."""
 
@@ -24,6 +34,7 @@ class BadRow(NamedTuple):
     rule: str
     reason: str
     value: float | None = None
+    start: int = 0  # its first byte, of a record of a CSV
 
 
 class UnreadableTable(Exception):

@@ -9,7 +9,7 @@ from x2vlm.data.tables.csv_rows import Record, csv_records, rows_of_records
 from x2vlm.data.tables.files import open_bytes
 from x2vlm.data.tables.json_rows import json_rows
 from x2vlm.data.tables.parquet_rows import ParquetTable
-from x2vlm.data.tables.rows import BadRow, Row, UnreadableTable
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row, UnreadableTable
 
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
 Match = Callable[[Sequence[str]], Sequence[str]]  # names of columns -> the ones that are wanted
@@ -62,35 +62,40 @@ def delimiter_of(path: Path, kind: Format) -> str:
     return max(DELIMITERS, key=line.count)
 
 
-def table_rows(path: Path, match: Match, has_header: bool = True) -> Iterator[Row | BadRow]:
+def table_rows(
+    path: Path, match: Match, has_header: bool = True, within: ByteRange | None = None
+) -> Iterator[Row | BadRow]:
     """The rows of a table, in file order, with at least the columns that `match` chooses among the names that it has.
 
     Without a header, columns are called "0", "1", ... Blank lines are no rows. UnreadableTable, or what `match` raises,
-    before the first row.
+    before the first row. With `within`, the rows of a plain file that begin there; of Parquet, those of its row groups.
     """
     kind = format_of(path)
     if kind == "parquet":
         with ParquetTable(path) as table:
-            yield from table.rows(match(table.schema.names))
+            yield from table.rows(match(table.schema.names), within)
     elif kind == "jsonl":
-        yield from _json_rows(json_rows(path), match)
+        yield from _json_rows(path, match, within)
     else:
-        yield from _csv_rows(csv_records(path, delimiter_of(path, kind)), match, has_header)
+        yield from _csv_rows(csv_records(path, delimiter_of(path, kind)), match, has_header, within)
 
 
-def _json_rows(rows: Iterator[Row | BadRow], match: Match) -> Iterator[Row | BadRow]:
+def _json_rows(path: Path, match: Match, within: ByteRange | None) -> Iterator[Row | BadRow]:
+    rows = json_rows(path)
     head = list(itertools.islice(rows, LOOK_ROWS))
     names: dict[str, None] = {}
     for row in head:
         names |= dict.fromkeys(row.values if isinstance(row, Row) else ())
     wanted = match(list(names))
-    for row in itertools.chain(head, rows):
+    for row in itertools.chain(head, rows) if within is None else json_rows(path, within):
         if isinstance(row, Row):
             row = row._replace(values={name: row.values.get(name) for name in wanted})
         yield row
 
 
-def _csv_rows(records: Iterator[Record | BadRow], match: Match, has_header: bool) -> Iterator[Row | BadRow]:
+def _csv_rows(
+    records: Iterator[Record | BadRow], match: Match, has_header: bool, within: ByteRange | None
+) -> Iterator[Row | BadRow]:
     filled = (record for record in records if isinstance(record, BadRow) or any(record.fields))
     first = next(filled, None)
     if first is None:
@@ -104,4 +109,4 @@ def _csv_rows(records: Iterator[Record | BadRow], match: Match, has_header: bool
     named: Any = first if has_header else head[-1]
     width = len(named.fields) if isinstance(named, Record) else 0
     header = list(named.fields) if has_header else [str(number) for number in range(width)]
-    yield from rows_of_records(itertools.chain(head, filled), header, match(header))
+    yield from rows_of_records(itertools.chain(head, filled), header, match(header), within)

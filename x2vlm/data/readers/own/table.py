@@ -9,6 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from x2vlm.data.readers.join import Join
 from x2vlm.data.readers.own.formats import table_rows
 from x2vlm.data.readers.own.layout import BoxFormat, match_columns
 from x2vlm.data.readers.own.places import kind_of, media_url
-from x2vlm.data.readers.source import Fault, Source, box_of, finite_number, whole_number
-from x2vlm.data.tables.rows import BadRow, UnreadableTable
+from x2vlm.data.readers.source import Fault, Source, box_of, finite_number, met_before, whole_number
+from x2vlm.data.tables.rows import BadRow, ByteRange, Row, UnreadableTable
 from x2vlm.data.tables.values import text_of, texts_of
 from x2vlm.data.text.texts import clean_text
 from x2vlm.errors import SourceUnavailable
@@ -42,6 +43,8 @@ def read_table(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
     if not roles:
         raise SourceUnavailable(f"card {source.card}: needs a file for role `rows` (or several, `rows-<name>`)")
     with Join() as known:
+        for one in met_before(_ids(source, roles[0], source.within), _ids_before(source, roles[0])):
+            known.first_listing("rows", one)
         for role in roles:
             yield from _read_file(source, role, known, seen)
 
@@ -49,8 +52,31 @@ def read_table(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
 def _read_file(source: Source, role: str, known: Join, seen: Counter[str]) -> Iterator[Sample | Drop]:
     path = source.file(role)
     prefix = "" if role == "rows" else f"{role.removeprefix('rows-')}:"
-    has_header = not any(isinstance(name, int) for names in source.columns.values() for name in names)
     found: dict[str, tuple[str, ...]] = {}
+    for row in _rows(source, role, path, found, source.within):
+        seen["rows"] += 1
+        key = f"{prefix}{row.number}"
+        if isinstance(row, BadRow):
+            yield source.drop_bad(row, key)
+            continue
+        values = {field: [row.values[name] for name in columns] for field, columns in found.items()}
+        if "id" in values:
+            own = _text(values, "id")
+            if not own:
+                yield source.drop(key, "malformed_row", f"no {found['id'][0]}")
+                continue
+            if not known.first_listing("rows", own):
+                yield source.drop(key, "duplicate_row", f"{found['id'][0]} {own} again")
+                continue
+            key = own
+        yield from _row(source, path, key, values, seen)
+
+
+def _rows(
+    source: Source, role: str, path: Path, found: dict[str, tuple[str, ...]], within: ByteRange | None
+) -> Iterator[Row | BadRow]:
+    """The rows of a file; `found` is filled with the columns of each field before the first."""
+    has_header = not any(isinstance(name, int) for names in source.columns.values() for name in names)
 
     def match(names: Sequence[str]) -> list[str]:
         try:
@@ -60,23 +86,25 @@ def _read_file(source: Source, role: str, known: Join, seen: Counter[str]) -> It
         return [name for columns in found.values() for name in columns]
 
     with source.reading(role):
-        for row in table_rows(path, match, has_header):
-            seen["rows"] += 1
-            key = f"{prefix}{row.number}"
-            if isinstance(row, BadRow):
-                yield source.drop_bad(row, key)
-                continue
-            values = {field: [row.values[name] for name in columns] for field, columns in found.items()}
-            if "id" in values:
-                own = _text(values, "id")
-                if not own:
-                    yield source.drop(key, "malformed_row", f"no {found['id'][0]}")
-                    continue
-                if not known.first_listing("rows", own):
-                    yield source.drop(key, "duplicate_row", f"{found['id'][0]} {own} again")
-                    continue
-                key = own
-            yield from _row(source, path, key, values, seen)
+        yield from table_rows(path, match, has_header, within)
+
+
+def _ids_before(source: Source, role: str) -> Iterator[str]:
+    """The ids of all rows before a slice, file by file; none without a slice."""
+    for earlier, path in source.earlier.items():
+        yield from _ids(replace(source, files={earlier: path}), earlier, None)
+    if source.before:
+        yield from _ids(source, role, source.before)
+
+
+def _ids(source: Source, role: str, within: ByteRange | None) -> Iterator[str]:
+    """The ids of the rows that a slice may repeat; none where rows have no ids or nothing comes before."""
+    if "id" not in source.columns or not (source.earlier or source.within or within):
+        return
+    found: dict[str, tuple[str, ...]] = {}
+    for row in _rows(source, role, source.file(role), found, within):
+        if isinstance(row, Row) and (own := text_of(row.values[found["id"][0]]).strip()):
+            yield own
 
 
 def _row(source: Source, path: Path, key: str, values: Values, seen: Counter[str]) -> Iterator[Sample | Drop]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from x2vlm.data.readers.hashes import HashList
 from x2vlm.data.readers.source import Source
 from x2vlm.data.readers.web.cc3m import read_pairs
+from x2vlm.data.tables.lines import numbered_texts
 from x2vlm.samples import Drop, Sample
 
 
@@ -19,6 +20,15 @@ def read_cc12m(source: Source, seen: Counter[str]) -> Iterator[Sample | Drop]:
 
     SourceUnavailable if none of the first lines has a URL and a caption, for example because the file is CC3M's.
     """
-    with HashList(source) as hashes:
+    wanted = frozenset(_urls(source)) if source.within and "hashes" in source.files else None
+    with HashList(source, wanted) as hashes:
         for row in read_pairs(source, seen, url_first=True, name="CC12M", other="CC3M"):
             yield replace(row, published_hash=hashes.of(row.url)) if isinstance(row, Sample) else row
+
+
+def _urls(source: Source) -> Iterator[str]:
+    """The URLs of a slice."""
+    with source.reading("rows"):
+        for _, line in numbered_texts(source.file("rows"), source.within):
+            if isinstance(line, str):
+                yield line.split("\t", 1)[0].strip()

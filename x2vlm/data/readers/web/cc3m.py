@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from x2vlm.data.readers.source import Source
-from x2vlm.data.tables.lines import text_lines
+from x2vlm.data.tables.lines import numbered_texts
 from x2vlm.data.tables.rows import BadRow
 from x2vlm.data.text.texts import clean_text
 from x2vlm.samples import Caption, Drop, MediaKind, Sample
@@ -31,7 +31,7 @@ def read_pairs(
     """Samples from lines of a URL and a caption in either order; `other` is the data set with the other order."""
     good = swapped = number = 0
     with source.reading("rows"):
-        for number, line in enumerate(text_lines(source.file("rows"))):
+        for number, line in numbered_texts(source.file("rows"), source.within):
             seen["rows"] += 1
             row = _row(source, str(number), line, url_first)
             good += isinstance(row, Sample) and "://" in row.url
@@ -39,6 +39,8 @@ def read_pairs(
             if number + 1 == LOOK and not good:
                 break
             yield row
+    if not source.is_first_slice:
+        return
     if not seen["rows"]:
         source.fail("rows", "the file is empty", "Download it again")
     if not good:

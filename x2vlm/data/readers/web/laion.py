@@ -62,7 +62,7 @@ def _records(source: Source, role: str) -> Iterator[Row | BadRow]:
     """The rows of a file, their values by the names in COLUMNS."""
     with source.reading(role), ParquetTable(source.file(role)) as table:
         names = _columns(source, role, table.schema)
-        for row in table.rows(list(names.values())):
+        for row in table.rows(list(names.values()), source.within):
             if isinstance(row, Row):
                 row = row._replace(values={what: row.values[name] for what, name in names.items()})
             yield row
