@@ -251,6 +251,7 @@ def _phase_nodes(
             inputs={
                 "rows": tuple(f"filter/{source}" for source in train),
                 "scores": tuple(f"score/{source}" for source in train),
+                "media": tuple(f"download/{source}" for source in train),
                 "decisions": decisions,
             },
             runtime=_runtime(experiment, "partition"),

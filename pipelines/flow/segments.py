@@ -1,24 +1,33 @@
 """Segments: many small tables in one file, each of which a part can read, and depend on, alone.
 
-A file of segments is a concatenation of Arrow IPC streams (zstd). Beside it lies `<its name>.segments.parquet`, which
+A file of segments is a concatenation of Arrow IPC streams, each compressed with zstd as a whole: buffer by buffer, as
+Arrow compresses itself, a hundred rows take a third more bytes. Beside it lies `<its name>.segments.parquet`, which
 names each segment with its place, its size and its sha256. A `Read` of a segment enters a fingerprint by the segment's
 sha256, so a part runs again only when rows of its own have changed, and however many parts read from a file, it is one
 file in the store.
+
+A segment costs about a kilobyte, so one for every few rows is too much. Several consumers may then share a segment: its
+rows are cut into *groups*, which the listing names with a digest of exactly their rows (`row_digests`). A part that
+needs the group `g` of all parts of an artifact reads what `read_of_groups` gives, which enters its fingerprint by those
+digests, and fetches the segments that hold rows of `g` as lookups.
 """
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.stage import InputFile
+from pipelines.flow.stage import InputFile, InputPart
 
 SUFFIX = ".segments.parquet"
+GROUP_TYPE = pa.struct([("name", pa.string()), ("sha256", pa.binary(32)), ("rows", pa.int64())])
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -26,8 +35,28 @@ SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("sha256", pa.binary(32)),
         ("rows", pa.int64()),
+        ("groups", pa.list_(GROUP_TYPE)),
     ]
 )
+GROUPS = "groups"  # in the `detail` of a segment that has some: an array of GROUP_TYPE
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive rows of a segment that one consumer needs, with the digest of them."""
+
+    name: str
+    sha256: bytes
+    rows: int
+
+
+@dataclass
+class Holders:
+    """Where the rows of a group lie: its segments with the parts they belong to, in order."""
+
+    segments: list[tuple[InputPart, InputFile]] = field(default_factory=list)
+    rows: int = 0
+    digests: list[bytes] = field(default_factory=list)  # of the rows in each of the segments
 
 
 def segments_name(path: str) -> str:
@@ -45,6 +74,7 @@ class SegmentWriter:
         self.path = path
         self._stream = path.open("xb")
         self._listed: dict[str, dict[str, object]] = {}
+        self._groups: list[Sequence[Group]] = []
         self._offset = 0
 
     @property
@@ -53,8 +83,8 @@ class SegmentWriter:
         rows = sum(int(str(one["rows"])) for one in self._listed.values())
         return {self.path.name: rows, segments_name(self.path.name): len(self._listed)}
 
-    def add(self, name: str, table: pa.Table) -> None:
-        """Append `table` as the segment `name`."""
+    def add(self, name: str, table: pa.Table, groups: Sequence[Group] = ()) -> None:
+        """Append `table` as the segment `name`, whose rows are those of `groups` in order if there are any."""
         if name in self._listed:
             raise ValueError(f"{self.path.name}: two segments are called {name}")
         data = encode(table)
@@ -62,6 +92,7 @@ class SegmentWriter:
         digest = hashlib.sha256(data).digest()
         entry = {"name": name, "offset": self._offset, "bytes": len(data), "sha256": digest, "rows": table.num_rows}
         self._listed[name] = entry
+        self._groups.append(groups)
         self._offset += len(data)
 
     def __enter__(self) -> "SegmentWriter":
@@ -70,31 +101,83 @@ class SegmentWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stream.close()
         if kind is None:
-            listing = pa.Table.from_pylist(list(self._listed.values()), schema=SCHEMA)
+            listing = pa.Table.from_pylist(list(self._listed.values()), schema=pa.schema(list(SCHEMA)[:-1]))
+            listing = listing.append_column(SCHEMA.field(GROUPS), _group_lists(self._groups))
             pq.write_table(listing, self.path.with_name(segments_name(self.path.name)), compression="zstd")
 
 
 def encode(table: pa.Table) -> bytes:
-    """`table` as an Arrow IPC stream of one record batch."""
+    """`table` as an Arrow IPC stream of one record batch, compressed with zstd."""
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+    with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    return sink.getvalue()
+    return bytes(pa.Codec("zstd").compress(sink.getvalue(), asbytes=True))
 
 
 def read_segment(stream: BinaryIO) -> pa.Table:
     """The table of one segment, from a stream of its bytes (`PartReader.open`)."""
-    with stream:
-        return pa.ipc.open_stream(stream.read()).read_all()
+    with stream, pa.input_stream(pa.py_buffer(stream.read()), compression="zstd") as plain:
+        return pa.ipc.open_stream(plain.read()).read_all()
 
 
 def segments_of(file: InputFile, listing: bytes) -> Mapping[str, InputFile]:
     """The segments of `file` by name, from the bytes of its listing. Their `path` is `<file>#<name>`."""
-    table = pq.read_table(pa.BufferReader(listing))
-    columns = (table[name].to_pylist() for name in SCHEMA.names)
-    return {
-        name: InputFile(
-            path=f"{file.path}#{name}", bytes=size, sha256=digest.hex(), uri=file.uri, rows=rows, start=offset
+    table = pq.read_table(pa.BufferReader(listing)).combine_chunks()
+    columns = (table[name].to_pylist() for name in SCHEMA.names[:-1])
+    groups = _array(table, GROUPS)
+    found = {}
+    for number, (name, offset, size, digest, rows) in enumerate(zip(*columns, strict=True)):
+        own = groups[number].values if groups[number].is_valid else None
+        found[name] = InputFile(
+            path=f"{file.path}#{name}",
+            bytes=size,
+            sha256=digest.hex(),
+            uri=file.uri,
+            rows=rows,
+            detail={GROUPS: own} if own is not None and len(own) else {},
+            start=offset,
         )
-        for name, offset, size, digest, rows in zip(*columns, strict=True)
-    }
+    return found
+
+
+def holders_of_groups(parts: Iterable[InputPart], path: str) -> dict[str, Holders]:
+    """The groups of all segments of the file `path` of each of `parts`, by name."""
+    found: dict[str, Holders] = {}
+    for part in parts:
+        for segment in part.segments(path).values():
+            groups = segment.detail.get(GROUPS)
+            if groups is None:
+                continue
+            place = (part, replace(segment, detail={}))  # one for all groups: there may be a hundred in a segment
+            columns = (groups.field(name).to_pylist() for name in ("name", "sha256", "rows"))
+            for name, digest, rows in zip(*columns, strict=True):
+                holders = found.setdefault(name, Holders())
+                holders.segments.append(place)
+                holders.rows += rows
+                holders.digests.append(digest)
+    return found
+
+
+def read_of_groups(path: str, name: str, holders: Holders) -> InputFile:
+    """The rows of a group in all parts of an artifact, as a part reads them. It has no bytes of its own: `sha256` is
+    that of the digests of the rows of each part, in the order of the parts."""
+    return InputFile(path=f"{path}@{name}", bytes=0, sha256=combined(holders.digests), uri="", rows=holders.rows)
+
+
+def combined(digests: Iterable[bytes]) -> str:
+    """The sha256 of the rows of a group in several segments, from that of the rows in each."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _group_lists(groups: Sequence[Sequence[Group]]) -> pa.ListArray:
+    flat = [group for own in groups for group in own]
+    columns = [[group.name for group in flat], [group.sha256 for group in flat], [group.rows for group in flat]]
+    arrays = [pa.array(values, kind.type) for values, kind in zip(columns, GROUP_TYPE, strict=True)]
+    ends = np.cumsum([0, *map(len, groups)])
+    structs = pa.StructArray.from_arrays(arrays, fields=list(GROUP_TYPE))
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
+
+
+def _array(table: pa.Table, name: str) -> pa.Array:
+    column = table[name]
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)

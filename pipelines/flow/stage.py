@@ -197,6 +197,10 @@ class PartReader(Protocol):
         """The artifact that one of the part's `lookup_artifacts` names; its manifest is read once per process."""
         ...
 
+    def read_range(self, file: InputFile, start: int, num_bytes: int) -> bytes:
+        """So many bytes from `start` on, NOT checked: whoever asks knows the sha256 of what lies there."""
+        ...
+
 
 class PartWriter(Protocol):
     """Where a part writes: `path` is an empty local folder; every file left below it is an output."""

@@ -4,7 +4,7 @@ Such a stage has one part. It writes one file of decisions for every part of the
 later stage reads only the file of its own rows: decisions about others never make it run again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,24 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
             for part in rows_input.parts
         ]
     return parts
+
+
+def media_parts(names: Iterable[str], media: Sequence[Input]) -> dict[str, InputPart]:
+    """The part with the media of the rows of each `RowsPart`, by its name; ConfigError if one has none.
+
+    media[i] is the download that the rows of source i come from, with parts of the same names.
+    """
+    known = [{part.name: part for part in artifact.parts} for artifact in media]
+    found = {}
+    for name in names:
+        number, _, own = name.partition("-")
+        if int(number) >= len(known) or own not in known[int(number)]:
+            raise ConfigError(
+                f"no media for the rows of part {name}: part {own} of media artifact {int(number)} is not among the "
+                f"{len(known)} that were given; name the download of every source, in the order of the rows"
+            )
+        found[name] = known[int(number)][own]
+    return found
 
 
 def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:

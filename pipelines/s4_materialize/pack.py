@@ -1,31 +1,34 @@
 """`pack`: writes each training shard from its rows of all sources and the stored media they name."""
 
-import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 
+from pipelines.flow.segments import Holders, holders_of_groups, read_of_groups
 from pipelines.flow.stage import InputFile, Inputs, Json, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.store.blobs import local_path_of
+from pipelines.s4_materialize.decisions import media_parts
 from pipelines.s4_materialize.grains import count_grains, count_units
 from pipelines.s4_materialize.sizes import add_up_packs, measure_sizes
+from pipelines.s4_materialize.slices import PLACE, ROWS, numbered, rows_of_shard
 from pipelines.s4_materialize.smaller import make_smaller
 from x2vlm.config import FrozenConfig
 from x2vlm.data.shards.media_files import PARQUET_SUFFIX, TAR_SUFFIX
-from x2vlm.data.shards.packs import INDEX_NAME, PACK_NAME, PackEntry, locate_payloads, read_payload
+from x2vlm.data.shards.packs import PACK_NAME
+from x2vlm.data.shards.payload_ranges import ByteRange, FetchedPayloads, Place, checked
 from x2vlm.data.shards.row_counts import ROW_COUNTS, count_of
-from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
-from x2vlm.errors import CorruptArtifact
+from x2vlm.data.shards.shard import index_path, write_shard
+from x2vlm.errors import ConfigError
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
 FIRST_OPEN_VERSION = 3  # of this stage, whose shards other readers take as they are
-BUCKET = re.compile(r"bucket-(\d{5})\.parquet")
 
 
 class PackConfig(FrozenConfig):
@@ -42,42 +45,51 @@ class PackConfig(FrozenConfig):
 
 def shard_name(shard: int, config: PackConfig) -> str:
     """File name of a shard's media; see `x2vlm.data.shards.media_files.index_name` for its index."""
-    return f"shard-{shard:05d}{TAR_SUFFIX if config.format == 'webdataset' else PARQUET_SUFFIX}"
+    return f"shard-{numbered(shard)}{TAR_SUFFIX if config.format == 'webdataset' else PARQUET_SUFFIX}"
 
 
 def plan_pack(config: PackConfig, inputs: Inputs) -> list[Part]:
-    """One part per shard that any bucket belongs to, reading those buckets in the order of the partition's parts.
+    """One part per shard, also of those without rows: whoever reads `shard-{00000..00099}.tar` finds them all.
 
-    The media packs are lookups: they may change around a shard without the shard being written again, because each row
-    names its media by sha256.
+    A part depends on the rows of its shard alone, in whatever files they lie. The slices of these files and the media
+    packs of their rows are lookups: they may change around a shard without the shard being written again, because each
+    row names its media by sha256.
     """
-    buckets: dict[int, list[Read]] = {}
-    for artifact in inputs["buckets"]:
-        for part in artifact.parts:
-            for file in part.files:
-                if match := BUCKET.fullmatch(file.path):
-                    buckets.setdefault(int(match[1]), []).append(Read("buckets", file))
-    packs = tuple(
-        Read("media", part.file(name))
-        for artifact in inputs["media"]
-        for part in artifact.parts
-        for name in (INDEX_NAME, PACK_NAME)
-    )
-    return [
-        Part(name=f"{shard:05d}", reads=tuple(reads), spec={"shard": shard}, lookups=packs)
-        for shard, reads in sorted(buckets.items())
-    ]
+    if len(inputs["buckets"]) != 1 or "num_shards" not in inputs["buckets"][0].summary:
+        raise ConfigError("pack reads the rows of one artifact of partition, which says how many shards there are")
+    (artifact,) = inputs["buckets"]
+    number = int(artifact.summary["num_shards"])
+    shards = holders_of_groups(artifact.parts, ROWS)
+    media = media_parts((part.name for part in artifact.parts), inputs["media"])
+    lookups: dict[str, tuple[Read, Read]] = {}  # by place of a slice: its shards share them
+    parts = []
+    for shard in range(number):
+        holders = shards.get(numbered(shard), Holders())
+        pairs: list[Read] = []
+        for part, file in holders.segments:
+            key = f"{part.name}/{file.path}"
+            if key not in lookups:
+                lookups[key] = (Read("buckets", file), Read("media", media[part.name].file(PACK_NAME)))
+            pairs += lookups[key]
+        rows = Read("buckets", read_of_groups(ROWS, numbered(shard), holders))
+        spec = {"shard": shard, "num_shards": number}
+        parts.append(Part(name=numbered(shard), reads=(rows,), spec=spec, lookups=tuple(pairs)))
+    return parts
 
 
 def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """One shard, its index and its drops. Of rows with an equal key the first read stays."""
-    tables = [pq.read_table(inputs.local_path(read.file)).cast(SCORED_SCHEMA) for read in part.reads]
-    rows = pa.concat_tables(tables).combine_chunks()
-    kept, drops = drop_duplicate_keys(rows)
-    payload_of = find_payloads(inputs, part, kept)
-    path = out.path / shard_name(part.spec["shard"], config)
+    slices, packs = ([read.file for read in part.lookups[start::2]] for start in (0, 1))
+    shard, num_shards = part.spec["shard"], part.spec["num_shards"]
+    placed, pack_of = rows_of_shard(inputs, slices, shard, num_shards, part.reads[0].file.sha256)
+    rows = placed.drop_columns([PLACE.name])
+    stays, drops = duplicate_keys(rows)
+    kept = rows.filter(pa.array(stays))
+    path = out.path / shard_name(shard, config)
     summary: dict[str, Json] = {}
     with tempfile.TemporaryDirectory(prefix="x2vlm-pack-") as scratch:
+        places = media_places(placed.filter(pa.array(stays)), pack_of[stays])
+        payload_of = find_payloads(inputs, packs, places, Path(scratch))
         if config.short_edge is not None:
             smaller = make_smaller(kept, payload_of, config.short_edge, config.quality, Path(scratch))
             kept, payload_of, summary = smaller.rows, smaller.payload_of, {"smaller": dict(smaller.counts)}
@@ -89,37 +101,44 @@ def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWrite
     return PartResult(count_units(rows, kept, count_rules(drops, "row")), file_rows, summary)
 
 
-def drop_duplicate_keys(rows: pa.Table) -> tuple[pa.Table, list[Drop]]:
-    """`rows` with the first of every key, and the others as drops (rule duplicate_key)."""
+def duplicate_keys(rows: pa.Table) -> tuple[NDArray[np.bool_], list[Drop]]:
+    """Which of `rows` are the first of their key, and the others as drops (rule duplicate_key)."""
     _, first = np.unique(np.array(rows["key"].to_pylist(), dtype="U32"), return_index=True)
     stays = np.zeros(rows.num_rows, dtype=bool)
     stays[first] = True
     reason = "an earlier row of this shard has the same key; is a source listed twice?"
     names = rows.select(["key", "source", "source_row"]).filter(pa.array(~stays)).to_pylist()
-    drops = [Drop(**row, stage="pack", rule="duplicate_key", reason=reason) for row in names]
-    return rows.filter(pa.array(stays)), drops
+    return stays, [Drop(**row, stage="pack", rule="duplicate_key", reason=reason) for row in names]
 
 
-def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[str], bytes]:
-    """A function from media sha256 to verified stored bytes for all `rows`; CorruptArtifact if any is in no pack."""
-    owners = dict(zip(pc.struct_field(rows["media"], "sha256").to_pylist(), rows["key"].to_pylist(), strict=True))
-    found: dict[str, tuple[InputFile, PackEntry]] = {}
-    for index, pack in zip(part.lookups[::2], part.lookups[1::2], strict=True):
-        wanted = owners.keys() - found.keys()
-        if not wanted:
-            break
-        for sha256, entry in locate_payloads(inputs.local_path(index.file), wanted).items():
-            found[sha256] = (pack.file, entry)
-    if missing := sorted(owners.keys() - found.keys()):
-        raise CorruptArtifact(
-            f"shard {part.spec['shard']}: the media {missing[0][:12]}… of sample {owners[missing[0]]} and "
-            f"{len(missing) - 1} more are in none of the {len(part.lookups) // 2} media packs that pack was given; "
-            "check that pack lists the download artifact of every source, else rerun download with --force"
-        )
+def media_places(rows: pa.Table, pack_of: NDArray[np.int64]) -> dict[str, Place]:
+    """Where the media of `rows` lie, by their sha256; `pack_of` is the number of the media pack of each row."""
+    media = pc.struct_field(rows["media"], "sha256").to_pylist()
+    found: dict[str, Place] = {}
+    for sha256, pack, place in zip(media, pack_of.tolist(), rows[PLACE.name].to_pylist(), strict=True):
+        found.setdefault(sha256, Place(pack, place["offset"], place["bytes"], place["sha256"]))
+    return found
+
+
+def find_payloads(
+    inputs: PartReader, packs: Sequence[InputFile], places: Mapping[str, Place], scratch: Path
+) -> Callable[[str], bytes]:
+    """A function from media sha256 to verified stored bytes: CorruptArtifact if they are not what was packed.
+
+    What lies in a remote store is fetched now, in as few requests as there are runs of neighbours, into `scratch`.
+    """
+
+    def read_range(wanted: ByteRange) -> bytes:
+        return inputs.read_range(packs[wanted.pack], wanted.start, wanted.end - wanted.start)
+
+    is_local = [local_path_of(pack.uri) is not None for pack in packs]
+    fetched = FetchedPayloads([place for place in places.values() if not is_local[place.pack]], read_range, scratch)
 
     def payload_of(sha256: str) -> bytes:
-        file, entry = found[sha256]
-        return read_payload(inputs.local_path(file), entry)
+        place = places[sha256]
+        whole = ByteRange(place.pack, place.offset, place.offset + place.bytes)
+        payload = read_range(whole) if is_local[place.pack] else fetched.read(place)
+        return checked(payload, place, packs[place.pack].uri)
 
     return payload_of
 
@@ -127,8 +146,8 @@ def find_payloads(inputs: PartReader, part: Part, rows: pa.Table) -> Callable[[s
 PACK = Stage(
     name="pack",
     # 2: smaller copies; 3: tars are written by webdataset and have a .txt member, Parquet shards an index that no glob
-    # takes for data
-    version=3,
+    # takes for data; 4: shards without rows are written too
+    version=4,
     config_type=PackConfig,
     slots=("buckets", "media"),
     plan_parts=plan_pack,

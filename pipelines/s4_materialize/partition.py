@@ -1,22 +1,28 @@
 """`partition`: drops rows by score or earlier decisions, and assigns the others to shards.
 
 Scores are computed once (stage `score`) and thresholds are applied here, so trying another threshold costs no GPU. A
-row's shard depends only on its key and the seed: adding or removing other rows never changes it.
+shard is a range of keys, which are hashes: adding or removing other rows never changes the shard of a row, and a part
+whose rows come from a range of keys fills few shards.
+
+A part writes its rows into one file (`slices`), with the place of each row's media in the media pack of its part:
+whoever packs a shard then opens no index of a pack.
 """
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import decisions_about, rows_parts
+from pipelines.flow.stage import Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
+from pipelines.s4_materialize.decisions import decisions_about, media_parts, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
+from pipelines.s4_materialize.slices import PLACE, write_slices
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
+from x2vlm.data.shards.packs import INDEX_NAME
 from x2vlm.data.shards.shard import SCORED_SCHEMA
 from x2vlm.errors import CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
@@ -29,46 +35,80 @@ class PartitionConfig(ScoreThresholds):
     """Which rows are kept, and how they are assigned to shards."""
 
     num_shards: int = Field(ge=1, le=99_999)
-    seed: int = Field(default=0, ge=0)
     without_grains: tuple[Literal["object", "region"], ...] = ()  # boxes of these grains are left out of the shards
 
-
-def shard_of(key: str, seed: int, num_shards: int) -> int:
-    """The shard of the sample `key`: 64 bits of sha256 over seed and key, modulo the number of shards."""
-    return int(hashlib.sha256(f"{seed}{key}".encode()).hexdigest()[:16], 16) % num_shards
-
-
-def bucket_name(shard: int) -> str:
-    """The file with one part's rows of a shard."""
-    return f"bucket-{shard:05d}.parquet"
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_seed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "seed" in values:
+            raise ValueError(
+                "seed: a shard is a range of keys, which are hashes already, so no seed deals them; remove the line"
+            )
+        return values
 
 
 def plan_partition(config: PartitionConfig, inputs: Inputs) -> list[Part]:
-    """One part per part of every `rows` artifact; rows[i] is scored by the part of the same name of scores[i]."""
+    """One part per part of every `rows` artifact; rows[i] is scored by the part of the same name of scores[i], and its
+    media lie in the pack of the part of the same name of media[i]."""
+    parts = rows_parts(inputs, "partition")
+    media = media_parts([part.name for part in parts], inputs["media"])
     return [
-        Part(name=part.name, reads=(*part.reads("scores.parquet"), *decisions_about(part, inputs)))
-        for part in rows_parts(inputs, "partition")
+        Part(
+            name=part.name,
+            reads=(
+                *part.reads("scores.parquet"),
+                Read("media", media[part.name].file(INDEX_NAME)),
+                *decisions_about(part, inputs),
+            ),
+        )
+        for part in parts
     ]
 
 
 def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    """Writes the bucket files of one filter part and its drops."""
+    """Writes the kept rows of one filter part by slices, and its drops."""
     rows = _scored_rows(inputs, part.reads[0], part.reads[1], SCORE_COLUMNS[config.score])
     keep, drops = score_drops(config, rows)
     additions: Additions = {}
-    for read in part.reads[2:]:
-        keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
+    for read in part.reads:
+        if read.slot == "decisions":
+            keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
     rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
     kept, num_left_out = leave_out_grains(rows.filter(pa.array(keep, pa.bool_())), config.without_grains)
-    file_rows = {"drops.parquet": len(drops)}
-    for shard, bucket in split_by_shard(kept, config.seed, config.num_shards):
-        write_table(bucket, out.path / bucket_name(shard))
-        file_rows[bucket_name(shard)] = bucket.num_rows
+    (index,) = (read for read in part.reads if read.slot == "media")
+    file_rows = write_slices(out.path, _with_places(inputs, kept, index), config.num_shards)
     write_table(drop_table(drops), out.path / "drops.parquet")
     counts = count_units(rows, kept, count_rules(drops, "row"), {"grain_left_out": num_left_out})
     added = {unit: sum(len(items[unit]) for items in additions.values()) for unit in ADDED}
     summary = {"grains": count_grains(kept), "added": added}
-    return PartResult(counts, file_rows, summary)
+    return PartResult(counts, {**file_rows, "drops.parquet": len(drops)}, summary)
+
+
+def _with_places(inputs: PartReader, rows: pa.Table, index_read: Read) -> pa.Table:
+    """`rows` with the place of their payloads in the pack with this index; CorruptArtifact if one is not in it."""
+    path = inputs.local_path(index_read.file)
+    try:
+        index = pq.read_table(path, columns=["sha256", "offset", "bytes", "payload_sha256"]).combine_chunks()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise CorruptArtifact(f"{path}: not an index of a media pack ({error}); rerun `download`") from None
+    wanted = pc.struct_field(rows["media"], "sha256")
+    places = pc.index_in(wanted, value_set=index["sha256"]).combine_chunks()
+    if places.null_count:
+        missing = rows.filter(pc.is_null(places))
+        sha256 = pc.struct_field(missing["media"], "sha256")[0].as_py() or "none"
+        raise CorruptArtifact(
+            f"{path}: the media {sha256[:12]}… of sample {missing['key'][0]} and {missing.num_rows - 1} more are not "
+            "in the media pack of their part; rerun download with --force"
+        )
+    found = index.select(["offset", "bytes", "payload_sha256"]).take(places).combine_chunks()
+    columns = [column.chunk(0) if column.num_chunks else pa.array([], column.type) for column in found.columns]
+    arrays = [column.cast(field.type) for column, field in zip(columns, PLACE.type, strict=True)]
+    return rows.append_column(PLACE, pa.StructArray.from_arrays(arrays, fields=list(PLACE.type)))
+
+
+def finish_partition(config: PartitionConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
+    """The grains of all parts, and the number of shards: `pack` writes them all, also those without rows."""
+    return {**add_up_grains(config, parts), "num_shards": config.num_shards}
 
 
 def apply_decisions(
@@ -117,17 +157,6 @@ def leave_out_grains(rows: pa.Table, grains: Collection[str]) -> tuple[pa.Table,
     return rows, num_left_out
 
 
-def split_by_shard(rows: pa.Table, seed: int, num_shards: int) -> Iterator[tuple[int, pa.Table]]:
-    """Each non-empty shard with its rows sorted by key, shards in ascending order."""
-    keys = np.array(rows["key"].to_pylist(), dtype="U32")
-    shards = np.array([shard_of(str(key), seed, num_shards) for key in keys], dtype=np.int64)
-    order = np.lexsort((keys, shards))
-    numbers, starts = np.unique(shards[order], return_index=True)
-    ends = [*starts[1:], len(order)]
-    for shard, start, end in zip(numbers, starts, ends, strict=False):  # without shards only `ends` has an item
-        yield int(shard), rows.take(pa.array(order[start:end]))
-
-
 def _scored_rows(inputs: PartReader, rows_read: Read, scores_read: Read, column: str) -> pa.Table:
     """The rows with columns for the chosen score and the reason for a missing one; CorruptArtifact unless both files
     have the same keys in order."""
@@ -145,10 +174,10 @@ def _scored_rows(inputs: PartReader, rows_read: Read, scores_read: Read, column:
 
 PARTITION = Stage(
     name="partition",
-    version=3,  # 3: grains may be left out
+    version=4,  # 3: grains may be left out; 4: shards are ranges of keys, the rows of a part lie in one file
     config_type=PartitionConfig,
-    slots=("rows", "scores", "decisions"),
+    slots=("rows", "scores", "media", "decisions"),
     plan_parts=plan_partition,
     run_part=partition_part,
-    finish=add_up_grains,
+    finish=finish_partition,
 )

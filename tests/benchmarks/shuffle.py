@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.flow.stage import Input
 from pipelines.s3_score import SCORE_SCHEMA
 from pipelines.s4_materialize import PARTITION, PartitionConfig
 from tests.benchmarks.filter_rows import synthetic_rows
 from tests.support.parts import Reader, Writer, as_part
+from x2vlm.data.shards.packs import PACK_SCHEMA
 from x2vlm.samples import write_table
 
 
@@ -36,18 +38,32 @@ def scores_of(rows: pa.Table, number: int) -> pa.Table:
     return pa.table(filled, schema=SCORE_SCHEMA)
 
 
+def index_of(rows: pa.Table) -> pa.Table:
+    """The index of a media pack with an image of a hundred kilobytes for every row, stored as it came."""
+    sha256 = pc.struct_field(rows["media"], "sha256")
+    offsets = pa.array(np.arange(rows.num_rows, dtype=np.int64) * 100_000)
+    columns = {
+        "sha256": sha256,
+        "payload_sha256": sha256,
+        "offset": offsets,
+        "bytes": pa.array([90_000] * rows.num_rows),
+    }
+    filled = [columns.get(field.name, pa.array(["jpeg"] * rows.num_rows)) for field in PACK_SCHEMA]
+    return pa.table(filled, schema=PACK_SCHEMA)
+
+
 def at_scale(total_rows: int, rows_per_part: int, shards: int, folder: Path) -> dict[str, float]:
     """CPU microseconds a row (median and mean over the parts), rows kept, and peak memory."""
     config = PartitionConfig(num_shards=shards, image_min_clip_score=0.25)
     spent, kept = [], 0
     for number in range(total_rows // rows_per_part):
         rows = synthetic_rows(rows_per_part, first=number * rows_per_part)
-        for name, table in {"rows": rows, "scores": scores_of(rows, number)}.items():
+        for name, table in {"rows": rows, "scores": scores_of(rows, number), "media": index_of(rows)}.items():
             (folder / name).mkdir(exist_ok=True)
             write_table(table, folder / name / f"{name}.parquet")
         inputs = {
             name: (Input(f"{name}/synthetic", "", (as_part(f"{number:05d}", folder / name),)),)
-            for name in ("rows", "scores")
+            for name in ("rows", "scores", "media")
         }
         (part,) = PARTITION.plan_parts(config, {**inputs, "decisions": ()})
         (folder / "out").mkdir()

@@ -14,7 +14,6 @@ from pipelines.flow.stage import SourceFile as File
 from pipelines.flow.store.store import Store
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
 from tests.support.flow.helpers import run_all
-from tests.support.parts import run_stage
 from tests.support.stages.curated import Row, build, clip, encoded, row, scene
 from x2vlm.config import FrozenConfig
 from x2vlm.samples import Box, Concept, Grain
@@ -53,15 +52,17 @@ def packed_store(
 ) -> Store:
     """A store below `folder` in which `pack/toy` of the experiment `toy` is finished."""
     corpus = build(folder / "corpus", {"toy": [rows]})
-    config = PartitionConfig(num_shards=num_shards, seed=3, min_clip_score=None)
-    read = {"rows": corpus["rows"], "scores": corpus["scores"], "decisions": ()}
-    partitioned = run_stage(PARTITION, config, read, folder / "partition")
-    (media,) = {Path(file.uri).parent for one in corpus["media"] for part in one.parts for file in part.files}
+    config = PartitionConfig(num_shards=num_shards, min_clip_score=None)
+    given = [
+        _given(name, sorted(Path(file.uri) for one in inputs for part in one.parts for file in part.files))
+        for name, inputs in corpus.items()
+    ]
+    read = {name: (f"given/{name}",) for name in corpus}
     graph = Graph(
         [
-            _given("buckets", sorted(partitioned.folder.glob("*/bucket-*.parquet"))),
-            _given("media", [media / "media.tar", media / "media.parquet"]),
-            Node("pack/toy", stage, pack or PackConfig(), {"buckets": ("given/buckets",), "media": ("given/media",)}),
+            *given,
+            Node("partition/toy", PARTITION, config, {**read, "decisions": ()}),
+            Node("pack/toy", stage, pack or PackConfig(), {"buckets": ("partition/toy",), "media": read["media"]}),
         ]
     )
     store = Store(folder / "store")

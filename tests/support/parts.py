@@ -3,13 +3,15 @@
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydantic
 
 from pipelines.flow.live import Report, no_report
+from pipelines.flow.segments import segments_name, segments_of
 from pipelines.flow.stage import (
     ArtifactReference,
     Count,
@@ -36,6 +38,28 @@ class Reader:
         return next(one for items in self.inputs.values() for one in items if one.reference == reference)
 
     def local_path(self, file: InputFile) -> Path:
+        self._check(file)
+        assert file.start is None, f"{file.path} is a segment: open it"
+        data = Path(file.uri).read_bytes()
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise CorruptArtifact(f"{file.uri}: changed")
+        return Path(file.uri)
+
+    def open(self, file: InputFile) -> BinaryIO:
+        if file.start is None:
+            return self.local_path(file).open("rb")
+        data = self.read_range(file, file.start, file.bytes)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise CorruptArtifact(f"{file.uri}: changed")
+        return BytesIO(data)
+
+    def read_range(self, file: InputFile, start: int, num_bytes: int) -> bytes:
+        self._check(file)
+        with Path(file.uri).open("rb") as stream:
+            stream.seek(start)
+            return stream.read(num_bytes)
+
+    def _check(self, file: InputFile) -> None:
         looked_up = {
             file
             for one in self.part.lookup_artifacts
@@ -44,13 +68,6 @@ class Reader:
         }
         declared = {read.file for read in (*self.part.reads, *self.part.lookups)} | looked_up
         assert file in declared, f"{file.path} was not declared"
-        data = Path(file.uri).read_bytes()
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise CorruptArtifact(f"{file.uri}: changed")
-        return Path(file.uri)
-
-    def open(self, file: InputFile) -> BinaryIO:
-        return self.local_path(file).open("rb")
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,12 @@ def as_part(name: str, folder: Path) -> InputPart:
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
         files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path)))
-    return InputPart(name, tuple(files))
+    part = InputPart(name, tuple(files))
+
+    def open_segments(file: InputFile) -> Mapping[str, InputFile]:
+        return segments_of(file, Path(part.file(segments_name(file.path)).uri).read_bytes())
+
+    return replace(part, open_segments=open_segments)
 
 
 def as_source(path: Path) -> Input:
@@ -116,8 +138,8 @@ def run_stage(
         run.results[part.name] = result
         run.fingerprints[part.name] = part_fingerprint(stage, config, part)
     committed = tuple(as_part(part.name, folder / part.name) for part in parts)
-    run.artifact = Input(f"{stage.name}/test", "", committed)
     if stage.finish:
         summaries = [PartSummary(p.name, run.results[p.name].counts, run.results[p.name].summary) for p in parts]
         run.summary = stage.finish(config, summaries)
+    run.artifact = Input(f"{stage.name}/test", "", committed, run.summary)
     return run

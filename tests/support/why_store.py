@@ -32,6 +32,7 @@ from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from tests.support.flow.helpers import run_all
 from x2vlm.config import FrozenConfig
+from x2vlm.data.shards.packs import INDEX_NAME, PACK_SCHEMA
 from x2vlm.samples import Caption, Media, Sample, sample_key, sample_table, write_table
 
 
@@ -49,6 +50,11 @@ def give(config: Given, inputs: PartReader, part: Part, out: PartWriter) -> Part
     name = "flagged.parquet" if file.path.startswith("flagged") else "rows.parquet"
     shutil.copyfile(inputs.local_path(file), out.path / name)
     rows = pq.read_metadata(out.path / name).num_rows
+    if name == "rows.parquet":
+        media = [row["media"]["sha256"] for row in pq.read_table(out.path / name, columns=["media"]).to_pylist()]
+        index = {"offset": 0, "bytes": 1, "format": "jpeg", "member": ""}
+        entries = [{"sha256": sha256, "payload_sha256": sha256, **index} for sha256 in media]
+        write_table(pa.Table.from_pylist(entries, schema=PACK_SCHEMA), out.path / INDEX_NAME)
     return PartResult({"rows": Count(rows, rows)}, {name: rows})
 
 
@@ -141,7 +147,8 @@ def graph_of(folder: Path, experiment: Experiment, deduplicate: DeduplicateConfi
         config = deduplicate.model_copy(update={"thresholds": ScoreThresholds(**thresholds)})
         nodes.append(Node("deduplicate/toy", DEDUPLICATE, config, {**read, "decisions": ()}))
         decisions = ("deduplicate/toy",)
-    nodes.append(Node("partition/toy", PARTITION, experiment.partition, {**read, "decisions": decisions}))
+    inputs = {**read, "media": tuple(f"download/{one}" for one in branches), "decisions": decisions}
+    nodes.append(Node("partition/toy", PARTITION, experiment.partition, inputs))
     return Graph(nodes)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,6 +71,10 @@ class StoreReader:
         except OSError as error:
             raise self._missing(file, error) from error
         return local
+
+    def read_range(self, file: InputFile, start: int, num_bytes: int) -> bytes:
+        """So many bytes of the file from `start` on, not checked; SourceUnavailable if it is gone or unreadable."""
+        return self._range(replace(file, start=start, bytes=num_bytes), local_path_of(file.uri))
 
     def _segment(self, file: InputFile, local: Path | None) -> Path:
         """The bytes of a segment, read as a range and checked, in a file of this attempt."""

@@ -16,11 +16,13 @@ from pipelines.corpora.world.build import build_world
 from pipelines.corpora.world.config import CLIP_SOURCES, NoiseRates, WorldConfig, source_of
 from pipelines.corpora.world.drawing.shots import take_shot
 from pipelines.corpora.world.drawing.words import COLOURS, SHAPES
+from pipelines.flow.segments import read_segment
 from pipelines.s1_download.download import DOWNLOAD, DownloadConfig
 from pipelines.s1_download.read import READ, read_config
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s3_score import SCORE, ScoreConfig
 from pipelines.s4_materialize.partition import PARTITION, PartitionConfig
+from pipelines.s4_materialize.slices import ROWS
 from tests.support.parts import Run, as_source, run_stage
 from x2vlm.data.cards import file_paths, load_card
 from x2vlm.data.scores.thresholds import Suggestion, add_histograms, suggest_threshold
@@ -43,8 +45,8 @@ def model_files(root: Path) -> tuple[Path, ...]:
     return tuple(path for path in sorted((root / "datasets/world/models/clip").iterdir()) if path.suffix != ".md")
 
 
-def curate(root: Path, world: Path, folder: Path, source: str) -> tuple[Run, Run]:
-    """(rows, scores) of one source of a world, from its upstream files, its media served on 127.0.0.1."""
+def curate(root: Path, world: Path, folder: Path, source: str) -> tuple[Run, Run, Run]:
+    """(rows, scores, media) of one source of a world, from its upstream files, its media served on 127.0.0.1."""
     card_path = world / "cards" / f"{source}.yaml"
     card = load_card(card_path)
     files = tuple(as_source(Path(path)) for path in file_paths(card, root).values())
@@ -57,7 +59,7 @@ def curate(root: Path, world: Path, folder: Path, source: str) -> tuple[Run, Run
         "media": (download.artifact,),
         "model": tuple(as_source(path) for path in model_files(root)),
     }
-    return filtered, run_stage(SCORE, ScoreConfig(device="cpu"), inputs, folder / "score")
+    return filtered, run_stage(SCORE, ScoreConfig(device="cpu"), inputs, folder / "score"), download
 
 
 def table(run: Run, name: str) -> list[dict]:
@@ -98,15 +100,17 @@ def suggestion_of(scores: Sequence[Run]) -> Suggestion:
     return found
 
 
-def kept_rows(runs: Mapping[str, tuple[Run, Run]], threshold: float, folder: Path) -> set[tuple[str, str]]:
+def kept_rows(runs: Mapping[str, tuple[Run, Run, Run]], threshold: float, folder: Path) -> set[tuple[str, str]]:
     """(source, row) of what the partition stage keeps at one threshold for all sources."""
     kept = set()
     config = PartitionConfig(num_shards=1, min_clip_score=threshold)
-    for source, (rows, scores) in runs.items():
-        inputs = {"rows": (rows.artifact,), "scores": (scores.artifact,), "decisions": ()}
-        run = run_stage(PARTITION, config, inputs, folder / source)
-        for path in run.folder.glob("*/bucket-*.parquet"):
-            kept |= {(source, row) for row in pq.read_table(path)["source_row"].to_pylist()}
+    for source, (rows, scores, media) in runs.items():
+        inputs = {"rows": rows, "scores": scores, "media": media}
+        run = run_stage(
+            PARTITION, config, {**{n: (r.artifact,) for n, r in inputs.items()}, "decisions": ()}, folder / source
+        )
+        for path in run.folder.glob(f"*/{ROWS}"):
+            kept |= {(source, row) for row in read_segment(path.open("rb"))["source_row"].to_pylist()}
     return kept
 
 
@@ -115,7 +119,7 @@ def test_wrong_captions_score_below_right_ones(project_root: Path, tmp_path: Pat
     noise = NoiseRates(mismatched_caption=0.3)
     build_world(WorldConfig(seed=23, scenes=110, sources=("webvid",), noise=noise), world)
     runs = curate(project_root, world, tmp_path / "run", "webvid")
-    clips = with_truth(world, *runs)
+    clips = with_truth(world, *runs[:2])
     assert len(clips) >= 60
     assert 10 < sum(clip.is_wrong for clip in clips) < len(clips) / 2
     assert rank_quality(clips) >= 0.95
@@ -157,8 +161,8 @@ def measure(root: Path, folder: Path, config: WorldConfig) -> tuple[float, dict[
     """The one threshold for all clips of a world, chosen without a label, and what it does, by kind of text."""
     build_with_clips_only(config, folder / "world")
     runs = {source: curate(root, folder / "world", folder / source, source) for source in CLIP_SOURCES}
-    clips = [clip for source in CLIP_SOURCES for clip in with_truth(folder / "world", *runs[source])]
-    suggestion = suggestion_of([scores for _, scores in runs.values()])
+    clips = [clip for source in CLIP_SOURCES for clip in with_truth(folder / "world", *runs[source][:2])]
+    suggestion = suggestion_of([scores for _, scores, _ in runs.values()])
     kept = kept_rows(runs, suggestion.threshold, folder / "partition")
     described = [clip for clip in clips if clip.source == "webvid"]
     narrated = [clip for clip in clips if clip.source != "webvid"]

@@ -12,7 +12,7 @@ from pipelines.s4_materialize import PARTITION, PartitionConfig
 from pipelines.s4_materialize.decisions import DECISION_SCHEMA, write_decisions
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
-from pipelines.s4_materialize.partition import shard_of
+from pipelines.s4_materialize.slices import shard_of
 from tests.support.parts import as_part, run_stage
 from tests.support.stages.curated import (
     BROKEN,
@@ -72,7 +72,7 @@ def three_sources() -> dict[str, Parts]:
     }
 
 
-LIMITS = PartitionConfig(num_shards=4, seed=7, min_clip_score=0.25, image_min_clip_score=0.25)
+LIMITS = PartitionConfig(num_shards=4, min_clip_score=0.25, image_min_clip_score=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_taking_out_a_row_that_keeps_nothing_changes_one_shard(corpus, tmp_path:
     less = {**sources, "cc3m": [sources["cc3m"][0], sources["cc3m"][1][:1]]}  # without cc3m:6
     before = curate(corpus, tmp_path / "before", MERGE, partition=LIMITS)
     after = curate(build(tmp_path / "in", less), tmp_path / "after", MERGE, partition=LIMITS)
-    shard = f"{shard_of(before.kept['cc3m:6']['key'], LIMITS.seed, LIMITS.num_shards):05d}"
+    shard = f"{shard_of(before.kept['cc3m:6']['key'], LIMITS.num_shards):05d}"
     assert changed_parts(before.packed, after.packed) == {shard}
     assert changed_parts(before.partitioned, after.partitioned) == {"001-00001"}
     assert before.deduplicated is not None
@@ -184,7 +184,7 @@ def test_taking_out_a_keeper_changes_its_shard_and_that_of_the_row_that_comes_in
     assert set(after.kept) - set(before.kept) == {"cc3m:1"}
     assert set(before.kept) - set(after.kept) == {"coco:1"}
     keys = (before.kept["coco:1"]["key"], after.kept["cc3m:1"]["key"])
-    shards = {f"{shard_of(key, LIMITS.seed, LIMITS.num_shards):05d}" for key in keys}
+    shards = {f"{shard_of(key, LIMITS.num_shards):05d}" for key in keys}
     assert len(shards) == 2
     assert changed_parts(before.packed, after.packed) == shards
     # The parts of the two rows, and those of the copies, whose reason names another keeper now.
@@ -251,7 +251,7 @@ def test_decisions_that_are_missing_are_named(corpus, tmp_path: Path) -> None:
     deduplicated = curate(corpus, tmp_path, MERGE, partition=LIMITS).deduplicated
     assert deduplicated is not None
     wider = build(tmp_path / "more", {"more": [[row("more", "1", encoded(scene(80)))]]})
-    read = {name: (*corpus[name], *wider[name]) for name in ("rows", "scores")}
+    read = {name: (*corpus[name], *wider[name]) for name in ("rows", "scores", "media")}
     message = r"deduplicate/test says nothing about part 003-00000 of rows/more; does it read that source\?"
     with pytest.raises(ConfigError, match=message):
         run_stage(PARTITION, PARTITIONED, {**read, "decisions": (deduplicated.artifact,)}, tmp_path / "out")

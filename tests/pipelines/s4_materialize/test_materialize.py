@@ -1,11 +1,10 @@
 """Partition and pack: who stays, in which shard, in which bytes, and what one sample more or less changes."""
 
-import hashlib
 import math
 import tarfile
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.flow.stage import Input
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
-from pipelines.s4_materialize.partition import shard_of
+from pipelines.s4_materialize.slices import shard_of, shards_of
 from pipelines.s4_materialize.thresholds import score_drops
 from tests.support.parts import Run, as_part, run_stage
 from tests.support.shard_samples import make_sample, payload, payloads, scored
@@ -25,7 +24,7 @@ from x2vlm.data.shards.shard import ShardReader
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.samples import DROP_SCHEMA, Drop, Sample, sample_table, write_table
 
-CONFIG = PartitionConfig(num_shards=5, seed=7)
+CONFIG = PartitionConfig(num_shards=5)
 TEXT, INTEGER = pa.string(), pa.int64()
 PACK_SCHEMA = pa.schema(
     {"sha256": TEXT, "format": TEXT, "member": TEXT, "offset": INTEGER, "bytes": INTEGER, "payload_sha256": TEXT}
@@ -115,9 +114,8 @@ def write_pack(folder: Path, samples: list[Sample]) -> None:
 def materialize(
     corpus: Corpus, folder: Path, config: PartitionConfig = CONFIG, seed: int | None = None
 ) -> tuple[Run, Run]:
-    buckets = run_stage(
-        PARTITION, config, {"rows": corpus.rows, "scores": corpus.scores, "decisions": ()}, folder / "partition", seed
-    )
+    read = {"rows": corpus.rows, "scores": corpus.scores, "media": corpus.media, "decisions": ()}
+    buckets = run_stage(PARTITION, config, read, folder / "partition", seed)
     inputs = {"buckets": (buckets.artifact,), "media": corpus.media}
     return buckets, run_stage(PACK, PackConfig(), inputs, folder / "pack", seed)
 
@@ -144,8 +142,7 @@ def test_every_kept_row_is_in_the_shard_of_its_key_with_its_own_bytes(corpus: Co
     for name, reader in readers(packed).items():
         assert reader.table["key"].to_pylist() == sorted(reader.table["key"].to_pylist())
         for row, sample in enumerate(reader.samples()):
-            digest = hashlib.sha256(b"7" + sample.key.encode()).hexdigest()
-            assert int(name) == int(digest[:16], 16) % 5
+            assert int(name) == math.floor(Fraction(int(sample.key[:16], 16), 2**64) * 5)
             assert reader.payload(row) == payload(int(sample.source_row))
             found[sample.key] = sample
     assert found == kept
@@ -218,7 +215,7 @@ def test_the_order_in_which_parts_run_changes_no_byte(corpus: Corpus, tmp_path: 
 
 def test_taking_one_sample_out_changes_one_shard(corpus: Corpus, tmp_path: Path) -> None:
     gone = make_sample(4, source="photos").key
-    name = f"{shard_of(gone, CONFIG.seed, CONFIG.num_shards):05d}"
+    name = f"{shard_of(gone, CONFIG.num_shards):05d}"
     _, before = materialize(corpus, tmp_path / "before")
     _, after = materialize(build(tmp_path / "less", images_and_clips(), without=gone), tmp_path / "after")
     assert before.results.keys() == after.results.keys()
@@ -229,21 +226,21 @@ def test_taking_one_sample_out_changes_one_shard(corpus: Corpus, tmp_path: Path)
     assert gone not in ShardReader(tmp_path / "after" / "pack" / name / f"shard-{name}.tar").table["key"].to_pylist()
 
 
-def test_another_seed_deals_the_same_rows_otherwise(corpus: Corpus, tmp_path: Path) -> None:
-    def keys(config: PartitionConfig, folder: Path) -> dict[str, list[str]]:
-        _, packed = materialize(corpus, folder, config)
-        return {name: reader.table["key"].to_pylist() for name, reader in readers(packed).items()}
+@given(key=st.integers(0, 2**128 - 1), num_shards=st.integers(1, 99_999))
+def test_a_shard_is_a_range_of_keys(key: int, num_shards: int) -> None:
+    expected = math.floor(Fraction(key >> 64, 2**64) * num_shards)
+    text = f"{key:032x}"
+    assert shard_of(text, num_shards) == expected
+    assert shards_of(pa.chunked_array([[text, "f" * 32, "0" * 32]]), num_shards).tolist() == [
+        expected,
+        num_shards - 1,
+        0,
+    ]
 
-    one, other = keys(CONFIG, tmp_path / "a"), keys(CONFIG.model_copy(update={"seed": 8}), tmp_path / "b")
-    assert one != other
-    assert sorted(chain(*one.values())) == sorted(chain(*other.values()))
 
-
-def test_shards_are_filled_evenly() -> None:
-    counts = np.bincount([shard_of(hashlib.md5(bytes([n % 256, n // 256])).hexdigest(), 3, 8) for n in range(8000)])
-    # 8 shards of 1,000 expected: six standard deviations of a binomial are 178.
-    assert len(counts) == 8
-    assert abs(counts - 1000).max() < 178
+def test_a_seed_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="no seed deals them; remove the line"):
+        PartitionConfig.model_validate({"num_shards": 4, "seed": 0})
 
 
 def low_scores(config: PartitionConfig, table: pa.Table) -> list[Drop | None]:
@@ -299,7 +296,7 @@ def test_the_chosen_aggregate_decides_and_is_recorded(corpus: Corpus, tmp_path: 
 
 
 def test_a_source_listed_twice_loses_its_second_copy_as_duplicates(corpus: Corpus, tmp_path: Path) -> None:
-    twice = Corpus(corpus.rows + corpus.rows[:1], corpus.scores + corpus.scores[:1], corpus.media)
+    twice = Corpus(*(artifacts + artifacts[:1] for artifacts in (corpus.rows, corpus.scores, corpus.media)))
     _, once = materialize(corpus, tmp_path / "once")
     _, again = materialize(twice, tmp_path / "twice")
     assert again.counts().dropped == {"duplicate_key": 24}
@@ -320,8 +317,11 @@ def test_media_shared_by_two_rows_are_in_both(tmp_path: Path) -> None:
 
 
 def test_missing_media_are_corrupt_and_named(corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(CorruptArtifact, match=r"of sample [0-9a-f]{32} and .* none of the 2 media packs"):
-        materialize(replace(corpus, media=corpus.media[:1]), tmp_path)
+    with pytest.raises(ConfigError, match="media artifact 1 is not among the 1 "):
+        materialize(replace(corpus, media=corpus.media[:1]), tmp_path / "fewer")
+    swapped = replace(corpus.media[0], parts=corpus.media[1].parts)
+    with pytest.raises(CorruptArtifact, match=r"of sample [0-9a-f]{32} and \d+ more are not in the media pack"):
+        materialize(replace(corpus, media=(swapped, corpus.media[1])), tmp_path / "others")
 
 
 def test_payload_that_does_not_match_its_index_is_corrupt(tmp_path: Path) -> None:
@@ -346,10 +346,11 @@ def test_scores_of_other_rows_are_refused(corpus: Corpus, tmp_path: Path) -> Non
         materialize(replace(corpus, scores=corpus.scores[:1]), tmp_path / "fewer")
 
 
-def test_a_part_without_rows_gives_no_buckets_and_no_error(tmp_path: Path) -> None:
+def test_a_part_without_rows_gives_no_slices_and_no_error(tmp_path: Path) -> None:
     empty = build(tmp_path / "in", [[[], [(make_sample(1), None)]]])
     buckets, packed = materialize(empty, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "partition" / "000-00000").iterdir()) == ["drops.parquet"]
+    listing = pq.read_table(tmp_path / "partition" / "000-00000" / "rows.arrow.segments.parquet")
+    assert listing.num_rows == (tmp_path / "partition" / "000-00000" / "rows.arrow").stat().st_size == 0
     assert packed.counts().num_out == 1
     assert buckets.counts().num_in == 1
 

@@ -30,13 +30,14 @@ from x2vlm.data.shards.rows import row_of
 from x2vlm.data.shards.shard import ShardReader
 from x2vlm.samples import Box, Concept, Grain
 
-EVERYTHING = PartitionConfig(num_shards=3, seed=1, min_clip_score=None)
+EVERYTHING = PartitionConfig(num_shards=3, min_clip_score=None)
+ONE_SHARD = PartitionConfig(num_shards=1, min_clip_score=None)
 RECIPE = Recipe(ExampleConfig(augment=AugmentConfig(num_ops=0)), TOKENIZER, image_res=64, patch_size=16, seed=3)
 
 
-def packed(folder: Path, rows: list[Row], **config: object) -> Curated:
+def packed(folder: Path, rows: list[Row], partition: PartitionConfig = EVERYTHING, **config: object) -> Curated:
     corpus = build(folder / "in", {"toy": [rows[::2], rows[1::2]]})
-    return curate(corpus, folder, partition=EVERYTHING, pack=PackConfig.model_validate(config))
+    return curate(corpus, folder, partition=partition, pack=PackConfig.model_validate(config))
 
 
 def shards_of(result: Curated) -> list[ShardFiles]:
@@ -116,7 +117,7 @@ def test_large_images_and_frames_are_packed_smaller_and_keep_their_records(tmp_p
 
 def test_boxes_hold_on_what_was_packed_smaller(tmp_path: Path) -> None:
     rows = large_rows()[:1]
-    smaller = packed(tmp_path, rows, short_edge=96)
+    smaller = packed(tmp_path, rows, ONE_SHARD, short_edge=96)
     (reader,) = [ShardReader(files.media, files.index) for files in shards_of(smaller)]
     sample, original = reader.sample(0), rows[0].sample
     assert sample == original
@@ -143,7 +144,7 @@ def test_a_smaller_copy_is_cut_to_the_size_its_original_would_be(tmp_path: Path)
     )
     assert one.sample.media is not None
     one = replace(one, sample=replace(one.sample, media=replace(one.sample.media, width=width, height=height)))
-    (files,) = shards_of(packed(tmp_path, [one], short_edge=64))
+    (files,) = shards_of(packed(tmp_path, [one], ONE_SHARD, short_edge=64))
     reader = ShardReader(files.media, files.index)
     assert Image.open(BytesIO(reader.payload(0))).size == shrunk_size(width, height, 64) != twice(width, height)
     packed_row = row_of(reader.sample(0))

@@ -25,7 +25,7 @@ from pipelines.flow.stage import (
 from pipelines.flow.store.store import Store
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
-from pipelines.s4_materialize.partition import shard_of
+from pipelines.s4_materialize.slices import shard_of
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from tests.support.flow.helpers import actions, roots, run_all
 from tests.support.stages.curated import Parts, build, clip, encoded, row, scene
@@ -66,13 +66,13 @@ def graph_of(folder: Path, min_clip_score: float, pack: PackConfig | None = None
     own = DeduplicateConfig.model_validate(
         {"thresholds": ScoreThresholds(min_clip_score=min_clip_score), "merge_captions": True, **deduplicate}
     )
-    partition = PartitionConfig(num_shards=8, seed=2, min_clip_score=min_clip_score)
+    partition = PartitionConfig(num_shards=8, min_clip_score=min_clip_score)
     media = tuple(f"download/{one}" for one in SOURCES)
     return Graph(
         [
             *(given(folder, stage, source) for stage in ("filter", "score", "download") for source in SOURCES),
             Node("deduplicate/toy", DEDUPLICATE, own, {**read, "decisions": ()}),
-            Node("partition/toy", PARTITION, partition, {**read, "decisions": ("deduplicate/toy",)}),
+            Node("partition/toy", PARTITION, partition, {**read, "media": media, "decisions": ("deduplicate/toy",)}),
             Node("pack/toy", PACK, pack or PackConfig(), {"buckets": ("partition/toy",), "media": media}),
         ]
     )
@@ -99,7 +99,7 @@ def test_another_threshold_scores_nothing_and_packs_what_loses_a_row(folder: Pat
         **{"deduplicate/toy": "RUN", "partition/toy": "RUN", "pack/toy": "RUN"},
     }
     after = run_all(stricter, store)
-    lost = f"{shard_of(sample_key('clips', '0'), 2, 8):05d}"
+    lost = f"{shard_of(sample_key('clips', '0'), 8):05d}"
     old, new = (fingerprints(result, "pack/toy") for result in (before, after))
     assert {name for name in old if new.get(name) != old[name]} == {lost}
     assert set(new) <= set(old)
@@ -115,7 +115,7 @@ def test_a_decision_about_one_source_leaves_the_parts_of_the_others_alone(folder
     assert {name for name in old if new[name] != old[name]} == {"002-00000"}
     assert after.nodes["partition/toy"].manifest.counts["rows"].dropped == {"duplicate": 1, "repeated_caption": 3}
     said = [sample_key("clips", str(n)) for n in range(5)]
-    shards = {f"{shard_of(key, 2, 8):05d}" for key in sorted(said)[2:]}
+    shards = {f"{shard_of(key, 8):05d}" for key in sorted(said)[2:]}
     old, new = (fingerprints(result, "pack/toy") for result in (before, after))
     assert {name for name in old if new.get(name) != old[name]} == shards
 

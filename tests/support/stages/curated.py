@@ -31,7 +31,7 @@ from x2vlm.samples import Caption, Concept, Media, Sample, sample_key, sample_ta
 
 EMPTY: Mapping[str, tuple[Input, ...]] = {"rows": (), "scores": (), "media": ()}
 PACKED = PackConfig()
-PARTITIONED = PartitionConfig(num_shards=4, seed=7, min_clip_score=0.25)
+PARTITIONED = PartitionConfig(num_shards=4, min_clip_score=0.25)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,8 @@ def curate(
         own = deduplicate.model_copy(update={"thresholds": deduplicate.thresholds.model_copy(update=thresholds)})
         deduplicated = run_stage(DEDUPLICATE, own, {**read, "decisions": decisions}, folder / "deduplicate", seed)
         decisions = (*decisions, deduplicated.artifact)
-    partitioned = run_stage(PARTITION, partition, {**read, "decisions": decisions}, folder / "partition", seed)
+    with_media = {**read, "media": corpus["media"], "decisions": decisions}
+    partitioned = run_stage(PARTITION, partition, with_media, folder / "partition", seed)
     packed = run_stage(
         PACK, pack, {"buckets": (partitioned.artifact,), "media": corpus["media"]}, folder / "pack", seed
     )
