@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from x2vlm.data.kinds import BatchKind
-from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig
+from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig, stem_layers
 
 Graph = Literal["executed", "reference"]
 
@@ -151,8 +151,16 @@ def vision_flops(cfg: VisionConfig) -> int:
     if cfg.backbone == "swin":
         return _swin_flops(cfg)
     patches, width = cfg.grid**2, cfg.width
-    embed = 2 * patches * 3 * cfg.patch_size**2 * width
+    embed = _stem_flops(cfg) if cfg.stem == "conv" else 2 * patches * 3 * cfg.patch_size**2 * width
     return embed + cfg.depth * _block_flops(patches + 1, patches + 1, width, int(width * cfg.mlp_ratio))
+
+
+def _stem_flops(cfg: VisionConfig) -> int:
+    side, total, channels = cfg.image_res, 0, 3
+    for channels_in, channels, stride in stem_layers(cfg):
+        side //= stride
+        total += 2 * side**2 * 9 * channels_in * channels
+    return total + 2 * side**2 * channels * cfg.width
 
 
 def temporal_flops(cfg: VisionConfig, num_frames: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from x2vlm.cost.flops import EXECUTED, REFERENCE, SWIN_PATCH, BatchShape, Graph, num_image_tokens
-from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig
+from x2vlm.models.config import SWIN_OUTER_BLOCKS, ModelConfig, VisionConfig, stem_layers
 
 # Per parameter: its fp32 value, gradient and two averages of Adam, and a bf16 copy for the matrix products.
 STATE_BYTES = 18
@@ -130,7 +130,8 @@ def _vision_parameters(cfg: VisionConfig) -> int:
     if cfg.backbone == "swin":
         return _swin_parameters(cfg)
     width, inner = cfg.width, int(cfg.width * cfg.mlp_ratio)
-    embed = 3 * cfg.patch_size**2 * width + width  # with the class token; a bias is added below where there is one
+    embed = _stem_parameters(cfg) if cfg.stem == "conv" else 3 * cfg.patch_size**2 * width
+    embed += width  # with the class token; a bias is added below where there is one
     block = 4 * width**2 + 2 * width * inner + inner + width + 4 * width + width  # one bias per map but queries' etc.
     if cfg.backbone == "clip_vit":
         # Biases of queries, keys and values; absolute positions; a norm before the blocks and one after them.
@@ -138,6 +139,13 @@ def _vision_parameters(cfg: VisionConfig) -> int:
     # Biases of queries and values only, two layer scales, one position table per block; one norm after them.
     table = ((2 * cfg.grid - 1) ** 2 + 3) * cfg.num_heads
     return embed + width + cfg.depth * (block + 4 * width + table) + 2 * width
+
+
+def _stem_parameters(cfg: VisionConfig) -> int:
+    """Convolutions without biases, a scale and a shift for each of their channels, and a projection."""
+    layers = stem_layers(cfg)
+    convolutions = sum(9 * channels_in * channels + 2 * channels for channels_in, channels, _ in layers)
+    return convolutions + layers[-1][1] * cfg.width + (cfg.width if cfg.backbone == "clip_vit" else 0)
 
 
 def _temporal_parameters(cfg: VisionConfig, num_frames: int) -> int:

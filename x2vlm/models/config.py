@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SWIN_STRIDE = 32
 # Blocks of the first, second and fourth stage together; the third takes the rest.
 SWIN_OUTER_BLOCKS = 6
+LARGEST_STRIDE = 3  # of a convolution of 3 x 3 that sees every pixel
 
 
 def _require_divisible(name: str, value: int, by_name: str, by: int) -> None:
@@ -30,6 +31,9 @@ class VisionConfig(FrozenConfig):
     `clip_vit` is the ViT of CLIP (absolute positions, quick GELU). In `swin`, `width` and `num_heads` are those of the
     last of four stages, `depth` counts all blocks (24 is Swin-B: 2, 2, 18, 2) and `patch_size` is the stride of its
     output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
+
+    `stem: conv` makes patches by 3 x 3 convolutions (`stem_layers`) instead of one as large as a patch: a small tower
+    without pre-trained weights learns from far fewer images then. Not for `swin`, and no released weights fit it.
 
     Frames of a clip are averaged after the tower. With `temporal: attention` its blocks have temporal attention as well
     (`x2vlm.models.blocks.temporal`, BEiT-2 only), which needs the model's `num_frames`.
@@ -46,6 +50,15 @@ class VisionConfig(FrozenConfig):
     layer_scale_init: Positive = 0.1
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     temporal: Literal["mean", "attention"] = "mean"
+    stem: Literal["patch", "conv"] = "patch"
+
+    @model_validator(mode="after")
+    def _stem_fits(self) -> "VisionConfig":
+        if self.stem == "conv" and self.backbone == "swin":
+            raise ValueError("stem: conv is for backbone beit2 or clip_vit; swin has stages of its own")
+        if self.stem == "conv" and any(stride > LARGEST_STRIDE for _, _, stride in stem_layers(self)):
+            raise ValueError(f"stem: conv needs a patch_size whose prime factors are 2 and 3, not {self.patch_size}")
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> "VisionConfig":
@@ -64,6 +77,20 @@ class VisionConfig(FrozenConfig):
     def grid(self) -> int:
         """Patches along one side."""
         return self.image_res // self.patch_size
+
+
+def stem_layers(cfg: VisionConfig) -> list[tuple[int, int, int]]:
+    """Channels in, channels out and stride of each convolution of a `conv` stem.
+
+    The strides are the prime factors of the patch size, the largest first; channels double up to half the width.
+    """
+    strides, rest = [], cfg.patch_size
+    for factor in range(cfg.patch_size, 1, -1):
+        while rest % factor == 0 and all(factor % smaller for smaller in range(2, factor)):
+            strides.append(factor)
+            rest //= factor
+    channels = [max(8, cfg.width >> (len(strides) - number)) for number in range(len(strides))]
+    return list(zip([3, *channels], channels, strides, strict=False))
 
 
 class TextConfig(FrozenConfig):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from x2vlm.errors import ConfigError
 from x2vlm.models.blocks.beit_blocks import run_blocks
+from x2vlm.models.blocks.conv_stem import ConvStem
 from x2vlm.models.blocks.precision import full_precision
 from x2vlm.models.blocks.temporal import Clips, TemporalAttention
 from x2vlm.models.config import SWIN_OUTER_BLOCKS, VisionConfig
@@ -35,6 +36,8 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
+        if cfg.stem == "conv":
+            self.trunk.patch_embed = ConvStem(cfg)
         self.temporal: TemporalAttention | None = None
 
     def add_temporal(self, num_frames: int) -> None:
