@@ -3,13 +3,16 @@
 No MLflow here, so writing and auditing share one definition.
 """
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pydantic
 
 from pipelines.flow.store.artifact import CountRecord, InputRecord, Manifest, Record
 from pipelines.flow.store.layout import file_path
+from pipelines.flow.store.manifests.paged import PagedParts
 
 Cache = Literal["hit", "miss", "forced", ""]
 RecordType = Literal["run_started", "node_started", "node_finished", "node_failed", "node_blocked", "run_finished"]
@@ -91,38 +94,80 @@ def facts_of(manifest: Manifest, path: str, sha256: str, store_uri: str, model_n
         series_uris=_series_of(manifest, store_uri),
         model=_model_of(manifest),
         num_parts=len(manifest.parts),
-        num_bytes=sum(file.bytes for part in manifest.parts for file in part.record.files),
+        num_bytes=_bytes_of(manifest),
         dag_run=str(manifest.provenance.get("dag_run", "")),
     )
 
 
-def _summaries(manifest: Manifest) -> list[tuple[str, Mapping[str, Any]]]:
-    """Summaries that may carry metrics: the node's own first, then every part's."""
-    return [("", manifest.summary), *((part.name, part.record.summary) for part in manifest.parts)]
+def _summaries(manifest: Manifest, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Summaries that may have `key`: the node's own first, then every part's."""
+    yield "", manifest.summary
+    if isinstance(manifest.parts, PagedParts):
+        yield from manifest.parts.summaries(f'"{key}":')
+    else:
+        yield from ((part.name, part.record.summary) for part in manifest.parts)
 
 
 def _model_of(manifest: Manifest) -> dict[str, Any]:
-    for _, summary in _summaries(manifest):
+    for _, summary in _summaries(manifest, "model"):
         if isinstance(model := summary.get("model"), Mapping) and "name" in model:
             return dict(model)
     return {}
 
 
 def _metrics_of(manifest: Manifest) -> dict[str, float]:
-    metrics: dict[str, float] = {}
-    for name, summary in _summaries(manifest):
-        for key, value in (summary.get("metrics") or {}).items():
-            number = float(value)
-            if metrics.setdefault(key, number) != number and name:
-                metrics[f"{name}/{key}"] = number  # two parts measured the same thing
+    """The node's own metrics. Of what its parts measured: the value, or where they differ mean, sum and range.
+
+    So a node has the same few metrics however many parts it has; those of each part are in the manifest.
+    """
+    own = {key: float(value) for key, value in (manifest.summary.get("metrics") or {}).items()}
+    found: dict[str, Spread] = {}
+    for name, summary in _summaries(manifest, "metrics"):
+        for key, value in (summary.get("metrics") or {}).items() if name else ():
+            found.setdefault(key, Spread()).add(float(value))
+    metrics = dict(own)
+    for key, spread in found.items():
+        if spread.least == spread.most and own.get(key, spread.least) == spread.least:
+            metrics[key] = spread.least
+        else:
+            numbers = {"mean": spread.total / spread.number, "sum": spread.total}
+            numbers |= {"min": spread.least, "max": spread.most}
+            metrics |= {f"{key}/parts_{what}": number for what, number in numbers.items()}
     return metrics
 
 
+@dataclass
+class Spread:
+    """Numbers of parts, added up."""
+
+    number: int = 0
+    total: float = 0.0
+    least: float = math.inf
+    most: float = -math.inf
+
+    def add(self, value: float) -> None:
+        """Count one more."""
+        self.number += 1
+        self.total += value
+        self.least, self.most = min(self.least, value), max(self.most, value)
+
+
 def _series_of(manifest: Manifest, store_uri: str) -> list[str]:
+    """The series of all parts; there are none, or few parts."""
     uris = []
+    named = {name: summary.get("metric_series") for name, summary in _summaries(manifest, "metric_series")}
+    own = named.pop("", None)
+    if own is None and not any(named.values()):
+        return []
     for part in manifest.parts:
-        wanted = part.record.summary.get("metric_series") or manifest.summary.get("metric_series")
+        wanted = named.get(part.name) or own
         for file in part.record.files:
             if file.path == wanted:
                 uris.append(f"{store_uri.rstrip('/')}/{file_path(part.record, file)}")
     return uris
+
+
+def _bytes_of(manifest: Manifest) -> int:
+    if isinstance(manifest.parts, PagedParts):
+        return manifest.parts.num_bytes
+    return sum(file.bytes for part in manifest.parts for file in part.record.files)

@@ -27,12 +27,14 @@ from pipelines.flow.lineage.mlflow_client import (
 )
 from pipelines.flow.lineage.readback import LineageMismatch
 from pipelines.flow.lineage.run_fields import MAX_TAG_LENGTH, cut, metric_name, model_tags, node_metrics
-from pipelines.flow.lineage.series import is_timing, series_points
+from pipelines.flow.lineage.series import is_timing, series_points, thinned
 
 log = logging.getLogger(__name__)
 
 # metric: steps at which MLflow has another value than the manifest's series. A note as those of `dag_runs`.
 LIVE_DIFFERS = "live.differs"
+# What was left out of long curves; a note too.
+THINNED = "series.thinned"
 
 
 class FactsWriter:
@@ -53,6 +55,8 @@ class FactsWriter:
         if run_id not in self.runs.finished and otherwise:
             run_id, there = self.runs.renew(run_id, record, all(map(is_timing, otherwise))), {}
         self._note_differences(run_id, there, series)
+        if told := thinned(series):
+            self.client.set_tag(run_id, THINNED, told)
         final = {key: value for key, value in node_metrics(facts).items() if key not in series}
         about = {"model_id": models[0] if models and produced else None}
         if dataset:

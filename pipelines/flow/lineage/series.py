@@ -3,14 +3,19 @@
 import json
 import math
 import re
+from collections.abc import Mapping
 
 from pipelines.flow.lineage.run_fields import metric_name
 
 # Of the first so many steps every one is shown, of ten times as many every tenth, and so on: each curve gains at most
-# as many points with each further digit of the step. A run of 2,600,000 steps has 29,600 points a curve.
-NUM_FULL_STEPS = 10_000
+# 1,800 points with each further digit of the step. A run of 2,600,000 steps has 7,460 points a curve, one of
+# 100,000,000 steps 10,000.
+NUM_FULL_STEPS = 2_000
 # Metrics that only few steps have: all of them are shown.
 _RARE = re.compile(r"^valid/|^(skipped|loss_spike|save_wait_seconds)$")
+
+_RARE_IN_LINE = re.compile(r'"(valid/|(skipped|loss_spike|save_wait_seconds)")')
+_STEP = re.compile(r'"step": ?(\d+)[,}]')
 
 # Times, speeds and memory: two runs with equal results differ in them.
 _TIMING = re.compile(r"(^|_)(seconds|per_second|percent|bytes)$|^(flops|mfu)_|^slowest_rank$")
@@ -28,6 +33,10 @@ def series_points(text: str) -> dict[str, dict[int, float]]:
     """
     points: dict[str, dict[int, float]] = {}
     for line in text.splitlines():
+        # Looking at a line costs a tenth of reading it, and of a long series few lines are shown.
+        step_there = _STEP.search(line)
+        if step_there is not None and not _is_shown(int(step_there[1])) and not _RARE_IN_LINE.search(line):
+            continue
         step, numbers = step_numbers(line)
         for key, value in shown_numbers(step, numbers).items():
             points.setdefault(key, {})[step] = value
@@ -36,10 +45,23 @@ def series_points(text: str) -> dict[str, dict[int, float]]:
 
 def shown_numbers(step: int, numbers: dict[str, float]) -> dict[str, float]:
     """What MLflow gets of a step: all numbers of a step that is shown, of others only those that few steps have."""
+    return numbers if _is_shown(step) else {key: value for key, value in numbers.items() if _RARE.search(key)}
+
+
+def thinned(points: Mapping[str, Mapping[int, float]]) -> str:
+    """What to say of curves that have a part of their series, by the largest step; "" if all of it is shown."""
+    last = max((step for series in points.values() for step in series), default=0)
+    if last < NUM_FULL_STEPS:
+        return ""
+    most = max(map(len, points.values()))
+    return f"steps up to {last}, at most {most} points a curve; all steps are in the artifact's series"
+
+
+def _is_shown(step: int) -> bool:
     every = 1
     while step >= NUM_FULL_STEPS * every:
         every *= 10
-    return numbers if step % every == 0 else {key: value for key, value in numbers.items() if _RARE.search(key)}
+    return step % every == 0
 
 
 def step_numbers(line: str) -> tuple[int, dict[str, float]]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from pipelines.flow.live import Counters
@@ -33,9 +34,10 @@ from pipelines.flow.run.part_task import PartOutcome, try_part
 from pipelines.flow.run.planner import InputCache, NodeWork, Plan, PlannedNode, fingerprint_sources, work_of
 from pipelines.flow.run.runner import Runner
 from pipelines.flow.stage import Graph, Node, Part
-from pipelines.flow.store.artifact import PartRecord, SealedManifest
+from pipelines.flow.store.artifact import SealedManifest
 from pipelines.flow.store.layout import state_folder
 from pipelines.flow.store.lease import TTL_SECONDS, Lease, acquire
+from pipelines.flow.store.manifests.journal import HeldRecords, Journal, journalled, known_records, open_journal
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
 from x2vlm.errors import LeaseLost, StageFailed, X2VLMError
@@ -82,7 +84,10 @@ def run(
         error: BaseException | None = None
         try:
             state = _Run(graph, plan, store, runner, on_event, provenance, max_in_flight, lease)
-            state.work()
+            try:
+                state.work()
+            finally:
+                state.note_done()
             if state.first_failure is not None:
                 raise state.first_failure
         except BaseException as cause:
@@ -102,9 +107,10 @@ class _ActiveNode:
     work: NodeWork
     action: Action
     queue: deque[tuple[Part, str]]  # to submit
-    records: dict[str, PartRecord]  # by part fingerprint
-    restore: Mapping[str, PartRecord]
+    records: HeldRecords  # by part fingerprint
+    restore: HeldRecords
     num_distinct: int
+    journal: Journal | None  # of a node of many parts
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -131,7 +137,7 @@ class _Run:
         self.finished = {n.key: n.finished for n in plan.nodes if not n.selected and n.finished is not None}
         self.waiting = {node.key: node for node in plan.selected}
         self.active: dict[str, _ActiveNode] = {}
-        self.handles: dict[Hashable, tuple[str, Part, str]] = {}
+        self.handles: dict[Hashable, tuple[str, Part]] = {}
         self.unusable: dict[str, str] = {}  # failed or blocked node -> the failed node
         self.first_failure: StageFailed | None = None
         self.outcomes: dict[str, NodeFinished] = {}
@@ -162,6 +168,12 @@ class _Run:
             for handle in self.runner.wait(list(self.handles)):
                 self._collect(handle)
 
+    def note_done(self) -> None:
+        """Write down which parts of unfinished nodes are done, for whoever goes on."""
+        for active in self.active.values():
+            if active.journal is not None:
+                active.journal.flush()
+
     def _start_what_is_ready(self) -> None:
         # Graph order: a node comes after all it reads, so one pass sees every node whose inputs are finished by now.
         for key in list(self.waiting):
@@ -185,16 +197,17 @@ class _Run:
             assert work.finished is not None
             self._conclude(planned, work.finished, Action.REUSE, produced=False, seconds=0.0)
             return
-        recorded = (
-            {} if work.finished is None else {p.record.fingerprint: p.record for p in work.finished.manifest.parts}
-        )
         distinct = dict(zip(work.fingerprints, work.parts, strict=True))
-        done = set() if planned.forced else work.done
-        records = {fp: recorded[fp] for fp in distinct if fp in done and fp in recorded}
-        records |= self.store.read_parts(node.stage.name, [fp for fp in distinct if fp in done and fp not in records])
+        done = [fp for fp in distinct if fp in work.done and not planned.forced]
+        parts = () if work.finished is None else work.finished.manifest.parts
+        journal = open_journal(self.store, node.stage.name, work.fingerprint, len(distinct))
+        noted = journalled(journal, done) if journal is not None and work.finished is None else iter(())
+        records = known_records(self.store, node.stage.name, done, chain((part.record for part in parts), noted))
+        missing = set(distinct).difference(records)
+        restore = HeldRecords(part.record for part in parts if part.record.fingerprint in missing)
         queue = deque((part, fp) for fp, part in distinct.items() if fp not in records)
         action = Action.RESUME if records else Action.RUN
-        active = _ActiveNode(planned, work, action, queue, records, recorded, len(distinct))
+        active = _ActiveNode(planned, work, action, queue, records, restore, len(distinct), journal)
         self.on_event(
             NodeStarted(
                 node=node.key,
@@ -229,7 +242,7 @@ class _Run:
                 except X2VLMError as error:  # the runner has no place for it
                     self._fail(node.key, part.name, str(error), cause=error)
                     break
-                self.handles[handle] = (node.key, part, fp)
+                self.handles[handle] = (node.key, part)
                 active.in_flight += 1
 
     def _on_progress(self, key: str, part: str, counters: Counters) -> None:
@@ -237,7 +250,7 @@ class _Run:
             self.on_event(PartProgress(node=key, part=part, counters=counters))
 
     def _collect(self, handle: Hashable) -> None:
-        key, part, fingerprint = self.handles.pop(handle)
+        key, part = self.handles.pop(handle)
         active = self.active.get(key)
         try:
             outcome = self.runner.result(handle)
@@ -253,7 +266,9 @@ class _Run:
         if outcome.record is None:
             self._fail(key, part.name, outcome.error, outcome.trace)
             return
-        active.records[fingerprint] = outcome.record
+        active.records.add(outcome.record)
+        if active.journal is not None:
+            active.journal.add(outcome.record)
         self.on_event(
             PartDone(
                 node=key,
@@ -279,6 +294,8 @@ class _Run:
         }
         manifest = make_manifest(work, active.records, {**self.provenance, **times})
         finished = SealedManifest(*self.store.write_manifest(manifest))
+        if active.journal is not None:
+            active.journal.clear()
         self.active.pop(work.node.key, None)
         self._conclude(active.planned, finished, active.action, produced=True, seconds=seconds)
 
@@ -305,7 +322,8 @@ class _Run:
         self.on_event(event)
 
     def _fail(self, key: str, part: str | None, error: str, trace: str = "", cause: X2VLMError | None = None) -> None:
-        self.active.pop(key, None)
+        if (active := self.active.pop(key, None)) is not None and active.journal is not None:
+            active.journal.flush()
         self.unusable[key] = key
         where = key if part is None else f"{key}, part {part}"
         log.error("event=node_failed node=%s part=%s error=%s", key, part, error)

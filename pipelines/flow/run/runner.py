@@ -60,7 +60,8 @@ class InlineRunner:
         return self._num_submitted
 
     def wait(self, handles: Sequence[Hashable]) -> Sequence[Hashable]:
-        waiting = [handle for handle in self._waiting if handle in set(handles)]
+        asked = set(handles)
+        waiting = [handle for handle in self._waiting if handle in asked]
         handle = self._random.choice(waiting) if self._random else waiting[0]
         function, args = self._waiting.pop(handle)
         self._results[handle] = function(*args)

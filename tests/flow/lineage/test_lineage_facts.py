@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.flow.lineage.edges import CONTEXTS, datasets_of, digest_of, source_type_of
-from pipelines.flow.lineage.facts import LineageRecord, NodeFacts
+from pipelines.flow.lineage.facts import LineageRecord, NodeFacts, facts_of
 from pipelines.flow.lineage.run_fields import cut, metric_name, node_metrics, node_params, node_tags, sealed, tag_seal
 from pipelines.flow.lineage.series import series_points
-from pipelines.flow.store.artifact import CountRecord, InputRecord
+from pipelines.flow.store.artifact import CountRecord, FileRecord, InputRecord, Manifest
+from pipelines.flow.store.manifests import paged
+from tests.support.flow.store_parts import record
 
 ROOTS = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(10)]
 
@@ -171,3 +173,34 @@ def test_seal_changes_with_any_tag_or_param_of_ours() -> None:
 )
 def test_source_types_resolve_without_plugins(uri: str, kind: str) -> None:
     assert source_type_of(uri) == kind
+
+
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_a_node_of_many_parts_has_few_metrics(is_paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three keys of each of 130,000 parts would be 390,000 keys in one run."""
+    monkeypatch.setattr(paged, "INLINE_PARTS", 4 if is_paged else 1000)
+    monkeypatch.setattr(paged, "CHUNK_PARTS", 4)
+    builder = paged.PartsBuilder()
+    for number in range(10):
+        metrics = {"rate": number + 0.5, "same": 7, "success": 0.5}
+        files = [FileRecord(path="a", bytes=number, sha256="ab" * 32)]
+        builder.add(f"{number:05d}", record(f"{number:064x}", summary={"metrics": metrics}, files=files))
+    parts, root = builder.close("toy/a", "ab" * 32)
+    assert isinstance(parts, paged.PagedParts) == is_paged
+    manifest = Manifest(
+        node="toy/a",
+        stage="toy",
+        version=1,
+        fingerprint="ab" * 32,
+        config={},
+        inputs=[],
+        parts=parts,
+        counts={},
+        summary={"metrics": {"success": 0.25}},
+        root=root,
+    )
+    found = facts_of(manifest, "path", "seal", "/store", ())
+    spread = {f"rate/parts_{what}": number for what, number in dict(mean=5.0, sum=50.0, min=0.5, max=9.5).items()}
+    other = {f"success/parts_{what}": number for what, number in dict(mean=0.5, sum=5.0, min=0.5, max=0.5).items()}
+    assert found.metrics == {"success": 0.25, "same": 7.0, **spread, **other}
+    assert (found.num_parts, found.num_bytes, found.series_uris, found.model) == (10, 45, [], {})

@@ -20,7 +20,7 @@ from pipelines.flow.lineage.delivery import Delivery
 from pipelines.flow.lineage.facts_writer import LIVE_DIFFERS
 from pipelines.flow.lineage.live_series import LiveFeed, SeriesTail
 from pipelines.flow.lineage.recorder import Lineage, lineage, rebuild, replay
-from pipelines.flow.lineage.series import series_points, shown_numbers
+from pipelines.flow.lineage.series import series_points, shown_numbers, thinned
 from pipelines.flow.lineage.spool import Spool, running_series, spools
 from pipelines.flow.run.events import Event, RunFinished
 from pipelines.flow.store.store import Store
@@ -374,14 +374,22 @@ def test_a_tail_goes_from_a_file_through_its_segments(any_store: Store) -> None:
 def test_mlflow_gets_a_bounded_part_of_a_long_series() -> None:
     """Every step at first, then one in ten of ten times as many, and so on; what few steps have always."""
     shown = [step for step in range(120_000) if shown_numbers(step, {"loss": 1.0})]
-    assert shown[:10_000] == list(range(10_000))
-    assert shown[10_000:19_000] == list(range(10_000, 100_000, 10))
-    assert shown[19_000:] == list(range(100_000, 120_000, 100))
-    assert sum(bool(shown_numbers(step, {"loss": 1.0})) for step in range(0, 2_600_000, 10)) + 9_000 == 29_600
+    assert shown[:2_000] == list(range(2_000))
+    assert shown[2_000:3_800] == list(range(2_000, 20_000, 10))
+    assert shown[3_800:] == list(range(20_000, 120_000, 100))
+    assert sum(bool(shown_numbers(step, {"loss": 1.0})) for step in range(0, 2_600_000, 10)) + 1_800 == 7_460
+    # Beyond 20 million steps every 100,000th is shown.
+    assert 2_000 + 4 * 1_800 + len(range(20_000_000, 100_000_000, 100_000)) == 10_000
     rare = {"valid/image/image_of_text@1": 5.0, "loss_spike": 7.0, "skipped": 1.0}
     assert shown_numbers(123_457, {"loss": 1.0, "lr": 0.1, **rare}) == rare
-    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (9_999, 10_000, 10_001, 10_010))
-    assert series_points(text) == {"loss": {9_999: 1.0, 10_000: 1.0, 10_010: 1.0}}
+    text = "".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (1_999, 2_000, 2_001, 2_010))
+    assert (
+        thinned(series_points(text))
+        == "steps up to 2010, at most 3 points a curve; all steps are in the artifact's series"
+    )
+    assert thinned({"loss": {1_999: 1.0}}) == ""
+    text += '{"step": 2011, "loss": 2.0, "valid/loss": 3.0}\n{"step":2012,"loss":2.0}\n'
+    assert series_points(text) == {"loss": {1_999: 1.0, 2_000: 1.0, 2_010: 1.0}, "valid/loss": {2_011: 3.0}}
 
 
 def test_a_node_of_several_parts_has_no_live_series(store: Store) -> None:

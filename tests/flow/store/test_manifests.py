@@ -52,7 +52,8 @@ def test_a_paged_store_has_the_roots_of_any_other(tmp_path: Path, monkeypatch: p
     assert manifest.root == content_root({part.name: part.record for part in manifest.parts})
 
 
-def test_what_is_read_is_what_was_committed(tmp_path: Path, store: Store, small_pages: None):
+def test_what_is_read_is_what_was_committed(tmp_path: Path, small_pages: None):
+    store = Store(f"memory://{tmp_path.name}")
     run_all(toy.toy_graph(tmp_path, ["a"]), store)
     manifest, _ = filter_manifest(store)
     for place, part in enumerate(manifest.parts):

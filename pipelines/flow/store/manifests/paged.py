@@ -121,6 +121,13 @@ class PagedParts(Sequence[ManifestPart]):
         for number in range(len(self.table.chunks)):
             yield self.chunk(number)
 
+    def summaries(self, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name, summary) of the parts whose summary, as JSON, has `text` in it: others are not decoded."""
+        for chunk in self.chunks():
+            for row, summary in enumerate(chunk.summary_texts):
+                if text in summary:
+                    yield chunk.names[row], chunk.summary(row)
+
     def locate(self, place: int) -> tuple[Chunk, int]:
         """The chunk of the part at `place`, and its row there. IndexError beyond the end."""
         place = place + len(self) if place < 0 else place

@@ -174,6 +174,11 @@ class Chunk:
         """The fingerprint of the part at `row`."""
         return str(self._column("fingerprint")[row].hex())
 
+    @property
+    def summary_texts(self) -> list[str]:
+        """Summaries of the parts as JSON."""
+        return self._column("summary")
+
     def summary(self, row: int) -> dict[str, Any]:
         """The summary of the part at `row`."""
         found: dict[str, Any] = json.loads(self._column("summary")[row])
