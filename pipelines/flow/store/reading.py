@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import threading
 import uuid
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import cache_base
 from x2vlm.errors import CorruptArtifact, SourceUnavailable
+from x2vlm.stores.file_cache import FileCache
 from x2vlm.stores.objects import Objects
 
 # Files this process has already checked: (path, size, mtime, expected sha256). Media packs are opened by many parts.
@@ -37,6 +37,7 @@ class StoreReader:
     def __init__(self, store: Store, links: Path, part: str = "", cache: Path | None = None) -> None:
         self.store, self.links, self.part = store, links, part
         self.cache = cache or cache_base() / f"x2vlm-cache-{os.getuid()}"
+        self._cache = FileCache(self.cache)
 
     def open(self, file: InputFile) -> BinaryIO:
         """A stream of the file's verified bytes."""
@@ -108,23 +109,10 @@ class StoreReader:
         if link.exists():
             return link
         link.parent.mkdir(parents=True, exist_ok=True)
-        cached = self.cache / file.sha256[:2] / file.sha256
-        if not self._linked(file, cached, link):
+        if not self._cache.take(file.sha256, file.bytes, link):
             self._download(file, link)
-            self._keep(link, cached, file.bytes)
+            self._cache.keep(link, file.sha256)
         return link
-
-    def _linked(self, file: InputFile, cached: Path, link: Path) -> bool:
-        """Whether the cache had the right bytes; then they are at `link`."""
-        try:
-            os.link(cached, link)
-        except OSError:  # not there, or on another file system
-            return False
-        if link.stat().st_size == file.bytes and sha256_of_file(link)[0] == file.sha256:
-            os.utime(link)  # also the cache's time of last use: it is the same file
-            return True
-        link.unlink()
-        return False
 
     def _download(self, file: InputFile, target: Path) -> None:
         temporary = target.with_name(f".{uuid.uuid4().hex}")
@@ -149,25 +137,6 @@ class StoreReader:
             return blobs.objects, blobs.path_of(uri.removeprefix(f"{self.store.uri}/"))
         file_system, path = fsspec.core.url_to_fs(uri)
         return Objects(file_system), str(path)
-
-    def _keep(self, fetched: Path, cached: Path, size: int) -> None:
-        """Link a fetched file into the cache and drop the files longest unused while the cache is too large."""
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary = cached.with_name(f".{uuid.uuid4().hex}")
-            os.link(fetched, temporary)
-            os.replace(temporary, cached)
-            entries = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in self.cache.glob("??/*") if p != cached)
-            limit = shutil.disk_usage(self.cache).free // 2  # leave as much room as the cache takes
-            total = size + sum(bytes_ for _, bytes_, _ in entries)
-            for _, bytes_, path in entries:
-                if total <= limit:
-                    break
-                path.unlink(missing_ok=True)
-                total -= bytes_
-        except OSError:
-            # The cache only saves time: another file system, or a neighbour cleaning up at the same moment.
-            return
 
     def _corrupt(self, file: InputFile, found: str, size: int) -> CorruptArtifact:
         return CorruptArtifact(

@@ -7,11 +7,11 @@ import pytest
 
 from pipelines.flow.fingerprint import sha256_of_file
 from pipelines.flow.stage import InputFile
-from pipelines.flow.store import reading
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.store import Store
 from tests.support.flow.store_parts import FP, commit_texts
 from x2vlm.errors import CorruptArtifact, SourceUnavailable
+from x2vlm.stores import file_cache
 
 TEXT = "some text of a part"
 
@@ -98,7 +98,7 @@ def test_a_damaged_cache_is_fetched_again(s3_endpoint: str, tmp_path: Path):
     assert cached.read_text() == TEXT
 
 
-def test_a_full_cache_drops_the_longest_unused_and_hurts_no_reader(s3_endpoint: str, tmp_path: Path, monkeypatch, age):
+def test_a_full_cache_drops_the_longest_unused_and_hurts_no_reader(s3_endpoint: str, tmp_path: Path, monkeypatch):
     from tests.flow.conftest import s3_store
 
     store = s3_store(s3_endpoint)
@@ -109,14 +109,14 @@ def test_a_full_cache_drops_the_longest_unused_and_hurts_no_reader(s3_endpoint: 
         files.append(InputFile("a.txt", record.bytes, record.sha256, store.file_uri(part, record)))
 
     class Usage:
-        free = 2 * (files[0].bytes + files[1].bytes)  # room for two of the three
+        free = 5 * files[0].bytes  # room for two of the three, and less than half of one more
 
-    monkeypatch.setattr(reading.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(file_cache.shutil, "disk_usage", lambda path: Usage)
     reader = reader_of(store, tmp_path)
     paths = []
     for number, file in enumerate(files):
         paths.append(reader.local_path(file))
-        age(tmp_path / "cache" / file.sha256[:2] / file.sha256, 100 - number)
+        os.utime(paths[-1], (0, number))
     cached = {path.name for path in (tmp_path / "cache").glob("??/*")}
     assert cached == {files[1].sha256, files[2].sha256}
     assert [path.read_text() for path in paths] == ["text 0", "text 1", "text 2"]
