@@ -9,9 +9,12 @@ from pipelines.flow.store.artifact import PartRecord
 
 @dataclass
 class NodeCounters:
-    """The counters of a node's parts, running and done in this run, and what they were at the last look."""
+    """The counters of a node's running parts, the sums of those that are done, and the totals at the last look."""
 
-    parts: dict[str, Counters] = field(default_factory=dict)
+    parts: dict[str, Counters] = field(
+        default_factory=dict
+    )  # of running parts: adding up costs what runs, not what ran
+    done: dict[str, float] = field(default_factory=dict)
     looked_at: float | None = None  # of time.monotonic()
     last: dict[str, float] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -26,12 +29,13 @@ class NodeCounters:
         self.finished.add(part)
         rows = record.counts["rows"]
         dropped = {f"dropped.{rule}": float(number) for rule, number in rows.dropped.items()}
-        others = {name: value for name, value in self.parts.get(part, {}).items() if not name.startswith("dropped.")}
-        self.parts[part] = {**others, "rows": rows.num_in, "kept": rows.num_out, **dropped}
+        others = {name: value for name, value in self.parts.pop(part, {}).items() if not name.startswith("dropped.")}
+        for name, value in {**others, "rows": rows.num_in, "kept": rows.num_out, **dropped}.items():
+            self.done[name] = self.done.get(name, 0.0) + value
 
     def totals(self) -> dict[str, float]:
         """Sums over all parts: rows and what is kept of them first, drops last."""
-        sums: dict[str, float] = {}
+        sums = dict(self.done)
         for counters in self.parts.values():
             for name, value in counters.items():
                 sums[name] = sums.get(name, 0.0) + value
