@@ -10,15 +10,11 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,6 +24,7 @@ from pipelines.flow.stage import InputFile
 from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.store import Store
+from pipelines.why.parallel import parallel
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,6 @@ ENTRY = np.dtype([("hash", "<u8"), ("file", "<u4")])
 DONE, FILES, DRAFTS = "index.json", "files.npy", "drafts"
 
 Numbered = Sequence[tuple[int, InputFile]]
-Map = Callable[[Callable[[Any], None], Iterable[Any]], Iterable[None]]
 
 
 class RowIndex:
@@ -89,7 +85,7 @@ def _build(store: Store, manifest: Manifest, folder: str) -> None:
     (local / DRAFTS).mkdir(parents=True, exist_ok=True, mode=0o700)
     numbered = list(enumerate(files))
     groups = [numbered[start : start + GROUP_FILES] for start in range(0, len(files), GROUP_FILES)]
-    with _parallel(len(groups)) as run:
+    with parallel(len(groups)) as run:
         list(run(_write_draft, [(store.uri, local, number, group) for number, group in enumerate(groups)]))
         buckets = [(column, number) for column in COLUMNS for number in range(1 << bits)]
         list(run(_write_bucket, [(local, len(groups), column, number, bits) for column, number in buckets]))
@@ -100,17 +96,6 @@ def _build(store: Store, manifest: Manifest, folder: str) -> None:
             store.blobs.write(f"{folder}/{path.name}", path.read_bytes())
         shutil.rmtree(local)
     store.blobs.write(f"{folder}/{DONE}", json.dumps({"bits": bits}).encode())  # last: without it there is no index
-
-
-@contextmanager
-def _parallel(num_groups: int) -> Iterator[Map]:
-    """`map` over all CPUs, or in this process where there is little to do."""
-    cpus = min(len(os.sched_getaffinity(0)), num_groups)
-    if num_groups < 4 or cpus == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(cpus, multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
 
 
 def _write_draft(task: tuple[str, Path, int, Numbered]) -> None:

@@ -6,8 +6,10 @@ decontaminate take out is in neither funnel: which row of a cluster stays depend
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -16,19 +18,21 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines.experiment import Experiment
-from pipelines.flow.store.artifact import Manifest
+from pipelines.flow.store.artifact import Manifest, ManifestPart, PartRecord
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from pipelines.s1_download.retry import round_names
 from pipelines.s2_filter import FilterConfig
 from pipelines.s2_filter.judge import judge
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
+from pipelines.why.parallel import parallel
 from pipelines.why.trace import manifests_in_order
 from x2vlm.config import did_you_mean, parse_config
 from x2vlm.data.columns import SampleColumns
 from x2vlm.data.rules.row_filters import domain_not_flagged
 from x2vlm.errors import ConfigError
 
+BATCH_PARTS = 64  # judged by a process at a time
 FILTER_FIELDS, SCORE_FIELDS = frozenset(FilterConfig.model_fields), frozenset(ScoreThresholds.model_fields)
 
 
@@ -154,20 +158,55 @@ def _funnel(
     thresholds: ScoreThresholds,
 ) -> Funnel:
     funnel = Funnel(source)
+    num_parts = sum(len(download.parts) for download, _ in rounds)
+    judge_batch = partial(_judge_batch, store.uri, flagged, rules, thresholds)
+    with parallel(-(-num_parts // BATCH_PARTS)) as run:
+        for found in run(judge_batch, _batches(rounds)):
+            funnel.rows_in += found.rows_in
+            funnel.dropped.update(found.dropped)
+            funnel.unscored += found.unscored
+    return funnel
+
+
+Batch = list[tuple[PartRecord, PartRecord | None]]  # of download parts, each with the part that scored it
+
+
+def _batches(rounds: Sequence[tuple[Manifest, Manifest]]) -> Iterator[Batch]:
+    """The parts of all rounds, BATCH_PARTS at a time; both nodes have their parts in one order."""
     for download, score in rounds:
-        scored = {part.name: part for part in score.parts}
-        for part in download.parts:
-            rows = _table(store, part.record, "rows.parquet")
-            judged = judge(rows, rules, [domain_not_flagged(SampleColumns(rows), flagged)] if flagged else [])
-            funnel.rows_in += rows.num_rows
-            of_rows = judged.drops.filter(pc.equal(judged.drops["unit"], "row"))
-            funnel.dropped.update(of_rows["rule"].to_pylist())
-            kept = judged.kept.select(["key", "source", "source_row", "kind"])
-            if part.name in scored:
-                scores = _table(store, scored[part.name].record, "scores.parquet")
-                _judge_scores(funnel, kept, scores, thresholds)
-            else:
-                funnel.unscored += kept.num_rows
+        pairs = _paired(download.parts, score.parts)
+        while batch := list(islice(pairs, BATCH_PARTS)):
+            yield batch
+
+
+def _paired(
+    parts: Iterable[ManifestPart], scored: Sequence[ManifestPart]
+) -> Iterator[tuple[PartRecord, PartRecord | None]]:
+    """Each part with that of its name among the scored ones, of which only those that wait for theirs are kept."""
+    waiting: dict[str, PartRecord] = {}
+    names = {part.name for part in scored}
+    left = iter(scored)
+    for part in parts:
+        while part.name in names and part.name not in waiting and (ahead := next(left, None)) is not None:
+            waiting[ahead.name] = ahead.record
+        yield part.record, waiting.pop(part.name, None)
+
+
+def _judge_batch(
+    uri: str, flagged: frozenset[str], rules: FilterConfig, thresholds: ScoreThresholds, batch: Batch
+) -> Funnel:
+    funnel, store = Funnel(""), Store(uri)
+    for record, scored in batch:
+        rows = _table(store, record, "rows.parquet")
+        judged = judge(rows, rules, [domain_not_flagged(SampleColumns(rows), flagged)] if flagged else [])
+        funnel.rows_in += rows.num_rows
+        of_rows = judged.drops.filter(pc.equal(judged.drops["unit"], "row"))
+        funnel.dropped.update(of_rows["rule"].to_pylist())
+        kept = judged.kept.select(["key", "source", "source_row", "kind"])
+        if scored is not None:
+            _judge_scores(funnel, kept, _table(store, scored, "scores.parquet"), thresholds)
+        else:
+            funnel.unscored += kept.num_rows
     return funnel
 
 
