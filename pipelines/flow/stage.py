@@ -1,13 +1,15 @@
 """What a stage, a node and a part are: values that describe work. Building them runs nothing."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import pydantic
 
-from pipelines.flow.fingerprint import sha256_of
+from pipelines.flow.fingerprint import canonical_json, plain_json, sha256_of
 from pipelines.flow.live import Report
 from x2vlm.errors import ConfigError, StageFailed
 
@@ -56,13 +58,59 @@ class InputPart:
 
 
 @dataclass(frozen=True)
+class ArtifactReference:
+    """An artifact by its manifest: with this a worker finds the artifact's files, however many there are."""
+
+    node: str  # producing node's key
+    manifest_path: str  # relative to the store
+    manifest_sha256: str  # the manifest's seal
+
+
+@dataclass(frozen=True)
 class Input:
-    """One input artifact (or upstream file) of a node, as `plan_parts` and `run_part` see it."""
+    """One input artifact (or upstream file) of a node, as `plan_parts` and `run_part` see it.
+
+    `parts` of a large artifact are made when they are asked for and not kept: iterate over them, or take one by name.
+    """
 
     node: str  # producing node's key, or "source:<id>" for upstream files
     root: str  # Merkle root over the parts' contents
-    parts: tuple[InputPart, ...]
+    parts: Sequence[InputPart]
     summary: Mapping[str, Json] = field(default_factory=dict)
+    manifest_path: str = ""  # relative to the store; "" for upstream files
+    manifest_sha256: str = ""  # the manifest's seal
+
+    @property
+    def reference(self) -> ArtifactReference:
+        """What a part names to look things up in this artifact (`Part.lookup_artifacts`)."""
+        return ArtifactReference(self.node, self.manifest_path, self.manifest_sha256)
+
+    def find(self, path: str) -> InputFile | None:
+        """The file called `path` of the first part that has one; None if none has."""
+        return self._files.get(path)
+
+    def has_part(self, name: str) -> bool:
+        """Whether a part is called `name`."""
+        return name in self._places
+
+    def part(self, name: str) -> InputPart:
+        """The part called `name`; StageFailed if there is none."""
+        if name not in self._places:
+            raise StageFailed(f"{self.node} has no part {name}; it has {len(self.parts)} parts")
+        return self.parts[self._places[name]]
+
+    @cached_property
+    def _files(self) -> Mapping[str, InputFile]:
+        found: dict[str, InputFile] = {}
+        for part in self.parts:
+            for file in part.files:
+                found.setdefault(file.path, file)
+        return found
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        names = getattr(self.parts, "names", None) or (part.name for part in self.parts)
+        return {name: place for place, name in enumerate(names)}
 
 
 Inputs = Mapping[str, tuple[Input, ...]]  # slot -> artifacts
@@ -77,18 +125,28 @@ class Read:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A whole artifact in which a part may look up bytes that something in its `reads` names by sha256."""
+
+    slot: str
+    artifact: ArtifactReference
+
+
+@dataclass(frozen=True)
 class Part:
     """One resumable slice of a node.
 
     `reads` and `spec` determine the bytes that come out, and so the fingerprint. `lookups` are files the part may also
     open but only to fetch bytes that something in `reads` names by sha256 (media packs): they cannot change the result,
-    so they do not count.
+    so they do not count. Neither do `lookup_artifacts`, the same for all files of an artifact: a part that names every
+    file of 130,000 parts would be a message of 60 MB.
     """
 
     name: str  # unique within the node and stable, for example "00003"
     reads: tuple[Read, ...] = ()
     spec: Mapping[str, Json] = field(default_factory=dict)
     lookups: tuple[Read, ...] = ()
+    lookup_artifacts: tuple[Lookup, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,6 +195,10 @@ class PartReader(Protocol):
 
     def read_range(self, file: InputFile, start: int, num_bytes: int) -> bytes:
         """So many bytes from `start` on, NOT checked: whoever asks knows the sha256 of what lies there."""
+        ...
+
+    def artifact(self, reference: ArtifactReference) -> Input:
+        """The artifact that one of the part's `lookup_artifacts` names; its manifest is read once per process."""
         ...
 
 
@@ -312,15 +374,23 @@ class Graph(Mapping[str, Node]):
 
 def part_fingerprint(stage: Stage, config: pydantic.BaseModel, part: Part) -> str:
     """Identity of a part: stage name and version, config, spec and the sha256 of everything it reads, in order."""
-    return sha256_of(
-        {
-            "stage": stage.name,
-            "version": stage.version,
-            "config": config,
-            "spec": part.spec,
-            "reads": [[read.slot, read.file.sha256] for read in part.reads],
-        }
-    )
+    return part_fingerprints(stage, config, [part])[0]
+
+
+def part_fingerprints(stage: Stage, config: pydantic.BaseModel, parts: Iterable[Part]) -> list[str]:
+    """The identities of many parts: sha256 of the canonical JSON of what `part_fingerprint` says.
+
+    Config, stage and version are written once; keys of canonical JSON are in alphabetical order.
+    """
+    head = hashlib.sha256(b'{"config":' + canonical_json(config) + b',"reads":')
+    tail = b',"stage":' + canonical_json(stage.name) + b',"version":' + canonical_json(stage.version) + b"}"
+    found = []
+    for part in parts:
+        digest = head.copy()
+        digest.update(plain_json([(read.slot, read.file.sha256) for read in part.reads]))
+        digest.update(b',"spec":' + canonical_json(part.spec) + tail)
+        found.append(digest.hexdigest())
+    return found
 
 
 def artifact_fingerprint(stage: Stage, config: pydantic.BaseModel, parts: Sequence[tuple[str, str]]) -> str:

@@ -87,11 +87,11 @@ def plan_score(config: ScoreConfig, inputs: Inputs) -> list[Part]:
     model = tuple(Read("model", file) for source in inputs["model"] for part in source.parts for file in part.files)
     parts = []
     for rows, media in zip(inputs["rows"], inputs["media"], strict=True):
-        packs = {part.name: part for part in media.parts}
         for part in rows.parts:
-            if part.name not in packs:
+            if not media.has_part(part.name):
                 raise ConfigError(f"{media.node} has no part {part.name} of {rows.node}; is it of that source?")
-            lookups = tuple(Read("media", packs[part.name].file(name)) for name in (PACK_NAME, INDEX_NAME))
+            pack = media.part(part.name)
+            lookups = tuple(Read("media", pack.file(name)) for name in (PACK_NAME, INDEX_NAME))
             reads = (Read("rows", part.file("rows.parquet")), *model)
             parts.append(Part(name=part.name, reads=reads, lookups=lookups))
     return parts

@@ -83,22 +83,29 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
     return parts
 
 
-def media_parts(names: Iterable[str], media: Sequence[Input]) -> dict[str, InputPart]:
-    """The part with the media of the rows of each `RowsPart`, by its name; ConfigError if one has none.
+def media_part(name: str, media: Sequence[Input]) -> InputPart:
+    """The part with the media of the rows of the `RowsPart` of this name; ConfigError if there is none.
 
     media[i] is the download that the rows of source i come from, with parts of the same names.
     """
-    known = [{part.name: part for part in artifact.parts} for artifact in media]
-    found = {}
+    artifact, own = _media_place(name, media)
+    return artifact.part(own)
+
+
+def check_media(names: Iterable[str], media: Sequence[Input]) -> None:
+    """ConfigError if any `RowsPart` of these names has no `media_part`."""
     for name in names:
-        number, _, own = name.partition("-")
-        if int(number) >= len(known) or own not in known[int(number)]:
-            raise ConfigError(
-                f"no media for the rows of part {name}: part {own} of media artifact {int(number)} is not among the "
-                f"{len(known)} that were given; name the download of every source, in the order of the rows"
-            )
-        found[name] = known[int(number)][own]
-    return found
+        _media_place(name, media)
+
+
+def _media_place(name: str, media: Sequence[Input]) -> tuple[Input, str]:
+    number, _, own = name.partition("-")
+    if int(number) >= len(media) or not media[int(number)].has_part(own):
+        raise ConfigError(
+            f"no media for the rows of part {name}: part {own} of media artifact {int(number)} is not among the "
+            f"{len(media)} that were given; name the download of every source, in the order of the rows"
+        )
+    return media[int(number)], own
 
 
 def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:
@@ -107,11 +114,12 @@ def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> 
 
 
 def _file(artifact: Input, part: RowsPart) -> InputFile:
-    for candidate in artifact.parts:
-        for file in candidate.files:
-            if file.path == part.decisions:
-                return file
-    raise ConfigError(f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?")
+    file = artifact.find(part.decisions)
+    if file is None:
+        raise ConfigError(
+            f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?"
+        )
+    return file
 
 
 def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], decisions: pa.Table) -> dict[str, int]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pydantic
 
 from pipelines.flow.live import Report, no_report
-from pipelines.flow.stage import Input, InputFile, InputPart, Part, PartResult, Stage
+from pipelines.flow.stage import ArtifactReference, Input, InputFile, InputPart, Part, PartResult, Stage
 
 
 def input_file(path: Path, name: str | None = None) -> InputFile:
@@ -42,6 +42,11 @@ def files_in(folder: Path) -> list[Path]:
 @dataclass(frozen=True)
 class LocalReader:
     """Opens inputs where their uri says they lie, after checking their sha256."""
+
+    artifacts: tuple[Input, ...] = ()  # that parts may look things up in
+
+    def artifact(self, reference: ArtifactReference) -> Input:
+        return next(one for one in self.artifacts if one.reference == reference)
 
     def local_path(self, file: InputFile) -> Path:
         path = Path(file.uri.removeprefix("file://"))

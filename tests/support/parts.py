@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +13,7 @@ import pydantic
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.segments import segments_name, segments_of
 from pipelines.flow.stage import (
+    ArtifactReference,
     Count,
     Input,
     InputFile,
@@ -31,6 +32,10 @@ class Reader:
     """Opens local input files after checking their hash, and only those that the part declared."""
 
     part: Part
+    inputs: Mapping[str, Sequence[Input]] = field(default_factory=dict)
+
+    def artifact(self, reference: ArtifactReference) -> Input:
+        return next(one for items in self.inputs.values() for one in items if one.reference == reference)
 
     def local_path(self, file: InputFile) -> Path:
         self._check(file)
@@ -55,7 +60,14 @@ class Reader:
             return stream.read(num_bytes)
 
     def _check(self, file: InputFile) -> None:
-        assert file in {read.file for read in (*self.part.reads, *self.part.lookups)}, f"{file.path} was not declared"
+        looked_up = {
+            file.uri
+            for one in self.part.lookup_artifacts
+            for part in self.artifact(one.artifact).parts
+            for file in part.files
+        }
+        declared = {read.file.uri for read in (*self.part.reads, *self.part.lookups)} | looked_up
+        assert file.uri in declared, f"{file.path} was not declared"
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def run_stage(
     for part in order:
         out = folder / part.name
         out.mkdir(parents=True)
-        result = stage.run_part(config, Reader(part), part, Writer(out))
+        result = stage.run_part(config, Reader(part, inputs), part, Writer(out))
         for unit, count in result.counts.items():
             count.check(f"{stage.name} {part.name} {unit}")
         assert set(result.file_rows) <= {path.name for path in out.iterdir()}

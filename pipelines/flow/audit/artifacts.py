@@ -3,15 +3,15 @@
 Nothing here trusts the code that wrote the records: it reads raw bytes and walks from a manifest to its sources.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from pipelines.flow.fingerprint import sha256_of, sha256_of_file, sha256_of_stream
-from pipelines.flow.stage import SourceFile
+from pipelines.flow.fingerprint import merkle_root, sha256_of, sha256_of_file, sha256_of_stream
+from pipelines.flow.stage import Count, SourceFile
 from pipelines.flow.store.artifact import (
     InputRecord,
     Manifest,
@@ -19,9 +19,7 @@ from pipelines.flow.store.artifact import (
     PartRecord,
     Ref,
     SealedManifest,
-    content_root,
     seal,
-    total_counts,
     unseal,
 )
 from pipelines.flow.store.blobs import local_path_of
@@ -34,6 +32,7 @@ from pipelines.flow.store.layout import (
     part_folder,
     record_path,
 )
+from pipelines.flow.store.manifests.paged import PagedParts, TableRecord, open_manifest
 from pipelines.flow.store.source_trees import tree_input, tree_of
 from pipelines.flow.store.store import Store
 from x2vlm.errors import ConfigError, CorruptArtifact, SourceUnavailable, StageFailed
@@ -106,7 +105,7 @@ class StoreAudit:
             self.note("manifest_missing", where, "a manifest", "nothing", "rerun the node that wrote it")
             return None
         try:
-            manifest, sha256 = unseal(Manifest, data, where)
+            manifest, sha256 = open_manifest(self.store.blobs, data, where)
             _check_names(manifest)
         except (ConfigError, CorruptArtifact) as error:
             self.note("manifest_corrupt", where, "an intact sealed manifest", error, "delete it and rerun its node")
@@ -118,23 +117,30 @@ class StoreAudit:
         own_path = manifest_path(*manifest.node.partition("/")[::2], manifest.fingerprint)
         if stored.path != own_path:
             self.note("manifest_misplaced", where, own_path, stored.path, "move it back, or rerun the node")
-        names = [[part.name, part.record.fingerprint] for part in manifest.parts]
-        self._same("fingerprint_differs", where, manifest.fingerprint, _identity(manifest, {"parts": names}))
-        records = {part.name: part.record for part in manifest.parts}
-        self._same("root_differs", where, manifest.root, content_root(records))
-        self._check_counts(manifest, records, where)
+        self._same("fingerprint_differs", where, manifest.fingerprint, _identity(manifest, {"parts": _names(manifest)}))
         allowed = self._visit_inputs(manifest)
+        totals: dict[str, Count] = {}
+        leaves: list[str] = []
         for part in manifest.parts:
+            leaves.append(sha256_of([part.name, part.record.content_sha256]))
+            for unit, stated in part.record.counts.items():
+                count = stated.to_count()
+                totals[unit] = totals.get(unit, Count(0, 0)) + count
+                self._conserved(f"{where}, part {part.name}, {unit}", count.check)
             self._check_part(manifest, part, allowed)
+        self._same("root_differs", where, manifest.root, merkle_root(leaves))
+        if isinstance(manifest.parts, PagedParts):
+            self._check_chunks(manifest.parts.table, leaves)
+        for unit, total in manifest.counts.items():
+            self._conserved(f"{where}, {unit}", total.to_count().check)
+        stated_totals = {unit: total.to_count() for unit, total in manifest.counts.items()}
+        self._same("totals_differ", where, stated_totals, totals)
 
-    def _check_counts(self, manifest: Manifest, records: Mapping[str, PartRecord], where: str) -> None:
-        for name, record in records.items():
-            for unit, count in record.counts.items():
-                self._conserved(f"{where}, part {name}, {unit}", count.to_count().check)
-        for unit, count in manifest.counts.items():
-            self._conserved(f"{where}, {unit}", count.to_count().check)
-        stated = {unit: count.to_count() for unit, count in manifest.counts.items()}
-        self._same("totals_differ", where, stated, total_counts(records))
+    def _check_chunks(self, table: TableRecord, leaves: Sequence[str]) -> None:
+        for number, chunk in enumerate(table.chunks):
+            own = leaves[number * table.chunk_parts : (number + 1) * table.chunk_parts]
+            where = f"{self.store.uri_of(table.path)}, chunk {number}"
+            self._same("chunk_root_differs", where, chunk.root, merkle_root(own))
 
     def _conserved(self, where: str, check: Any) -> None:
         try:
@@ -291,8 +297,15 @@ class StoreAudit:
 def _check_names(manifest: Manifest) -> None:
     """ConfigError if it names a node or a part that no store has a place for; whoever sealed it was not our code."""
     manifest_path(*manifest.node.partition("/")[::2], manifest.fingerprint)
-    for part in manifest.parts:
-        part_folder(part.record.stage, part.record.fingerprint)
+    for _, fingerprint in _names(manifest):
+        part_folder(manifest.stage, fingerprint)
+
+
+def _names(manifest: Manifest) -> list[list[str]]:
+    """(name, fingerprint) of every part."""
+    if isinstance(manifest.parts, PagedParts):
+        return [list(pair) for pair in zip(manifest.parts.names, manifest.parts.fingerprints, strict=True)]
+    return [[part.name, part.record.fingerprint] for part in manifest.parts]
 
 
 def _identity(manifest: Manifest, rest: Mapping[str, Any]) -> str:

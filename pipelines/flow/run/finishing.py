@@ -1,20 +1,13 @@
 """From the records of all parts to a manifest: add up, check that nothing was lost, let the stage summarise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.flow.run.events import Action, NodeFinished, RunResult
 from pipelines.flow.run.planner import NodeWork, Plan
 from pipelines.flow.stage import Count, PartSummary
-from pipelines.flow.store.artifact import (
-    CountRecord,
-    Manifest,
-    ManifestPart,
-    PartRecord,
-    content_root,
-    seal,
-    total_counts,
-)
+from pipelines.flow.store.artifact import CountRecord, Manifest, PartRecord
+from pipelines.flow.store.manifests.paged import PartsBuilder
 from pipelines.flow.store.store import Store
 from x2vlm.errors import StageFailed, X2VLMError
 
@@ -26,11 +19,17 @@ def make_manifest(work: NodeWork, records: Mapping[str, PartRecord], provenance:
     defaults filled in, are `provenance["effective_config"]`.
     """
     node = work.node
-    by_name = {part.name: records[fp] for part, fp in zip(work.parts, work.fingerprints, strict=True)}
-    totals = total_counts(by_name)
-    for name, record in by_name.items():
-        for unit, count in record.counts.items():
-            count.to_count().check(f"{node.key}, part {name}, {unit}")
+    totals: dict[str, Count] = {}
+    summaries: list[PartSummary] = []
+    builder = PartsBuilder()
+    for part, fingerprint in zip(work.parts, work.fingerprints, strict=True):
+        record = records[fingerprint]
+        counts = {unit: count.to_count() for unit, count in record.counts.items()}
+        for unit, count in counts.items():
+            count.check(f"{node.key}, part {part.name}, {unit}")
+            totals[unit] = totals.get(unit, Count(0, 0)) + count
+        summaries.append(PartSummary(part.name, counts, record.summary))
+        builder.add(part.name, record)
     for unit, total in totals.items():
         total.check(f"{node.key}, {unit}")
     rows = totals.get("rows", Count(0, 0))
@@ -40,6 +39,7 @@ def make_manifest(work: NodeWork, records: Mapping[str, PartRecord], provenance:
             f"{node.key}: of {rows.num_in} rows in, none came out ({why}). `python jobs/why.py <experiment> "
             f"{node.key}` shows the dropped rows and their reasons; then change the config or the source"
         )
+    parts, root = builder.close(node.key, work.fingerprint)
     return Manifest(
         node=node.key,
         stage=node.stage.name,
@@ -47,25 +47,19 @@ def make_manifest(work: NodeWork, records: Mapping[str, PartRecord], provenance:
         fingerprint=work.fingerprint,
         config=node.config.model_dump(mode="json", exclude_defaults=True),
         inputs=list(work.inputs),
-        parts=[
-            ManifestPart(name=name, record=record, record_sha256=seal(record)[1]) for name, record in by_name.items()
-        ],
+        parts=parts,
         counts={unit: CountRecord.of(total) for unit, total in sorted(totals.items())},
-        summary=_summary(work, by_name),
-        root=content_root(by_name),
+        summary=_summary(work, summaries),
+        root=root,
         provenance={**provenance, "effective_config": node.config.model_dump(mode="json")},
     )
 
 
-def _summary(work: NodeWork, by_name: Mapping[str, PartRecord]) -> dict[str, Any]:
+def _summary(work: NodeWork, parts: Sequence[PartSummary]) -> dict[str, Any]:
     """What `finish` says; without it, the summary of the only part, if there is one part."""
     stage = work.node.stage
     if stage.finish is None:
-        return dict(next(iter(by_name.values())).summary) if len(by_name) == 1 else {}
-    parts = [
-        PartSummary(name, {unit: count.to_count() for unit, count in record.counts.items()}, record.summary)
-        for name, record in by_name.items()
-    ]
+        return dict(parts[0].summary) if len(parts) == 1 else {}
     try:
         return dict(stage.finish(work.node.config, parts))
     except X2VLMError:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,7 +11,7 @@ from fnmatch import fnmatchcase
 from pipelines.flow.fingerprint import sha256_of
 from pipelines.flow.run.events import Action
 from pipelines.flow.run.reasons import config_changes, why_it_runs
-from pipelines.flow.stage import Graph, Input, Inputs, Node, Part, artifact_fingerprint, part_fingerprint
+from pipelines.flow.stage import Graph, Input, Inputs, Node, Part, artifact_fingerprint, part_fingerprints
 from pipelines.flow.store.artifact import InputRecord, Manifest, SealedManifest
 from pipelines.flow.store.layout import manifest_path
 from pipelines.flow.store.source_trees import tree_uri
@@ -162,9 +163,9 @@ def work_of(
         raise StageFailed(f"{node.key}: planning its parts failed: {type(error).__name__}: {error}") from error
     names = [part.name for part in parts]
     if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, number in Counter(names).items() if number > 1)
         raise StageFailed(f"{node.key}: plan_parts gave several parts the name {twice}; this is a bug in the stage")
-    fingerprints = tuple(part_fingerprint(node.stage, node.config, part) for part in parts)
+    fingerprints = tuple(part_fingerprints(node.stage, node.config, parts))
     identity = artifact_fingerprint(node.stage, node.config, list(zip(names, fingerprints, strict=True)))
     path = manifest_path(node.stage.name, node.name, identity)
     stored = store.read_manifest(path)
@@ -193,7 +194,7 @@ def _resolve(
             if isinstance(item, str):
                 upstream = finished[item]
                 if item not in cache:
-                    cache[item] = store.as_input(upstream.manifest)
+                    cache[item] = store.as_input(upstream.manifest, upstream.sha256)
                 value = cache[item]
                 record = InputRecord(
                     slot=slot,

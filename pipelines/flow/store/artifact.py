@@ -1,10 +1,10 @@
 """Records of what was written: part records, manifests and references, sealed so that any changed byte shows."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -19,7 +19,7 @@ class Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=pydantic.BaseModel)
 
 
 class FileRecord(Record):
@@ -101,8 +101,16 @@ class InputRecord(Record):
     bytes: int | None = None  # of an upstream file
 
 
+def _listed(parts: object, validate: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    """Parts that are decoded when they are asked for stay what they are; lists are checked."""
+    return validate(parts) if isinstance(parts, list | tuple) or not isinstance(parts, Sequence) else parts
+
+
 class Manifest(Record):
-    """The record of one artifact; written last, and the only thing readers trust."""
+    """The record of one artifact; written last, and the only thing readers trust.
+
+    `parts` of many are decoded when they are asked for (`pipelines.flow.store.manifests`).
+    """
 
     format: Literal[1] = 1
     node: str
@@ -111,7 +119,7 @@ class Manifest(Record):
     fingerprint: str
     config: dict[str, Any]
     inputs: list[InputRecord]
-    parts: list[ManifestPart]
+    parts: Annotated[Sequence[ManifestPart], pydantic.WrapValidator(_listed)]
     counts: dict[str, CountRecord]
     summary: dict[str, Any] = {}
     root: str
@@ -190,11 +198,15 @@ _SEAL_BYTES = len(_MIDDLE) + 64 + len(_TAIL)
 
 def as_input(
     manifest: Manifest,
+    path: str,
+    sha256: str,
     file_uri: Callable[[PartRecord, FileRecord], str],
     open_segments: Callable[[InputPart, InputFile], Mapping[str, InputFile]] | None = None,
 ) -> Input:
-    """`manifest` as its consumers see it; `file_uri` says where an output file of a part lies, `open_segments` what
-    the segments of one are."""
+    """`manifest`, at `path` with seal `sha256`, as its consumers see it.
+
+    `file_uri` says where an output file of a part lies, `open_segments` what the segments of one are.
+    """
 
     def with_segments(part: InputPart) -> InputPart:
         return part if open_segments is None else replace(part, open_segments=partial(open_segments, part))
@@ -217,4 +229,4 @@ def as_input(
         for part in manifest.parts
     )
     found = tuple(map(with_segments, parts))
-    return Input(node=manifest.node, root=manifest.root, parts=found, summary=manifest.summary)
+    return Input(manifest.node, manifest.root, found, manifest.summary, path, sha256)

@@ -2,6 +2,8 @@
 
     parts/<stage>/<fp[:2]>/<fp>/part.json   written last; a part without it does not exist
     artifacts/<stage>/<name>/<fp>.json      manifests
+    artifacts/<stage>/<name>/<fp>.<sha256>.parquet  the parts of one that has many
+    journal/<stage>/<fp>/                   records of parts of an unfinished artifact, many in a file
     refs/<experiment>/<stage>/<name>.json   the human name of a manifest
     state/<stage>/<fp>/                     what survives a crash of a part (checkpoints)
     leases/  tmp/                           who runs a plan; unfinished attempts
@@ -15,7 +17,7 @@ from pipelines.flow.store.artifact import FileRecord, PartRecord
 from x2vlm.errors import ConfigError
 
 RECORD_NAME = "part.json"
-PARTS, ARTIFACTS, REFS, SCRATCH = "parts", "artifacts", "refs", "tmp"
+PARTS, ARTIFACTS, JOURNAL, REFS, SCRATCH = "parts", "artifacts", "journal", "refs", "tmp"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
 
@@ -26,7 +28,12 @@ def parts_folder(stage: str) -> str:
 
 def part_folder(stage: str, fingerprint: str) -> str:
     """The folder of a part."""
-    return f"{parts_folder(stage)}/{fingerprint[:2]}/{_safe(fingerprint)}"
+    return part_below(parts_folder(stage), _safe(fingerprint))
+
+
+def part_below(folder: str, fingerprint: str) -> str:
+    """The folder of a part below that of all parts of its stage; `fingerprint` is hexadecimal and not checked."""
+    return f"{folder}/{fingerprint[:2]}/{fingerprint}"
 
 
 def record_path(stage: str, fingerprint: str) -> str:
@@ -47,6 +54,16 @@ def state_folder(stage: str, fingerprint: str) -> str:
 def manifest_path(stage: str, name: str, fingerprint: str) -> str:
     """Where a manifest lies; `name` is its node's key after the stage."""
     return f"{ARTIFACTS}/{_safe(stage)}/{_safe(name)}/{_safe(fingerprint)}.json"
+
+
+def parts_table_path(stage: str, name: str, fingerprint: str, sha256: str) -> str:
+    """Where the parts of a manifest lie that has many; `sha256` is that of the file."""
+    return f"{ARTIFACTS}/{_safe(stage)}/{_safe(name)}/{_safe(fingerprint)}.{sha256[:16]}.parquet"
+
+
+def journal_folder(stage: str, fingerprint: str) -> str:
+    """The folder of what is known of an unfinished artifact's parts."""
+    return f"{JOURNAL}/{_safe(stage)}/{_safe(fingerprint)}"
 
 
 def refs_folder(experiment: str) -> str:

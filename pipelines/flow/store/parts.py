@@ -1,5 +1,6 @@
 """Committed parts, as they lie in a store: their records and their files."""
 
+import os
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from pipelines.flow.fingerprint import sha256_of_file, sha256_of_stream
 from pipelines.flow.store.artifact import PartRecord, unseal
 from pipelines.flow.store.blobs import Blobs
-from pipelines.flow.store.layout import file_path, part_folder, parts_folder, record_path
+from pipelines.flow.store.layout import RECORD_NAME, file_path, part_below, part_folder, parts_folder, record_path
 from x2vlm.errors import CorruptArtifact
 
 REMOTE_READS = 16  # at a time
@@ -39,8 +40,11 @@ def read_parts(blobs: Blobs, stage: str, fingerprints: Collection[str]) -> dict[
 
 def committed(blobs: Blobs, stage: str, fingerprints: Collection[str]) -> set[str]:
     """Those of `fingerprints` that are committed."""
+    if blobs.local_root is not None:
+        root = blobs.uri_of(parts_folder(stage))
+        return {fp for fp in fingerprints if os.path.isfile(f"{part_below(root, fp)}/{RECORD_NAME}")}
     paths = {record_path(stage, fp): fp for fp in fingerprints}
-    if blobs.local_root is not None or len(paths) <= FEW_PARTS:
+    if len(paths) <= FEW_PARTS:
         return {fp for path, fp in paths.items() if blobs.exists(path)}
     return {paths[path] for path in blobs.find(parts_folder(stage)) if path in paths}
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import BinaryIO, cast
 import fsspec
 
 from pipelines.flow.fingerprint import CHUNK_BYTES, sha256_of_file
-from pipelines.flow.stage import InputFile
+from pipelines.flow.stage import ArtifactReference, Input, InputFile
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from pipelines.flow.store.temporary import cache_base
@@ -19,6 +20,10 @@ from x2vlm.errors import CorruptArtifact, SourceUnavailable
 
 # Files this process has already checked: (path, size, mtime, expected sha256). Media packs are opened by many parts.
 _verified: set[tuple[str, int, int, str]] = set()
+# Artifacts that parts of this process look things up in: their manifests are read once, not once a part.
+KEPT_ARTIFACTS = 16
+_artifacts: dict[tuple[str, ArtifactReference], Input] = {}
+_opening = threading.Lock()
 
 
 class StoreReader:
@@ -35,6 +40,16 @@ class StoreReader:
     def open(self, file: InputFile) -> BinaryIO:
         """A stream of the file's verified bytes."""
         return self.local_path(file).open("rb")
+
+    def artifact(self, reference: ArtifactReference) -> Input:
+        """The artifact named by one of the part's `lookup_artifacts`; CorruptArtifact if its manifest changed."""
+        key = (self.store.uri, reference)
+        with _opening:
+            found = _artifacts.pop(key, None) or self.store.open_artifact(reference)
+            _artifacts[key] = found  # the last one used comes last
+            while len(_artifacts) > KEPT_ARTIFACTS:
+                del _artifacts[next(iter(_artifacts))]
+        return found
 
     def local_path(self, file: InputFile) -> Path:
         """A local file with the verified bytes; of a segment, a file of its bytes alone. Errors: CorruptArtifact

@@ -11,11 +11,13 @@ from typing import Any
 
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.segments import segments_name, segments_of
-from pipelines.flow.stage import Input, InputFile, InputPart, Node
+from pipelines.flow.stage import ArtifactReference, Input, InputFile, InputPart, Node
 from pipelines.flow.store import commit, layout, parts, scratch
 from pipelines.flow.store.artifact import FileRecord, Manifest, PartRecord, Ref, as_input, seal, unseal
 from pipelines.flow.store.blobs import Blobs
 from pipelines.flow.store.commit import Fault, no_fault
+from pipelines.flow.store.manifests.inputs import InputParts
+from pipelines.flow.store.manifests.paged import PagedParts, open_manifest, sealed_manifest
 from pipelines.flow.store.scratch import ScratchWriter
 from x2vlm.errors import CorruptArtifact
 
@@ -96,7 +98,7 @@ class Store:
         data = self.blobs.read(path)
         if data is None:
             return None
-        manifest, digest = unseal(Manifest, data, self.uri_of(path))
+        manifest, digest = open_manifest(self.blobs, data, self.uri_of(path))
         if path != layout.manifest_path(manifest.stage, manifest.node.split("/", 1)[-1], manifest.fingerprint):
             raise CorruptArtifact(f"{self.uri_of(path)}: holds the manifest of {manifest.node}; delete it and rerun")
         return manifest, digest
@@ -108,9 +110,12 @@ class Store:
         warning, only when a part had to be made again and came out different (network, GPU).
         """
         path = layout.manifest_path(manifest.stage, manifest.node.split("/", 1)[1], manifest.fingerprint)
-        data, digest = seal(manifest)
+        data, digest = sealed_manifest(manifest)
         self.fault("manifest:before")
         with scratch.explained(self.uri_of(path)):
+            if isinstance(manifest.parts, PagedParts):
+                self.blobs.create(manifest.parts.table.path, manifest.parts.data)
+                self.fault("manifest:table_written")
             if not self.blobs.create(path, data):
                 existing = self.read_manifest(path)
                 if existing is not None and existing[0].parts == manifest.parts:
@@ -124,9 +129,23 @@ class Store:
         """Paths of all manifests, sorted."""
         return sorted(path for path in self.blobs.find(layout.ARTIFACTS) if path.endswith(".json"))
 
-    def as_input(self, manifest: Manifest) -> Input:
-        """`manifest` as its consumers see it."""
-        return as_input(manifest, self.file_uri, self._segments)
+    def as_input(self, manifest: Manifest, sha256: str = "") -> Input:
+        """`manifest` as its consumers see it; with its seal `sha256` parts can name it (`Input.reference`)."""
+        path = layout.manifest_path(manifest.stage, manifest.node.split("/", 1)[1], manifest.fingerprint)
+        if isinstance(manifest.parts, PagedParts):
+            parts = InputParts(manifest.parts, manifest.stage, self.uri_of, self._segments)
+            return Input(manifest.node, manifest.root, parts, manifest.summary, path, sha256)
+        return as_input(manifest, path, sha256, self.file_uri, self._segments)
+
+    def open_artifact(self, reference: ArtifactReference) -> Input:
+        """The artifact that `reference` names; CorruptArtifact if its manifest is gone or another one by now."""
+        found = self.read_manifest(reference.manifest_path)
+        if found is None or found[1] != reference.manifest_sha256:
+            raise CorruptArtifact(
+                f"{self.uri_of(reference.manifest_path)}: the manifest of {reference.node} is "
+                f"{'gone' if found is None else 'not the one that the plan read'}; rerun the same command"
+            )
+        return self.as_input(*found)
 
     def _segments(self, part: InputPart, file: InputFile) -> Mapping[str, InputFile]:
         listing = part.file(segments_name(file.path))

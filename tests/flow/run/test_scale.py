@@ -72,7 +72,6 @@ def test_the_number_of_reads_does_not_grow_with_the_parts(tmp_path: Path):
         planned = plan(graph, store, "exp")
         assert planned.is_noop
         assert planned["many/a"].num_done == num_parts
-        assert counts.pop("exists") == num_parts  # a stat each on a local disk, one listing elsewhere
         found.append(dict(counts))
         assert run(graph, planned, store, InlineRunner()).is_noop
         assert counts["write"] + counts["create"] < 10  # the lease
