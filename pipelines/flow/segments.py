@@ -14,7 +14,7 @@ digests, looks the artifact up (`Part.lookup_artifacts`) and finds its segments 
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -175,6 +175,24 @@ def segments_with(read: InputFile, artifact: Input) -> list[tuple[str, InputFile
         file = artifact.part(name).file(path)
         found.append((name, replace(file, bytes=size, sha256=digest.hex(), rows=None, start=start)))
     return found
+
+
+def hashes_inside(parts: Iterable[InputPart]) -> Iterator[str]:
+    """The sha256 of every segment of every file of `parts`, and of every `read_of_groups` of them: what a part may read
+    besides whole files. One listing is in memory at a time."""
+    digests: dict[tuple[str, str], list[bytes]] = {}
+    for part in parts:
+        names = {file.path for file in part.files}
+        for path in sorted(name for name in names if segments_name(name) in names):
+            for segment in part.segments(path).values():
+                yield segment.sha256
+                if (groups := segment.detail.get(GROUPS)) is not None:
+                    for name, digest in zip(
+                        groups.field("name").to_pylist(), groups.field("sha256").to_pylist(), strict=True
+                    ):
+                        digests.setdefault((path, name), []).append(digest)
+    yield combined(())
+    yield from map(combined, digests.values())
 
 
 def combined(digests: Iterable[bytes]) -> str:
