@@ -9,12 +9,12 @@ file in the store.
 A segment costs about a kilobyte, so one for every few rows is too much. Several consumers may then share a segment: its
 rows are cut into *groups*, which the listing names with a digest of exactly their rows (`row_digests`). A part that
 needs the group `g` of all parts of an artifact reads what `read_of_groups` gives, which enters its fingerprint by those
-digests, and fetches the segments that hold rows of `g` as lookups.
+digests, looks the artifact up (`Part.lookup_artifacts`) and finds its segments with rows of `g` by `segments_with`.
 """
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.stage import InputFile, InputPart
+from pipelines.flow.stage import Input, InputFile, InputPart
 
 SUFFIX = ".segments.parquet"
 GROUP_TYPE = pa.struct([("name", pa.string()), ("sha256", pa.binary(32)), ("rows", pa.int64())])
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 GROUPS = "groups"  # in the `detail` of a segment that has some: an array of GROUP_TYPE
+SEGMENTS = "segments"  # in the `detail` of a read of groups: part, start, bytes and sha256 of each
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Group:
 
 @dataclass
 class Holders:
-    """Where the rows of a group lie: its segments with the parts they belong to, in order."""
+    """Where the rows of a group lie: its segments, each with the name of its part, in order."""
 
-    segments: list[tuple[InputPart, InputFile]] = field(default_factory=list)
+    segments: list[tuple[str, InputFile]] = field(default_factory=list)
     rows: int = 0
     digests: list[bytes] = field(default_factory=list)  # of the rows in each of the segments
 
@@ -148,7 +149,7 @@ def holders_of_groups(parts: Iterable[InputPart], path: str) -> dict[str, Holder
             groups = segment.detail.get(GROUPS)
             if groups is None:
                 continue
-            place = (part, replace(segment, detail={}))  # one for all groups: there may be a hundred in a segment
+            place = (part.name, replace(segment, detail={}))  # one for all groups: there may be a hundred in a segment
             columns = (groups.field(name).to_pylist() for name in ("name", "sha256", "rows"))
             for name, digest, rows in zip(*columns, strict=True):
                 holders = found.setdefault(name, Holders())
@@ -160,8 +161,38 @@ def holders_of_groups(parts: Iterable[InputPart], path: str) -> dict[str, Holder
 
 def read_of_groups(path: str, name: str, holders: Holders) -> InputFile:
     """The rows of a group in all parts of an artifact, as a part reads them. It has no bytes of its own: `sha256` is
-    that of the digests of the rows of each part, in the order of the parts."""
-    return InputFile(path=f"{path}@{name}", bytes=0, sha256=combined(holders.digests), uri="", rows=holders.rows)
+    that of the digests of the rows of each part, in the order of the parts, and `detail` says where these lie."""
+    places = [(part, segment.start, segment.bytes, bytes.fromhex(segment.sha256)) for part, segment in holders.segments]
+    sha256 = combined(holders.digests)
+    return InputFile(f"{path}@{name}", 0, sha256, "", rows=holders.rows, detail={SEGMENTS: places})
+
+
+def segments_with(read: InputFile, artifact: Input) -> list[tuple[str, InputFile]]:
+    """The segments that a `read_of_groups` of this artifact takes rows from, each with the name of its part."""
+    path = read.path.rpartition("@")[0]
+    found = []
+    for name, start, size, digest in read.detail[SEGMENTS]:
+        file = artifact.part(name).file(path)
+        found.append((name, replace(file, bytes=size, sha256=digest.hex(), rows=None, start=start)))
+    return found
+
+
+def hashes_inside(parts: Iterable[InputPart]) -> Iterator[str]:
+    """The sha256 of every segment of every file of `parts`, and of every `read_of_groups` of them: what a part may read
+    besides whole files. One listing is in memory at a time."""
+    digests: dict[tuple[str, str], list[bytes]] = {}
+    for part in parts:
+        names = {file.path for file in part.files}
+        for path in sorted(name for name in names if segments_name(name) in names):
+            for segment in part.segments(path).values():
+                yield segment.sha256
+                if (groups := segment.detail.get(GROUPS)) is not None:
+                    for name, digest in zip(
+                        groups.field("name").to_pylist(), groups.field("sha256").to_pylist(), strict=True
+                    ):
+                        digests.setdefault((path, name), []).append(digest)
+    yield combined(())
+    yield from map(combined, digests.values())
 
 
 def combined(digests: Iterable[bytes]) -> str:

@@ -193,12 +193,12 @@ class PartReader(Protocol):
 
     def local_path(self, file: InputFile) -> Path: ...
 
-    def artifact(self, reference: ArtifactReference) -> Input:
-        """The artifact that one of the part's `lookup_artifacts` names; its manifest is read once per process."""
-        ...
-
     def read_range(self, file: InputFile, start: int, num_bytes: int) -> bytes:
         """So many bytes from `start` on, NOT checked: whoever asks knows the sha256 of what lies there."""
+        ...
+
+    def artifact(self, reference: ArtifactReference) -> Input:
+        """The artifact that one of the part's `lookup_artifacts` names; its manifest is read once per process."""
         ...
 
 

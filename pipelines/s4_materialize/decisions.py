@@ -83,22 +83,29 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
     return parts
 
 
-def media_parts(names: Iterable[str], media: Sequence[Input]) -> dict[str, InputPart]:
-    """The part with the media of the rows of each `RowsPart`, by its name; ConfigError if one has none.
+def media_part(name: str, media: Sequence[Input]) -> InputPart:
+    """The part with the media of the rows of the `RowsPart` of this name; ConfigError if there is none.
 
     media[i] is the download that the rows of source i come from, with parts of the same names.
     """
-    known = [{part.name: part for part in artifact.parts} for artifact in media]
-    found = {}
+    artifact, own = _media_place(name, media)
+    return artifact.part(own)
+
+
+def check_media(names: Iterable[str], media: Sequence[Input]) -> None:
+    """ConfigError if any `RowsPart` of these names has no `media_part`."""
     for name in names:
-        number, _, own = name.partition("-")
-        if int(number) >= len(known) or own not in known[int(number)]:
-            raise ConfigError(
-                f"no media for the rows of part {name}: part {own} of media artifact {int(number)} is not among the "
-                f"{len(known)} that were given; name the download of every source, in the order of the rows"
-            )
-        found[name] = known[int(number)][own]
-    return found
+        _media_place(name, media)
+
+
+def _media_place(name: str, media: Sequence[Input]) -> tuple[Input, str]:
+    number, _, own = name.partition("-")
+    if int(number) >= len(media) or not media[int(number)].has_part(own):
+        raise ConfigError(
+            f"no media for the rows of part {name}: part {own} of media artifact {int(number)} is not among the "
+            f"{len(media)} that were given; name the download of every source, in the order of the rows"
+        )
+    return media[int(number)], own
 
 
 def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:

@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.flow.segments import Holders, holders_of_groups, read_of_groups
-from pipelines.flow.stage import InputFile, Inputs, Json, Part, PartReader, PartResult, PartWriter, Read, Stage
+from pipelines.flow.segments import Holders, holders_of_groups, read_of_groups, segments_with
+from pipelines.flow.stage import InputFile, Inputs, Json, Lookup, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.flow.store.blobs import local_path_of
-from pipelines.s4_materialize.decisions import media_parts
+from pipelines.s4_materialize.decisions import check_media, media_part
 from pipelines.s4_materialize.grains import count_grains, count_units
 from pipelines.s4_materialize.sizes import add_up_packs, measure_sizes
 from pipelines.s4_materialize.slices import PLACE, ROWS, numbered, rows_of_shard
@@ -51,37 +51,36 @@ def shard_name(shard: int, config: PackConfig) -> str:
 def plan_pack(config: PackConfig, inputs: Inputs) -> list[Part]:
     """One part per shard, also of those without rows: whoever reads `shard-{00000..00099}.tar` finds them all.
 
-    A part depends on the rows of its shard alone, in whatever files they lie. The slices of these files and the media
-    packs of their rows are lookups: they may change around a shard without the shard being written again, because each
-    row names its media by sha256.
+    A part depends on the rows of its shard alone, in whatever files they lie. These files and the media packs are
+    looked up: they may change around a shard without the shard being written again, because each row names its media
+    by sha256.
     """
     if len(inputs["buckets"]) != 1 or "num_shards" not in inputs["buckets"][0].summary:
         raise ConfigError("pack reads the rows of one artifact of partition, which says how many shards there are")
     (artifact,) = inputs["buckets"]
-    number = int(artifact.summary["num_shards"])
+    check_media((part.name for part in artifact.parts), inputs["media"])
+    num_shards = int(artifact.summary["num_shards"])
     shards = holders_of_groups(artifact.parts, ROWS)
-    media = media_parts((part.name for part in artifact.parts), inputs["media"])
-    lookups: dict[str, tuple[Read, Read]] = {}  # by place of a slice: its shards share them
-    parts = []
-    for shard in range(number):
-        holders = shards.get(numbered(shard), Holders())
-        pairs: list[Read] = []
-        for part, file in holders.segments:
-            key = f"{part.name}/{file.path}"
-            if key not in lookups:
-                lookups[key] = (Read("buckets", file), Read("media", media[part.name].file(PACK_NAME)))
-            pairs += lookups[key]
-        rows = Read("buckets", read_of_groups(ROWS, numbered(shard), holders))
-        spec = {"shard": shard, "num_shards": number}
-        parts.append(Part(name=numbered(shard), reads=(rows,), spec=spec, lookups=tuple(pairs)))
-    return parts
+    lookups = tuple(Lookup(slot, one.reference) for slot in ("buckets", "media") for one in inputs[slot])
+    return [
+        Part(
+            name=numbered(shard),
+            reads=(Read("buckets", read_of_groups(ROWS, numbered(shard), shards.get(numbered(shard), Holders()))),),
+            spec={"shard": shard, "num_shards": num_shards},
+            lookup_artifacts=lookups,
+        )
+        for shard in range(num_shards)
+    ]
 
 
 def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """One shard, its index and its drops. Of rows with an equal key the first read stays."""
-    slices, packs = ([read.file for read in part.lookups[start::2]] for start in (0, 1))
+    buckets, *media = (inputs.artifact(lookup.artifact) for lookup in part.lookup_artifacts)
+    (read,) = part.reads
+    slices = segments_with(read.file, buckets)
+    packs = [media_part(name, media).file(PACK_NAME) for name, _ in slices]
     shard, num_shards = part.spec["shard"], part.spec["num_shards"]
-    placed, pack_of = rows_of_shard(inputs, slices, shard, num_shards, part.reads[0].file.sha256)
+    placed, pack_of = rows_of_shard(inputs, [file for _, file in slices], shard, num_shards, read.file.sha256)
     rows = placed.drop_columns([PLACE.name])
     stays, drops = duplicate_keys(rows)
     kept = rows.filter(pa.array(stays))

@@ -61,13 +61,13 @@ class Reader:
 
     def _check(self, file: InputFile) -> None:
         looked_up = {
-            file
+            file.uri
             for one in self.part.lookup_artifacts
             for part in self.artifact(one.artifact).parts
             for file in part.files
         }
-        declared = {read.file for read in (*self.part.reads, *self.part.lookups)} | looked_up
-        assert file in declared, f"{file.path} was not declared"
+        declared = {read.file.uri for read in (*self.part.reads, *self.part.lookups)} | looked_up
+        assert file.uri in declared, f"{file.path} was not declared"
 
 
 @dataclass(frozen=True)

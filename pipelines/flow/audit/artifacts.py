@@ -3,7 +3,7 @@
 Nothing here trusts the code that wrote the records: it reads raw bytes and walks from a manifest to its sources.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 
 from pipelines.flow.fingerprint import merkle_root, sha256_of, sha256_of_file, sha256_of_stream
+from pipelines.flow.segments import hashes_inside
 from pipelines.flow.stage import Count, SourceFile
 from pipelines.flow.store.artifact import (
     InputRecord,
@@ -73,6 +74,7 @@ class StoreAudit:
     num_bytes: int = 0
     _parts: set[tuple[str, str]] = field(default_factory=set)
     _sources: dict[str, tuple[str, int] | None] = field(default_factory=dict)
+    _inside: dict[str, set[tuple[str, str]]] = field(default_factory=dict)  # by fingerprint of the reader
 
     @property
     def num_parts(self) -> int:
@@ -165,6 +167,23 @@ class StoreAudit:
             allowed = None if allowed is None else allowed | found
         return allowed
 
+    def _inside_files(self, manifest: Manifest) -> set[tuple[str, str]]:
+        """(slot, sha256) of every segment, and of every group of segments, that the node may have read."""
+        if manifest.fingerprint not in self._inside:
+            found: set[tuple[str, str]] = set()
+            for item in manifest.inputs:
+                if stored := self.manifests.get(item.manifest_path):
+                    found |= {(item.slot, sha256) for sha256 in self._hashes_inside(stored)}
+            self._inside[manifest.fingerprint] = found
+        return self._inside[manifest.fingerprint]
+
+    def _hashes_inside(self, stored: SealedManifest) -> Iterator[str]:
+        artifact = self.store.as_input(stored.manifest, stored.sha256)
+        try:
+            yield from hashes_inside(artifact.parts)
+        except (CorruptArtifact, SourceUnavailable) as error:  # the check of files says the same of the listing
+            self.note("listing_corrupt", self.store.uri_of(stored.path), "listings as written", error, RERUN)
+
     # ---- files
 
     def _check_source(self, item: InputRecord, reader: str) -> None:
@@ -190,6 +209,8 @@ class StoreAudit:
         identity = _identity(manifest, {"spec": record.spec, "reads": reads})
         self._same("part_fingerprint_differs", where, record.fingerprint, identity)
         if allowed is not None:
+            if any((read.slot, read.sha256) not in allowed for read in record.reads):
+                allowed |= self._inside_files(manifest)
             for read in record.reads:
                 if (read.slot, read.sha256) not in allowed:
                     expected = f"{read.path} with sha256 {read.sha256} among its inputs"
