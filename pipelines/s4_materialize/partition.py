@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipelines.flow.stage import Inputs, Part, PartReader, PartResult, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import decisions_about, rows_parts
+from pipelines.s4_materialize.decisions import decisions_about, read_decisions, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from x2vlm.data.shards.shard import SCORED_SCHEMA
@@ -57,7 +57,7 @@ def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out:
     keep, drops = score_drops(config, rows)
     additions: Additions = {}
     for read in part.reads[2:]:
-        keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
+        keep, drops = apply_decisions(read_decisions(inputs, read), rows, keep, drops, additions)
     rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
     kept, num_left_out = leave_out_grains(rows.filter(pa.array(keep, pa.bool_())), config.without_grains)
     file_rows = {"drops.parquet": len(drops)}

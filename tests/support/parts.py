@@ -3,13 +3,16 @@
 import hashlib
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow.parquet as pq
 import pydantic
 
 from pipelines.flow.live import Report, no_report
+from pipelines.flow.segments import segments_name, segments_of
 from pipelines.flow.stage import (
     Count,
     Input,
@@ -31,14 +34,29 @@ class Reader:
     part: Part
 
     def local_path(self, file: InputFile) -> Path:
-        assert file in {read.file for read in (*self.part.reads, *self.part.lookups)}, f"{file.path} was not declared"
+        self._check(file)
+        assert file.start is None, f"{file.path} is a segment: open it"
         data = Path(file.uri).read_bytes()
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise CorruptArtifact(f"{file.uri}: changed")
         return Path(file.uri)
 
     def open(self, file: InputFile) -> BinaryIO:
-        return self.local_path(file).open("rb")
+        if file.start is None:
+            return self.local_path(file).open("rb")
+        self._check(file)
+        with Path(file.uri).open("rb") as stream:
+            stream.seek(file.start)
+            data = stream.read(file.bytes)
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise CorruptArtifact(f"{file.uri}: changed")
+        return BytesIO(data)
+
+    def _check(self, file: InputFile) -> None:
+        """A file, or a segment of one, that the part reads; or a segment of a file that it may look into."""
+        declared = file in {read.file for read in (*self.part.reads, *self.part.lookups)}
+        holders = {read.file.uri for read in self.part.lookups if read.file.start is None}
+        assert declared or (file.start is not None and file.uri in holders), f"{file.path} was not declared"
 
 
 @dataclass(frozen=True)
@@ -67,13 +85,19 @@ class Run:
         return {f"{p.name}/{f.path}": Path(f.uri).read_bytes() for p in self.artifact.parts for f in p.files}
 
 
-def as_part(name: str, folder: Path) -> InputPart:
+def as_part(name: str, folder: Path, summary: Mapping[str, Any] | None = None) -> InputPart:
     """The files of a folder as a committed part."""
     files = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
-        files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path)))
-    return InputPart(name, tuple(files))
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+        files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path), rows))
+    part = InputPart(name, tuple(files), summary or {})
+
+    def open_segments(file: InputFile) -> Mapping[str, InputFile]:
+        return segments_of(file, Path(part.file(segments_name(file.path)).uri).read_bytes())
+
+    return replace(part, open_segments=open_segments)
 
 
 def as_source(path: Path) -> Input:
@@ -103,7 +127,7 @@ def run_stage(
         assert set(result.file_rows) <= {path.name for path in out.iterdir()}
         run.results[part.name] = result
         run.fingerprints[part.name] = part_fingerprint(stage, config, part)
-    committed = tuple(as_part(part.name, folder / part.name) for part in parts)
+    committed = tuple(as_part(part.name, folder / part.name, run.results[part.name].summary) for part in parts)
     run.artifact = Input(f"{stage.name}/test", "", committed)
     if stage.finish:
         summaries = [PartSummary(p.name, run.results[p.name].counts, run.results[p.name].summary) for p in parts]

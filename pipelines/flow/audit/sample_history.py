@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.flow.store.artifact import FileRecord, PartRecord, SealedManifest
+from pipelines.flow.segments import segments_name, segments_of
+from pipelines.flow.stage import InputFile
+from pipelines.flow.store.artifact import FileRecord, ManifestPart, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from x2vlm.command_line import printable
@@ -56,40 +58,62 @@ class Trace:
         return printable(f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}")
 
 
-MayHold = Callable[[str, Sequence[Trace]], bool]
-
-
 def trace_sample(
-    store: Store,
-    manifests: Sequence[SealedManifest],
-    key: str,
-    origins: Collection[str] | None = None,
-    may_hold: MayHold = lambda path, traces: True,
+    store: Store, manifests: Sequence[SealedManifest], key: str, origins: Collection[str] | None = None
 ) -> list[Trace]:
     """Every row with this key in the Parquet files of these manifests, producers first.
 
     Only the key column is read until the key is met; row groups whose statistics exclude it are skipped. With
     `origins`, the sha256 of the files of first stages that hold the key, only parts are opened that read a file in
     which the key was found: what a part writes about a row, it has read. That takes milliseconds where looking
-    everywhere takes minutes, and relies on the records being true. Of those parts `may_hold`, given a file's path and
-    what was found so far, says which files need not be opened: a part may write a file for every part that it read.
+    everywhere takes minutes, and relies on the records being true. Of files of segments (`pipelines.flow.segments`)
+    those are opened that are named after a part in which the key was found, where the part's spec lists such `owners`.
     """
     traces: list[Trace] = []
     seen: set[str] = set()
     carriers = set() if origins is None else set(origins)
     for stored in manifests:
         for part in stored.manifest.parts:
+            traces += _in_segments(store, stored.manifest.node, part, key, traces)
             if origins is not None and carriers.isdisjoint(_related(part.record)):
                 continue
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
-                if _is_table(file.path) and uri not in seen and may_hold(file.path, traces):
+                if _is_table(file.path) and uri not in seen:
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
                     for row, values in _rows_of(store, uri, key):
                         carriers.add(file.sha256)
                         traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
     return traces
+
+
+def _in_segments(store: Store, node: str, part: ManifestPart, key: str, traces: Sequence[Trace]) -> list[Trace]:
+    """The rows with this key in segments about the parts in which it was seen."""
+    seen = {f"-{trace.part}" for trace in traces}
+    owners = {
+        name
+        for name in part.record.spec.get("owners", ())
+        if isinstance(name, str) and any(name.endswith(one) for one in seen)
+    }
+    files = {file.path: file for file in part.record.files}
+    found = []
+    for path, file in files.items() if owners else ():
+        if (listing := files.get(segments_name(path))) is None:
+            continue
+        uri = store.file_uri(part.record, file)
+        try:
+            with _open(store, store.file_uri(part.record, listing)) as stream:
+                segments = segments_of(InputFile(path, file.bytes, file.sha256, uri), stream.read())
+            for name in sorted(owners & segments.keys()):
+                with _open(store, uri) as stream:
+                    stream.seek(segments[name].start)
+                    rows = pa.ipc.open_stream(stream.read(segments[name].bytes)).read_all().to_pylist()
+                hits = ((number, row) for number, row in enumerate(rows) if row.get("key") == key)
+                found += [Trace(node, part.name, f"{path}#{name}", number, row) for number, row in hits]
+        except (OSError, pa.ArrowException) as error:
+            log.warning("event=table_unreadable file=%s error=%r", uri, str(error))  # the audit of files reports it
+    return found
 
 
 def _related(record: PartRecord) -> Iterator[str]:
