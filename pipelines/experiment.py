@@ -23,8 +23,8 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.domains import DomainsConfig
 from pipelines.s2_filter import FilterConfig
 from pipelines.s3_score import ScoreConfig
-from pipelines.s4_materialize.decontaminate import DecontaminateConfig
-from pipelines.s4_materialize.deduplicate import DeduplicateConfig
+from pipelines.s4_materialize.decontaminate_config import DecontaminateConfig
+from pipelines.s4_materialize.deduplicate_config import DeduplicateConfig
 from pipelines.s4_materialize.pack import PackConfig
 from pipelines.s4_materialize.partition import PartitionConfig
 from pipelines.s5_pretrain.config import PretrainConfig, check_trainings
@@ -34,7 +34,8 @@ from x2vlm.train.config import TrainRuntime
 
 # By name in `runtime`. Of trainings, whose workers Ray Train starts, only the GPUs are set there.
 STAGES = (
-    *("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack"),
+    *("read", "download", "domains", "filter", "score", "evidence", "near", "components", "exact"),
+    *("test_index", "leaks", "decontaminate", "repeated_captions", "stars", "deduplicate", "partition", "pack"),
     *("pretrain", "task_data", "finetune", "evaluate"),
 )
 TRAININGS = ("pretrain", "finetune")

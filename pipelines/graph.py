@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pydantic
 
+from pipelines.deciding_nodes import deciding_nodes
 from pipelines.evaluation_nodes import source_node, task_nodes
 from pipelines.evaluations import EvaluationConfig, in_order
 from pipelines.experiment import Experiment, SourceConfig, source_uri
@@ -22,11 +23,8 @@ from pipelines.s1_download.routes import LocalMedia
 from pipelines.s1_download.sort import SORT, SortConfig
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS
 from pipelines.s3_score import SCORE
-from pipelines.s4_materialize.decontaminate import DECONTAMINATE
-from pipelines.s4_materialize.deduplicate import DEDUPLICATE
 from pipelines.s4_materialize.pack import PACK
 from pipelines.s4_materialize.partition import PARTITION
-from pipelines.s4_materialize.thresholds import ScoreThresholds
 from pipelines.s5_pretrain.config import PretrainConfig, workers_of
 from pipelines.s5_pretrain.stage import PRETRAIN, pretrain_part
 from x2vlm.config import did_you_mean, parse_config
@@ -49,8 +47,8 @@ def build_graph(experiment: Experiment) -> Graph:
     # Retried rows come after all first rounds, so that a further round moves nothing that is there.
     branches = {name: _branches(experiment, name) for name in sources}
     train = sources + [branch for name in sources for branch in branches[name][1:]]
-    deciding = _deciding_nodes(experiment, train)
-    nodes += [*deciding, *_training_nodes(experiment, train, tuple(node.key for node in deciding))]
+    deciding, decisions = deciding_nodes(experiment, train, functools.partial(_runtime, experiment))
+    nodes += [*deciding, *_training_nodes(experiment, train, decisions)]
     for name in in_order(experiment.evaluate):
         nodes += _evaluation_nodes(experiment, name, experiment.evaluate[name])
     graph = Graph(nodes)
@@ -165,64 +163,6 @@ def _judging_nodes(experiment: Experiment, name: str, branch: str, role: str) ->
             )
         )
     return nodes
-
-
-def _deciding_nodes(experiment: Experiment, train: list[str]) -> list[Node]:
-    """decontaminate and deduplicate, where the experiment has them: they look at all training sources at once."""
-    name, nodes = experiment.name, []
-    rows, scores = tuple(f"filter/{branch}" for branch in train), tuple(f"score/{branch}" for branch in train)
-    decisions: tuple[str, ...] = ()
-    if experiment.decontaminate is not None:
-        tests = [
-            branch
-            for source, config in experiment.sources.items()
-            if config.role == "held_out"
-            for branch in _branches(experiment, source)
-        ]
-        readers = {"readers": _readers(experiment, train), "test_readers": _readers(experiment, tests)}
-        nodes.append(
-            Node(
-                key=f"decontaminate/{name}",
-                stage=DECONTAMINATE,
-                config=experiment.decontaminate.model_copy(update=readers),
-                inputs={
-                    "rows": rows,
-                    "scores": scores,
-                    "test_rows": tuple(f"filter/{branch}" for branch in tests),
-                    "test_scores": tuple(f"score/{branch}" for branch in tests),
-                    "tests": tuple(
-                        SourceFile(source_uri(file.path), file.name) for file in experiment.decontaminate.tests
-                    ),
-                    "links": tuple(
-                        SourceFile(source_uri(file.path), file.format) for file in experiment.decontaminate.links
-                    ),
-                },
-                runtime=_runtime(experiment, "decontaminate"),
-            )
-        )
-        decisions = (f"decontaminate/{name}",)
-    if experiment.deduplicate is not None:
-        names = ScoreThresholds.model_fields
-        thresholds = ScoreThresholds(**{field: getattr(experiment.partition, field) for field in names})
-        nodes.append(
-            Node(
-                key=f"deduplicate/{name}",
-                stage=DEDUPLICATE,
-                config=experiment.deduplicate.model_copy(update={"thresholds": thresholds}),
-                inputs={"rows": rows, "scores": scores, "decisions": decisions},
-                runtime=_runtime(experiment, "deduplicate"),
-            )
-        )
-    return nodes
-
-
-def _readers(experiment: Experiment, branches: list[str]) -> tuple[str, ...]:
-    """The reader of the source of each branch."""
-    found = []
-    for branch in branches:
-        source = experiment.sources[source_of(branch)]
-        found.append(load_card(card_file(source.card)).reader or "")
-    return tuple(found)
 
 
 def _training_nodes(experiment: Experiment, train: list[str], decisions: tuple[str, ...]) -> list[Node]:

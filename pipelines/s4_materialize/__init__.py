@@ -2,8 +2,7 @@
 
 `decontaminate` and `deduplicate` look at all sources at once and decide about single rows; `partition` applies their
 decisions and the thresholds on the CLIP scores and assigns the rows of every source to shards by key; `pack` writes one
-shard from its rows of all sources. The memory of the first two grows with the rows (`evidence`), that of the others is
-bounded by one part or one shard.
+shard from its rows of all sources. Memory is bounded by one part, one bucket of rows (`buckets`) or one shard.
 """
 
 from pipelines.s4_materialize.pack import PACK, PackConfig

@@ -1,7 +1,8 @@
-"""Decisions about rows by a stage that reads all sources at once, split by the part of the rows.
+"""Decisions about rows by stages that compare all sources, split by the part of the rows.
 
-Such a stage has one part. It writes one file of decisions for every part of the rows it read, possibly empty, so that a
-later stage reads only the file of its own rows: decisions about others never make it run again.
+A part of such a stage writes one file with a segment for every part of the rows about which it decides something. A
+later stage reads the segment of its own rows alone: decisions about others never make it run again, and where nothing
+was decided there is nothing to read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
-from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, Read
+from pipelines.flow.segments import SegmentWriter, read_segment
+from pipelines.flow.stage import Input, InputFile, InputPart, Inputs, PartReader, Read
 from x2vlm.errors import ConfigError
-from x2vlm.samples import CAPTION_TYPE, CONCEPT_TYPE, write_table
+from x2vlm.samples import CAPTION_TYPE, CONCEPT_TYPE
 
 DECISION_SCHEMA = pa.schema(
     [
@@ -30,14 +32,9 @@ DECISION_SCHEMA = pa.schema(
 )
 
 
-def decisions_name(part: str) -> str:
-    """Name of the file with decisions about the rows of the part called `part` among all sources."""
-    return f"decisions-{part}.parquet"
-
-
-def is_decisions(path: str) -> bool:
-    """True for a file of decisions about the rows of one part; its name ends with that part's."""
-    return path.startswith("decisions-")
+DECISIONS = "decisions.arrow"
+GROUP_SIZE = 64  # parts of the rows that are read, or decided about, by one part
+OWNED_SCHEMA = DECISION_SCHEMA.append(pa.field("owner", pa.string()))  # with the name of the part of the row
 
 
 @dataclass(frozen=True)
@@ -49,11 +46,8 @@ class RowsPart:
     rows: InputPart
     scores: InputPart
     slots: tuple[str, str] = ("rows", "scores")  # of the rows and of the scores
-
-    @property
-    def decisions(self) -> str:
-        """Name of the file with decisions about its rows."""
-        return decisions_name(self.name)
+    source: int = 0  # number of its artifact
+    place: int = 0  # number of the part in its artifact
 
     def reads(self, *score_files: str) -> tuple[Read, ...]:
         """The rows, and those files of the scores."""
@@ -77,8 +71,16 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
                 f"{scores_input.node} has no part {missing[0]} of {rows_input.node}; is it of that source?"
             )
         parts += [
-            RowsPart(f"{number:03d}-{part.name}", rows_input.node, part, scored[part.name], (rows_slot, scores_slot))
-            for part in rows_input.parts
+            RowsPart(
+                f"{number:03d}-{part.name}",
+                rows_input.node,
+                part,
+                scored[part.name],
+                (rows_slot, scores_slot),
+                number,
+                place,
+            )
+            for place, part in enumerate(rows_input.parts)
         ]
     return parts
 
@@ -108,42 +110,70 @@ def _media_place(name: str, media: Sequence[Input]) -> tuple[Input, str]:
     return media[int(number)], own
 
 
-def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:
-    """The files of all artifacts in `slot` about the rows of `part`; ConfigError if one has none."""
-    return tuple(Read(slot, _file(artifact, part)) for artifact in inputs[slot])
+def groups_of(parts: Sequence[RowsPart]) -> dict[str, list[RowsPart]]:
+    """The parts by GROUP_SIZE, those of one source together; all in one group, "all", if they are that few.
 
-
-def _file(artifact: Input, part: RowsPart) -> InputFile:
-    file = artifact.find(part.decisions)
-    if file is None:
-        raise ConfigError(
-            f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?"
-        )
-    return file
-
-
-def write_decisions(folder: Path, parts: Sequence[tuple[str, pa.ChunkedArray]], decisions: pa.Table) -> dict[str, int]:
-    """One file per (file name, keys of that part) with the decisions about those keys, sorted by key; rows by file.
-
-    `decisions` has the columns of DECISION_SCHEMA and every key at most once (ValueError). A key that two parts have is
-    decided in both.
+    Appending to a source moves no part of another one to another group.
     """
-    decisions = decisions.cast(DECISION_SCHEMA).sort_by("key")
-    decided = _as_bytes(decisions["key"])
-    if (repeated := decided[1:][decided[1:] == decided[:-1]]).size:
-        raise ValueError(f"two decisions about {repeated[0].decode()}: a stage decides about a row once")
-    file_rows = {}
-    for name, part_keys in parts:
-        # One binary search per row: looking up all decisions for every part would be quadratic.
-        keys = _as_bytes(part_keys)
-        places = np.searchsorted(decided, keys)
-        known = places < len(decided)
-        known[known] = decided[places[known]] == keys[known]
-        table = decisions.take(pa.array(np.unique(places[known])))
-        write_table(table, folder / name)
-        file_rows[name] = table.num_rows
-    return file_rows
+    if len(parts) <= GROUP_SIZE:
+        return {"all": list(parts)}
+    groups: dict[str, list[RowsPart]] = {}
+    for part in parts:
+        groups.setdefault(f"{part.source:03d}-{part.place // GROUP_SIZE:05d}", []).append(part)
+    return groups
 
 
-def _as_bytes(keys: pa.ChunkedArray) -> NDArray[np.bytes_]:
-    return np.array(keys.to_pylist(), dtype="S32")
+def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:
+    """What the artifacts in `slot` decided about the rows of `part`; ConfigError for one that did not look at them."""
+    found = []
+    for artifact in inputs[slot]:
+        segments = _segments_by_owner(artifact)
+        if part.name not in segments:
+            raise ConfigError(
+                f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?"
+            )
+        if (file := segments[part.name]) is not None:
+            found.append(Read(slot, file))
+    return tuple(found)
+
+
+_recent: list[tuple[Input, dict[str, InputFile | None]]] = []  # planning asks for every part of the rows
+
+
+def _segments_by_owner(artifact: Input) -> dict[str, InputFile | None]:
+    """By name of a part of the rows the decisions about it, None where there are none."""
+    for known, found in _recent:
+        if known is artifact:
+            return found
+    found = {}
+    for part in artifact.parts:
+        segments = part.segments(DECISIONS)
+        found |= {owner: segments.get(owner) for owner in part.summary["owners"]}
+    _recent.insert(0, (artifact, found))
+    del _recent[4:]
+    return found
+
+
+def read_decisions(inputs: PartReader, read: Read) -> pa.Table:
+    """The decisions that `decisions_about` found, as DECISION_SCHEMA by key."""
+    return read_segment(inputs.open(read.file))
+
+
+def write_decisions(folder: Path, decisions: pa.Table) -> dict[str, int]:
+    """DECISIONS of a table of OWNED_SCHEMA, a segment for every owner that has some, by key; rows by file name.
+
+    ValueError for two decisions about one row.
+    """
+    decisions = decisions.cast(OWNED_SCHEMA).sort_by([("owner", "ascending"), ("key", "ascending")])
+    names = decisions.select(["owner", "key"])
+    counted = names.group_by(["owner", "key"]).aggregate([([], "count_all")])
+    repeated = counted.filter(pc.greater(counted["count_all"], 1))
+    if repeated.num_rows:
+        raise ValueError(f"two decisions about {repeated['key'][0].as_py()}: a stage decides about a row once")
+    owners = np.array(decisions["owner"].to_pylist(), dtype=object)
+    values, starts = np.unique(owners, return_index=True) if len(owners) else (owners, np.empty(0, np.int64))
+    ends = [*starts[1:], len(owners)]
+    with SegmentWriter(folder / DECISIONS) as writer:
+        for owner, start, end in zip(values, starts, ends, strict=False):
+            writer.add(str(owner), decisions.slice(start, end - start).select(DECISION_SCHEMA.names))
+    return writer.file_rows

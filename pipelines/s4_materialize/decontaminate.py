@@ -1,148 +1,158 @@
 """`decontaminate`: which rows of all sources show an image or clip of a downstream test, and what happens to them.
 
 Test images come from the experiment's held-out sources (pixels, and variants of them), and from annotation files of
-tests whose images need not be at hand (ids). The summary is included in every evaluation result.
+tests whose images need not be at hand (ids). All rows were compared with them before (`buckets.leaks`); one part
+decides, which sees the leaks and, with policy `strict`, the rows of components with a leaking row: what shows the image
+of a leaking one is in its component (`buckets`). The summary is included in every evaluation result.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.flow.stage import Count, Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, rows_parts, write_decisions
-from pipelines.s4_materialize.deduplicate import split_reads
-from pipelines.s4_materialize.evidence import (
-    EMBEDDING,
-    EMBEDDINGS,
-    FINGERPRINTS,
-    SCORES,
-    VARIANTS,
-    evaluation_images,
-    evidence_of,
-    read_evidence,
-    row_ids,
+from pipelines.flow.segments import segments_name, segments_of
+from pipelines.flow.stage import (
+    Count,
+    InputFile,
+    Inputs,
+    Json,
+    Part,
+    PartReader,
+    PartResult,
+    PartSummary,
+    PartWriter,
+    Read,
+    Stage,
 )
-from x2vlm.config import FrozenConfig
-from x2vlm.data.duplicates.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks, summarize
-from x2vlm.data.duplicates.duplicates import CLUSTER_SCHEMA, DuplicateConfig, find_duplicates
-from x2vlm.data.duplicates.evaluation_ids import EVALUATION_ID_SCHEMA
-from x2vlm.data.duplicates.id_files import IdFile, LinkFile, read_links, read_test_ids
-from x2vlm.data.duplicates.identities import ID_SCHEMA, identify
-from x2vlm.data.duplicates.leaks import EVALUATION_SCHEMA
-from x2vlm.errors import ConfigError
+from pipelines.s4_materialize.buckets.captions import write_gone
+from pipelines.s4_materialize.buckets.exact import BUSY, HOMES
+from pipelines.s4_materialize.buckets.leaks import (
+    IDENTITIES,
+    IDS,
+    IMAGES,
+    LEAKS,
+    OWNED_LEAKS,
+    index_reads,
+    read_index,
+)
+from pipelines.s4_materialize.buckets.near import num_buckets_of
+from pipelines.s4_materialize.buckets.routing import bucket_name, bucket_of, tables
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA, OWNED_SCHEMA, write_decisions
+from pipelines.s4_materialize.decontaminate_config import DecontaminateConfig
+from pipelines.s4_materialize.evidence import first_of_each_key, row_ids
+from x2vlm.data.duplicates.compact_rows import expand
+from x2vlm.data.duplicates.decontamination import Training, decide, summarize
+from x2vlm.data.duplicates.duplicates import CLUSTER_SCHEMA, ROW_SCHEMA, DuplicateConfig, find_duplicates
+from x2vlm.data.duplicates.identities import ID_SCHEMA
+from x2vlm.data.duplicates.leaks import LEAK_SCHEMA
 from x2vlm.samples import write_table
 
-LEAKS, SUMMARY = "leaks.parquet", "contamination.json"
-HELD_OUT_SPLIT = "held_out"
+SUMMARY = "contamination.json"
 CERTAIN = ("id", "sha256", "pixels")  # exact methods
-TEST = "test-"  # prefix of parts with test images
-
-
-class DecontaminateConfig(FrozenConfig):
-    """How leaks are searched for, and the upstream files that list test images in addition to the held-out sources."""
-
-    rule: DecontaminationConfig = DecontaminationConfig()
-    tests: tuple[IdFile, ...] = ()
-    links: tuple[LinkFile, ...] = ()
-    readers: tuple[str, ...] = ()  # the reader of each `rows` artifact, which defines the meaning of its row keys
-    test_readers: tuple[str, ...] = ()  # the same for `test_rows`
 
 
 def plan_decontaminate(config: DecontaminateConfig, inputs: Inputs) -> list[Part]:
-    """One part that reads all rows, all test rows, and the files of ids and links."""
-    embeddings = (EMBEDDINGS,) if config.rule.min_cosine is not None else ()
-    parts = rows_parts(inputs, "decontaminate")
-    tests = rows_parts(inputs, "decontaminate", "test_rows", "test_scores")
-    if (len(config.readers), len(config.test_readers)) != (len(inputs["rows"]), len(inputs["test_rows"])):
-        raise ConfigError("decontaminate: `readers` and `test_readers` must name one reader for each source it reads")
-    reads = [part.reads(SCORES, FINGERPRINTS, *embeddings) for part in parts]
-    reads += [part.reads(SCORES, FINGERPRINTS, VARIANTS, *embeddings) for part in tests]
-    names = [part.name for part in parts] + [f"{TEST}{part.name}" for part in tests]
-    files = [
-        Read(slot, file)
-        for slot in ("tests", "links")
-        for source in inputs[slot]
-        for p in source.parts
-        for file in p.files
-    ]
-    spec = {"parts": [[name, len(own)] for name, own in zip(names, reads, strict=True)], "num_files": len(files)}
-    return [Part("all", tuple(read for group in (*reads, files) for read in group), spec)]
+    """One part that reads all leaks, the tests, and keys and components of rows that are not alone.
+
+    Rows of components are opened as far as they are needed; listings, which it reads, name them by sha256.
+    """
+    leaks = [part for one in inputs["leaks"] for part in one.parts]
+    exact = [part for one in inputs["exact"] for part in one.parts]
+    reads = [Read("leaks", part.file(LEAKS)) for part in leaks]
+    reads += index_reads(inputs, IMAGES, IDS, IDENTITIES)
+    names = {segments_name(HOMES), BUSY}
+    reads += [Read("exact", file) for part in exact for file in part.files if file.path in names]
+    lookups = [Read("exact", file) for part in exact for file in part.files if file.path == HOMES]
+    owners = [name for part in leaks for name in part.summary["owners"]]
+    spec = {"owners": owners, "buckets": num_buckets_of(inputs, "exact")}
+    return [Part("all", tuple(reads), spec, tuple(lookups))]
 
 
 def decontaminate_part(config: DecontaminateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """leaks.parquet (every leak and its action), contamination.json, and the decisions about every part's rows."""
-    use_embeddings = config.rule.min_cosine is not None
-    owners, rows, ids, images = [], [], [], []
-    test_ids = [
-        read_test_ids(file, inputs.local_path(read.file))
-        for file, read in zip(config.tests, _reads(part, "tests"), strict=True)
-    ]
-    for name, reads in split_reads(part):
-        table = read_evidence(inputs, reads, embeddings=use_embeddings)
-        own_ids = row_ids(table, _reader(config, name))
-        if name.startswith(TEST):
-            variants = next(read for read in reads if read.file.path == VARIANTS)
-            images.append(evaluation_images(table, pq.read_table(inputs.local_path(variants.file)), HELD_OUT_SPLIT))
-            test_ids.append(_as_test_ids(own_ids, table))
-        else:
-            owners.append((decisions_name(name), table["key"]))
-            rows.append(table)
-            ids.append(own_ids)
-    links = [
-        read_links(file, inputs.local_path(read.file))
-        for file, read in zip(config.links, _reads(part, "links"), strict=True)
-    ]
-    training_rows = evidence_of(rows, use_embeddings)
-    training_ids = pa.concat_tables([ID_SCHEMA.empty_table(), *ids])
-    training = Training(training_rows, training_ids, _clusters(config, training_rows))
-    no_images = pa.schema([*EVALUATION_SCHEMA, *([EMBEDDING] if use_embeddings else [])]).empty_table()
-    evaluation = Evaluation(
-        pa.concat_tables([no_images, *images]), pa.concat_tables([EVALUATION_ID_SCHEMA.empty_table(), *test_ids])
+    owned = pa.concat_tables(
+        [
+            OWNED_LEAKS.empty_table(),
+            *(pq.read_table(inputs.local_path(read.file)) for read in part.reads if read.slot == "leaks"),
+        ]
     )
-    leaks = find_leaks(training, evaluation, identify(links), config.rule)
+    evaluation, identities = read_index(inputs, part.reads, IDENTITIES)
+    is_strict = config.rule.policy == "strict"
+    related = _related_rows(inputs, part, owned["key"]) if is_strict else _nothing()
+    leaks = decide(owned.select(LEAK_SCHEMA.names), _training(config, related), identities, config.rule)
     summary = summarize(leaks, evaluation, config.rule)
     write_table(leaks, out.path / LEAKS)
     (out.path / SUMMARY).write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    file_rows = write_decisions(out.path, owners, _decisions(leaks))
-    num_rows = sum(len(keys) for _, keys in owners)
-    count = Count(num_rows, num_rows)  # of decisions: rows are dropped in `partition`
-    return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, {"contamination": summary})
+    decisions = _decisions(leaks)
+    owners = pa.concat_tables([owned.select(["key", "owner"]), related.select(["key", "owner"])])
+    file_rows = write_decisions(out.path, _owned(decisions, owners))
+    busy = [read.file for read in part.reads if read.file.path == BUSY]
+    file_rows |= write_gone(out, decisions["key"].to_pylist(), inputs, busy, part.spec["buckets"])
+    count = Count(decisions.num_rows, decisions.num_rows)  # of decisions: rows are dropped in `partition`
+    facts = {"contamination": summary, "owners": part.spec["owners"]}
+    return PartResult({"rows": count}, {**file_rows, LEAKS: leaks.num_rows}, facts)
 
 
-def _reads(part: Part, slot: str) -> list[Read]:
-    return [read for read in part.reads if read.slot == slot]
+def _nothing() -> pa.Table:
+    texts = [(name, pa.string()) for name in ("owner", "source_row", "url")]
+    return pa.schema([*ROW_SCHEMA, *texts]).empty_table()
 
 
-def _reader(config: DecontaminateConfig, name: str) -> str:
-    """The reader of the source to which the part called `<number>-...` or `test-<number>-...` belongs."""
-    readers = config.test_readers if name.startswith(TEST) else config.readers
-    return readers[int(name.removeprefix(TEST).split("-")[0])]
+def _related_rows(inputs: PartReader, part: Part, keys: pa.ChunkedArray) -> pa.Table:
+    """The rows of all components with one of `keys`, in the order of sources, parts and rows."""
+    wanted = pa.array([bytes.fromhex(key) for key in pc.unique(keys).to_pylist()], pa.binary(16))
+    labels = [np.empty(0, np.uint64)]
+    for read in part.reads:
+        if read.file.path == BUSY and len(wanted):
+            rows = pq.read_table(inputs.local_path(read.file))
+            labels.append(rows["label"].filter(pc.is_in(rows["key"], value_set=wanted)).to_numpy())
+    hot = np.unique(np.concatenate(labels))
+    homes = sorted({bucket_name(int(one)) for one in bucket_of(hot, part.spec["buckets"])})
+    found = [
+        table.filter(pc.is_in(table["label"], value_set=pa.array(hot)))
+        for table in tables(inputs, list(_home_files(inputs, part, homes)))
+    ]
+    if not found:
+        return _nothing()
+    return expand(pa.concat_tables(found).sort_by([("owner", "ascending"), ("row", "ascending")]))
 
 
-def _clusters(config: DecontaminateConfig, rows: pa.Table) -> pa.Table:
-    """Duplicates among the training rows: with `strict`, duplicates of a leak are dropped too."""
-    if config.rule.policy != "strict":
-        return CLUSTER_SCHEMA.empty_table()
+def _home_files(inputs: PartReader, part: Part, homes: Sequence[str]) -> Iterator[InputFile]:
+    """The segments of these buckets of components, of all files that have some."""
+    listings = [read.file for read in part.reads if read.file.path == segments_name(HOMES)]
+    for file, listing in zip((read.file for read in part.lookups), listings, strict=True):
+        segments = segments_of(file, inputs.local_path(listing).read_bytes()) if homes else {}
+        yield from (segments[home] for home in homes if home in segments)
+
+
+def _training(config: DecontaminateConfig, related: pa.Table) -> Training:
+    """What `decide` needs of the rows that may show a leaking one's image, duplicates among them included."""
+    if not related.num_rows:
+        return Training(related, ID_SCHEMA.empty_table())
+    ids = []
+    sources = np.array([int(name.partition("-")[0]) for name in related["owner"].to_pylist()])
+    for source in np.unique(sources).tolist():
+        ids.append(row_ids(related.filter(pa.array(sources == source)), config.readers[source]))
+    rows = first_of_each_key(related)
     rule = DuplicateConfig(
         radius=config.rule.radius, min_correlation=config.rule.min_correlation, min_cosine=config.rule.min_cosine
     )
-    return find_duplicates(rows, rule)
+    clusters = find_duplicates(rows, rule) if rows.num_rows else CLUSTER_SCHEMA.empty_table()
+    return Training(rows, pa.concat_tables([ID_SCHEMA.empty_table(), *ids]), clusters)
 
 
-def _as_test_ids(ids: pa.Table, evidence: pa.Table) -> pa.Table:
-    """The ids of held-out rows as those of test images."""
-    places = pc.index_in(ids["key"], value_set=evidence["key"].combine_chunks())
-    columns = {
-        "eval_set": ids["source"],
-        "split": pa.repeat(pa.scalar(HELD_OUT_SPLIT), ids.num_rows),
-        "eval_id": evidence["source_row"].take(places),
-        **{name: ids[name] for name in ("id_kind", "id_value", "start_seconds", "end_seconds")},
-    }
-    return pa.table({name: columns[name] for name in EVALUATION_ID_SCHEMA.names}).cast(EVALUATION_ID_SCHEMA)
+def _owned(decisions: pa.Table, owners: pa.Table) -> pa.Table:
+    """Each decision for every part that has the row, as OWNED_SCHEMA."""
+    owners = owners.group_by(["key", "owner"]).aggregate([])
+    place = pc.index_in(owners["key"], value_set=decisions["key"].combine_chunks())
+    known = pc.is_valid(place)
+    made = decisions.take(place.filter(known)).append_column("owner", owners["owner"].filter(known))
+    return made.cast(OWNED_SCHEMA)
 
 
 def _decisions(leaks: pa.Table) -> pa.Table:
@@ -162,15 +172,18 @@ def _decisions(leaks: pa.Table) -> pa.Table:
 
 def finish_decontaminate(config: DecontaminateConfig, parts: Sequence[PartSummary]) -> Mapping[str, Json]:
     """The summary of the only part."""
-    return dict(parts[0].summary)
+    return {"contamination": parts[0].summary["contamination"]}
 
 
 DECONTAMINATE = Stage(
     name="decontaminate",
-    version=2,
+    version=3,  # 3: sees leaks and components, no longer all rows
     config_type=DecontaminateConfig,
-    slots=("rows", "scores", "test_rows", "test_scores", "tests", "links"),
+    slots=("leaks", "index", "exact"),
     plan_parts=plan_decontaminate,
     run_part=decontaminate_part,
     finish=finish_decontaminate,
+    allow_zero_rows=True,
 )
+
+__all__ = ["DECONTAMINATE", "DecontaminateConfig"]

@@ -1,7 +1,7 @@
-"""The input of stages that read all sources at once: rows with their fingerprints and embeddings, in one table.
+"""The input of stages that compare rows: rows with their fingerprints and embeddings, in one table.
 
-One row takes about 0.5 KB (a thumbnail of 192 bytes is the largest column), and 2 KB more with an embedding of 512
-values: ten million rows fit into 5 GB, or 25 GB where embeddings are searched.
+One row takes about 0.5 KB (a thumbnail of 192 bytes is the largest column), and 1 KB more with an embedding of 512
+values.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,14 @@ from x2vlm.data.duplicates.identities import media_ids
 from x2vlm.data.duplicates.leaks import EVALUATION_SCHEMA
 from x2vlm.data.media.phash import FINGERPRINT_FIELDS
 from x2vlm.errors import CorruptArtifact
+from x2vlm.samples import SAMPLE_SCHEMA
 
 ROW_COLUMNS = ["key", "source", "source_row", "kind", "url", "start_seconds", "end_seconds", "captions", "media"]
 FINGERPRINTS, EMBEDDINGS, SCORES, VARIANTS = (
     f"{name}.parquet" for name in ("fingerprints", "embeddings", "scores", "variants")
 )
+ID_COLUMNS = ("url", "start_seconds", "end_seconds")  # of which, with `source_row`, `row_ids` are made
+TEXT_COLUMNS = ("captions", "concepts")
 EMBEDDING = pa.field("embedding", pa.list_(pa.float16()))
 EVIDENCE_SCHEMA = pa.schema(
     [
@@ -36,13 +39,16 @@ EVIDENCE_SCHEMA = pa.schema(
 )
 
 
-def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean", embeddings: bool = False) -> pa.Table:
-    """One part's rows as EVIDENCE_SCHEMA (with `embedding` if requested); `reads` are its rows and score files.
+def read_evidence(
+    inputs: PartReader, reads: Sequence[Read], score: str = "mean", embeddings: bool = False, texts: bool = False
+) -> pa.Table:
+    """One part's rows as EVIDENCE_SCHEMA (with `embedding`, or TEXT_COLUMNS, if requested) of its rows and score files.
 
     CorruptArtifact unless all files have the same keys in the same order.
     """
     paths = {read.file.path: inputs.local_path(read.file) for read in reads}
-    rows = pq.read_table(paths["rows.parquet"], columns=ROW_COLUMNS).combine_chunks()
+    columns_read = [*ROW_COLUMNS, *(TEXT_COLUMNS[1:] if texts else ())]
+    rows = pq.read_table(paths["rows.parquet"], columns=columns_read).combine_chunks()
     scores = pq.read_table(paths[SCORES], columns=["key", SCORE_COLUMNS[score], "missing"])
     prints = pq.read_table(paths[FINGERPRINTS])
     media = rows["media"]
@@ -60,6 +66,9 @@ def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean"
         tables[EMBEDDINGS] = pq.read_table(paths[EMBEDDINGS], columns=["key", "picture"])
         columns["embedding"] = tables[EMBEDDINGS]["picture"]
         schema = schema.append(EMBEDDING)
+    if texts:
+        columns |= {name: rows[name] for name in TEXT_COLUMNS}
+        schema = pa.schema([*schema, *(SAMPLE_SCHEMA.field(name) for name in TEXT_COLUMNS)])
     for name, table in tables.items():
         if not table["key"].equals(rows["key"]):
             raise CorruptArtifact(
@@ -69,14 +78,12 @@ def read_evidence(inputs: PartReader, reads: Sequence[Read], score: str = "mean"
     return pa.table({name: columns[name] for name in schema.names}).cast(schema)
 
 
-def evidence_of(parts: Sequence[pa.Table], embeddings: bool = False) -> pa.Table:
-    """The evidence of all parts in one table, of every key the first row; empty without parts.
+def first_of_each_key(rows: pa.Table) -> pa.Table:
+    """Of every key the first row.
 
     A key occurs twice if two sources of an experiment have the same card. A decision about it applies to all its rows,
     and `pack` keeps the first.
     """
-    empty = (EVIDENCE_SCHEMA.append(EMBEDDING) if embeddings else EVIDENCE_SCHEMA).empty_table()
-    rows = pa.concat_tables([empty, *parts])
     if pc.count_distinct(rows["key"]).as_py() == rows.num_rows:
         return rows
     keys = rows["key"].combine_chunks()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipelines.flow.stage import Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import decisions_about, media_part, rows_parts
+from pipelines.s4_materialize.decisions import decisions_about, media_part, read_decisions, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from pipelines.s4_materialize.slices import PLACE, write_slices
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
@@ -71,7 +71,7 @@ def partition_part(config: PartitionConfig, inputs: PartReader, part: Part, out:
     additions: Additions = {}
     for read in part.reads:
         if read.slot == "decisions":
-            keep, drops = apply_decisions(pq.read_table(inputs.local_path(read.file)), rows, keep, drops, additions)
+            keep, drops = apply_decisions(read_decisions(inputs, read), rows, keep, drops, additions)
     rows = add_items(rows.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA), additions)
     kept, num_left_out = leave_out_grains(rows.filter(pa.array(keep, pa.bool_())), config.without_grains)
     (index,) = (read for read in part.reads if read.slot == "media")

@@ -17,7 +17,6 @@ from pipelines.flow.store.store import Store
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import row_verdicts
 from pipelines.s4_materialize import PARTITION, PartitionConfig
-from pipelines.s4_materialize.decisions import is_decisions
 from pipelines.why.row_index import open_index
 from x2vlm.command_line import printable
 from x2vlm.config import did_you_mean
@@ -87,7 +86,7 @@ def trace_rows(
     traces = []
     for key in _keys_of(store, reads, firsts, query):
         origins = {sha256 for stored in firsts for sha256 in open_index(store, stored.manifest).files_with("key", key)}
-        found = trace_sample(store, manifests, key, origins, _may_hold)
+        found = trace_sample(store, manifests, key, origins)
         if found:
             traces.append(_trace_row(key, found, manifests))
     if not traces:
@@ -101,14 +100,6 @@ def trace_rows(
             f"{sources}"
         )
     return traces
-
-
-def _may_hold(path: str, traces: Sequence[Trace]) -> bool:
-    """False for decisions about the rows of parts in which the row was not seen.
-
-    A search over 1,000 parts writes as many files: opening all of them would take 1.0 CPU second instead of 0.05.
-    """
-    return not is_decisions(path) or any(path.endswith(f"-{trace.part}.parquet") for trace in traces)
 
 
 def manifests_in_order(store: Store, experiment: str) -> list[SealedManifest]:

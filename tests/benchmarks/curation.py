@@ -30,7 +30,22 @@ from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition")
+STAGES = (
+    *(
+        "read",
+        "download",
+        "domains",
+        "filter",
+        "score",
+        "evidence",
+        "near",
+        "components",
+        "exact",
+        "test_index",
+        "leaks",
+    ),
+    *("test_index", "leaks", "decontaminate", "stars", "deduplicate", "partition"),
+)
 RULE_STAGES = ("read", "download", "filter")
 ORIGIN = re.compile(r"(\w+) of scene (\d+)")
 # Kinds of copies that a method other than the embedding should find.
@@ -124,7 +139,7 @@ def _judge_copies(report: Report, truth: list[dict], store: Store) -> None:
         for row in _rows(store, f"filter/{source}", "rows.parquet", ("key", "source", "source_row"))
     }
     clusters = defaultdict(list)
-    for row in _rows(store, "deduplicate/world", "clusters.parquet"):
+    for row in _rows(store, "stars/world", "clusters.parquet"):
         clusters[row["keeper"]].append(row["key"])
     together: dict[tuple[str, str], set[int]] = defaultdict(set)
     for keys in clusters.values():

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Graph, Inputs, Node, Part, PartReader, PartResult, PartWriter, Read, Stage
 from pipelines.flow.store.store import Store
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, decisions_name, write_decisions
+from pipelines.s4_materialize.decisions import OWNED_SCHEMA, write_decisions
 from pipelines.why.trace import trace_rows
 from tests.support.flow.helpers import run_all
 from x2vlm.config import FrozenConfig
@@ -75,20 +75,19 @@ def filter_part(config: Size, inputs: PartReader, part: Part, out: PartWriter) -
 
 
 def plan_search(config: Size, inputs: Inputs) -> list[Part]:
-    return [Part("all", tuple(Read("rows", part.file("rows.parquet")) for part in inputs["rows"][0].parts))]
+    parts = inputs["rows"][0].parts
+    owners = [f"000-{part.name}" for part in parts]
+    return [Part("all", tuple(Read("rows", part.file("rows.parquet")) for part in parts), {"owners": owners})]
 
 
 def search_part(config: Size, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
-    owners, decisions = [], []
-    for number, read in enumerate(part.reads):
+    decisions = []
+    for owner, read in zip(part.spec["owners"], part.reads, strict=True):
         keys = pq.read_table(inputs.local_path(read.file), columns=["key"])["key"]
-        owners.append((decisions_name(f"000-{number:05d}"), keys))
-        decisions += [
-            {"key": key, "rule": "duplicate", "value": 3.0, "threshold": 6.0, "reason": "shows what another row shows"}
-            for key in keys[::100].to_pylist()
-        ]
-    write_decisions(out.path, owners, pa.Table.from_pylist(decisions, schema=DECISION_SCHEMA))
-    return PartResult({"rows": Count(len(decisions), len(decisions))})
+        facts = {"rule": "duplicate", "value": 3.0, "threshold": 6.0, "reason": "shows what another row shows"}
+        decisions += [{"key": key, "owner": owner, **facts} for key in keys[::100].to_pylist()]
+    write_decisions(out.path, pa.Table.from_pylist(decisions, schema=OWNED_SCHEMA))
+    return PartResult({"rows": Count(len(decisions), len(decisions))}, summary={"owners": part.spec["owners"]})
 
 
 def graph_of(size: Size) -> Graph:

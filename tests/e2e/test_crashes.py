@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, descendants
-from tests.support.flow.sample_store import forget, roots
+from tests.support.flow.sample_store import DECIDING, forget, roots
 
 pytestmark = pytest.mark.slow
 
@@ -121,7 +121,7 @@ def test_same_result_after_kills(phase: str, sample_run: SampleRun, tmp_path: Pa
     if phase == "s1":
         assert fetched(store) == fetched(sample_run.store)
         assert roots(store, ["read"]) == roots(sample_run.store, ["read"])
-        stages = ["filter", "score", "decontaminate", "partition", "pack"]
+        stages = ["filter", "score", *DECIDING, "partition", "pack"]
         finish([f"{stage}/*" for stage in stages], store)
         assert roots(store, stages) == roots(sample_run.store, stages)
     if phase == "s4":

@@ -14,6 +14,7 @@ import yaml
 from pipelines.flow.store.artifact import Manifest
 from pipelines.flow.store.store import Store
 from tests.e2e.conftest import ROOT, SampleRun, run_job
+from tests.support.flow.sample_store import DECIDING
 
 GRAINS_OF_A_STEP = {"image", "region", "video"}
 
@@ -49,7 +50,7 @@ def packed_rows(sample_run: SampleRun, manifests: dict[str, Manifest]) -> list[d
 
 def test_every_node_of_the_flow_has_an_artifact(manifests: dict[str, Manifest]) -> None:
     stages = {manifest.stage for manifest in manifests.values()}
-    curation = {"read", "download", "domains", "filter", "score", "decontaminate", "partition", "pack"}
+    curation = {"read", "download", "domains", "filter", "score", *DECIDING, "partition", "pack"}
     assert stages == {*curation, "pretrain", "evaluate"}
     assert {"evaluate/retrieval", "evaluate/grounding", "pretrain/sample"} <= set(manifests)
 

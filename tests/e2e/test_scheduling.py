@@ -16,9 +16,9 @@ from pipelines.flow.run.runner import InlineRunner
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
 from tests.e2e.conftest import SampleRun, run_job
-from tests.support.flow.sample_store import forget, roots
+from tests.support.flow.sample_store import DECIDING, forget, roots
 
-STAGES = ["filter", "score", "decontaminate", "partition", "pack"]
+STAGES = ["filter", "score", *DECIDING, "partition", "pack"]
 TARGETS = [f"{stage}/*" for stage in STAGES]
 
 
@@ -26,7 +26,7 @@ def fetched_only(source: Path, folder: Path) -> Path:
     """A copy of a finished store with nothing but what read and download wrote."""
     store = Path(shutil.copytree(source, folder / "store"))
     forget(store, "s4")
-    for stage in ("filter", "score", "decontaminate"):
+    for stage in ("filter", "score", *DECIDING):
         for kind in ("parts", "artifacts", "refs/sample"):
             shutil.rmtree(store / kind / stage, ignore_errors=True)
     return store

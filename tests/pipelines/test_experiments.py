@@ -557,7 +557,7 @@ def test_runtimes_reach_every_stage(tmp_path: Path) -> None:
     runtime = {stage: {"num_gpus": 0.5} for stage in STAGES}
     files = {split: f"{split}.csv" for split in ("train", "val", "test")}
     learned = {"task": "classification", "data": {"reader": "own_labels", "files": files}, "finetune": {"epochs": 1}}
-    more = {"deduplicate": {}, "evaluate": {"colours": learned}}
+    more = {"deduplicate": {"max_rows_per_caption": 9}, "evaluate": {"colours": learned}}
     graph = build_graph(load_experiment(str(experiment_file(tmp_path, runtime=runtime, **more))))
     assert {node.stage.name for node in graph.values()} == set(STAGES)
     assert {node.runtime.num_gpus for node in graph.values()} == {0.5}

@@ -10,6 +10,12 @@ from pipelines.s1_download.read import READ, ReadConfig
 from pipelines.s1_download.sort import SORT, SortConfig
 from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s3_score import SCORE, ScoreConfig
+from pipelines.s4_materialize.buckets.captions import REPEATED_CAPTIONS, RepeatsConfig
+from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE, EvidenceConfig
+from pipelines.s4_materialize.buckets.exact import EXACT
+from pipelines.s4_materialize.buckets.leaks import FIND_LEAKS, TEST_INDEX
+from pipelines.s4_materialize.buckets.near import COMPONENTS, NEAR, ComponentsConfig, NearConfig
+from pipelines.s4_materialize.buckets.stars import STARS
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.pack import PACK, PackConfig
@@ -42,7 +48,15 @@ CASES: list[tuple[Stage, FrozenConfig]] = [
     (DOMAIN_COUNTS, DomainCountsConfig()),
     (FILTER, FilterConfig()),
     (SCORE, ScoreConfig()),
+    (EVIDENCE, EvidenceConfig()),
+    (NEAR, NearConfig()),
+    (COMPONENTS, ComponentsConfig()),
+    (EXACT, ComponentsConfig()),
+    (TEST_INDEX, DecontaminateConfig()),
+    (FIND_LEAKS, DecontaminateConfig()),
     (DECONTAMINATE, DecontaminateConfig()),
+    (REPEATED_CAPTIONS, RepeatsConfig()),
+    (STARS, DeduplicateConfig()),
     (DEDUPLICATE, DeduplicateConfig()),
     (PARTITION, PartitionConfig(num_shards=4)),
     (PACK, PackConfig()),

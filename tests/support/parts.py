@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow.parquet as pq
 import pydantic
 
 from pipelines.flow.live import Report, no_report
@@ -96,13 +97,14 @@ class Run:
         return {f"{p.name}/{f.path}": Path(f.uri).read_bytes() for p in self.artifact.parts for f in p.files}
 
 
-def as_part(name: str, folder: Path) -> InputPart:
+def as_part(name: str, folder: Path, summary: Mapping[str, Any] | None = None) -> InputPart:
     """The files of a folder as a committed part."""
     files = []
     for path in sorted(folder.iterdir()):
         data = path.read_bytes()
-        files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path)))
-    part = InputPart(name, tuple(files))
+        rows = pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
+        files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path), rows))
+    part = InputPart(name, tuple(files), summary or {})
 
     def open_segments(file: InputFile) -> Mapping[str, InputFile]:
         return segments_of(file, Path(part.file(segments_name(file.path)).uri).read_bytes())
@@ -137,7 +139,7 @@ def run_stage(
         assert set(result.file_rows) <= {path.name for path in out.iterdir()}
         run.results[part.name] = result
         run.fingerprints[part.name] = part_fingerprint(stage, config, part)
-    committed = tuple(as_part(part.name, folder / part.name) for part in parts)
+    committed = tuple(as_part(part.name, folder / part.name, run.results[part.name].summary) for part in parts)
     if stage.finish:
         summaries = [PartSummary(p.name, run.results[p.name].counts, run.results[p.name].summary) for p in parts]
         run.summary = stage.finish(config, summaries)

@@ -1,5 +1,6 @@
 """A store with what curation writes about made-up rows: real filter, deduplicate and partition, scores from the key."""
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.deciding_nodes import duplicate_nodes
 from pipelines.experiment import Experiment, SourceConfig
 from pipelines.flow.run.executor import RunResult
 from pipelines.flow.stage import (
@@ -28,7 +30,7 @@ from pipelines.s1_download.retry import round_names
 from pipelines.s2_filter import FILTER, FILTER_DOMAINS, FilterConfig
 from pipelines.s3_score.stage import FINGERPRINT_SCHEMA, SCORE_SCHEMA
 from pipelines.s4_materialize import PARTITION, PartitionConfig
-from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
+from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from tests.support.flow.helpers import run_all
 from x2vlm.config import FrozenConfig
@@ -87,6 +89,7 @@ def sample(source: str, number: int, media: str = "") -> Sample:
     """Row `number`: of every third the media are a clip; sizes and shapes run through all that rules tell apart."""
     kind = "video" if number % 3 == 0 else "image"
     width, height = 180 + 37 * (number % 9), 200 + 53 * (number % 7)
+    shown = hashlib.sha256((media or f"{source}{number}").encode()).hexdigest()
     return Sample(
         key=sample_key(source, str(number)),
         source=source,
@@ -95,7 +98,14 @@ def sample(source: str, number: int, media: str = "") -> Sample:
         kind=kind,
         url=f"http://host{number % 4}.invalid/{source}/{number}",
         captions=(Caption(f"a thing called {number} of many words"),),
-        media=Media(kind, media or f"{source}{number}", 1, width, height, "frames" if kind == "video" else "jpeg"),
+        media=Media(
+            kind,
+            shown,
+            1,
+            width,
+            height,
+            "frames" if kind == "video" else "jpeg",
+        ),
     )
 
 
@@ -145,7 +155,7 @@ def graph_of(folder: Path, experiment: Experiment, deduplicate: DeduplicateConfi
     if deduplicate is not None:
         thresholds = {name: getattr(experiment.partition, name) for name in ScoreThresholds.model_fields}
         config = deduplicate.model_copy(update={"thresholds": ScoreThresholds(**thresholds)})
-        nodes.append(Node("deduplicate/toy", DEDUPLICATE, config, {**read, "decisions": ()}))
+        nodes += duplicate_nodes("toy", config, read)
         decisions = ("deduplicate/toy",)
     inputs = {**read, "media": tuple(f"download/{one}" for one in branches), "decisions": decisions}
     nodes.append(Node("partition/toy", PARTITION, experiment.partition, inputs))

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.flow.audit.part_index import parts_of_files
 from pipelines.flow.segments import SUFFIX, read_segment, segments_name, segments_of
 from pipelines.flow.stage import InputFile
-from pipelines.flow.store.artifact import FileRecord, PartRecord, SealedManifest
+from pipelines.flow.store.artifact import FileRecord, ManifestPart, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.flow.store.store import Store
 from x2vlm.command_line import printable
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MAX_TEXT = 160
 PAYLOAD_SUFFIXES = (".tar", ".media.parquet")  # of the file that an index belongs to
+OWNERS = "owners"  # in the spec of a part: the parts of rows about which its segments may say something
 TABLE_SUFFIXES = (".parquet", ".index", ".arrow")
 
 
@@ -60,39 +61,67 @@ class Trace:
         return printable(f"{self.verdict:8} {self.node}, part {self.part}, {self.file} row {self.row}{place}: {short}")
 
 
-MayHold = Callable[[str, Sequence[Trace]], bool]
-
-
 def trace_sample(
-    store: Store,
-    manifests: Sequence[SealedManifest],
-    key: str,
-    origins: Collection[str] | None = None,
-    may_hold: MayHold = lambda path, traces: True,
+    store: Store, manifests: Sequence[SealedManifest], key: str, origins: Collection[str] | None = None
 ) -> list[Trace]:
     """Every row with this key in the Parquet files of these manifests, producers first.
 
     Only the key column is read until the key is met; row groups whose statistics exclude it are skipped. With
     `origins`, the sha256 of the files of first stages that hold the key, only parts are opened that read a file in
     which the key was found: what a part writes about a row, it has read. That takes milliseconds where looking
-    everywhere takes minutes, and relies on the records being true. Of those parts `may_hold`, given a file's path and
-    what was found so far, says which files need not be opened: a part may write a file for every part that it read.
+    everywhere takes minutes, and relies on the records being true. Of files of segments (`pipelines.flow.segments`)
+    those are opened that are named after a part in which the key was found, where the part's spec lists such `owners`.
     """
     traces: list[Trace] = []
     seen: set[str] = set()
     carriers = set() if origins is None else set(origins)
     for stored in manifests:
         every = stored.manifest.parts
+        if len(every) and OWNERS in every[0].record.spec:
+            for part in every:
+                found = _in_segments(store, stored.manifest.node, part, key, traces)
+                seen.update(store.file_uri(part.record, file) for file in part.record.files if found)
+                traces += found
         for part in every if origins is None else parts_of_files(store, stored, carriers):
             for file in part.record.files:
                 uri = store.file_uri(part.record, file)
-                if _is_table(file.path) and uri not in seen and may_hold(file.path, traces):
+                if _is_table(file.path) and uri not in seen:
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
                     for carrier, row, values in _rows_of(store, part.record, file, uri, key):
                         carriers.update((file.sha256, carrier))
                         traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
     return traces
+
+
+def _in_segments(store: Store, node: str, part: ManifestPart, key: str, traces: Sequence[Trace]) -> list[Trace]:
+    """The rows with this key in segments about the parts in which it was seen."""
+    seen = {f"-{trace.part}" for trace in traces}
+    owners = {
+        name
+        for name in part.record.spec.get(OWNERS, ())
+        if isinstance(name, str) and any(name.endswith(one) for one in seen)
+    }
+    files = {file.path: file for file in part.record.files}
+    found = []
+    for path, file in files.items() if owners else ():
+        if (listing := files.get(segments_name(path))) is None:
+            continue
+        uri = store.file_uri(part.record, file)
+        try:
+            with _open(store, store.file_uri(part.record, listing)) as stream:
+                segments = segments_of(InputFile(path, file.bytes, file.sha256, uri), stream.read())
+            for name in sorted(owners & segments.keys()):
+                with _open(store, uri) as stream:
+                    stream.seek(segments[name].start or 0)
+                    table = read_segment(io.BytesIO(stream.read(segments[name].bytes)))
+                found += [
+                    Trace(node, part.name, f"{path}#{name}", row, table.slice(row, 1).to_pylist()[0])
+                    for row in _places(table, key)
+                ]
+        except (OSError, pa.ArrowException) as error:
+            log.warning("event=table_unreadable file=%s error=%r", uri, str(error))  # the audit of files reports it
+    return found
 
 
 def _is_table(path: str) -> bool:

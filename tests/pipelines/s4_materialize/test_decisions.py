@@ -1,16 +1,18 @@
 """Stages that look at all sources at once: who goes for another's sake, what keepers get, and what runs again."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipelines.flow.segments import read_segment
 from pipelines.flow.stage import Input
 from pipelines.s4_materialize import PARTITION, PartitionConfig
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA, write_decisions
-from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
+from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE, EvidenceConfig
+from pipelines.s4_materialize.decisions import OWNED_SCHEMA, write_decisions
+from pipelines.s4_materialize.decontaminate import DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.slices import shard_of
 from tests.support.parts import as_part, run_stage
@@ -97,8 +99,8 @@ def test_one_row_of_every_image_stays_and_it_is_the_best(corpus, tmp_path: Path)
     assert (result.drops["cc3m:1"]["value"], result.drops["cc3m:1"]["threshold"]) == (0.0, 0.0)
     assert result.drops["laion:1"]["reason"] == f"shows what {keeper} shows, by phash"
     assert result.drops["laion:1"]["value"] <= result.drops["laion:1"]["threshold"] == 6.0
-    assert result.deduplicated is not None
-    assert result.deduplicated.summary["rows_compared"] == 9
+    assert result.clusters is not None
+    assert result.clusters.summary["dropped_by_method"] == {"phash": 2, "pixels": 1}
     assert result.partitioned.counts().dropped == {"duplicate": 3, "min_clip_score": 2, "decode_failed": 2}
 
 
@@ -206,7 +208,7 @@ def test_the_rows_that_say_what_many_say_go_beyond_the_first_by_key(tmp_path: Pa
     assert {drop["rule"] for drop in result.drops.values()} == {"repeated_caption"}
     assert {(drop["value"], drop["threshold"]) for drop in result.drops.values()} == {(6.0, 2.0)}
     assert result.deduplicated is not None
-    assert result.deduplicated.summary["repeated_captions"] == len(result.drops)
+    assert result.deduplicated.summary["dropped"] == {"repeated_caption": len(result.drops)}
     unlimited = curate(corpus, tmp_path / "all", DeduplicateConfig(max_rows_per_caption=6))
     assert unlimited.drops == {}
 
@@ -239,12 +241,10 @@ def test_sources_parts_and_stages_without_rows(tmp_path: Path) -> None:
     result = curate(build(tmp_path / "in", sources), tmp_path, MERGE, strict)
     assert set(result.kept) == {"one:1"}
     assert decisions_of(tmp_path / "deduplicate") == {}
-    assert len(list((tmp_path / "deduplicate" / "all").glob("decisions-*.parquet"))) == 4
-    nothing = {**EMPTY, "decisions": ()}
-    read = {name: nothing[name] for name in ("rows", "scores", "decisions")}
-    assert run_stage(DEDUPLICATE, MERGE, read, tmp_path / "nothing").counts().num_in == 0
-    slots = {name: () for name in DECONTAMINATE.slots}
-    assert run_stage(DECONTAMINATE, DecontaminateConfig(), slots, tmp_path / "none").counts().num_in == 0
+    nothing = curate(EMPTY, tmp_path / "nothing", MERGE, DecontaminateConfig())
+    assert nothing.partitioned.counts().num_in == 0
+    assert nothing.clusters is not None
+    assert nothing.clusters.summary["clusters"] == 0
 
 
 def test_decisions_that_are_missing_are_named(corpus, tmp_path: Path) -> None:
@@ -261,9 +261,9 @@ def test_scores_that_do_not_fit_are_named(corpus, tmp_path: Path) -> None:
     read = {"rows": corpus["rows"], "scores": corpus["scores"][:2], "decisions": ()}
     with pytest.raises(ConfigError, match="deduplicate reads 3 rows artifacts but 2 scores artifacts"):
         run_stage(DEDUPLICATE, MERGE, read, tmp_path / "fewer")
-    swapped = {"rows": corpus["rows"][1:], "scores": corpus["scores"][:0:-1], "decisions": ()}
+    swapped = {"rows": corpus["rows"][1:], "scores": corpus["scores"][:0:-1], "links": ()}
     with pytest.raises(CorruptArtifact, match=r"scores\.parquet: its keys are not those of .*rerun the score stage"):
-        run_stage(DEDUPLICATE, MERGE, swapped, tmp_path / "swapped")
+        run_stage(EVIDENCE, EvidenceConfig(), swapped, tmp_path / "swapped")
     scores = tuple(Input(one.node, one.root, one.parts[:1]) for one in corpus["scores"])
     with pytest.raises(ConfigError, match=r"scores/coco has no part 00001 of rows/coco; is it of that source\?"):
         run_stage(DEDUPLICATE, MERGE, {"rows": corpus["rows"], "scores": scores, "decisions": ()}, tmp_path / "part")
@@ -279,7 +279,7 @@ def test_fingerprints_of_other_rows_are_refused(tmp_path: Path) -> None:
     (folder / "fingerprints.parquet").write_bytes((tmp_path / "in/two/0/scores/fingerprints.parquet").read_bytes())
     scores = (Input("scores/one", "", (as_part("00000", folder),)), corpus["scores"][1])
     with pytest.raises(CorruptArtifact, match=r"fingerprints\.parquet: its keys are not those of .*rows\.parquet"):
-        run_stage(DEDUPLICATE, MERGE, {"rows": corpus["rows"], "scores": scores, "decisions": ()}, tmp_path / "out")
+        run_stage(EVIDENCE, EvidenceConfig(), {"rows": corpus["rows"], "scores": scores, "links": ()}, tmp_path / "out")
 
 
 def test_a_broken_image_is_a_counted_drop_of_the_decoders_rule(corpus, tmp_path: Path) -> None:
@@ -297,23 +297,27 @@ def test_a_broken_image_is_a_counted_drop_of_the_decoders_rule(corpus, tmp_path:
     assert result.partitioned.counts().dropped["decode_failed"] == 2
 
 
+def decided(*rows: tuple[str, str]) -> pa.Table:
+    made = [{"key": key, "rule": "x", "owner": owner} for owner, key in rows]
+    return pa.Table.from_pylist(made, schema=OWNED_SCHEMA)
+
+
 def test_a_stage_decides_about_a_row_once(tmp_path: Path) -> None:
-    twice = pa.Table.from_pylist(
-        [{"key": "ab" * 16, "rule": "x"}, {"key": "ab" * 16, "rule": ""}], schema=DECISION_SCHEMA
-    )
-    with pytest.raises(ValueError, match=f"two decisions about {'ab' * 16}"):
-        write_decisions(tmp_path, [], twice)
+    with pytest.raises(ValueError, match="two decisions about k: a stage decides about a row once"):
+        write_decisions(tmp_path, decided(("000-00000", "k"), ("000-00001", "l"), ("000-00000", "k")))
 
 
 def test_decisions_are_dealt_to_the_parts_of_their_rows(tmp_path: Path) -> None:
-    keys = [f"{number:032x}" for number in range(50)]
-    decided = pa.Table.from_pylist([{"key": key, "rule": "x"} for key in keys[::3]], schema=DECISION_SCHEMA)
-    parts = {"a": keys[:20][::-1], "b": keys[20:], "c": [], "d": ["f" * 32], "e": keys[3:4]}
-    columns = [(name, pa.chunked_array([pa.array(own, pa.string())])) for name, own in parts.items()]
-    assert write_decisions(tmp_path, columns, decided) == {"a": 7, "b": 10, "c": 0, "d": 0, "e": 1}
-    for name, own in parts.items():
-        found = pq.read_table(tmp_path / name)["key"].to_pylist()
-        assert found == [key for key in keys[::3] if key in own]
+    rows = [("001-00000", "d"), ("000-00001", "c"), ("000-00001", "a"), ("001-00000", "a")]
+    assert write_decisions(tmp_path, decided(*rows)) == {"decisions.arrow": 4, "decisions.arrow.segments.parquet": 2}
+    part = as_part("all", tmp_path, {"owners": ["000-00000", "000-00001", "001-00000"]})
+    segments = part.segments("decisions.arrow")
+    with open(tmp_path / "decisions.arrow", "rb") as stream:
+        found = {}
+        for name, file in segments.items():
+            stream.seek(file.start or 0)
+            found[name] = read_segment(BytesIO(stream.read(file.bytes)))["key"].to_pylist()
+    assert found == {"000-00001": ["a", "c"], "001-00000": ["a", "d"]}
 
 
 def test_images_with_a_turned_camera_are_one_image(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.deciding_nodes import duplicate_nodes
 from pipelines.export.export import export_shards
 from pipelines.flow.run.executor import RunResult
 from pipelines.flow.run.planner import plan
@@ -24,7 +25,7 @@ from pipelines.flow.stage import (
 )
 from pipelines.flow.store.store import Store
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
-from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
+from pipelines.s4_materialize.deduplicate import DeduplicateConfig
 from pipelines.s4_materialize.slices import shard_of
 from pipelines.s4_materialize.thresholds import ScoreThresholds
 from tests.support.flow.helpers import actions, roots, run_all
@@ -71,7 +72,7 @@ def graph_of(folder: Path, min_clip_score: float, pack: PackConfig | None = None
     return Graph(
         [
             *(given(folder, stage, source) for stage in ("filter", "score", "download") for source in SOURCES),
-            Node("deduplicate/toy", DEDUPLICATE, own, {**read, "decisions": ()}),
+            *duplicate_nodes("toy", own, read),
             Node("partition/toy", PARTITION, partition, {**read, "media": media, "decisions": ("deduplicate/toy",)}),
             Node("pack/toy", PACK, pack or PackConfig(), {"buckets": ("partition/toy",), "media": media}),
         ]
@@ -96,7 +97,8 @@ def test_another_threshold_scores_nothing_and_packs_what_loses_a_row(folder: Pat
     planned = plan(stricter, store, "exp")
     assert actions(planned) == {
         **{f"{stage}/{source}": "REUSE" for stage in ("filter", "score", "download") for source in SOURCES},
-        **{"deduplicate/toy": "RUN", "partition/toy": "RUN", "pack/toy": "RUN"},
+        **{f"{stage}/toy": "REUSE" for stage in ("evidence", "near", "components", "exact")},
+        **{f"{stage}/toy": "RUN" for stage in ("stars", "deduplicate", "partition", "pack")},
     }
     after = run_all(stricter, store)
     lost = f"{shard_of(sample_key('clips', '0'), 8):05d}"

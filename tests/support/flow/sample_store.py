@@ -5,9 +5,11 @@ from pathlib import Path
 
 from pipelines.flow.store.store import Store
 
+# What looks at all sources at once in an experiment that searches for test images and for no duplicates.
+DECIDING = ("evidence", "near", "components", "exact", "test_index", "leaks", "decontaminate")
 REDONE = {
     "s1": [
-        *("read", "download", "domains", "filter", "score", "decontaminate", "partition", "pack"),
+        *("read", "download", "domains", "filter", "score", *DECIDING, "partition", "pack"),
         *("pretrain", "evaluate"),
     ],
     "s4": ["partition", "pack", "pretrain", "evaluate"],

@@ -15,10 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipelines.flow.stage import Input
+from pipelines.deciding_nodes import bucket_configs
+from pipelines.flow.segments import segments_name, segments_of
+from pipelines.flow.stage import Input, InputFile
 from pipelines.s3_score.stage import EMBEDDING_SCHEMA, FINGERPRINT_SCHEMA, SCORE_SCHEMA, VARIANT_SCHEMA
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
-from pipelines.s4_materialize.decisions import DECISION_SCHEMA
+from pipelines.s4_materialize.buckets.captions import REPEATED_CAPTIONS, RepeatsConfig
+from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE, EvidenceConfig
+from pipelines.s4_materialize.buckets.exact import EXACT
+from pipelines.s4_materialize.buckets.leaks import FIND_LEAKS, TEST_INDEX
+from pipelines.s4_materialize.buckets.near import COMPONENTS, NEAR, ComponentsConfig, NearConfig
+from pipelines.s4_materialize.buckets.stars import STARS
+from pipelines.s4_materialize.decisions import DECISION_SCHEMA, DECISIONS
 from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateConfig
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from tests.support.parts import Run, as_part, run_stage
@@ -169,6 +177,22 @@ class Curated:
     deduplicated: Run | None = None
     kept: dict[str, dict[str, Any]] = field(default_factory=dict)  # "source:row" -> its row in a shard
     drops: dict[str, dict[str, Any]] = field(default_factory=dict)  # "source:row" -> why partition took it out
+    clusters: Run | None = None  # of `stars`
+
+
+def compared(
+    inputs: Mapping[str, tuple[Input, ...]],
+    configs: tuple[EvidenceConfig, NearConfig],
+    folder: Path,
+    seed: int | None = None,
+) -> Run:
+    """evidence, near, components and exact; the last of them."""
+    evidence = run_stage(EVIDENCE, configs[0], dict(inputs), folder / "evidence", seed)
+    near = run_stage(NEAR, configs[1], {"evidence": (evidence.artifact,)}, folder / "near", seed)
+    nothing = ComponentsConfig()
+    labels = run_stage(COMPONENTS, nothing, {"links": (near.artifact,)}, folder / "components", seed)
+    slots = {"evidence": (evidence.artifact,), "components": (labels.artifact,)}
+    return run_stage(EXACT, nothing, slots, folder / "exact", seed)
 
 
 def curate(
@@ -184,18 +208,36 @@ def curate(
 ) -> Curated:
     """`corpus` through decontaminate, deduplicate, partition and pack, as `graph` wires them."""
     read = {"rows": corpus["rows"], "scores": corpus["scores"]}
-    decontaminated = deduplicated = None
-    decisions: tuple[Input, ...] = ()
-    if decontaminate is not None:
-        others = {"test_rows": tests["rows"], "test_scores": tests["scores"], "tests": (), "links": ()}
-        decontaminated = run_stage(
-            DECONTAMINATE, decontaminate, {**read, **others, **(files or {})}, folder / "decontaminate", seed
-        )
-        decisions = (decontaminated.artifact,)
+    decontaminated = deduplicated = clusters = None
     if deduplicate is not None:
         thresholds = {name: getattr(partition, name) for name in type(deduplicate.thresholds).model_fields}
-        own = deduplicate.model_copy(update={"thresholds": deduplicate.thresholds.model_copy(update=thresholds)})
-        deduplicated = run_stage(DEDUPLICATE, own, {**read, "decisions": decisions}, folder / "deduplicate", seed)
+        update = {"thresholds": deduplicate.thresholds.model_copy(update=thresholds)}
+        deduplicate = deduplicate.model_copy(update=update)
+    strict = decontaminate if decontaminate is not None and decontaminate.rule.policy == "strict" else None
+    others = {"test_rows": tests["rows"], "test_scores": tests["scores"], "tests": (), "links": (), **(files or {})}
+    exact: tuple[Input, ...] = ()
+    if deduplicate is not None or strict is not None:
+        links = others["links"] if strict else ()
+        exact = (compared({**read, "links": links}, bucket_configs(strict, deduplicate), folder, seed).artifact,)
+    decisions: tuple[Input, ...] = ()
+    if decontaminate is not None:
+        index = run_stage(TEST_INDEX, decontaminate, others, folder / "test_index", seed)
+        found = run_stage(FIND_LEAKS, decontaminate, {**read, "index": (index.artifact,)}, folder / "leaks", seed)
+        slots = {"leaks": (found.artifact,), "index": (index.artifact,), "exact": exact}
+        decontaminated = run_stage(DECONTAMINATE, decontaminate, slots, folder / "decontaminate", seed)
+        decisions = (decontaminated.artifact,)
+    if deduplicate is not None:
+        gone, decided = decisions, []
+        if deduplicate.max_rows_per_caption is not None:
+            repeats = RepeatsConfig(
+                max_rows_per_caption=deduplicate.max_rows_per_caption, thresholds=deduplicate.thresholds
+            )
+            slots = {**read, "decisions": decisions, "exact": exact}
+            decided.append(run_stage(REPEATED_CAPTIONS, repeats, slots, folder / "captions", seed).artifact)
+            gone = (*gone, *decided)
+        clusters = run_stage(STARS, deduplicate, {"rows": exact, "decisions": gone}, folder / "stars", seed)
+        slots = {**read, "decisions": (clusters.artifact, *decided)}
+        deduplicated = run_stage(DEDUPLICATE, deduplicate, slots, folder / "deduplicate", seed)
         decisions = (*decisions, deduplicated.artifact)
     with_media = {**read, "media": corpus["media"], "decisions": decisions}
     partitioned = run_stage(PARTITION, partition, with_media, folder / "partition", seed)
@@ -203,7 +245,7 @@ def curate(
         PACK, pack, {"buckets": (partitioned.artifact,), "media": corpus["media"]}, folder / "pack", seed
     )
     kept, drops = (_by_row(run, pattern) for run, pattern in ((packed, "shard-?????.parquet"), (partitioned, "drops*")))
-    return Curated(partitioned, packed, decontaminated, deduplicated, kept, drops)
+    return Curated(partitioned, packed, decontaminated, deduplicated, kept, drops, clusters)
 
 
 def _by_row(run: Run, pattern: str) -> dict[str, dict[str, Any]]:
@@ -216,5 +258,11 @@ BROKEN = encoded(scene(90))[:600]
 
 def decisions_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Every decision that a run of a stage wrote, by key."""
-    tables = [pq.read_table(path, schema=DECISION_SCHEMA) for path in sorted(folder.glob("all/decisions-*.parquet"))]
+    tables = [DECISION_SCHEMA.empty_table()]
+    for path in sorted(folder.glob(f"*/{DECISIONS}")):
+        data = path.read_bytes()
+        listing = (path.parent / segments_name(DECISIONS)).read_bytes()
+        for one in segments_of(InputFile(DECISIONS, len(data), "", str(path)), listing).values():
+            assert one.start is not None
+            tables.append(pa.ipc.open_stream(data[one.start : one.start + one.bytes]).read_all())
     return {one["key"]: one for one in pa.concat_tables(tables).to_pylist()}

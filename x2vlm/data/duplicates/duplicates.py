@@ -10,6 +10,8 @@
 Clusters are stars, never chains: rows are visited from the best to the worst, and a row is either a duplicate of a
 better one that it matches directly, or becomes a keeper. So every dropped row was compared with its keeper, no two
 keepers match, and the result does not depend on the order of the table. Images and clips never match each other.
+
+Where rows are too many for one table, `x2vlm.data.duplicates.components` says which must be in one.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,9 @@ Everything is a pure function of the thumbnail's bytes, on every machine: produc
 exact in float32 in whatever order they are added, and the rest is rounded as IEEE 754 says.
 """
 
+import hashlib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,3 +101,9 @@ def mixed(*columns: NDArray[np.uint64] | int) -> Words:
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         value = value ^ (value >> np.uint64(31))
     return value
+
+
+def text_hashes(texts: Iterable[str]) -> Words:
+    """64 bits of each text's BLAKE2b."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
