@@ -142,7 +142,7 @@ def _decontaminate_nodes(
     default = DecontaminationConfig()
     undecided = {"policy": default.policy, "paper_sources": default.paper_sources}
     search = config.model_copy(update={"rule": config.rule.model_copy(update=undecided)})
-    held_out = {
+    held_out: dict[str, tuple[str | SourceFile, ...]] = {
         "test_rows": tuple(f"filter/{branch}" for branch in tests),
         "test_scores": tuple(f"score/{branch}" for branch in tests),
         "tests": tuple(SourceFile(source_uri(file.path), file.name) for file in config.tests),
