@@ -1,6 +1,7 @@
 """kill -9 at every step of every write; the same command again gives the same store, and does only what was missing."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -59,8 +60,6 @@ def test_a_killed_driver_loses_at_most_the_part_it_worked_on(undisturbed, tmp_pa
 
 @pytest.mark.slow
 def test_a_hundred_random_kills_in_a_row(undisturbed, tmp_path, project_root):
-    import random
-
     chance = random.Random(7)
     for number in range(100):
         store = Store(tmp_path / f"store-{number}")
@@ -78,6 +77,35 @@ def test_a_hundred_random_kills_in_a_row(undisturbed, tmp_path, project_root):
             if subprocess.run(command, cwd=project_root, check=False, capture_output=True).returncode == 0:
                 break
         check_store(store, undisturbed, run_all(toy.toy_graph(undisturbed[0]), store))
+
+
+SEEDED_POINTS = [
+    *("commit:files_written", "commit:files_synced", "commit:record_written", "commit:renamed", "commit:done"),
+    *("journal:before", "journal:after", "manifest:before", "manifest:table_written", "manifest:after", "ref:after"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_kill_at_a_seeded_moment_costs_the_part_in_flight_and_leaves_no_orphan(
+    undisturbed, tmp_path, project_root, seed
+):
+    """With pages of two parts, so that journals and tables of parts are written and killed too."""
+    chance = random.Random(seed)
+    store = Store(tmp_path / "store")
+    command = [sys.executable, "-m", "tests.support.flow.crash", store.uri, str(undisturbed[0])]
+    kill = [SEEDED_POINTS[seed % len(SEEDED_POINTS)], str(chance.randint(1, 2))]
+    environment = {**os.environ, "JOURNAL_PAGE": "2"}
+    done = subprocess.run([*command, *kill], cwd=project_root, check=False, env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    before = {path for path in store.blobs.find("parts") if path.endswith("part.json")}
+    result = run_all(toy.toy_graph(undisturbed[0]), store)
+    assert result.num_parts_run == 11 - len(before)
+    check_store(store, undisturbed, result)
+    named = {part.record.fingerprint for event in result.nodes.values() for part in event.manifest.parts}
+    there = {path.split("/")[3] for path in store.blobs.find("parts")}
+    assert there == named
+    assert sum(event.manifest.counts["rows"].num_out for key, event in result.nodes.items() if "read/" in key) == 20
 
 
 REMOTE_POINTS = ["commit:uploaded", "commit:record_written", "commit:done", "manifest:before", "ref:before"]
