@@ -115,10 +115,16 @@ def encode(table: pa.Table) -> bytes:
     return bytes(pa.Codec("zstd").compress(sink.getvalue(), asbytes=True))
 
 
-def read_segment(stream: BinaryIO) -> pa.Table:
-    """The table of one segment, from a stream of its bytes (`PartReader.open`)."""
+def read_segment(stream: BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of one segment, from a stream of its bytes (`PartReader.open`); with `columns` only those of them that
+    it has."""
     with stream, pa.input_stream(pa.py_buffer(stream.read()), compression="zstd") as plain:
-        return pa.ipc.open_stream(plain.read()).read_all()
+        data = plain.read()
+    included = None
+    if columns is not None:
+        names = pa.ipc.open_stream(data).schema.names
+        included = [names.index(name) for name in columns if name in names]
+    return pa.ipc.open_stream(data, options=pa.ipc.IpcReadOptions(included_fields=included)).read_all()
 
 
 def segments_of(file: InputFile, listing: bytes) -> Mapping[str, InputFile]:

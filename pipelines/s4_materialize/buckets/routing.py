@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.flow.segments import SegmentWriter, segments_name
+from pipelines.flow.segments import SegmentWriter, read_segment, segments_name
 from pipelines.flow.stage import Input, InputFile, PartReader, Read
 
 
@@ -64,14 +64,7 @@ def of_file(reads: Sequence[Read], path: str) -> list[InputFile]:
 def tables(inputs: PartReader, files: Sequence[InputFile], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The tables of segments, one by one; of the columns only those asked for are unpacked."""
     for file in files:
-        with inputs.open(file) as stream:
-            data = stream.read()
-        included = None
-        if columns is not None:
-            names = pa.ipc.open_stream(data).schema.names
-            included = [names.index(name) for name in columns if name in names]
-        options = pa.ipc.IpcReadOptions(included_fields=included)
-        yield pa.ipc.open_stream(data, options=options).read_all()
+        yield read_segment(inputs.open(file), columns)
 
 
 __all__ = ["SegmentReads", "bucket_name", "bucket_of", "of_file", "power_of_two", "segments_name", "tables"]

@@ -1,6 +1,7 @@
 """The searches in buckets find what `find_duplicates` and `find_leaks` find in one table, and run little again."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.deciding_nodes import bucket_configs
+from pipelines.flow.segments import read_segment
 from pipelines.flow.stage import Input
 from pipelines.s3_score.stage import EMBEDDING_SCHEMA, FINGERPRINT_SCHEMA, SCORE_SCHEMA, VARIANT_SCHEMA
 from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE
@@ -158,7 +160,7 @@ def test_every_dropped_row_is_decided_about_once(before: dict[str, Run], rows: d
 
 def _segment(file: Any) -> pa.Table:
     data = Path(file.uri).read_bytes()
-    return pa.ipc.open_stream(data[file.start : file.start + file.bytes]).read_all()
+    return read_segment(BytesIO(data[file.start : file.start + file.bytes]))
 
 
 def test_taking_out_a_row_runs_little_again_and_changes_nothing(

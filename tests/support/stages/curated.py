@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.deciding_nodes import bucket_configs
-from pipelines.flow.segments import segments_name, segments_of
+from pipelines.flow.segments import read_segment, segments_name, segments_of
 from pipelines.flow.stage import Input, InputFile
 from pipelines.s3_score.stage import EMBEDDING_SCHEMA, FINGERPRINT_SCHEMA, SCORE_SCHEMA, VARIANT_SCHEMA
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
@@ -264,5 +264,5 @@ def decisions_of(folder: Path) -> dict[str, dict[str, Any]]:
         listing = (path.parent / segments_name(DECISIONS)).read_bytes()
         for one in segments_of(InputFile(DECISIONS, len(data), "", str(path)), listing).values():
             assert one.start is not None
-            tables.append(pa.ipc.open_stream(data[one.start : one.start + one.bytes]).read_all())
+            tables.append(read_segment(BytesIO(data[one.start : one.start + one.bytes])))
     return {one["key"]: one for one in pa.concat_tables(tables).to_pylist()}
