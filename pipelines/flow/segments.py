@@ -108,10 +108,14 @@ class SegmentWriter:
 
 
 def encode(table: pa.Table) -> bytes:
-    """`table` as an Arrow IPC stream of one record batch, compressed with zstd."""
+    """`table` as an Arrow IPC stream of one record batch, compressed with zstd; equal rows give equal bytes.
+
+    The rows are copied first: a slice of a table shares its buffers, and the last byte of a bitmap would hold bits of
+    the rows behind it.
+    """
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table.take(pa.array(np.arange(table.num_rows))).combine_chunks())
     return bytes(pa.Codec("zstd").compress(sink.getvalue(), asbytes=True))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.flow.segments import SegmentWriter, read_segment, segments_name
+from pipelines.flow.segments import SegmentWriter, encode, read_segment, segments_name
 from pipelines.flow.store.artifact import CountRecord, Manifest, ManifestPart, PartRecord
 from pipelines.flow.store.reading import StoreReader
 from pipelines.flow.store.store import Store
@@ -84,3 +84,15 @@ def test_a_name_comes_once(tmp_path):
         segments.add("a", TABLES["01"])
         with pytest.raises(ValueError, match="two segments are called a"):
             segments.add("a", TABLES["02"])
+
+
+def test_the_bytes_of_a_segment_say_nothing_of_the_rows_beside_it():
+    """Decisions about one source must not make the parts of another run again because they lay in one table."""
+
+    def cut(neighbours: list[str | None]) -> bytes:
+        rows: list[str | None] = ["a", None, "c"]
+        table = pa.table({"key": neighbours + rows + neighbours, "value": list(range(3 + 2 * len(neighbours)))})
+        own = table.slice(len(neighbours), 3)
+        return encode(own.set_column(1, "value", pa.array([1, None, 3])))
+
+    assert cut([]) == cut(["x"]) == cut([None, None, "y", None, None])

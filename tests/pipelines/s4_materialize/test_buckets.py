@@ -24,7 +24,7 @@ from pipelines.s4_materialize.decontaminate import DECONTAMINATE, DecontaminateC
 from pipelines.s4_materialize.deduplicate import DEDUPLICATE, DeduplicateConfig
 from pipelines.s4_materialize.evidence import EVIDENCE_SCHEMA, evaluation_images, row_ids
 from pipelines.s4_materialize.thresholds import ScoreThresholds
-from tests.data.duplicates.test_buckets import random_rows
+from tests.support.corpora.random_rows import random_rows
 from tests.support.parts import Run, as_part, run_stage
 from x2vlm.data.duplicates.decontamination import DecontaminationConfig, Evaluation, Training, find_leaks
 from x2vlm.data.duplicates.duplicates import DuplicateConfig, find_duplicates
