@@ -144,7 +144,7 @@ def test_processes_share_a_limit_and_a_kill_leaves_it_true(tmp_path: Path):
         for writer in writers:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"ready\n"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (cache.folder / LEDGER).exists() or entered(cache) < 18_000:
             assert time.monotonic() < deadline
             time.sleep(0.01)

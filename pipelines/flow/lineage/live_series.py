@@ -25,6 +25,7 @@ from pipelines.flow.lineage.mlflow_client import MAX_METRICS_PER_BATCH, connect,
 from pipelines.flow.lineage.series import shown_numbers, step_numbers
 from pipelines.flow.lineage.spool import Spool, running_series
 from pipelines.flow.store.store import Store
+from x2vlm.stores.calls import StoreUnavailable
 from x2vlm.stores.segments import HEAD, folder_of, num_segments, segment_name
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class LiveFeed:
         """Seconds until the next call makes sense: 0 if more is there, more and more while MLflow refuses."""
         try:
             is_rest = self._send(MAX_REQUESTS)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, StoreUnavailable) as error:
             self._pause = min(2 * self._pause, LAST_RETRY_SECONDS)
             reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
             log.warning(

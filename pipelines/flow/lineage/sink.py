@@ -20,6 +20,7 @@ from pipelines.flow.lineage.spool import Spool, running_series, spools
 from pipelines.flow.safe_text import hide, protect_logs
 from pipelines.flow.store.identity import Identity
 from pipelines.flow.store.store import Store
+from x2vlm.stores.calls import StoreUnavailable
 
 if TYPE_CHECKING:
     from pipelines.flow.lineage.live_series import LiveFeed
@@ -157,7 +158,7 @@ def try_to_deliver(spool: Spool, tracking_uri: str) -> bool:
 
     try:
         Delivery(spool.store, tracking_uri, spool).deliver()
-    except (MlflowException, LineageMismatch, OSError, ValueError) as error:
+    except (MlflowException, LineageMismatch, OSError, StoreUnavailable, ValueError) as error:
         reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         log.warning("event=delivery_failed dag_run=%s error=%r", spool.dag_run, reason)
         return False

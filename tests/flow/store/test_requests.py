@@ -48,8 +48,10 @@ def remote(s3_endpoint: str, proxy: FaultyStore) -> Store:
 
 
 def behind(proxy: FaultyStore, endpoint: str) -> Store:
-    """An empty store whose client tries nothing again by itself: what is left is what the store's own code does."""
-    options = s3_options(proxy.endpoint) | {"config_kwargs": {"retries": {"max_attempts": 0}}}
+    """An empty store whose client tries nothing again by itself, and waits for a slow machine: what is left is what the
+    store's own code does."""
+    client = {"retries": {"max_attempts": 0}, "read_timeout": 300, "connect_timeout": 300}
+    options = s3_options(proxy.endpoint) | {"config_kwargs": client}
     store = Store(s3_store(endpoint).uri, options)
     store.blobs.fs.retries = 1
     return store
