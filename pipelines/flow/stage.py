@@ -9,8 +9,11 @@ from typing import Any, BinaryIO, Protocol
 
 import pydantic
 
+from pipelines.flow.conservation import Count as Count
 from pipelines.flow.fingerprint import canonical_json, plain_json, sha256_of
 from pipelines.flow.live import Report
+from pipelines.flow.runtime import Runtime as Runtime
+from pipelines.flow.runtime import Workers as Workers
 from x2vlm.errors import ConfigError, StageFailed
 
 Json = Any  # anything `canonical_json` accepts
@@ -150,29 +153,6 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Count:
-    """The conservation law of one unit (rows, concepts, ...): everything that came in went on or was dropped."""
-
-    num_in: int
-    num_out: int
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-    def check(self, where: str) -> None:
-        """Raise StageFailed unless in = out + sum of dropped."""
-        total = self.num_out + sum(self.dropped.values())
-        if total != self.num_in or min([self.num_in, self.num_out, *self.dropped.values()]) < 0:
-            raise StageFailed(
-                f"{where}: {self.num_in} in, but {self.num_out} out + {sum(self.dropped.values())} dropped = {total}. "
-                "The stage loses or invents rows; this is a bug in the stage, please report it"
-            )
-
-    def __add__(self, other: "Count") -> "Count":
-        reasons = sorted({*self.dropped, *other.dropped})
-        dropped = {reason: self.dropped.get(reason, 0) + other.dropped.get(reason, 0) for reason in reasons}
-        return Count(self.num_in + other.num_in, self.num_out + other.num_out, dropped)
-
-
-@dataclass(frozen=True)
 class PartResult:
     """What `run_part` says about what it wrote. `counts` must have the unit "rows".
 
@@ -270,42 +250,6 @@ class PartSummary:
     name: str
     counts: Mapping[str, Count]
     summary: Mapping[str, Json]
-
-
-class Runtime(pydantic.BaseModel):
-    """Speed and placement of a stage's parts; an experiment sets it by stage. Never part of a fingerprint.
-
-    `num_gpus` of a part, or of each of its workers where a stage starts some (`pretrain`). None: what the stage can use
-    where the cluster has GPUs or can add some, else 0. A part with 0 sees no GPU.
-    """
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    num_cpus: float = pydantic.Field(default=1.0, ge=0)
-    num_gpus: float | None = pydantic.Field(default=None, ge=0)
-    memory_bytes: int = pydantic.Field(default=0, ge=0)
-    max_in_flight: int = pydantic.Field(default=64, gt=0)  # parts of a node submitted to Ray at a time
-    max_retries: int = pydantic.Field(default=3, ge=0)  # of a part whose worker died
-
-    @pydantic.field_validator("num_gpus")
-    @classmethod
-    def _gpus_are_whole(cls, num_gpus: float | None) -> float | None:
-        if num_gpus is not None and num_gpus > 1 and num_gpus != int(num_gpus):
-            raise ValueError(f"{num_gpus:g}: a share of one GPU (0.25), or whole ones; nothing spans one and a half")
-        return num_gpus
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The processes that a node's one part starts itself and that all run at a time: `fewest` to `most` of them.
-
-    `placement` is Ray's: "PACK", "SPREAD", "STRICT_PACK" (all on one machine) or "STRICT_SPREAD" (each on its own).
-    """
-
-    fewest: int
-    most: int
-    num_cpus: float = 1.0
-    placement: str = "PACK"
 
 
 @dataclass(frozen=True)
