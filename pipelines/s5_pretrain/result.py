@@ -2,21 +2,16 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Count, Part, PartReader, PartResult, PartWriter
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.runs import METRICS, run_at
+from pipelines.s5_pretrain.samples import record_loader, write_record
 from pipelines.s5_pretrain.start_run import START_REPORT
-from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.streams import ShardFiles
-from x2vlm.data.shards.media_files import index_name, is_media_file
 from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary
 from x2vlm.errors import StageFailed
 from x2vlm.inference.card import CardFacts
@@ -25,10 +20,7 @@ from x2vlm.inference.processor import Processor, processor_for
 from x2vlm.stores.calls import StoreFiles
 from x2vlm.stores.segments import read_lines
 from x2vlm.train.checkpoint import CheckpointStore
-from x2vlm.train.metrics import iterate_metrics
-from x2vlm.train.validation import split_shards
 
-SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
 # Final metrics are means over this many last steps: single steps are noisy.
 NUM_FINAL_STEPS = 10
 
@@ -68,9 +60,8 @@ def collect(
     elif config.start is not None:
         facts |= {"start": _copy_start_report(out)}
     if records_samples:
-        file_rows["samples.parquet"] = _write_samples(
-            config, inputs, part, iterate_metrics(out.path / METRICS), out.path / "samples.parquet"
-        )
+        loader = record_loader(config, part, inputs.local_path(part.reads[-1].file))
+        file_rows |= write_record(loader, first, steps, out.path / METRICS, out.path)
     return PartResult(
         counts={"rows": Count(steps - first, steps - first)},
         file_rows=file_rows,
@@ -147,51 +138,3 @@ def final_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             elif name == "loss" or "/" in name:
                 final.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in final.items()}
-
-
-def _write_samples(
-    config: PretrainConfig, inputs: PartReader, part: Part, metrics: Iterable[Mapping[str, Any]], path: Path
-) -> int:
-    """Write the samples of every step, computed from the order and the recorded substitutes; returns the row count."""
-    files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
-    indexes = [inputs.local_path(files[index_name(path)]) for path in sorted(files) if is_media_file(path)]
-    shards = [ShardFiles(index, index) for index in indexes]  # only keys are needed: payloads are not opened
-    trained, _ = split_shards(shards, config.data.validation_share)
-    loader = StepLoader(
-        trained,
-        config.data,
-        read_tokenizer(read_vocabulary(inputs.local_path(part.reads[-1].file))),
-        config.model.vision.image_res,
-        config.model.vision.patch_size,
-    )
-    num_rows = 0
-    with pq.ParquetWriter(path, SAMPLES_SCHEMA, compression="zstd") as writer:
-        for rows in _batched(consumed_samples(loader, metrics), 100_000):
-            columns = [pa.array(column) for column in zip(*rows, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=SAMPLES_SCHEMA))
-            num_rows += len(rows)
-    return num_rows
-
-
-def consumed_samples(loader: StepLoader, metrics: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, str]]:
-    """(step, stream, key) of every sample that the steps of `metrics` consumed, after the recorded substitutions."""
-    for line in metrics:
-        substitutes = line.get("substitutes", ())
-        used = {(item["stream"], item.get("slot"), item["key"]): item["used"] for item in substitutes}
-        for stream, slot, key in loader.consumed_slots(line["step"]):
-            seen = set()
-            while (stream, slot, key) in used and key not in seen:
-                seen.add(key)
-                key = used[stream, slot, key]
-            yield line["step"], stream, key
-
-
-def _batched(rows: Iterator[tuple[int, str, str]], size: int) -> Iterator[list[tuple[int, str, str]]]:
-    batch = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -3,8 +3,8 @@
 One part. Its checkpoints are in the part's state folder, so after a killed worker, a killed driver or a lost machine
 the same command continues from the newest valid checkpoint. A part writes `model.safetensors`, `config.json`,
 `vocab.txt` or `tokenizer.json`, `preprocessor_config.json`, `README.md`, `metrics.jsonl` (one line per step),
-`samples.parquet` (every sample of every step) and, unless initialised randomly, `start.json` (the origin of every
-parameter): a folder that `x2vlm.inference.load` can read.
+`samples.parquet` (every sample of every step; of very long runs, what it follows from: `samples`) and, unless
+initialised randomly, `start.json` (the origin of every parameter): a folder that `x2vlm.inference.load` can read.
 """
 
 import dataclasses
@@ -27,9 +27,10 @@ from pipelines.flow.stage import (
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s5_pretrain.runs import METRICS, note_run
+from pipelines.s5_pretrain.shards import shard_uris
 from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
 from pipelines.s5_pretrain.start_run import SLOT, branch_reads, lay_down_branch
-from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
+from x2vlm.data.shards.media_files import is_index_file, is_media_file
 from x2vlm.data.shards.row_counts import ROW_COUNTS
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
@@ -73,7 +74,7 @@ def pretrain_part(
         "config": config.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "node": node,
-        "shards": _shard_uris(part),
+        "shards": shard_uris(part),
         "vocabulary": words,
         "state_uri": out.state_uri,
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
@@ -130,21 +131,6 @@ def _with_counts(file: InputFile, part: InputPart) -> InputFile:
     """An index with the counts of its rows, where pack recorded them: a start then opens no index to count."""
     counts = part.summary.get(ROW_COUNTS) if is_index_file(file.path) else None
     return file if counts is None else dataclasses.replace(file, detail={ROW_COUNTS: counts})
-
-
-def _shard_uris(part: Part) -> list[dict[str, Any]]:
-    files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
-    return [
-        {
-            "media": file.uri,
-            "media_sha256": file.sha256,
-            "index": files[index_name(path)].uri,
-            "index_sha256": files[index_name(path)].sha256,
-            **({"rows": counts} if (counts := files[index_name(path)].detail.get(ROW_COUNTS)) is not None else {}),
-        }
-        for path, file in sorted(files.items())
-        if is_media_file(path)
-    ]
 
 
 def _is_shard_file(path: str) -> bool:

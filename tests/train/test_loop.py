@@ -1,5 +1,8 @@
 """The loop: what one step does against a plain version of it, and what becomes of a run that is disturbed."""
 
+import threading
+
+import pydantic
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -57,6 +60,26 @@ def test_a_finished_run_makes_no_more_steps(shards, tmp_path, straight):
     weights, _ = run(tmp_path, shards, on_step=steps.append)
     assert steps == []
     assert all(torch.equal(weights[name], value) for name, value in straight[0].items())
+
+
+@pytest.mark.parametrize(("minutes", "saved"), [(1e-9, [*range(1, 9)]), (1e9, [8])])
+def test_checkpoints_by_time_come_when_it_is_over_and_at_the_end(straight, shards, tmp_path, minutes, saved):
+    runtime = TrainRuntime(checkpoint_every=None, checkpoint_minutes=minutes, keep_checkpoints=9)
+
+    def wait(step):  # a checkpoint that is still being written puts the next one off
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint":
+                thread.join()
+
+    weights, metrics = run(tmp_path, shards, on_step=wait, runtime=runtime)
+    assert CheckpointStore(str(tmp_path / "checkpoints")).steps() == saved
+    assert metrics == straight[1]
+    assert all(torch.equal(weights[name], value) for name, value in straight[0].items())
+
+
+def test_a_run_without_any_rule_for_checkpoints_is_refused():
+    with pytest.raises(pydantic.ValidationError, match="without both a failure loses the whole run"):
+        TrainRuntime(checkpoint_every=None)
 
 
 def test_losses_fall(shards, tmp_path):

@@ -15,6 +15,7 @@ import numpy as np
 
 T = TypeVar("T")
 
+MANY = 64  # items from which on their draws are made as an array
 _WORDS = struct.Struct(">4Q")
 
 
@@ -58,10 +59,33 @@ class Draws:
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """`items` in random order (Fisher-Yates)."""
         result = list(items)
-        for last in range(len(result) - 1, 0, -1):
-            other = self.integer(0, last)
+        lasts = range(len(result) - 1, 0, -1)
+        if len(result) < MANY:
+            others = [self.integer(0, last) for last in lasts]
+        else:
+            others = _scaled(self._many_words(len(lasts)), np.arange(len(result), 1, -1, dtype=np.uint64)).tolist()
+        for last, other in zip(lasts, others, strict=True):
             result[last], result[other] = result[other], result[last]
         return result
+
+    def _many_words(self, number: int) -> np.ndarray:
+        """The next `number` random words (`word`)."""
+        head, key, counter = self._words[::-1][:number], self._key, self._counter
+        num_blocks = -(-(number - len(head)) // 4)
+        blocks = [
+            hashlib.sha256(key + index.to_bytes(8, "big")).digest() for index in range(counter, counter + num_blocks)
+        ]
+        words = [*head, *np.frombuffer(b"".join(blocks), ">u8").tolist()]
+        self._counter += num_blocks
+        self._words = [*self._words[::-1][len(head) :], *words[number:]][::-1]
+        return np.array(words[:number], dtype=np.uint64)
+
+
+def _scaled(words: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """`word * size >> 64` of unsigned 64-bit words, for sizes below 2**32."""
+    low, high = words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)
+    scaled: np.ndarray = (high * sizes + (low * sizes >> np.uint64(32))) >> np.uint64(32)
+    return scaled
 
 
 def derive_seed(*labels: str | int) -> int:

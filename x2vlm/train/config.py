@@ -113,19 +113,20 @@ class TrainRuntime(FrozenConfig):
     `stall_seconds` without progress end the run with an error that names the slowest rank (the first step may take five
     times as long: it compiles); None: no limit. `profile_steps` = (first, last) writes a torch profile of these steps.
 
-    Saving and giving up. A checkpoint is written every `checkpoint_every` steps and at the end, the newest
-    `keep_checkpoints` are kept, and of every `keep_every` steps the first for good (None: no more); resuming is exact,
-    so none of them changes a weight. A call to the object store that fails in transport is tried again for
-    `store_retry_seconds`; training goes on meanwhile. `on_nonfinite`: handling of a step with non-finite losses or
-    gradients; "skip" leaves weights and optimizer unchanged, and gives up after `max_skipped_steps` in a row, "stop"
-    gives up at the first: both only decide when a run ends.
+    Saving and giving up. A checkpoint is written every `checkpoint_every` steps (None: no number of steps makes one
+    due), when the first process has begun none for `checkpoint_minutes` (None: however long; about 10 suits many GPUs),
+    and at the end. The newest `keep_checkpoints` are kept, and of every `keep_every` steps the first for good (None: no
+    more); resuming is exact, so none of them changes a weight. A call to the object store that fails in transport is
+    tried again for `store_retry_seconds`; training goes on meanwhile. `on_nonfinite`: handling of a step with
+    non-finite losses or gradients; "skip" leaves weights and optimizer unchanged, and gives up after
+    `max_skipped_steps` in a row, "stop" gives up at the first: both only decide when a run ends.
 
     Measuring. A loss `loss_spike` standard deviations above its mean over about 100 steps is logged with its sample
     keys (None: never). `tensorboard` also writes event files, to `tensorboard/` beside the metrics. Every
     `validate_every` steps the losses of `validation_batches` held-out batches (of `DataConfig.validation_share`, which
     is in the fingerprint) and zero-shot retrieval among their image rows are measured; None: never. Every step is
-    seeded anew, so measuring moves nothing. `record_samples` writes samples.parquet at the end: about 0.3 ms per sample
-    on one core, so a run of 10^8 samples may switch it off; the record can be computed for any step later.
+    seeded anew, so measuring moves nothing. `record_samples` writes samples.parquet at the end, or above 10^8
+    samples what it follows from; the record can be computed for any step later.
 
     Machines. `checkpoint_vision_blocks`: every k-th block of the image tower is recomputed in the backward pass instead
     of being kept; 0: none. It trades time for memory and gives the same numbers, dropout included. `cpu_threads` of
@@ -144,7 +145,8 @@ class TrainRuntime(FrozenConfig):
     steps_ahead: int | None = Field(default=None, ge=0)
     stall_seconds: float | None = Field(default=300.0, gt=0, allow_inf_nan=False)
     profile_steps: tuple[int, int] | None = None
-    checkpoint_every: int = Field(default=1_000, ge=1)
+    checkpoint_every: int | None = Field(default=1_000, ge=1)
+    checkpoint_minutes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     keep_checkpoints: int = Field(default=2, ge=1)
     on_nonfinite: Literal["skip", "stop"] = "skip"
     max_skipped_steps: int = Field(default=10, ge=1)
@@ -176,6 +178,12 @@ class TrainRuntime(FrozenConfig):
         if self.stall_seconds is None:
             return 7 * 24 * 3600.0
         return max(LEAST_COLLECTIVE_SECONDS, START_ALLOWANCE * self.stall_seconds + 60)
+
+    @model_validator(mode="after")
+    def _is_saved(self) -> "TrainRuntime":
+        if self.checkpoint_every is None and self.checkpoint_minutes is None:
+            raise ValueError("checkpoint_every or checkpoint_minutes: without both a failure loses the whole run")
+        return self
 
     @model_validator(mode="after")
     def _profile_has_an_order(self) -> "TrainRuntime":

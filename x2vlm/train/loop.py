@@ -68,14 +68,14 @@ def fit(
 ) -> int:
     """Train `model` to the last step; returns the first step: 0, or that of the newest valid checkpoint.
 
-    The first rank writes a checkpoint every `checkpoint_every` steps and at the end, one line of metrics per step, and
-    heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in every
-    checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step. A checkpoint
-    is also written if `asks_save(step)` on any rank, and after multiples of `save_every`. `num_workers` processes
-    prefetch. `new_parameters` (reference names; default: those without pretrained values) get the larger learning rate.
-    `held_out` are the shards of `validate_every`. `learns` is the objective (default: pre-training); a task's comes
-    with a loader of its own. TrainingStopped after SIGTERM, once the step is saved; StageFailed if it, or an earlier
-    checkpoint, cannot be. X2VLMError after too many non-finite steps in a row.
+    The first rank writes a checkpoint when one is due (`TrainRuntime`) and at the end, one line of metrics per step,
+    and heartbeats and profiles beside them; it alone reads the checkpoint to start from. `facts` (JSON) is stored in
+    every checkpoint, with the world size of each interval of steps. `on_step(step)` is called after each step. A
+    checkpoint is also written if `asks_save(step)` on any rank, and after multiples of `save_every`. `num_workers`
+    processes prefetch. `new_parameters` (reference names; default: those without pretrained values) get the larger
+    learning rate. `held_out` are the shards of `validate_every`. `learns` is the objective (default: pre-training); a
+    task's comes with a loader of its own. TrainingStopped after SIGTERM, once the step is saved; StageFailed if it, or
+    an earlier checkpoint, cannot be. X2VLMError after too many non-finite steps in a row.
     """
     runtime = runtime or TrainRuntime()
     torch.set_num_threads(runtime.cpu_threads)
@@ -136,6 +136,7 @@ class _StepEnd:
         self.watchdog.beat(step, "read numbers")
         is_validated = self.held_out is not None and _is_due(step, runtime.validate_every, config.steps)
         is_saved = any(_is_due(step, every, config.steps) for every in (runtime.checkpoint_every, self.save_every))
+        is_saved |= step + 1 == config.steps
         num_ahead = 0 if is_validated or is_saved else _steps_ahead(self.runtime, self.trainer.ranks)
         lines = progress.read(num_ahead)
         if progress.asks_stop or progress.asks_save:

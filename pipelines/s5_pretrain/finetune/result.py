@@ -12,8 +12,9 @@ from pipelines.s5_pretrain.finetune.config import FinetuneNodeConfig
 from pipelines.s5_pretrain.finetune.prepare import bare_model, read_start_processor, trained_by, with_adapters
 from pipelines.s5_pretrain.finetune.select import SELECTION_FILE
 from pipelines.s5_pretrain.finetune.training import steps_per_epoch, train_config
-from pipelines.s5_pretrain.result import SAMPLES_SCHEMA, copy_metrics, final_metrics
+from pipelines.s5_pretrain.result import copy_metrics, final_metrics
 from pipelines.s5_pretrain.runs import CHECKPOINTS, METRICS
+from pipelines.s5_pretrain.samples import SAMPLES_SCHEMA
 from x2vlm.errors import StageFailed
 from x2vlm.inference.card import CardFacts
 from x2vlm.inference.task_folder import save_task_model

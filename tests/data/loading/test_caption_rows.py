@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.s5_pretrain.result import consumed_samples
+from pipelines.s5_pretrain.samples import consumed_samples
 from tests.support.training.captioned import TOKENIZER, captioned_shards
 from x2vlm.config import parse_config
 from x2vlm.data.loading.config import DataConfig, StreamConfig
@@ -218,7 +218,9 @@ def test_the_record_of_samples_tells_two_rows_of_one_broken_image_apart(tmp_path
     assert len(replaced) >= 24
     assert max(twice.values()) > 1
     assert len({item["used"] for item in replaced}) > 2
-    assert list(consumed_samples(loader, lines)) == keys
+    recorded = {line["step"]: line["substitutes"] for line in lines}
+    found = [row for table in consumed_samples(loader, 0, 4, recorded) for row in table.to_pylist()]
+    assert [(row["step"], row["stream"], row["key"]) for row in found] == keys
     assert not broken & {key for _, _, key in keys}
 
 

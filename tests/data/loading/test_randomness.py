@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x2vlm.data.loading.order import WindowedOrder, permuted
+from x2vlm.data.loading.orders.permutation import permuted
+from x2vlm.data.loading.orders.windowed import WindowedOrder
 from x2vlm.data.randomness import Draws, derive_seed
 from x2vlm.errors import ConfigError
 

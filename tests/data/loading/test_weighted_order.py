@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from x2vlm.data.loading.weighted_order import Group, WeightedOrder
+from x2vlm.data.loading.orders.weighted import Group, WeightedOrder
 from x2vlm.errors import ConfigError
 
 

@@ -16,8 +16,9 @@ import pytest
 from pipelines.experiment import load_experiment
 from pipelines.flow.stage import part_fingerprint
 from pipelines.graph import build_graph
-from pipelines.s5_pretrain import rollback, stage, worker
+from pipelines.s5_pretrain import rollback, worker
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.shards import shard_uris
 from pipelines.s5_pretrain.stage import PRETRAIN, plan_pretrain, pretrain_part
 from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import LocalInputs, Out, toy_inputs
@@ -67,10 +68,10 @@ def test_counts_that_pack_recorded_reach_the_workers_and_no_fingerprint(inputs):
     counted = replace(shards, parts=tuple(replace(part, summary=summary) for part in shards.parts))
     (plain,), (part,) = (plan_pretrain(CONFIG, {**inputs, "shards": (some,)}) for some in (shards, counted))
     assert part_fingerprint(PRETRAIN, CONFIG, part) == part_fingerprint(PRETRAIN, CONFIG, plain)
-    files = local_shards(stage._shard_uris(part))
+    files = local_shards(shard_uris(part))
     assert {item.counts.of("image", ()) for item in files} == {7}
     assert {item.counts.of("region", ("drawn",)) for item in files} == {5}
-    assert all(item.counts is None for item in local_shards(stage._shard_uris(plain)))
+    assert all(item.counts is None for item in local_shards(shard_uris(plain)))
 
 
 def test_a_rolled_back_run_goes_on_from_there_and_says_so(inputs, tmp_path, capsys):

@@ -32,8 +32,8 @@ def jpeg(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def image_of(source: str, number: int, texts: Texts, broken: bool = False) -> tuple[Sample, bytes]:
-    """An image with so many captions and phrases, and an object that is no phrase."""
+def image_of(source: str, number: int, texts: Texts, broken: bool = False, blank: bool = False) -> tuple[Sample, bytes]:
+    """An image with so many captions and phrases, and an object that is no phrase. `blank`: nothing is left of them."""
     payload = jpeg(int(hashlib.sha256(f"{source}/{number}".encode()).hexdigest()[:8], 16))
     payload = payload[: len(payload) // 2] if broken else payload
     captions, phrases = texts
@@ -46,7 +46,7 @@ def image_of(source: str, number: int, texts: Texts, broken: bool = False) -> tu
         split="train",
         kind="image",
         url="",
-        captions=tuple(Caption(f"c{turn}") for turn in range(captions)),
+        captions=tuple(Caption("..." if blank else f"c{turn}") for turn in range(captions)),
         concepts=tuple(concepts),
         media=Media("image", hashlib.sha256(payload).hexdigest(), len(payload), 48, 40, "jpeg"),
     )
@@ -54,15 +54,22 @@ def image_of(source: str, number: int, texts: Texts, broken: bool = False) -> tu
 
 
 def captioned_shards(
-    folder: Path, sources: Mapping[str, Sequence[Texts]], num_shards: int = 4, broken: Iterable[tuple[str, int]] = ()
+    folder: Path,
+    sources: Mapping[str, Sequence[Texts]],
+    num_shards: int = 4,
+    broken: Iterable[tuple[str, int]] = (),
+    blank: Iterable[tuple[str, int]] = (),
 ) -> list[ShardFiles]:
-    """Shards below `folder` of images by source; those in `broken` (source, number) cannot be decoded."""
+    """Shards below `folder` of images by source.
+
+    Those in `broken` (source, number) cannot be decoded, captions of those in `blank` are empty once they are cleaned.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     payloads: dict[str, bytes] = {}
     samples = []
     for source, images in sources.items():
         for number, texts in enumerate(images):
-            sample, payload = image_of(source, number, texts, (source, number) in broken)
+            sample, payload = image_of(source, number, texts, (source, number) in broken, (source, number) in blank)
             assert sample.media is not None
             payloads[sample.media.sha256] = payload
             samples.append(sample)

@@ -154,7 +154,11 @@ class ExampleConfig(FrozenConfig):
 class DataConfig(FrozenConfig):
     """Which data are read, in which order and batches; the defaults are the released base 4M recipe.
 
-    `validation_share` of the shards is held out for `TrainConfig.validate_every`.
+    `validation_share` of the shards is held out for `TrainConfig.validate_every`. `lanes`: a batch has equal parts of
+    up to so many lanes, which have shards of their own; processes read consecutive lanes, so machines share no shard if
+    their number divides that of lanes. A stream has fewer where these do not divide its samples of a step, or where
+    shards do not fill a window in each (`x2vlm.data.loading.orders.lanes`). 64 suits a hundred thousand shards; 1: any
+    process reads any shard.
     """
 
     seed: int = 42
@@ -167,6 +171,7 @@ class DataConfig(FrozenConfig):
     )
     examples: ExampleConfig = ExampleConfig()
     window_shards: int = Field(default=16, ge=1)  # shards whose rows are shuffled together
+    lanes: int = Field(default=1, ge=1)
     validation_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")

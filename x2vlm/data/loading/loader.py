@@ -31,7 +31,7 @@ from x2vlm.data.loading.examples import (
     text_row,
     visual_pixels,
 )
-from x2vlm.data.loading.order import Place
+from x2vlm.data.loading.orders.passes import Place
 from x2vlm.data.loading.parent_watch import exit_with_this_process, naming_lost_readers
 from x2vlm.data.loading.regions import choose_rows
 from x2vlm.data.loading.streams import ShardFiles, ShardSet, Slot, Stream
@@ -48,7 +48,7 @@ MAX_ATTEMPTS = 50
 class Substitute:
     """A row that could not be used, the reason, and the key of its replacement.
 
-    `slot` tells rows of one image apart, in streams where a pass has several; None in all others.
+    `slot` tells rows of one image apart, in streams where a pass has several, and with lanes; None in all others.
     """
 
     stream: str
@@ -109,8 +109,11 @@ class StepLoader(Dataset[StepData]):
         self.config = config
         self.rank, self.world_size = rank, world_size
         self.recipe = Recipe(config.examples, tokenizer, image_res, patch_size, config.seed)
-        shard_set = ShardSet(shards, max_open=4 * config.window_shards)
-        self.streams = [Stream(item, shard_set, config.seed, config.window_shards) for item in config.streams]
+        lanes_here = -(-config.lanes // world_size)  # each has a window of its own
+        shard_set = ShardSet(shards, max_open=4 * config.window_shards * lanes_here)
+        self.streams = [
+            Stream(item, shard_set, config.seed, config.window_shards, config.lanes) for item in config.streams
+        ]
 
     def __getitem__(self, step: int) -> StepData:
         substitutes: list[Substitute] = []
@@ -270,7 +273,7 @@ def substitutes_to_json(substitutes: Sequence[Substitute]) -> list[dict[str, Any
 
 
 def _slot_of(stream: Stream, slot: Slot) -> int | None:
-    return slot.position if stream.config.repeats_images else None
+    return slot.position if stream.tells_slots else None
 
 
 def _num_rows(item: Item) -> int:

@@ -6,7 +6,7 @@ aux sources, exactly floor(steps * aux_share) of all batches so far come from th
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 
 from x2vlm.data.kinds import StreamKind
 from x2vlm.data.loading.config import StreamConfig
-from x2vlm.data.loading.order import Place, WindowedOrder
-from x2vlm.data.loading.weighted_order import Group, WeightedOrder
+from x2vlm.data.loading.orders.lanes import LanedOrder, num_lanes
+from x2vlm.data.loading.orders.passes import Order, PassOrder, Place
+from x2vlm.data.loading.orders.weighted import Group, ImagesOf, WeightedOrder
+from x2vlm.data.loading.orders.windowed import WindowedOrder
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.row_counts import ShardCounts, count_rows
 from x2vlm.data.shards.rows import Row, ShardRows
@@ -130,6 +132,11 @@ class RowGroup:
         """The image of every row of a shard, by number."""
         if not self.per_caption:
             return np.arange(len(self.shards.usable(shard, self.kind, self.sources, self.grains)))
+        counts = self.shards.files[shard].counts
+        if counts is not None and counts.have_one_text(self.kind, self.sources, dict(self.phrases)):
+            return np.arange(
+                counts.texts_of(self.kind, self.sources, dict(self.phrases))
+            )  # pairs of the web: no index is opened
         _, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
         return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
 
@@ -139,6 +146,27 @@ class RowGroup:
             return int(self.shards.usable(place.shard, self.kind, self.sources, self.grains)[place.row])
         numbers, ends = self.shards.texts(place.shard, self.kind, self.sources, self.phrases)
         return int(numbers[np.searchsorted(ends, place.row, side="right")])
+
+    def numbers(self, shard: int, rows: np.ndarray) -> np.ndarray:
+        """`number` of rows of one shard."""
+        if not self.per_caption:
+            found: np.ndarray = self.shards.usable(shard, self.kind, self.sources, self.grains)[rows]
+            return found
+        numbers, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
+        found = numbers[np.searchsorted(ends, rows, side="right")]
+        return found
+
+    def rows_of(self, shard: int, number: int) -> range:
+        """The rows of a shard that `number` gives this number of: several where a text is a row, none if unusable."""
+        if not self.per_caption:
+            numbers = self.shards.usable(shard, self.kind, self.sources, self.grains)
+            ends = np.arange(1, len(numbers) + 1)
+        else:
+            numbers, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
+        place = int(np.searchsorted(numbers, number))
+        if place == len(numbers) or numbers[place] != number:
+            return range(0)
+        return range(int(ends[place - 1]) if place else 0, int(ends[place]))
 
     def row(self, place: Place, seed: int) -> Row:
         """The row; with `per_caption` it has one caption and a variant of its own."""
@@ -174,12 +202,36 @@ class RowGroups:
         """The image of every row of a group in a shard, by number."""
         return self.groups[group].images(shard)
 
-    def order(self, seed: int, name: str, window: int) -> WindowedOrder | WeightedOrder:
-        """The order in which a stream of that name reads them."""
+    def order(self, seed: int, name: str, window: int, lanes: int, items: int) -> Order:
+        """The order in which a stream of that name reads them, `items` a batch, in up to `lanes` lanes."""
+        counts_GS = np.array([rows.counts() for rows in self.groups], dtype=np.int64)
+        number = num_lanes(lanes, items, window, counts_GS.sum(axis=0), seed)
+        if number == 1:
+            return self._order(counts_GS, self.images, seed, name, window, False)
+
+        def of_lane(shards: np.ndarray, lane: str) -> PassOrder:
+            return self._order(counts_GS[:, shards], _LaneImages(self, shards), seed, lane, window, True)
+
+        return LanedOrder(counts_GS.shape[1], number, items, seed, name, of_lane)
+
+    def _order(
+        self, counts_GS: np.ndarray, images: ImagesOf, seed: int, name: str, window: int, sorts: bool
+    ) -> PassOrder:
         if not self.groups[0].per_caption and self.weights == (Fraction(1),):
-            return WindowedOrder(self.groups[0].counts(), seed, name, window)
-        groups = [Group(tuple(rows.counts()), weight) for rows, weight in zip(self.groups, self.weights, strict=True)]
-        return WeightedOrder(groups, seed, name, window, self.images)
+            return WindowedOrder(counts_GS[0].tolist(), seed, name, window, sorts)
+        groups = [Group(tuple(counts), weight) for counts, weight in zip(counts_GS.tolist(), self.weights, strict=True)]
+        return WeightedOrder(groups, seed, name, window, images, sorts)
+
+
+@dataclass(frozen=True)
+class _LaneImages:
+    """`RowGroups.images` by the number that a shard has in its lane."""
+
+    rows: RowGroups
+    shards: np.ndarray
+
+    def __call__(self, group: int, shard: int) -> np.ndarray:
+        return self.rows.images(group, int(self.shards[shard]))
 
 
 def row_groups(shards: ShardSet, config: StreamConfig, sources: tuple[str, ...]) -> RowGroups:
@@ -214,16 +266,15 @@ class Slot:
 class Stream:
     """A stream over a set of shards. ConfigError if it can use no row."""
 
-    def __init__(self, config: StreamConfig, shards: ShardSet, seed: int, window: int) -> None:
-        self.config = config
-        self.shards = shards
-        self._seed = seed
+    def __init__(self, config: StreamConfig, shards: ShardSet, seed: int, window: int, lanes: int = 1) -> None:
+        self.config, self.shards, self._seed = config, shards, seed
+        self.tells_slots = config.repeats_images or lanes > 1  # a step may have two rows of one image
         sources = {False: config.sources, True: config.aux_sources}
         self._rows = {
             is_aux: row_groups(shards, config, names) for is_aux, names in sources.items() if names or not is_aux
         }
         self._orders = {
-            is_aux: rows.order(seed, f"{config.label}{'-aux' if is_aux else ''}", window)
+            is_aux: rows.order(seed, f"{config.label}{'-aux' if is_aux else ''}", window, lanes, config.items_per_step)
             for is_aux, rows in self._rows.items()
         }
 
@@ -264,6 +315,31 @@ class Stream:
         """The stored media bytes at `place`; CorruptArtifact if the shard is damaged."""
         location = self.shards.rows(place.shard).location(self._group(slot, place).number(place))
         return self.shards.payloads(place.shard).read(location.key, location.offset, location.bytes, location.sha256)
+
+    def parts(self) -> Iterator[tuple[bool, Order, RowGroups]]:
+        """Main and, if there is one, aux part: whether it is aux, its order, and the rows that this orders."""
+        for is_aux, order in self._orders.items():
+            yield is_aux, order, self._rows[is_aux]
+
+    def positions(self, first_step: int, end_step: int, is_aux: bool) -> range:
+        """The positions of the main or the aux order that a range of steps reads."""
+        first, end = (self._num_aux(step) if is_aux else step - self._num_aux(step) for step in (first_step, end_step))
+        return range(first * (size := self.config.items_per_step), end * size)
+
+    def steps_at(self, positions: np.ndarray, is_aux: bool) -> np.ndarray:
+        """The steps that read some positions of the main or the aux order: the reverse of `slots`."""
+        wanted, share = positions // self.config.items_per_step + 1, self.config.aux_share
+
+        def read_before(steps: np.ndarray) -> np.ndarray:  # batches of this part, computed as `_num_aux` does
+            num_aux = np.floor(steps * share + 1e-9).astype(np.int64)
+            return num_aux if is_aux else steps - num_aux
+
+        ends = np.floor(wanted / (share if is_aux else 1 - share)).astype(np.int64)
+        while (late := read_before(ends) < wanted).any():
+            ends += late
+        while (early := read_before(ends - 1) >= wanted).any():
+            ends -= early
+        return ends - 1
 
     def _group(self, slot: Slot, place: Place) -> RowGroup:
         return self._rows[slot.is_aux].groups[place.group]

@@ -58,6 +58,14 @@ class ShardCounts:
             for (captions, num_phrases, _), count in self.rows.get((_medium(kind), source), {}).items()
         )
 
+    def have_one_text(self, kind: StreamKind, sources: Sequence[str], phrases: Mapping[str, int]) -> bool:
+        """Whether a pass shows exactly one text (see `texts_of`) of every row of these sources."""
+        return all(
+            captions + min(num_phrases, phrases.get(source, 0)) == 1
+            for source in sources
+            for captions, num_phrases, _ in self.rows.get((_medium(kind), source), {})
+        )
+
     def sources(self) -> set[str]:
         """Every source that has a row."""
         return {source for _, source in self.rows}

@@ -104,6 +104,11 @@ class ShardRows:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        """The key of every row, ascending, as bytes."""
+        return np.array(self._keys.to_pylist(), dtype="S")
+
     def row(self, number: int) -> Row:
         """The row at position `number` of the index."""
         captions, concepts = _span(self._caption_ends, number), _span(self._concept_ends, number)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from x2vlm.data.loading.config import AugmentConfig
 from x2vlm.data.loading.loader import StepData, Substitute
-from x2vlm.data.loading.order import permuted
+from x2vlm.data.loading.orders.permutation import permuted
 from x2vlm.data.randomness import Draws
 from x2vlm.data.task_examples import Example
 from x2vlm.errors import ConfigError, InvalidSample

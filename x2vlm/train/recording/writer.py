@@ -6,6 +6,8 @@ written. Only the last checkpoint of a start is waited for (`settle`), whatever 
 
 import contextlib
 import logging
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -45,6 +47,9 @@ class Writer:
         self._seconds: deque[float] = deque(maxlen=NUM_TIMED)
         self._last: Callable[[], Checkpoint] | None = None
         self._is_owed = False
+        minutes = runtime.checkpoint_minutes
+        self._interval = math.inf if minutes is None else 60 * minutes
+        self._saved_at = time.monotonic()
 
     def __enter__(self) -> "Writer":
         return self
@@ -63,8 +68,12 @@ class Writer:
 
     @property
     def wants_save(self) -> bool:
-        """Whether a checkpoint was put off and could be written now."""
-        return self._is_owed and not self._saves.is_busy
+        """Whether a checkpoint was put off, or is due by time, and could be written now.
+
+        All ranks save at the same step: the answer goes with the numbers of the step, which they all read.
+        """
+        is_due = self._is_owed or time.monotonic() - self._saved_at >= self._interval
+        return is_due and not self._saves.is_busy
 
     @property
     def _patience(self) -> float:
@@ -106,6 +115,7 @@ class Writer:
                 log.warning("checkpoint_put_off step=%d reason='the previous one is still being written'", step)
                 return
         self._is_owed = False
+        self._saved_at = time.monotonic()
         self._metrics.note(save_wait_seconds=round(waited + self._saves.save(taken()), 4))
 
     def settle(self, seconds: float) -> bool:

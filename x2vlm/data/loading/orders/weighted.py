@@ -1,6 +1,6 @@
 """The order of a stream whose sources are drawn more or less often than once per pass, or whose images have many rows.
 
-As in `x2vlm.data.loading.order` a position is looked up directly, from (seed, position) alone. Two things differ:
+As in `windowed` a position is looked up directly, from (seed, position) alone. Two things differ:
 
 * A source of weight w is drawn w times its rows per pass. Where w is not whole, every pass takes other rows, so that
   every row has been drawn before any is drawn again.
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from x2vlm.data.loading.order import Place
+from x2vlm.data.loading.orders.passes import Layout, PassOrder, Place, Runs
+from x2vlm.data.loading.orders.windowed import shards_of_pass
 from x2vlm.data.randomness import Draws, derive_seed, uniforms
 from x2vlm.errors import ConfigError
 
@@ -35,22 +36,14 @@ class Group:
     weight: Fraction
 
 
-@dataclass(frozen=True)
-class _Run:
-    """Consecutive draws of the rows of one group in one shard, numbered from the first draw of the training."""
-
-    group: int
-    shard: int
-    first: int
-    length: int
-
-
-class WeightedOrder:
+class WeightedOrder(PassOrder):
     """The order of a stream of several groups; interface of `WindowedOrder`. ConfigError if there are no rows."""
 
-    def __init__(self, groups: Sequence[Group], seed: int, name: str, window: int, images_of: ImagesOf) -> None:
+    def __init__(
+        self, groups: Sequence[Group], seed: int, name: str, window: int, images_of: ImagesOf, sorts: bool = False
+    ) -> None:
         self._groups, self._seed, self._name, self._window = tuple(groups), seed, name, window
-        self._images_of = images_of
+        self._images_of, self._sorts = images_of, sorts
         self._counts_GS = np.array([group.counts for group in groups], dtype=np.int64)
         if not self._counts_GS.sum():
             raise ConfigError(f"stream {name}: no shard holds a row for it; check the stream's kind and sources")
@@ -60,15 +53,14 @@ class WeightedOrder:
         wanted_GS = self._counts_GS * self._up_G1
         self._offsets_GS = (np.cumsum(wanted_GS, axis=1) - wanted_GS) % self._down_G1
         self._mean_size = sum(group.weight * sum(group.counts) for group in groups)
-        self._epoch, self._start, self._end = -1, 0, 0
-        self._windows: list[list[_Run]] = []
-        self._ends = np.zeros(0, dtype=np.int64)
+        self._layout: Layout | None = None
+        self._runs = functools.lru_cache(4)(lambda epoch, number: self._layout_of(epoch).runs(number))
         self._arranged = functools.lru_cache(2)(self._arrange_window)
         self._rows = functools.lru_cache(4 * window)(self._shuffled_rows)
 
     def __reduce__(self) -> tuple[Callable[..., "WeightedOrder"], tuple[Any, ...]]:
         """To processes that read: without what is laid out here."""
-        return WeightedOrder, (self._groups, self._seed, self._name, self._window, self._images_of)
+        return WeightedOrder, (self._groups, self._seed, self._name, self._window, self._images_of, self._sorts)
 
     @property
     def size(self) -> int:
@@ -77,77 +69,100 @@ class WeightedOrder:
 
     def place(self, position: int) -> Place:
         """Which row comes at `position`, counted from 0 over all passes."""
-        self._find_epoch(position)
-        index = position - self._start
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[number - 1]) if number else 0
-        return self._locate(number, int(self._arranged(self._epoch, number)[index - first]))
+        layout = self.layout_at(position)
+        number, start = layout.window_at(position)
+        return self._locate(layout, number, int(self._arranged(layout.epoch, number)[position - start]))
 
     def substitute(self, position: int, attempt: int) -> Place:
         """A row of the same pass that replaces the unusable one at `position`."""
-        self._find_epoch(position)
+        layout = self.layout_at(position)
         draws = Draws(self._seed, self._name, "substitute", position, attempt)
-        index = draws.integer(0, self._end - self._start - 1)
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        other = layout.start + draws.integer(0, layout.end - layout.start - 1)
+        number, start = layout.window_at(other)
         # Not arranged: that would read the indexes of another window for one row.
-        return self._locate(number, index - (int(self._ends[number - 1]) if number else 0))
+        return self._locate(layout, number, other - start)
+
+    def layout_at(self, position: int) -> Layout:
+        found = self._layout
+        if found is not None and found.start <= position < found.end:
+            return found
+        epoch = max(0, math.floor(position / self._mean_size))
+        while epoch and self._draws_before(epoch).sum() > position:
+            epoch -= 1
+        while self._draws_before(epoch + 1).sum() <= position:
+            epoch += 1
+        return self._layout_of(epoch)
+
+    def ranks(self, layout: Layout, number: int) -> np.ndarray:
+        return self._arranged(layout.epoch, number)
+
+    def rank_positions(self, layout: Layout, number: int, ranks: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.isin(self._arranged(layout.epoch, number), ranks))
+
+    def rows(self, group: int, shard: int, draws: np.ndarray) -> np.ndarray:
+        count = int(self._counts_GS[group, shard])
+        cycles, rows = np.divmod(draws, count)
+        if self._is_whole(group):
+            return rows
+        for cycle in np.unique(cycles).tolist():
+            mine = cycles == cycle
+            rows[mine] = self._rows_of(group, shard, cycle, count)[rows[mine]]
+        return rows
+
+    def draws_of(self, group: int, shard: int, row: int, first: int, length: int) -> np.ndarray:
+        count = int(self._counts_GS[group, shard])
+        cycles = np.arange(first // count, -(-(first + length) // count))
+        if self._is_whole(group):
+            draws = cycles * count + row
+        else:
+            shuffled = [self._rows_of(group, shard, cycle, count) for cycle in cycles.tolist()]
+            places = [int(np.flatnonzero(rows == row)[0]) for rows in shuffled]
+            draws = cycles * count + np.array(places, dtype=np.int64)
+        return draws[(draws >= first) & (draws < first + length)]
+
+    def count(self, group: int, shard: int) -> int:
+        return int(self._counts_GS[group, shard])
 
     def _draws_before(self, epoch: int) -> np.ndarray:
         """(G, S) how many rows of each group and shard the passes before `epoch` have drawn."""
         found: np.ndarray = (epoch * self._counts_GS * self._up_G1 + self._offsets_GS) // self._down_G1
         return found
 
-    def _find_epoch(self, position: int) -> None:
-        """Lay out the pass in which `position` lies; cached until another pass is asked for."""
-        if self._epoch >= 0 and self._start <= position < self._end:
-            return
-        epoch = max(0, math.floor(position / self._mean_size))
-        while epoch and self._draws_before(epoch).sum() > position:
-            epoch -= 1
-        while self._draws_before(epoch + 1).sum() <= position:
-            epoch += 1
-        first_GS, end_GS = self._draws_before(epoch), self._draws_before(epoch + 1)
-        lengths_GS = end_GS - first_GS
-        shards = Draws(self._seed, self._name, "shards", epoch).shuffled(range(self._counts_GS.shape[1]))
-        self._windows = [
-            [
-                _Run(group, shard, int(first_GS[group, shard]), int(lengths_GS[group, shard]))
-                for shard in shards[start : start + self._window]
-                for group in range(len(self._groups))
-                if lengths_GS[group, shard]
-            ]
-            for start in range(0, len(shards), self._window)
-        ]
-        self._ends = np.cumsum([sum(run.length for run in runs) for runs in self._windows])
-        self._epoch, self._start, self._end = epoch, int(first_GS.sum()), int(end_GS.sum())
+    def _layout_of(self, epoch: int) -> Layout:
+        """The windows of a pass; cached until another pass is asked for."""
+        if self._layout is None or self._layout.epoch != epoch:
+            first_GS, end_GS = self._draws_before(epoch), self._draws_before(epoch + 1)
+            number = self._counts_GS.shape[1]
+            shards = shards_of_pass(number, self._sorts, self._seed, self._name, "shards", epoch)
+            self._layout = Layout(epoch, int(first_GS.sum()), shards, first_GS, end_GS - first_GS, self._window)
+        return self._layout
 
-    def _locate(self, number: int, rank: int) -> Place:
-        """The row of that rank in a window of the pass that is laid out."""
-        for run in self._windows[number]:
-            if rank < run.length:
-                count = int(self._counts_GS[run.group, run.shard])
-                cycle, row = divmod(run.first + rank, count)
-                return Place(cycle, run.shard, int(self._rows_of(run, cycle, count)[row]), run.group)
-            rank -= run.length
-        raise AssertionError("windows and counts disagree")
+    def _locate(self, layout: Layout, number: int, rank: int) -> Place:
+        """The row of that rank in a window of a pass."""
+        group, shard, draw = self._runs(layout.epoch, number).locate(rank)
+        count = int(self._counts_GS[group, shard])
+        cycle, row = divmod(draw, count)
+        return Place(cycle, shard, int(self._rows_of(group, shard, cycle, count)[row]), group)
 
-    def _rows_of(self, run: _Run, cycle: int, count: int) -> np.ndarray:
+    def _rows_of(self, group: int, shard: int, cycle: int, count: int) -> np.ndarray:
         """The rows of a group in a shard in the order in which passes draw them."""
-        if self._groups[run.group].weight.denominator == 1:  # every pass draws all of them, and its window shuffles
-            return np.arange(count)
-        return self._rows(run.group, run.shard, cycle, count)
+        return np.arange(count) if self._is_whole(group) else self._rows(group, shard, cycle, count)
+
+    def _is_whole(self, group: int) -> bool:
+        """Whether every pass draws all rows of a group: then it takes them in order, and its window shuffles."""
+        return self._groups[group].weight.denominator == 1
 
     def _shuffled_rows(self, group: int, shard: int, cycle: int, count: int) -> np.ndarray:
         seed = derive_seed(self._seed, self._name, "rows", group, shard, cycle)
         return np.argsort(uniforms(seed, count), kind="stable")
 
     def _arrange_window(self, epoch: int, number: int) -> np.ndarray:
-        """(N,) the ranks of a window of `epoch`, which is laid out, in the order in which they are read.
+        """(N,) the ranks of a window of `epoch` in the order in which they are read.
 
         A row that is the j-th of k of its image lies at (j + a + b / 2) / k of the window (modulo 1), with a random a
         of the image and a random b of the row: evenly spread, without that two images meet again and again.
         """
-        images_N = self._images(self._windows[number])
+        images_N = self._images(self._runs(epoch, number))
         num_images = int(images_N.max()) + 1
         draws = [
             uniforms(derive_seed(self._seed, self._name, what, epoch, number), size)
@@ -162,19 +177,14 @@ class WeightedOrder:
         places_N = (ordinals_N + starts_M[images_N] + shifts_N / 2) / times_M[images_N]
         return np.argsort(places_N % 1.0, kind="stable")
 
-    def _images(self, runs: Sequence[_Run]) -> np.ndarray:
+    def _images(self, runs: Runs) -> np.ndarray:
         """(N,) the image of every rank of a window, numbered over its shards and groups."""
         found, num_images = [], 0
-        for run in runs:
-            count = int(self._counts_GS[run.group, run.shard])
-            images = self._images_of(run.group, run.shard)
-            if len(images) != count:
+        columns = (runs.groups, runs.shards, runs.firsts, runs.lengths)
+        for group, shard, first, length in zip(*(column.tolist() for column in columns), strict=True):
+            images = self._images_of(group, shard)
+            if len(images) != self._counts_GS[group, shard]:
                 raise AssertionError("rows and counts disagree")
-            numbers = run.first + np.arange(run.length)
-            cycles, rows = numbers // count, numbers % count
-            for cycle in range(int(cycles[0]), int(cycles[-1]) + 1):
-                mine = cycles == cycle
-                rows[mine] = self._rows_of(run, cycle, count)[rows[mine]]
-            found.append(num_images + images[rows])
+            found.append(num_images + images[self.rows(group, shard, first + np.arange(length))])
             num_images += int(images.max()) + 1
         return np.concatenate(found)
