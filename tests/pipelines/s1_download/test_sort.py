@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.experiment import SourceConfig, load_experiment
+from pipelines.flow.audit.sample_history import trace_sample
 from pipelines.flow.stage import Graph, Node, SourceFile
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
@@ -14,6 +15,7 @@ from pipelines.s1_download.config import DownloadConfig
 from pipelines.s1_download.download import plan_download
 from pipelines.s1_download.read import READ, ReadConfig, read_config
 from pipelines.s1_download.sort import SORT, SortConfig
+from pipelines.why.trace import manifests_in_order, trace_rows
 from tests.support.flow.helpers import run_all
 from x2vlm.data.cards import load_card
 from x2vlm.errors import ConfigError
@@ -55,7 +57,14 @@ def test_every_row_is_once_in_the_range_of_its_key(tmp_path: Path) -> None:
     assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
     for name, table in ranges.items():
         assert {f"rows-{(int(row['key'][:16], 16) * RANGES) >> 64:07d}.parquet" for row in table} == {name}
-    assert read_and_sorted(Store(str(tmp_path / "other")), path, 1 << 20) == ranges
+    whole = Store(str(tmp_path / "other"))
+    assert read_and_sorted(whole, path, 1 << 20) == ranges
+    for query in ("toy:41", "http://x/41.jpg"):
+        (trace,) = trace_rows(whole, "toy", query)
+        assert [(step.node, step.verdict) for step in trace.steps] == [("sort/toy", "kept")]
+    assert {trace.node for trace in trace_sample(whole, manifests_in_order(whole, "toy"), rows[0]["key"])} == {
+        *("read/toy", "sort/toy")
+    }
 
 
 def test_an_added_row_changes_the_table_of_its_range_alone(tmp_path: Path) -> None:
