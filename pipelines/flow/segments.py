@@ -187,6 +187,22 @@ def segments_with(read: InputFile, artifact: Input) -> list[tuple[str, InputFile
     return found
 
 
+def mark_of_row(segment: InputFile, row: int) -> str | None:
+    """What the read of the group with row `row` of this segment is found by (`mark_of_read`); None without groups."""
+    groups = segment.detail.get(GROUPS)
+    if groups is None:
+        return None
+    place = int(np.searchsorted(np.cumsum(groups.field("rows").to_pylist()), row, side="right"))
+    path = segment.path.partition("#")[0]
+    return mark_of_read(f"{path}@{groups.field('name')[place].as_py()}")
+
+
+def mark_of_read(path: str) -> str | None:
+    """A hash of the path of a `read_of_groups`, None of any other: its sha256 is that of the rows of all parts, so one
+    of these cannot tell who read it."""
+    return hashlib.sha256(path.encode()).hexdigest() if "@" in path else None
+
+
 def hashes_inside(parts: Iterable[InputPart]) -> Iterator[str]:
     """The sha256 of every segment of every file of `parts`, and of every `read_of_groups` of them: what a part may read
     besides whole files. One listing is in memory at a time."""

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from pipelines.flow.segments import mark_of_read
 from pipelines.flow.store.artifact import ManifestPart, PartRecord, SealedManifest
 from pipelines.flow.store.store import Store
 
@@ -32,8 +33,9 @@ def parts_of_files(store: Store, stored: SealedManifest, files: Collection[str])
 
 
 def related(record: PartRecord) -> Iterator[str]:
-    """sha256 of the files a part was made from, and of those it wrote."""
+    """sha256 of the files a part was made from, the marks of the groups it read, and sha256 of what it wrote."""
     yield from (read.sha256 for read in record.reads)
+    yield from (mark for read in record.reads if (mark := mark_of_read(read.path)) is not None)
     yield from (file.sha256 for file in record.files)
 
 

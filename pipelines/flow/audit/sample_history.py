@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.audit.part_index import parts_of_files
-from pipelines.flow.segments import SUFFIX, read_segment, segments_name, segments_of
+from pipelines.flow.segments import SUFFIX, mark_of_row, read_segment, segments_name, segments_of
 from pipelines.flow.stage import InputFile
 from pipelines.flow.store.artifact import FileRecord, ManifestPart, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
@@ -88,8 +88,8 @@ def trace_sample(
                 if _is_table(file.path) and uri not in seen:
                     seen.add(uri)
                     shard = _payloads_beside(part.record, file)
-                    for carrier, row, values in _rows_of(store, part.record, file, uri, key):
-                        carriers.update((file.sha256, carrier))
+                    for own, row, values in _rows_of(store, part.record, file, uri, key):
+                        carriers.update((file.sha256, *own))
                         traces.append(Trace(stored.manifest.node, part.name, file.path, row, values, shard))
     return traces
 
@@ -137,13 +137,13 @@ def _payloads_beside(record: PartRecord, file: FileRecord) -> str:
 
 def _rows_of(
     store: Store, record: PartRecord, file: FileRecord, uri: str, key: str
-) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(sha256 of the file or of its segment, row, values) of the rows with this key."""
+) -> Iterator[tuple[tuple[str, ...], int, dict[str, Any]]]:
+    """(what whoever read it is found by, row, values) of the rows with this key; of a segment, row in the segment."""
     listing = next((other for other in record.files if other.path == segments_name(file.path)), None)
     try:
         with _open(store, uri) as stream:
             if listing is None:
-                yield from ((file.sha256, row, values) for row, values in _matches(pq.ParquetFile(stream), key))
+                yield from (((), row, values) for row, values in _matches(pq.ParquetFile(stream), key))
                 return
             with _open(store, store.file_uri(record, listing)) as listed:
                 segments = segments_of(InputFile(file.path, file.bytes, file.sha256, uri), listed.read())
@@ -151,7 +151,9 @@ def _rows_of(
                 stream.seek(segment.start or 0)
                 table = read_segment(io.BytesIO(stream.read(segment.bytes)))
                 for row in _places(table, key):
-                    yield segment.sha256, row, table.slice(row, 1).to_pylist()[0]
+                    mark = mark_of_row(segment, row)
+                    carriers = (segment.sha256,) if mark is None else (segment.sha256, mark)
+                    yield carriers, row, table.slice(row, 1).to_pylist()[0]
     except (OSError, pa.ArrowException) as error:
         log.warning("event=table_unreadable file=%s error=%r", uri, str(error))  # the audit of files reports it
 
