@@ -138,7 +138,13 @@ def read_manifest(store: Store, source: str = "web") -> Manifest:
 
 
 def file_of(manifest: Manifest, part: str) -> str:
-    (found,) = [one.record.files[0].sha256 for one in manifest.parts if one.name == part]
+    (found,) = [
+        file.sha256
+        for one in manifest.parts
+        if one.name == part
+        for file in one.record.files
+        if file.path.startswith("rows")
+    ]
     return found
 
 
