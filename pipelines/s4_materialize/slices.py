@@ -59,17 +59,18 @@ def write_slices(folder: Path, rows: pa.Table, num_shards: int) -> dict[str, int
     """Write `rows` (PLACED_SCHEMA) to the file ROWS in `folder`, in the order of their keys; rows by file name."""
     rows = rows.select(PLACED_SCHEMA.names).cast(PLACED_SCHEMA).sort_by("key").combine_chunks()
     shards = shards_of(rows["key"], num_shards)
+    numbers, starts = np.unique(shards, return_index=True)
+    ends = [*starts[1:].tolist(), len(shards)] if len(shards) else []
+    # Of all rows at once: each call looks at every column, and there are a hundred slices.
+    digests = digests_of_runs(rows.select(SCORED_SCHEMA.names), ends)
+    groups = [
+        Group(numbered(shard), digest, end - start)
+        for shard, digest, start, end in zip(numbers.tolist(), digests, starts.tolist(), ends, strict=True)
+    ]
     with SegmentWriter(folder / ROWS) as writer:
         for (first, last), start, own in _slices(shards, num_shards):
-            numbers, starts = np.unique(own, return_index=True)
-            ends = [*starts[1:].tolist(), len(own)]
-            table = rows.slice(start, len(own))
-            digests = digests_of_runs(table.select(SCORED_SCHEMA.names), ends)
-            groups = [
-                Group(numbered(shard), digest, end - begin)
-                for shard, digest, begin, end in zip(numbers.tolist(), digests, starts.tolist(), ends, strict=True)
-            ]
-            writer.add(f"{numbered(first)}-{numbered(last)}", table, groups)
+            of_slice = slice(*np.searchsorted(numbers, (first, last + 1)).tolist())
+            writer.add(f"{numbered(first)}-{numbered(last)}", rows.slice(start, len(own)), groups[of_slice])
     return writer.file_rows
 
 
