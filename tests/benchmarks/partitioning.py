@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipelines.flow.segments import read_segment, segments_name
 from pipelines.flow.stage import Input
 from pipelines.s4_materialize import PARTITION, PartitionConfig
+from pipelines.s4_materialize.slices import ROWS
 from tests.benchmarks.filter_rows import synthetic_rows
 from tests.benchmarks.shuffle import index_of, scores_of
 from tests.support.parts import Reader, Writer, as_part
@@ -42,7 +43,7 @@ def measure(num_rows: int, num_shards: int, folder: Path) -> dict[str, float]:
         began = time.process_time()
         result = PARTITION.run_part(config, Reader(part), part, Writer(out))
         spent.append(time.process_time() - began)
-    listing = pq.read_table(out / "rows.arrow.segments.parquet")
+    listing = read_segment((out / segments_name(ROWS)).open("rb"))
     return {
         "rows": result.counts["rows"].num_out,
         "shards_with_rows": sum(map(len, listing["groups"].to_pylist())),

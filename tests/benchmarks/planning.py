@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.planning --parts 130000 [--half]
 
-One source with so many parts goes through all curation nodes of an experiment, from read to pack. Nothing is run: the
+One source with so many parts goes through the curation nodes of an experiment, from read to pack, but for the nodes
+that compare all rows (deduplication, decontamination). Nothing is run: the
 records of parts are made up (files, counts and summaries as large as the stages write them; each partition part has
 rows of the two or three shards that a range of keys has), their folders hold an empty `part.json`, and manifests are
 written by the store's own code. Then, each in a process of its own:
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import pyarrow as pa
 
 from pipelines.experiment import load_experiment
 from pipelines.flow.live import Listener, Report, no_report
@@ -34,16 +36,18 @@ from pipelines.flow.run.executor import run
 from pipelines.flow.run.finishing import make_manifest, reused
 from pipelines.flow.run.part_task import PartOutcome, reads_of
 from pipelines.flow.run.planner import plan, work_of
+from pipelines.flow.segments import SCHEMA, encode, segments_name
 from pipelines.flow.stage import Graph, Node, Part, Stage, part_fingerprint
 from pipelines.flow.store.artifact import CountRecord, FileRecord, PartRecord, SealedManifest
 from pipelines.flow.store.layout import part_folder
 from pipelines.flow.store.sources import SourceHashes
 from pipelines.flow.store.store import Store, make_ref
 from pipelines.graph import build_graph
+from pipelines.s4_materialize.slices import ROWS
 from tests.support.experiments import experiment_file
 
 ROWS_PER_PART = 10_000
-STAGES = ("read", "download", "domains", "filter", "score", "decontaminate", "deduplicate", "partition", "pack")
+STAGES = ("read", "download", "domains", "filter", "score", "partition", "pack")
 HISTOGRAM = {"image": {kind: list(range(200)) for kind in ("real", "shuffled")}}
 METRICS = {"rows_per_second": 12.345678, "bytes_per_second": 123456.789, "success_rate": 0.81}
 SUMMARIES: Mapping[str, dict[str, Any]] = {
@@ -66,23 +70,33 @@ FILES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def listing_of(number: int, num_parts: int) -> bytes:
+    """The segments of a partition part whose rows come from a range of keys, and so lie in few shards."""
+    num_shards = max(1, num_parts * 10 // 13)
+    first, last = number * num_shards // num_parts, ((number + 1) * num_shards) // num_parts
+    digest = hashlib.sha256(f"{number}".encode()).digest()
+    groups = [{"name": f"{shard:05d}", "sha256": digest, "rows": 4000} for shard in range(first, last + 1)]
+    segment = {"name": "slice", "offset": 0, "bytes": 1 << 20, "sha256": digest, "rows": 8000, "groups": groups}
+    return encode(pa.Table.from_pylist([segment], schema=SCHEMA))
+
+
 def made_up_record(stage: Stage, fingerprint: str, part: Part, number: int, num_parts: int) -> PartRecord:
     """The record of a part that was never run, as large as a real one."""
     paths = list(FILES.get(stage.name, ()))
     if stage.name == "read":
         paths = [f"rows-{file:05d}.parquet" for file in range(num_parts)]
-    if stage.name in ("decontaminate", "deduplicate"):
-        paths = [f"decisions-000-{file:05d}.parquet" for file in range(num_parts)]
-    if stage.name == "partition":  # a range of keys lies in few shards
-        num_shards = max(1, num_parts * 10 // 13)
-        first, last = number * num_shards // num_parts, ((number + 1) * num_shards) // num_parts
-        paths = [*(f"bucket-{shard:05d}.parquet" for shard in range(first, last + 1)), "drops.parquet"]
+    if stage.name == "partition":
+        paths = ["drops.parquet", ROWS]
     files = [
         FileRecord(
             path=path, bytes=123_456, rows=8000, sha256=hashlib.sha256(f"{fingerprint}{path}".encode()).hexdigest()
         )
         for path in paths
     ]
+    if stage.name == "partition":
+        data = listing_of(number, num_parts)
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(FileRecord(path=segments_name(ROWS), bytes=len(data), rows=1, sha256=digest))
     counts = {
         "rows": CountRecord(num_in=10_000, num_out=8100, dropped={"http_404": 900, "timeout": 700, "other": 300}),
         "captions": CountRecord(num_in=10_000, num_out=8100, dropped={"row_dropped": 1900}),
@@ -102,15 +116,20 @@ def made_up_record(stage: Stage, fingerprint: str, part: Part, number: int, num_
 
 
 def curation_graph(folder: Path) -> Graph:
-    """All curation nodes of one image source, with both stages that look at all rows."""
+    """The curation nodes of one image source whose parts are as many as its rows make them.
+
+    Those that compare all rows are left out: what their plans read are listings of segments that a benchmark cannot
+    make up.
+    """
+    num_parts = int((folder / "parts").read_text())
     path = experiment_file(
         folder,
         sources={
             "laion": {"card": "sample/laion"},
             "coco_heldout": {"card": "sample/coco_heldout", "role": "held_out"},
         },
-        decontaminate={},
-        deduplicate={},
+        decontaminate=None,
+        partition={"num_shards": max(1, num_parts * 10 // 13)},
         evaluate={},
     )
     graph = build_graph(load_experiment(str(path), str(folder / "store")))
@@ -144,10 +163,13 @@ def finish_all(graph: Graph, store: Store, num_parts: int) -> None:
         work = work_of(node, store, {up: finished[up] for up in node.upstream()}, sources)
         own = num_parts if "heldout" not in node.key else 1
         records = _Records(work, own)
+        places = {fingerprint: place for place, fingerprint in enumerate(work.fingerprints)}
         for fingerprint in work.fingerprints:
             folder = Path(store.uri_of(part_folder(node.stage.name, fingerprint)))
             folder.mkdir(parents=True)
             (folder / "part.json").touch()
+            if node.stage.name == "partition":
+                (folder / segments_name(ROWS)).write_bytes(listing_of(places[fingerprint], own))
         manifest, path, digest = store.write_manifest(make_manifest(work, records, {}))
         store.write_ref(make_ref("planning", node, manifest, path, digest))
         finished[node.key] = SealedManifest(manifest, path, digest)
@@ -278,6 +300,7 @@ def main() -> None:
 def make(folder: Path, num_parts: int) -> None:
     """A store of finished nodes below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "parts").write_text(str(num_parts))
     print(f"store of {num_parts} parts a node", flush=True)
     finish_all(curation_graph(folder), Store(folder / "store"), num_parts)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.flow.audit.part_index import parts_of_files
-from pipelines.flow.segments import SUFFIX, mark_of_row, read_segment, segments_name, segments_of
+from pipelines.flow.segments import mark_of_row, read_segment, segments_name, segments_of
 from pipelines.flow.stage import InputFile
 from pipelines.flow.store.artifact import FileRecord, ManifestPart, PartRecord, SealedManifest
 from pipelines.flow.store.blobs import local_path_of
@@ -125,8 +125,8 @@ def _in_segments(store: Store, node: str, part: ManifestPart, key: str, traces: 
 
 
 def _is_table(path: str) -> bool:
-    """True for tables, also for indexes of shards; not for payloads, nor for what stands for another file."""
-    return path.endswith(TABLE_SUFFIXES) and not path.endswith((*PAYLOAD_SUFFIXES, SUFFIX))
+    """True for tables, also for indexes of shards; not for payloads."""
+    return path.endswith(TABLE_SUFFIXES) and not path.endswith(PAYLOAD_SUFFIXES)
 
 
 def _payloads_beside(record: PartRecord, file: FileRecord) -> str:

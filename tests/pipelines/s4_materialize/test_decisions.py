@@ -309,7 +309,7 @@ def test_a_stage_decides_about_a_row_once(tmp_path: Path) -> None:
 
 def test_decisions_are_dealt_to_the_parts_of_their_rows(tmp_path: Path) -> None:
     rows = [("001-00000", "d"), ("000-00001", "c"), ("000-00001", "a"), ("001-00000", "a")]
-    assert write_decisions(tmp_path, decided(*rows)) == {"decisions.arrow": 4, "decisions.arrow.segments.parquet": 2}
+    assert write_decisions(tmp_path, decided(*rows)) == {"decisions.arrow": 4, "decisions.arrow.segments": 2}
     part = as_part("all", tmp_path, {"owners": ["000-00000", "000-00001", "001-00000"]})
     segments = part.segments("decisions.arrow")
     with open(tmp_path / "decisions.arrow", "rb") as stream:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.flow.segments import read_segment, segments_name
 from pipelines.flow.stage import Input
 from pipelines.s4_materialize import PACK, PARTITION, PackConfig, PartitionConfig
 from pipelines.s4_materialize.slices import shard_of, shards_of
@@ -349,7 +350,7 @@ def test_scores_of_other_rows_are_refused(corpus: Corpus, tmp_path: Path) -> Non
 def test_a_part_without_rows_gives_no_slices_and_no_error(tmp_path: Path) -> None:
     empty = build(tmp_path / "in", [[[], [(make_sample(1), None)]]])
     buckets, packed = materialize(empty, tmp_path)
-    listing = pq.read_table(tmp_path / "partition" / "000-00000" / "rows.arrow.segments.parquet")
+    listing = read_segment((tmp_path / "partition" / "000-00000" / segments_name("rows.arrow")).open("rb"))
     assert listing.num_rows == (tmp_path / "partition" / "000-00000" / "rows.arrow").stat().st_size == 0
     assert packed.counts().num_out == 1
     assert buckets.counts().num_in == 1
