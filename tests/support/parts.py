@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -106,10 +107,11 @@ def as_part(name: str, folder: Path, summary: Mapping[str, Any] | None = None) -
         files.append(InputFile(path.name, len(data), hashlib.sha256(data).hexdigest(), str(path), rows))
     part = InputPart(name, tuple(files), summary or {})
 
-    def open_segments(file: InputFile) -> Mapping[str, InputFile]:
-        return segments_of(file, Path(part.file(segments_name(file.path)).uri).read_bytes())
+    return replace(part, open_segments=partial(_segments, part))
 
-    return replace(part, open_segments=open_segments)
+
+def _segments(part: InputPart, file: InputFile) -> Mapping[str, InputFile]:
+    return segments_of(file, Path(part.file(segments_name(file.path)).uri).read_bytes())
 
 
 def as_source(path: Path) -> Input:

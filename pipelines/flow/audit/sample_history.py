@@ -165,8 +165,9 @@ def _places(table: pa.Table, key: str) -> list[int]:
 
 
 def _matches(table: pq.ParquetFile, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    if "key" not in table.schema_arrow.names:
-        return
+    names = table.schema_arrow.names
+    if "key" not in names or not pa.types.is_string(table.schema_arrow.field("key").type):
+        return  # rows in compact form have binary keys: they are followed by what they lead to
     start = 0
     for group in range(table.num_row_groups):
         if _may_hold(table, group, key):

@@ -84,7 +84,7 @@ def test_an_edit_of_the_rate_is_told_with_steps_and_both_remedies(unfinished):
 def test_so_is_an_edit_before_whose_training_others_must_run(unfinished):
     """Its inputs are not known then; that its settings differ is."""
     path = edited(unfinished, train={"optimizer": {"lr": 1.0e-3}})
-    edited(unfinished, "partition", seed=99)
+    edited(unfinished, "partition", num_shards=9)
     (warning,) = warnings_of(path, unfinished)
     assert "train.optimizer.lr 0.003 -> 0.001" in warning
 
