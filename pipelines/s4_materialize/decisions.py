@@ -123,39 +123,37 @@ def groups_of(parts: Sequence[RowsPart]) -> dict[str, list[RowsPart]]:
     return groups
 
 
-def decisions_about(part: RowsPart, inputs: Inputs, slot: str = "decisions") -> tuple[Read, ...]:
-    """What the artifacts in `slot` decided about the rows of `part`; ConfigError for one that did not look at them."""
-    found = []
-    for artifact in inputs[slot]:
-        segments = _segments_by_owner(artifact)
-        if part.name not in segments:
-            raise ConfigError(
-                f"{artifact.node} says nothing about part {part.name} of {part.node}; does it read that source?"
-            )
-        if (file := segments[part.name]) is not None:
-            found.append(Read(slot, file))
-    return tuple(found)
+class DecisionReads:
+    """What the artifacts in `slot` decided, by part of the rows; their listings are read once."""
 
+    def __init__(self, inputs: Inputs, slot: str = "decisions") -> None:
+        self._slot = slot
+        self._found = [(artifact.node, _segments_by_owner(artifact)) for artifact in inputs[slot]]
 
-_recent: list[tuple[Input, dict[str, InputFile | None]]] = []  # planning asks for every part of the rows
+    def about(self, part: RowsPart) -> tuple[Read, ...]:
+        """The decisions about the rows of `part`; ConfigError for an artifact that did not look at them."""
+        reads = []
+        for node, segments in self._found:
+            if part.name not in segments:
+                raise ConfigError(
+                    f"{node} says nothing about part {part.name} of {part.node}; does it read that source?"
+                )
+            if (file := segments[part.name]) is not None:
+                reads.append(Read(self._slot, file))
+        return tuple(reads)
 
 
 def _segments_by_owner(artifact: Input) -> dict[str, InputFile | None]:
     """By name of a part of the rows the decisions about it, None where there are none."""
-    for known, found in _recent:
-        if known is artifact:
-            return found
-    found = {}
+    found: dict[str, InputFile | None] = {}
     for part in artifact.parts:
         segments = part.segments(DECISIONS)
         found |= {owner: segments.get(owner) for owner in part.summary["owners"]}
-    _recent.insert(0, (artifact, found))
-    del _recent[4:]
     return found
 
 
 def read_decisions(inputs: PartReader, read: Read) -> pa.Table:
-    """The decisions that `decisions_about` found, as DECISION_SCHEMA by key."""
+    """The decisions that `DecisionReads.about` found, as DECISION_SCHEMA by key."""
     return read_segment(inputs.open(read.file))
 
 

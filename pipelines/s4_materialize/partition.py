@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from pipelines.flow.stage import Inputs, Json, Part, PartReader, PartResult, PartSummary, PartWriter, Read, Stage
-from pipelines.s4_materialize.decisions import decisions_about, media_part, read_decisions, rows_parts
+from pipelines.s4_materialize.decisions import DecisionReads, media_part, read_decisions, rows_parts
 from pipelines.s4_materialize.grains import add_up_grains, count_grains, count_units
 from pipelines.s4_materialize.slices import PLACE, write_slices
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
@@ -50,14 +50,14 @@ class PartitionConfig(ScoreThresholds):
 def plan_partition(config: PartitionConfig, inputs: Inputs) -> list[Part]:
     """One part per part of every `rows` artifact; rows[i] is scored by the part of the same name of scores[i], and its
     media lie in the pack of the part of the same name of media[i]."""
-    parts = rows_parts(inputs, "partition")
+    parts, decisions = rows_parts(inputs, "partition"), DecisionReads(inputs)
     return [
         Part(
             name=part.name,
             reads=(
                 *part.reads("scores.parquet"),
                 Read("media", media_part(part.name, inputs["media"]).file(INDEX_NAME)),
-                *decisions_about(part, inputs),
+                *decisions.about(part),
             ),
         )
         for part in parts

@@ -20,7 +20,7 @@ from pipelines.s4_materialize.buckets.exact import BUSY
 from pipelines.s4_materialize.buckets.near import num_buckets_of
 from pipelines.s4_materialize.buckets.routing import bucket_name, bucket_of
 from pipelines.s4_materialize.buckets.stars import GONE, write_by_group
-from pipelines.s4_materialize.decisions import decisions_about, groups_of, read_decisions, rows_parts
+from pipelines.s4_materialize.decisions import DecisionReads, groups_of, read_decisions, rows_parts
 from pipelines.s4_materialize.evidence import SCORES
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from x2vlm.config import FrozenConfig
@@ -40,10 +40,10 @@ def plan_repeats(config: RepeatsConfig, inputs: Inputs) -> list[Part]:
     """One part that reads the captions of all rows; ConfigError if they are too many."""
     reads: list[Read] = []
     owners: list[list[Any]] = []
-    num_rows = 0
+    num_rows, decisions = 0, DecisionReads(inputs)
     for group, parts in groups_of(rows_parts(inputs, "repeated_captions")).items():
         for part in parts:
-            own = (*part.reads(SCORES), *decisions_about(part, inputs))
+            own = (*part.reads(SCORES), *decisions.about(part))
             num_rows += part.rows.file("rows.parquet").rows or 0
             reads += own
             owners.append([part.name, group, len(own)])

@@ -59,7 +59,7 @@ def plan_test_index(config: DecontaminateConfig, inputs: Inputs) -> list[Part]:
     return [Part("all", tuple(read for own in (*reads, files) for read in own), {"owners": owners})]
 
 
-def test_index_part(config: DecontaminateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
+def index_tests(config: DecontaminateConfig, inputs: PartReader, part: Part, out: PartWriter) -> PartResult:
     """images.parquet, ids.parquet, identities.parquet; test_identities.parquet, of images of tests alone."""
     use_embeddings = config.rule.min_cosine is not None
     images = [image_schema(use_embeddings).empty_table()]
@@ -122,7 +122,7 @@ TEST_INDEX = Stage(
     config_type=DecontaminateConfig,
     slots=("test_rows", "test_scores", "tests", "links"),
     plan_parts=plan_test_index,
-    run_part=test_index_part,
+    run_part=index_tests,
     allow_zero_rows=True,
 )
 

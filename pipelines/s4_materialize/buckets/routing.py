@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.flow.segments import SegmentWriter, read_segment, segments_name
+from pipelines.flow.segments import SegmentWriter, read_segment
 from pipelines.flow.stage import Input, InputFile, PartReader, Read
 
 
@@ -65,6 +65,3 @@ def tables(inputs: PartReader, files: Sequence[InputFile], columns: Sequence[str
     """The tables of segments, one by one; of the columns only those asked for are unpacked."""
     for file in files:
         yield read_segment(inputs.open(file), columns)
-
-
-__all__ = ["SegmentReads", "bucket_name", "bucket_of", "of_file", "power_of_two", "segments_name", "tables"]

@@ -19,6 +19,7 @@ from tests.support.flow import toy
 from tests.support.flow.helpers import committed_tree, counting, roots, run_all
 from tests.support.flow.store_parts import record
 from x2vlm.errors import StageFailed
+from x2vlm.stores.calls import StoreUnavailable
 
 NUM_PARTS = 30
 
@@ -48,6 +49,31 @@ def test_a_failed_node_leaves_a_journal_and_a_finished_one_none(tmp_path: Path, 
     # Eight more were on their way when it failed: they are there, and no page tells of them.
     assert run_all(many_parts(tmp_path), store).num_parts_run == 1 + 1
     assert journal_paths(store) == []
+
+
+def test_a_store_that_refuses_pages_costs_no_part(tmp_path: Path, small_pages: None, monkeypatch, caplog):
+    """The journal saves time alone: a run goes on without it, and says so."""
+    store = Store(f"memory://{tmp_path.name}")
+
+    create, delete = store.blobs.create, store.blobs.delete
+
+    def create_one_page(path: str, data: bytes) -> bool:
+        if path.startswith("journal/") and journal_paths(store):
+            raise StoreUnavailable(f"{path}: try later")
+        return create(path, data)
+
+    def delete_no_page(path: str) -> None:
+        if path.startswith("journal/"):
+            raise StoreUnavailable(f"{path}: try later")
+        delete(path)
+
+    monkeypatch.setattr(store.blobs, "create", create_one_page)
+    monkeypatch.setattr(store.blobs, "delete", delete_no_page)
+    found = run_all(many_parts(tmp_path), store).nodes["filter/a"].manifest
+    assert len(found.parts) == NUM_PARTS
+    assert "event=journal_page_not_written" in caplog.text
+    assert "event=journal_not_removed" in caplog.text
+    assert len(journal_paths(store)) == 1
 
 
 def test_resuming_reads_pages_instead_of_parts(tmp_path: Path, small_pages: None):

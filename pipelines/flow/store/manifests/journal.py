@@ -16,6 +16,7 @@ from pipelines.flow.store.artifact import PartRecord
 from pipelines.flow.store.layout import journal_folder
 from pipelines.flow.store.manifests.part_table import Chunk, PartTableWriter
 from pipelines.flow.store.store import Store
+from x2vlm.errors import StageFailed
 
 log = logging.getLogger(__name__)
 
@@ -88,16 +89,22 @@ class Journal:
         self._store.fault("journal:before")
         try:
             self._store.blobs.create(path, data)
-        except OSError as error:
+        except (OSError, StageFailed) as error:  # of a remote store StoreUnavailable, after many tries
             log.warning("event=journal_page_not_written path=%s error=%r", path, str(error))
         self._store.fault("journal:after")
         self._num_pages += 1
         self._waiting.clear()
 
     def clear(self) -> None:
-        """Remove all pages: there is a manifest now, or they tell of parts that are gone."""
-        for path in self._paths():
-            self._store.blobs.delete(path)
+        """Remove all pages: there is a manifest now, or they tell of parts that are gone.
+
+        A page that a store keeps is read by nobody once there is a manifest; that it stays is logged.
+        """
+        try:
+            for path in self._paths():
+                self._store.blobs.delete(path)
+        except (OSError, StageFailed) as error:
+            log.warning("event=journal_not_removed folder=%s error=%r", self._folder, str(error))
         self._waiting.clear()
 
     def _paths(self) -> list[str]:
