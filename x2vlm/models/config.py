@@ -35,6 +35,10 @@ class VisionConfig(FrozenConfig):
     `stem: conv` makes patches by 3 x 3 convolutions (`stem_layers`) instead of one as large as a patch: a small tower
     without pre-trained weights learns from far fewer images then. Not for `swin`, and no released weights fit it.
 
+    `position_init: sincos` starts the absolute positions of `clip_vit` as sines and cosines of row and column, as large
+    as the patches (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), instead of near zero. They are
+    learned from there. A tower without pre-trained weights learns to locate boxes much sooner (docs/learning.md).
+
     Frames of a clip are averaged after the tower. With `temporal: attention` its blocks have temporal attention as well
     (`x2vlm.models.blocks.temporal`, BEiT-2 only), which needs the model's `num_frames`.
     """
@@ -51,6 +55,17 @@ class VisionConfig(FrozenConfig):
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     temporal: Literal["mean", "attention"] = "mean"
     stem: Literal["patch", "conv"] = "patch"
+    position_init: Literal["normal", "sincos"] = "normal"
+
+    @model_validator(mode="after")
+    def _has_positions(self) -> "VisionConfig":
+        if self.position_init == "sincos" and self.backbone != "clip_vit":
+            raise ValueError(
+                f"position_init: sincos is for backbone clip_vit; {self.backbone} has no absolute positions"
+            )
+        if self.position_init == "sincos" and self.width % 4:
+            raise ValueError(f"position_init: sincos needs a width that is a multiple of 4, not {self.width}")
+        return self
 
     @model_validator(mode="after")
     def _stem_fits(self) -> "VisionConfig":

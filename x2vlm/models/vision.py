@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import QuickGELU
+from timm.layers import QuickGELU, build_sincos2d_pos_embed
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -38,6 +38,8 @@ class VisionEncoder(nn.Module):
         self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
         if cfg.stem == "conv":
             self.trunk.patch_embed = ConvStem(cfg)
+        if cfg.position_init == "sincos":
+            _start_from_sines(self.trunk, cfg)
         self.temporal: TemporalAttention | None = None
 
     def add_temporal(self, num_frames: int) -> None:
@@ -99,6 +101,19 @@ def _build_clip(cfg: VisionConfig) -> nn.Module:
         act_layer=QuickGELU,
         **_common(cfg),
     )
+
+
+# The default of timm is 10,000, for sentences: on a grid of some ten patches half of its waves would be constants.
+LONGEST_WAVE = 100.0
+
+
+@torch.no_grad()
+def _start_from_sines(trunk: nn.Module, cfg: VisionConfig) -> None:
+    """Set the learned positions of the patches to sines and cosines of their row and column, of amplitude 1."""
+    assert isinstance(trunk, VisionTransformer)
+    assert trunk.pos_embed is not None
+    waves_PD = build_sincos2d_pos_embed([cfg.grid, cfg.grid], cfg.width, temperature=LONGEST_WAVE)
+    trunk.pos_embed[0, -len(waves_PD) :] = waves_PD  # the class token stands before them
 
 
 def _build_swin(cfg: VisionConfig) -> nn.Module:
