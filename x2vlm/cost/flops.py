@@ -151,7 +151,7 @@ def vision_flops(cfg: VisionConfig) -> int:
     if cfg.backbone == "swin":
         return _swin_flops(cfg)
     patches, width = cfg.grid**2, cfg.width
-    embed = _stem_flops(cfg) if cfg.stem == "conv" else 2 * patches * 3 * cfg.patch_size**2 * width
+    embed = 2 * patches * 3 * cfg.patch_size**2 * width if cfg.stem == "patch" else _stem_flops(cfg)
     return embed + cfg.depth * _block_flops(patches + 1, patches + 1, width, int(width * cfg.mlp_ratio))
 
 

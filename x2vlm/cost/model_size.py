@@ -130,7 +130,7 @@ def _vision_parameters(cfg: VisionConfig) -> int:
     if cfg.backbone == "swin":
         return _swin_parameters(cfg)
     width, inner = cfg.width, int(cfg.width * cfg.mlp_ratio)
-    embed = _stem_parameters(cfg) if cfg.stem == "conv" else 3 * cfg.patch_size**2 * width
+    embed = 3 * cfg.patch_size**2 * width if cfg.stem == "patch" else _stem_parameters(cfg)
     embed += width  # with the class token; a bias is added below where there is one
     block = 4 * width**2 + 2 * width * inner + inner + width + 4 * width + width  # one bias per map but queries' etc.
     if cfg.backbone == "clip_vit":

@@ -32,8 +32,9 @@ class VisionConfig(FrozenConfig):
     last of four stages, `depth` counts all blocks (24 is Swin-B: 2, 2, 18, 2) and `patch_size` is the stride of its
     output, 32; it has neither layer scale nor a class token, and takes `image_res / 32` as its window.
 
-    `stem: conv` makes patches by 3 x 3 convolutions (`stem_layers`) instead of one as large as a patch: a small tower
-    without pre-trained weights learns from far fewer images then. Not for `swin`, and no released weights fit it.
+    `stem: conv` makes patches by 3 x 3 convolutions (`stem_layers`) instead of one as large as a patch, `deep_conv` by
+    twice as many of twice the width: a small tower without pre-trained weights learns from far fewer images then. Not
+    for `swin`, and no released weights fit it.
 
     `position_init: sincos` starts the absolute positions of `clip_vit` as sines and cosines of row and column, as large
     as the patches (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"), instead of near zero. They are
@@ -54,7 +55,7 @@ class VisionConfig(FrozenConfig):
     layer_scale_init: Positive = 0.1
     drop_path: float = Field(default=0.1, ge=0, lt=1)
     temporal: Literal["mean", "attention"] = "mean"
-    stem: Literal["patch", "conv"] = "patch"
+    stem: Literal["patch", "conv", "deep_conv"] = "patch"
     position_init: Literal["normal", "sincos"] = "normal"
 
     @model_validator(mode="after")
@@ -69,10 +70,14 @@ class VisionConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _stem_fits(self) -> "VisionConfig":
-        if self.stem == "conv" and self.backbone == "swin":
-            raise ValueError("stem: conv is for backbone beit2 or clip_vit; swin has stages of its own")
-        if self.stem == "conv" and any(stride > LARGEST_STRIDE for _, _, stride in stem_layers(self)):
-            raise ValueError(f"stem: conv needs a patch_size whose prime factors are 2 and 3, not {self.patch_size}")
+        if self.stem == "patch":
+            return self
+        if self.backbone == "swin":
+            raise ValueError(f"stem: {self.stem} is for backbone beit2 or clip_vit; swin has stages of its own")
+        if any(stride > LARGEST_STRIDE for _, _, stride in stem_layers(self)):
+            raise ValueError(
+                f"stem: {self.stem} needs a patch_size whose prime factors are 2 and 3, not {self.patch_size}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -95,17 +100,24 @@ class VisionConfig(FrozenConfig):
 
 
 def stem_layers(cfg: VisionConfig) -> list[tuple[int, int, int]]:
-    """Channels in, channels out and stride of each convolution of a `conv` stem.
+    """Channels in, channels out and stride of each convolution of a `conv` or `deep_conv` stem.
 
-    The strides are the prime factors of the patch size, the largest first; channels double up to half the width.
+    The strides are the prime factors of the patch size, the largest first; channels double up to half the width. In a
+    deep stem they double up to the width, each convolution is followed by one of stride 1, and the smallest stride
+    comes first: fine detail lasts longer.
     """
     strides, rest = [], cfg.patch_size
     for factor in range(cfg.patch_size, 1, -1):
         while rest % factor == 0 and all(factor % smaller for smaller in range(2, factor)):
             strides.append(factor)
             rest //= factor
-    channels = [max(8, cfg.width >> (len(strides) - number)) for number in range(len(strides))]
-    return list(zip([3, *channels], channels, strides, strict=False))
+    deep = cfg.stem == "deep_conv"
+    strides.sort(reverse=not deep)
+    channels = [max(8, cfg.width >> (len(strides) - number - deep)) for number in range(len(strides))]
+    layers = list(zip([3, *channels], channels, strides, strict=False))
+    if deep:
+        return [layer for first in layers for layer in (first, (first[1], first[1], 1))]
+    return layers
 
 
 class TextConfig(FrozenConfig):

@@ -36,7 +36,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.trunk: nn.Module = _TRUNKS[cfg.backbone](cfg)
-        if cfg.stem == "conv":
+        if cfg.stem != "patch":
             self.trunk.patch_embed = ConvStem(cfg)
         if cfg.position_init == "sincos":
             _start_from_sines(self.trunk, cfg)

@@ -15,6 +15,8 @@ def test_strides_are_the_prime_factors_of_the_patch_size() -> None:
     assert stem_layers(CONFIG) == [(3, 8, 3), (8, 16, 2), (16, 32, 2)]
     released = VisionConfig(stem="conv")
     assert stem_layers(released) == [(3, 48, 2), (48, 96, 2), (96, 192, 2), (192, 384, 2)]
+    deep = CONFIG.model_copy(update={"stem": "deep_conv"})
+    assert stem_layers(deep) == [(3, 16, 2), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 3), (64, 64, 1)]
 
 
 def test_a_patch_depends_on_the_pixels_around_its_place_alone() -> None:

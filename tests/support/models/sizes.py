@@ -35,8 +35,8 @@ TOWERS = {
     "beit2": SMALL.vision,
     "clip_vit": SMALL.vision.model_copy(update={"backbone": "clip_vit"}),
     "beit2 with a conv stem": SMALL.vision.model_copy(update={"stem": "conv"}),
-    "clip_vit with a conv stem": VisionConfig(
-        backbone="clip_vit", stem="conv", image_res=48, patch_size=12, width=64, depth=2, num_heads=2
+    "clip_vit with a deep conv stem": VisionConfig(
+        backbone="clip_vit", stem="deep_conv", image_res=48, patch_size=12, width=64, depth=2, num_heads=2
     ),
     "swin": VisionConfig(backbone="swin", image_res=64, patch_size=32, width=64, depth=8, num_heads=8),
 }
