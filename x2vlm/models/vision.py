@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import QuickGELU, build_sincos2d_pos_embed
+from timm.layers import QuickGELU
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
