@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.ops import box_convert, box_iou
 
 from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from tests.support.training.runs import CONFIG, metrics_of
@@ -14,7 +15,8 @@ from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import fit
 from x2vlm.train.ranks import Ranks
-from x2vlm.train.validation import recalls, split_shards
+from x2vlm.train.validation import split_shards
+from x2vlm.train.zero_shot import overlap, recalls
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,7 @@ def test_validation_leaves_no_trace_in_the_training(shards, tmp_path):
     assert [bool(names) for names in measured] == [False, True, False, True]
     assert {"valid/image/contrastive", "valid/region/box_l1", "valid/video/masked_lm"} <= measured[1]
     assert {"valid/image/image_of_text@1", "valid/image/text_of_image@10"} <= measured[1]
+    assert {"valid/video/video_of_text@1", "valid/region/grounding@0.5", "valid/region/grounding_iou"} <= measured[1]
     for line, names in zip(with_it, measured, strict=True):
         for name in names:
             del line[name]
@@ -74,6 +77,29 @@ def test_losses_are_means_over_held_out_batches_without_dropout(shards, tmp_path
     for part in ("masked_lm", "contrastive", "box_l1"):
         expected = sum(found[part].item() for found in losses) / 3
         assert lines[-1][f"valid/region/{part}"] == pytest.approx(expected, rel=1e-6), part
+    with torch.no_grad():
+        ious = torch.cat([_ious(model, held_out[number].batches["region"]) for number in range(3)])
+    assert 0 < ious.mean() < 1
+    assert lines[-1]["valid/region/grounding_iou"] == pytest.approx(ious.mean().item(), rel=1e-5)
+    assert lines[-1]["valid/region/grounding@0.5"] == pytest.approx(100 * (ious >= 0.5).double().mean().item())
+
+
+def _ious(model, batch):
+    """Of each region that is not the whole image: encoded alone, boxes compared by torchvision."""
+    found = []
+    for row in (~batch.is_whole_image_R).nonzero()[:, 0].tolist():
+        vision = model.encode_image(batch.float_pixels()[batch.image_of_R[row : row + 1]])
+        ids, mask = batch.text_ids_BL[row : row + 1], batch.text_mask_BL[row : row + 1]
+        predicted = model.locate(model.fuse(model.encode_text(ids, mask), mask, vision))
+        corners = [box_convert(box, "cxcywh", "xyxy") for box in (predicted, batch.box_cxcywh_R4[row : row + 1])]
+        found.append(box_iou(*corners)[0])
+    return torch.cat(found)
+
+
+def test_overlap_of_boxes_by_hand():
+    first = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.0, 0.0]])
+    second = torch.tensor([[0.6, 0.5, 0.2, 0.2], [0.9, 0.9, 0.2, 0.2], [0.5, 0.5, 0.0, 0.0]])
+    torch.testing.assert_close(overlap(first, second), torch.tensor([1 / 3, 0.0, 0.0]))
 
 
 def test_recall_counts_ties_against_the_model_and_knows_several_right_answers():

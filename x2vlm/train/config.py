@@ -124,7 +124,7 @@ class TrainRuntime(FrozenConfig):
     Measuring. A loss `loss_spike` standard deviations above its mean over about 100 steps is logged with its sample
     keys (None: never). `tensorboard` also writes event files, to `tensorboard/` beside the metrics. Every
     `validate_every` steps the losses of `validation_batches` held-out batches (of `DataConfig.validation_share`, which
-    is in the fingerprint) and zero-shot retrieval among their image rows are measured; None: never. Every step is
+    is in the fingerprint), zero-shot retrieval among their images and clips and grounding of their boxes; None: never. Every step is
     seeded anew, so measuring moves nothing. `record_samples` writes samples.parquet at the end, or above 10^8
     samples what it follows from; the record can be computed for any step later.
 
