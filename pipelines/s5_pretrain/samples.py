@@ -23,7 +23,7 @@ from x2vlm.data.loading.record import drawn, samples, seen
 from x2vlm.data.loading.shard_cache import ShardCache, local_shards
 from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary
 from x2vlm.stores.segments import read_lines
-from x2vlm.train.validation import split_shards
+from x2vlm.train.validation.held_out import split_shards
 
 SAMPLES_SCHEMA = pa.schema([("step", pa.int64()), ("stream", pa.string()), ("key", pa.string())])
 DRAWS_SCHEMA = pa.schema(

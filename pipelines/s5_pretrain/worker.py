@@ -40,7 +40,7 @@ from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import HEARTBEATS, fit
 from x2vlm.train.ranks import Ranks, current_ranks, keep_first
-from x2vlm.train.validation import split_shards
+from x2vlm.train.validation.held_out import split_shards
 from x2vlm.train.watchdog import STALLED
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainRuntime
 from x2vlm.train.loop import fit
 from x2vlm.train.ranks import Ranks
-from x2vlm.train.validation import split_shards
-from x2vlm.train.zero_shot import overlap, recalls
+from x2vlm.train.validation.held_out import split_shards
+from x2vlm.train.validation.zero_shot import overlap, recalls
 
 
 @pytest.fixture(scope="module")

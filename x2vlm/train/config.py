@@ -123,10 +123,11 @@ class TrainRuntime(FrozenConfig):
 
     Measuring. A loss `loss_spike` standard deviations above its mean over about 100 steps is logged with its sample
     keys (None: never). `tensorboard` also writes event files, to `tensorboard/` beside the metrics. Every
-    `validate_every` steps the losses of `validation_batches` held-out batches (of `DataConfig.validation_share`, which
-    is in the fingerprint), zero-shot retrieval among their images and clips and grounding of their boxes; None: never. Every step is
-    seeded anew, so measuring moves nothing. `record_samples` writes samples.parquet at the end, or above 10^8
-    samples what it follows from; the record can be computed for any step later.
+    `validate_every` steps (None: never) the losses of `validation_batches` held-out batches (of
+    `DataConfig.validation_share`, which is in the fingerprint), zero-shot retrieval among their images and clips, and
+    grounding of their boxes are measured. Every step is seeded anew, so measuring moves nothing. `record_samples`
+    writes samples.parquet at the end, or above 10^8 samples what it follows from; the record can be computed for any
+    step later.
 
     Machines. `checkpoint_vision_blocks`: every k-th block of the image tower is recomputed in the backward pass instead
     of being kept; 0: none. It trades time for memory and gives the same numbers, dropout included. `cpu_threads` of

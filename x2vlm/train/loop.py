@@ -34,7 +34,7 @@ from x2vlm.train.recording.spikes import LossLevel
 from x2vlm.train.recording.writer import Writer
 from x2vlm.train.step import StepObjective, Trainer, train_step
 from x2vlm.train.stopping import StopOnSignal, TrainingStopped
-from x2vlm.train.validation import validate
+from x2vlm.train.validation.held_out import validate
 from x2vlm.train.watchdog import Watchdog
 
 if TYPE_CHECKING:  # importing the model imports timm and transformers; its type alone must not

@@ -154,7 +154,7 @@ def _train(start: Start, rank: int, meet: str) -> None:
     from x2vlm.train.checkpoint import CheckpointStore
     from x2vlm.train.ranks import current_ranks
     from x2vlm.train.stopping import EXIT_STOPPED, TrainingStopped
-    from x2vlm.train.validation import split_shards
+    from x2vlm.train.validation.held_out import split_shards
 
     log_path = Path(start.folder) / f"{start.name}-rank-{rank}.log"
     output = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

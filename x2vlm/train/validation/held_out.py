@@ -17,7 +17,7 @@ from x2vlm.data.loading.streams import ShardFiles
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import ConfigError
 from x2vlm.train.step import Trainer, stream_losses
-from x2vlm.train.zero_shot import ZeroShot
+from x2vlm.train.validation.zero_shot import ZeroShot
 
 log = logging.getLogger(__name__)
 

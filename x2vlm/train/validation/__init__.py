@@ -1,0 +1,1 @@
+"""What is measured of held-out shards while a model trains."""
