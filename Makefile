@@ -56,7 +56,7 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 
 MEASURES = training_step loader seek data_wait readers filters scoring shuffle planning partitioning leaks curation why download \
-	http_parsers img2dataset_import reranking record
+	http_parsers img2dataset_import reranking record training_start lanes
 benchmarks: setup                    ## everything that measures on CPUs, one after the other: an hour or more
 	for name in $(MEASURES); do echo "== $$name" && $(PYTHON) -m tests.benchmarks.$$name || exit 1; done
 

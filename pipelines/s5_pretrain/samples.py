@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from pipelines.flow.stage import Part
 from pipelines.s5_pretrain.config import PretrainConfig
-from pipelines.s5_pretrain.shards import shard_uris
+from pipelines.s5_pretrain.shards import listing_of
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.record import drawn, samples, seen
-from x2vlm.data.loading.shard_cache import ShardCache, local_shards
+from x2vlm.data.loading.shard_cache import ShardCache, listed_shards
 from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary
 from x2vlm.stores.segments import read_lines
 from x2vlm.train.validation.held_out import split_shards
@@ -50,7 +50,7 @@ SAMPLES, DRAWS, SUBSTITUTES = "samples.parquet", "draws.parquet", "substitutes.p
 
 def record_loader(config: PretrainConfig, part: Part, vocabulary: Path, cache: ShardCache | None = None) -> StepLoader:
     """A loader that is asked for the order alone: indexes are opened, or fetched to `cache`, when they are needed."""
-    trained, _ = split_shards(local_shards(shard_uris(part), cache), config.data.validation_share)
+    trained, _ = split_shards(listed_shards(listing_of(part), cache), config.data.validation_share)
     vision = config.model.vision
     return StepLoader(
         trained, config.data, read_tokenizer(read_vocabulary(vocabulary)), vision.image_res, vision.patch_size

@@ -1,14 +1,17 @@
 """The shards that a part reads, as training takes them. Imports no torch."""
 
+import hashlib
 from typing import Any
 
 from pipelines.flow.stage import Part
+from x2vlm.data.shards.listing import ShardListing
 from x2vlm.data.shards.media_files import index_name, is_media_file
 from x2vlm.data.shards.row_counts import ROW_COUNTS
+from x2vlm.stores.calls import StoreFiles
 
 
 def shard_uris(part: Part) -> list[dict[str, Any]]:
-    """The shards of a part for `x2vlm.data.loading.shard_cache.local_shards`, in the order of their names."""
+    """The shards of a part for `ShardListing.of_shards`, in the order of their names."""
     files = {read.file.path: read.file for read in part.reads if read.slot == "shards"}
     return [
         {
@@ -21,3 +24,20 @@ def shard_uris(part: Part) -> list[dict[str, Any]]:
         for path, file in sorted(files.items())
         if is_media_file(path)
     ]
+
+
+def listing_of(part: Part) -> ShardListing:
+    """The shards of a part, for `x2vlm.data.loading.shard_cache.listed_shards`."""
+    return ShardListing.of_shards(shard_uris(part))
+
+
+def write_listing(listing: ShardListing, state_uri: str) -> dict[str, str]:
+    """Write a listing to a state folder; what `x2vlm.data.loading.shard_cache.fetch_listing` finds it by.
+
+    Its name has its digest: a driver that was replaced and workers of another one keep what they were told to read.
+    """
+    data = listing.to_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"shards-{sha256[:12]}.parquet"
+    StoreFiles(state_uri).write(name, data)
+    return {"uri": f"{state_uri}/{name}", "sha256": sha256}

@@ -27,7 +27,7 @@ from pipelines.flow.stage import (
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s5_pretrain.runs import METRICS, note_run
-from pipelines.s5_pretrain.shards import shard_uris
+from pipelines.s5_pretrain.shards import listing_of, write_listing
 from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
 from pipelines.s5_pretrain.start_run import SLOT, branch_reads, lay_down_branch
 from x2vlm.data.shards.media_files import is_index_file, is_media_file
@@ -74,7 +74,6 @@ def pretrain_part(
         "config": config.model_dump(mode="json"),
         "runtime": runtime.model_dump(mode="json"),
         "node": node,
-        "shards": shard_uris(part),
         "vocabulary": words,
         "state_uri": out.state_uri,
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},
@@ -102,6 +101,7 @@ def pretrain_part(
             job["facts"] |= {"branch": {name: job["branch"][name] for name in ("checkpoint", "node", "step", "sha256")}}
         note_run(out.state_uri, node, job["config"])
         job["token"] = job["facts"]["writer"] = lease.token
+        job["shards"] = write_listing(listing_of(part), out.state_uri)
         with watched(f"{out.state_uri}/{METRICS}", config.train.steps, out.report):
             train(job, config.world_size, num_gpus, lease.confirm)
     return collect(config, inputs, part, out, vocabulary, runtime.record_samples)

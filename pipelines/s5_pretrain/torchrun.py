@@ -98,7 +98,7 @@ def launch(arguments: list[str]) -> int:
     try:
         if not job or job.startswith("-"):
             raise ConfigError(f"one argument is wanted, the job of a run: {USAGE}")
-        parse_job(job)
+        content = parse_job(job)
     except ConfigError as error:
         log.error("%s", error)
         return EXIT_USAGE
@@ -108,7 +108,9 @@ def launch(arguments: list[str]) -> int:
         os.environ[CODES_VARIABLE] = folder
         codes: list[int] = []
         try:
-            run.main([*options, "-m", "pipelines.s5_pretrain.torchrun", job])
+            copy = Path(folder, "job.json")  # the store is asked once a machine, not by every process
+            copy.write_text(json.dumps(content))
+            run.main([*options, "-m", "pipelines.s5_pretrain.torchrun", str(copy)])
             return 0
         except SystemExit as wrong:  # of torchrun's own arguments
             return EXIT_USAGE if wrong.code else 0
@@ -117,7 +119,7 @@ def launch(arguments: list[str]) -> int:
         except ChildFailedError as failed:
             log.error("%s", failed)
             codes = [failure.exitcode for failure in failed.failures.values()]
-        codes += [int(path.read_text()) for path in Path(folder).iterdir()]
+        codes += [int(path.read_text()) for path in Path(folder).iterdir() if path.name.isdigit()]
     return agreed_code(codes)
 
 

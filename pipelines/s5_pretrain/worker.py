@@ -31,8 +31,8 @@ from pipelines.s5_pretrain.local_processes import (
 from pipelines.s5_pretrain.runs import METRICS
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, local_shards
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_cache import DEFAULT_FOLDER, ShardCache, fetch_listing, listed_shards
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.text.tokenizer import read_tokenizer
 from x2vlm.errors import NotEnoughRoom, StageFailed
 from x2vlm.stores.calls import StoreFiles
@@ -158,7 +158,9 @@ class PretrainingRun:
 
         folder = Path(runtime.shard_cache or DEFAULT_FOLDER)
         cache = ShardCache(folder, runtime.shard_cache_bytes, retry_seconds=runtime.store_retry_seconds)
-        trained, held_out = split_shards(local_shards(job["shards"], cache), config.data.validation_share)
+        trained, held_out = split_shards(
+            listed_shards(fetch_listing(**job["shards"], cache=cache), cache), config.data.validation_share
+        )
         torch.set_num_threads(runtime.cpu_threads)
         model = random_model(config)
         new_parameters = load_start(model, job.get("start"), ranks.is_first)

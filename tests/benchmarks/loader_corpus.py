@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from tests.benchmarks.photos import numbered, real_photos
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.media.images import open_image
 from x2vlm.data.shards.rows import Row, row_of
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard

@@ -22,7 +22,7 @@ from tests.support.training.captioned import TOKENIZER, image_of, indexes_of
 from x2vlm.data.loading.config import DataConfig
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.record import seen
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.shards.row_counts import ShardCounts
 from x2vlm.samples import sample_key
 

@@ -69,9 +69,9 @@ def _index(shard: int, payload: bytes, sha256: str) -> pa.Table:
 def seek(folder: Path, num_shards: int) -> dict[str, float]:
     """Seconds to the first batch at half of the data, in this process."""
     from tests.support.training.corpus import TOKENIZER
-    from x2vlm.data.loading.config import DataConfig
+    from x2vlm.data.loading.config import DataConfig, StreamConfig
     from x2vlm.data.loading.loader import StepLoader
-    from x2vlm.data.loading.streams import ShardFiles, StreamConfig
+    from x2vlm.data.loading.shard_set import ShardFiles
 
     paths = [folder / f"shard-{shard:05d}.tar" for shard in range(num_shards)]
     files = [ShardFiles(path, path.with_suffix(".parquet")) for path in paths]

@@ -25,7 +25,7 @@ from pipelines.corpora.world.drawing.render import encode_jpeg, render_scene
 from pipelines.corpora.world.drawing.scene import PixelBox, Scene, Thing, make_scene
 from pipelines.corpora.world.drawing.texts import captions, region_phrases
 from pipelines.corpora.world.sources.video import describe_clip
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.media.video import encode_frames
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, read_index, write_shard

@@ -12,7 +12,7 @@ from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from tests.support.training.processes import on_ranks
 from x2vlm.config import parse_config
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainConfig
 

@@ -13,7 +13,7 @@ from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from tests.support.training.processes import on_ranks
 from x2vlm.cost.scaling import contrastive_bytes, gradient_bytes
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.errors import X2VLMError
 from x2vlm.train.gradients import GradientBuckets
 from x2vlm.train.ranks import Ranks, current_ranks

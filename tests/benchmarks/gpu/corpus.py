@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from tests.benchmarks.photos import numbered
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.shards.media_files import PARQUET_SUFFIX
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer

@@ -20,7 +20,7 @@ from tests.support.training.corpus import DATA, MODEL, TOKENIZER, make_shards
 from x2vlm.data.loading.batch import normalised
 from x2vlm.data.loading.examples import ExampleConfig, Recipe, plan_regions, region_pixels
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.loading.transforms import AugmentConfig
 from x2vlm.data.media.images import shrunk_size
 from x2vlm.data.media.video import decode_frames

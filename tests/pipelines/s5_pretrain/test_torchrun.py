@@ -13,10 +13,13 @@ import pytest
 from pipelines.flow.store.store import Store
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.fencing import LEASE, sole_driver
+from pipelines.s5_pretrain.shards import write_listing
 from pipelines.s5_pretrain.torchrun import EXIT_USAGE, agreed_code, main, read_job
 from tests.support.training.corpus import DATA, MODEL
 from tests.support.training.pretrain_part import job_of, toy_inputs
 from x2vlm.command_line import EXIT_FENCED
+from x2vlm.data.loading.shard_cache import fetch_listing
+from x2vlm.data.shards.listing import ShardListing
 from x2vlm.errors import ConfigError
 from x2vlm.train.checkpoint import CheckpointStore
 from x2vlm.train.config import TrainConfig
@@ -134,6 +137,8 @@ def sole_driver_of_another(state):
 
 @pytest.mark.slow
 def test_a_failure_ends_with_1(job, tmp_path):
-    shards = [{**shard, "index_sha256": "0" * 64} for shard in job["shards"]]
+    listing = fetch_listing(**job["shards"])
+    damaged = [listing.shard(number) | {"index_sha256": "0" * 64} for number in range(len(listing))]
+    shards = write_listing(ShardListing.of_shards(damaged), str(tmp_path))
     assert launched(job, tmp_path, shards=shards).wait(120) == 1
     assert "rerun the pack stage" in (tmp_path / "log").read_text()

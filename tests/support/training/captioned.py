@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.shards.shard import SCORED_SCHEMA, SHARD_SCHEMA, index_path, write_shard
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer
 from x2vlm.samples import Box, Caption, Concept, Grain, Media, Sample, sample_key, sample_table, write_table

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from x2vlm.data.loading.config import StreamConfig
 from x2vlm.data.loading.loader import DataConfig
-from x2vlm.data.loading.streams import ShardFiles, StreamConfig
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.media.video import encode_frames
 from x2vlm.data.shards.shard import SCORED_SCHEMA, index_path, write_shard
 from x2vlm.data.text.tokenizer import SPECIAL_TOKENS, WordPieceTokenizer

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.flow.live import Report, no_report
 from pipelines.flow.stage import Input, InputFile, InputPart
 from pipelines.s5_pretrain.config import PretrainConfig
+from pipelines.s5_pretrain.shards import listing_of, write_listing
 from pipelines.s5_pretrain.stage import plan_pretrain
 from tests.support.training.corpus import WORDS, make_shards
 from x2vlm.train.config import TrainRuntime
@@ -55,15 +56,11 @@ def _file(path: Path) -> InputFile:
 def job_of(config: PretrainConfig, inputs: Mapping[str, tuple[Input, ...]], state: Path, **runtime: Any) -> dict:
     """The job that a pretrain part leaves in its state folder."""
     (part,) = plan_pretrain(config, inputs)
-    shards = [
-        {"media": tar.uri, "media_sha256": tar.sha256, "index": index.uri, "index_sha256": index.sha256}
-        for tar, index in ((piece.files[0], piece.files[1]) for piece in inputs["shards"][0].parts)
-    ]
     state.mkdir(parents=True, exist_ok=True)
     return {
         "config": config.model_dump(mode="json"),
         "runtime": TrainRuntime(**runtime).model_dump(mode="json"),
-        "shards": shards,
+        "shards": write_listing(listing_of(part), str(state)),
         "vocabulary": list(WORDS),
         "state_uri": str(state),
         "facts": {"shards_root": part.spec["shards_root"], "world_size": config.world_size},

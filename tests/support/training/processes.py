@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.support.training.corpus import DATA, MODEL, TOKENIZER
 from x2vlm.data.loading.config import DataConfig
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.train.config import TrainConfig, TrainRuntime
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -34,7 +34,8 @@ from x2vlm.data.loading.examples import (
 from x2vlm.data.loading.orders.passes import Place
 from x2vlm.data.loading.parent_watch import exit_with_this_process, naming_lost_readers
 from x2vlm.data.loading.regions import choose_rows
-from x2vlm.data.loading.streams import ShardFiles, ShardSet, Slot, Stream
+from x2vlm.data.loading.shard_set import ShardFiles, ShardSet
+from x2vlm.data.loading.streams import Slot, Stream
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.rows import Row
 from x2vlm.data.text.tokenizer import TextTokenizer

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from x2vlm.data.loading.streams import ShardFiles
-from x2vlm.data.shards.row_counts import ShardCounts
+from x2vlm.data.loading.shard_set import CountedShards, ShardFiles
+from x2vlm.data.shards.listing import ShardListing, read_listing
+from x2vlm.data.shards.row_counts import CountTable, ShardCounts
 from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.stores.calls import RETRY_SECONDS, retrying
 
@@ -183,6 +184,52 @@ def local_shards(shards: Sequence[Mapping[str, Any]], cache: ShardCache | None =
             _check(hashlib.sha256(index.read_bytes()).hexdigest(), shard["index_sha256"], shard["index"])
         files.append(ShardFiles(media, index, counts))
     return files
+
+
+class ListedShards(CountedShards):
+    """The shards of a listing as files of this machine: as `local_shards`, each made when it is asked for."""
+
+    def __init__(self, listing: ShardListing, cache: ShardCache, counts: CountTable) -> None:
+        self._listing, self._cache, self._counts = listing, cache, counts
+
+    @property
+    def counts(self) -> CountTable:
+        return self._counts
+
+    def __len__(self) -> int:
+        return len(self._listing)
+
+    @overload
+    def __getitem__(self, place: int) -> ShardFiles: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[ShardFiles]: ...
+    def __getitem__(self, place: int | slice) -> ShardFiles | Sequence[ShardFiles]:
+        if isinstance(place, slice):
+            first, end, step = place.indices(len(self))
+            if step != 1:
+                return [self[number] for number in range(first, end, step)]
+            return listed_shards(self._listing.part(first, max(first, end)), self._cache)
+        number = place + len(self) if place < 0 else place
+        if not 0 <= number < len(self):
+            raise IndexError(f"shard {place} of {len(self)}")
+        return local_shards([self._listing.shard(number)], self._cache)[0]
+
+
+def listed_shards(listing: ShardListing, cache: ShardCache | None = None) -> Sequence[ShardFiles]:
+    """The shards of a listing as files of this machine. Nothing of them is read here where their counts are known."""
+    cache = cache or ShardCache(DEFAULT_FOLDER)
+    if listing.counts is None:
+        return local_shards([listing.shard(number) for number in range(len(listing))], cache)
+    return ListedShards(listing, cache, listing.counts)
+
+
+def fetch_listing(uri: str, sha256: str, cache: ShardCache | None = None) -> ShardListing:
+    """The listing at `uri`, which the first process of a machine that asks fetches for all of them.
+
+    CorruptArtifact if it has another sha256.
+    """
+    with CachedFile(cache or ShardCache(DEFAULT_FOLDER), uri, sha256).open() as stream:
+        return read_listing(stream.read(), sha256, uri)
 
 
 def seconds_since_wait(folder: Path) -> float:

@@ -4,12 +4,10 @@ The only state is the step. A stream of `batch_size` items reads positions step 
 aux sources, exactly floor(steps * aux_share) of all batches so far come from those instead.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -19,90 +17,9 @@ from x2vlm.data.loading.orders.lanes import LanedOrder, num_lanes
 from x2vlm.data.loading.orders.passes import Order, PassOrder, Place
 from x2vlm.data.loading.orders.weighted import Group, ImagesOf, WeightedOrder
 from x2vlm.data.loading.orders.windowed import WindowedOrder
+from x2vlm.data.loading.shard_set import Phrases, ShardSet
 from x2vlm.data.randomness import Draws
-from x2vlm.data.shards.row_counts import ShardCounts, count_rows
-from x2vlm.data.shards.rows import Row, ShardRows
-from x2vlm.data.shards.shard import OpenableFile, PayloadFile
-from x2vlm.errors import ConfigError
-
-Phrases = tuple[tuple[str, int], ...]  # sources whose region phrases are captions, and how many of an image in a pass
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """The payloads (a tar or Parquet file) and the index of a shard: paths, or files fetched when they are opened.
-
-    `counts` are those of the index, where the pack stage recorded them.
-    """
-
-    media: OpenableFile
-    index: OpenableFile
-    counts: ShardCounts | None = None
-
-
-class ShardSet:
-    """The shards of a run, by number; a few are open at a time. Cheap to pickle."""
-
-    def __init__(self, files: Sequence[ShardFiles], max_open: int = 64) -> None:
-        if not files:
-            raise ConfigError("no shards to train on; did the pack stage drop everything?")
-        self.files = tuple(files)
-        self._max_open = max_open
-        self.rows = functools.lru_cache(max_open)(lambda shard: ShardRows(self.files[shard].index))
-        self.payloads = functools.lru_cache(max_open)(lambda shard: PayloadFile(self.files[shard].media))
-        self.usable = functools.lru_cache(8 * max_open)(self._usable)
-        self.texts = functools.lru_cache(8 * max_open)(self._texts)
-        self._counts: tuple[ShardCounts, ...] = ()
-
-    def counts(self, kind: StreamKind, sources: tuple[str, ...]) -> list[int]:
-        """How many rows of each shard a stream of that kind can use."""
-        return [counts.of(kind, sources) for counts in self._all_counts()]
-
-    def text_counts(self, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases) -> list[int]:
-        """How many rows of each shard a stream with a row per caption has in a pass."""
-        return [counts.texts_of(kind, sources, dict(phrases)) for counts in self._all_counts()]
-
-    def grain_counts(self, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...]) -> list[int]:
-        """How many rows of each shard have a box of one of these grains."""
-        return [counts.of(kind, sources, grains) for counts in self._all_counts()]
-
-    def sources(self) -> list[str]:
-        """Every source that has a row in a shard."""
-        return sorted({source for counts in self._all_counts() for source in counts.sources()})
-
-    def _all_counts(self) -> tuple[ShardCounts, ...]:
-        if not self._counts:
-            unknown = [files.index for files in self.files if files.counts is None]
-            counted = iter(count_rows(unknown))
-            self._counts = tuple(files.counts or next(counted) for files in self.files)
-        return self._counts
-
-    def _usable(
-        self, shard: int, kind: StreamKind, sources: tuple[str, ...], grains: tuple[str, ...] = ()
-    ) -> np.ndarray:
-        """Row numbers of a shard that a stream of that kind can use."""
-        return self.rows(shard).usable(kind, sources, grains)
-
-    def _texts(
-        self, shard: int, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of a shard's rows of these sources, ascending, and at which text of a pass each ends."""
-        rows = self.rows(shard)
-        num_captions, num_phrases = rows.num_texts()
-        numbers = np.sort(np.concatenate([rows.of(kind, (source,)) for source in sources]))
-        limits = np.zeros(len(rows), dtype=np.int64)
-        for source, most in phrases:
-            limits[rows.of(kind, (source,))] = most
-        return numbers, np.cumsum(num_captions[numbers] + np.minimum(num_phrases, limits)[numbers])
-
-    def __reduce__(self) -> tuple[Callable[..., "ShardSet"], tuple[Any, ...]]:
-        return _shard_set, (self.files, self._max_open, self._counts)
-
-
-def _shard_set(files: tuple[ShardFiles, ...], max_open: int, counts: tuple[ShardCounts, ...]) -> ShardSet:
-    shards = ShardSet(files, max_open)
-    shards._counts = counts
-    return shards
+from x2vlm.data.shards.rows import Row
 
 
 @dataclass(frozen=True)
@@ -120,8 +37,8 @@ class RowGroup:
     phrases: Phrases = ()
     grains: tuple[str, ...] = ()
 
-    def counts(self) -> list[int]:
-        """Rows of each shard."""
+    def counts(self) -> np.ndarray:
+        """(S,) rows of each shard."""
         if self.grains:
             return self.shards.grain_counts(self.kind, self.sources, self.grains)
         if self.per_caption:
@@ -132,11 +49,9 @@ class RowGroup:
         """The image of every row of a shard, by number."""
         if not self.per_caption:
             return np.arange(len(self.shards.usable(shard, self.kind, self.sources, self.grains)))
-        counts = self.shards.files[shard].counts
-        if counts is not None and counts.have_one_text(self.kind, self.sources, dict(self.phrases)):
-            return np.arange(
-                counts.texts_of(self.kind, self.sources, dict(self.phrases))
-            )  # pairs of the web: no index is opened
+        counts = self.shards.counts_of(shard)
+        if counts.have_one_text(self.kind, self.sources, dict(self.phrases)):  # pairs of the web: no index is opened
+            return np.arange(counts.texts_of(self.kind, self.sources, dict(self.phrases)))
         _, ends = self.shards.texts(shard, self.kind, self.sources, self.phrases)
         return np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
 
@@ -287,7 +202,7 @@ class Stream:
         groups = self._rows[is_aux].groups
         sources = [source for group in groups for source in group.sources or self.shards.sources()]
         return {
-            source: float(weight_of(self.config, source) * sum(replace(groups[0], sources=(source,)).counts()))
+            source: float(weight_of(self.config, source) * int(replace(groups[0], sources=(source,)).counts().sum()))
             for source in sorted(sources)
         }
 

@@ -4,7 +4,7 @@ A histogram for each medium and source, so that the number of rows of any stream
 whatever it limits (sources, grains, phrases per image).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,37 +33,28 @@ class ShardCounts:
 
     def of(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> int:
         """How many rows a stream can use: see `x2vlm.data.shards.rows.usable`. `grains` are those of boxes."""
-
-        def is_usable(texts: Texts) -> bool:
-            captions, phrases, has_objects = texts
-            if kind != "region":
-                return captions > 0
-            return (phrases > 0 and Grain.REGION in (grains or Grain)) or (
-                has_objects and Grain.OBJECT in (grains or Grain)
-            )
-
         return sum(
             count
             for (of, source), found in self.rows.items()
             if of == _medium(kind) and (not sources or source in sources)
             for texts, count in found.items()
-            if is_usable(texts)
+            if _is_usable(texts, kind, grains)
         )
 
     def texts_of(self, kind: StreamKind, sources: Sequence[str], phrases: Mapping[str, int]) -> int:
         """Texts that a pass of a stream shows of these sources: every caption, and up to `phrases` of each image."""
         return sum(
-            count * (captions + min(num_phrases, phrases.get(source, 0)))
+            count * _num_texts(texts, phrases.get(source, 0))
             for source in sources
-            for (captions, num_phrases, _), count in self.rows.get((_medium(kind), source), {}).items()
+            for texts, count in self.rows.get((_medium(kind), source), {}).items()
         )
 
     def have_one_text(self, kind: StreamKind, sources: Sequence[str], phrases: Mapping[str, int]) -> bool:
         """Whether a pass shows exactly one text (see `texts_of`) of every row of these sources."""
         return all(
-            captions + min(num_phrases, phrases.get(source, 0)) == 1
+            _num_texts(texts, phrases.get(source, 0)) == 1
             for source in sources
-            for captions, num_phrases, _ in self.rows.get((_medium(kind), source), {})
+            for texts in self.rows.get((_medium(kind), source), {})
         )
 
     def sources(self) -> set[str]:
@@ -85,6 +76,73 @@ class ShardCounts:
             medium, _, source = name.partition("/")
             rows[medium, source] = {(line[0], line[1], bool(line[2])): line[3] for line in found}
         return cls(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class CountTable:
+    """The counts of S shards as arrays: a question about all of them is answered at once.
+
+    `sorts` are the different sorts of row (medium, source, texts). Each of F entries says how many rows of one sort a
+    shard has; those of a shard follow each other, in the order of the shards.
+    """
+
+    num_shards: int
+    sorts: tuple[tuple[str, str, Texts], ...]
+    shard_F: np.ndarray
+    sort_F: np.ndarray
+    rows_F: np.ndarray
+
+    @classmethod
+    def of_shards(cls, shards: Sequence[ShardCounts]) -> "CountTable":
+        """The table of these counts, in this order."""
+        numbers: dict[tuple[str, str, Texts], int] = {}
+        entries = [
+            (shard, numbers.setdefault((medium, source, texts), len(numbers)), rows)
+            for shard, counts in enumerate(shards)
+            for (medium, source), found in counts.rows.items()
+            for texts, rows in found.items()
+        ]
+        columns = np.array(entries, dtype=np.int64).reshape(-1, 3).T
+        return cls(len(shards), tuple(numbers), *columns)
+
+    def shard(self, number: int) -> ShardCounts:
+        """The counts of one shard."""
+        rows: dict[tuple[str, str], dict[Texts, int]] = {}
+        first, end = np.searchsorted(self.shard_F, [number, number + 1]).tolist()
+        for sort, count in zip(self.sort_F[first:end].tolist(), self.rows_F[first:end].tolist(), strict=True):
+            medium, source, texts = self.sorts[sort]
+            rows.setdefault((medium, source), {})[texts] = count
+        return ShardCounts(rows)
+
+    def part(self, first: int, end: int) -> "CountTable":
+        """The table of shards first..end-1, numbered from 0."""
+        span = slice(*np.searchsorted(self.shard_F, [first, end]).tolist())
+        return CountTable(end - first, self.sorts, self.shard_F[span] - first, self.sort_F[span], self.rows_F[span])
+
+    def of(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> np.ndarray:
+        """(S,) as `ShardCounts.of`."""
+        return self._sum(
+            int(medium == _medium(kind) and (not sources or source in sources) and _is_usable(texts, kind, grains))
+            for medium, source, texts in self.sorts
+        )
+
+    def texts_of(self, kind: StreamKind, sources: Sequence[str], phrases: Mapping[str, int]) -> np.ndarray:
+        """(S,) as `ShardCounts.texts_of`."""
+        return self._sum(
+            _num_texts(texts, phrases.get(source, 0)) if medium == _medium(kind) and source in sources else 0
+            for medium, source, texts in self.sorts
+        )
+
+    def sources(self) -> list[str]:
+        """Every source that has a row in a shard."""
+        return sorted({self.sorts[sort][1] for sort in np.unique(self.sort_F).tolist()})
+
+    def _sum(self, times: Iterable[int]) -> np.ndarray:
+        """(S,) the rows of each shard, each counted so many times as its sort says."""
+        times_T = np.fromiter(times, np.int64, len(self.sorts))
+        found = np.zeros(self.num_shards, dtype=np.int64)
+        np.add.at(found, self.shard_F, times_T[self.sort_F] * self.rows_F)
+        return found
 
 
 def count_rows(indexes: Sequence[OpenableFile]) -> tuple[ShardCounts, ...]:
@@ -110,6 +168,18 @@ def count_of(index: pa.Table) -> ShardCounts:
     for (kind, source, *texts), count in zip(found.tolist(), times.tolist(), strict=True):
         rows.setdefault((kind_names[kind], source_names[source]), {})[texts[0], texts[1], bool(texts[2])] = count
     return ShardCounts(rows)
+
+
+def _is_usable(texts: Texts, kind: StreamKind, grains: Sequence[str]) -> bool:
+    captions, phrases, has_objects = texts
+    if kind != "region":
+        return captions > 0
+    return (phrases > 0 and Grain.REGION in (grains or Grain)) or (has_objects and Grain.OBJECT in (grains or Grain))
+
+
+def _num_texts(texts: Texts, most_phrases: int) -> int:
+    captions, phrases, _ = texts
+    return captions + min(phrases, most_phrases)
 
 
 def _medium(kind: StreamKind) -> str:

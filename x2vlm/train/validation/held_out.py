@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.streams import ShardFiles
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.randomness import derive_seed
 from x2vlm.errors import ConfigError
 from x2vlm.train.step import Trainer, stream_losses
@@ -22,7 +22,7 @@ from x2vlm.train.validation.zero_shot import ZeroShot
 log = logging.getLogger(__name__)
 
 
-def split_shards(shards: Sequence[ShardFiles], fraction: float) -> tuple[list[ShardFiles], list[ShardFiles]]:
+def split_shards(shards: Sequence[ShardFiles], fraction: float) -> tuple[Sequence[ShardFiles], Sequence[ShardFiles]]:
     """The shards to train on and those held out: the last `fraction` of them, at least one unless it is 0.
 
     ConfigError if nothing would be left to train on.
@@ -34,7 +34,7 @@ def split_shards(shards: Sequence[ShardFiles], fraction: float) -> tuple[list[Sh
             "num_shards"
         )
     num_trained = len(shards) - num_held_out
-    return list(shards[:num_trained]), list(shards[num_trained:])
+    return shards[:num_trained], shards[num_trained:]
 
 
 @torch.no_grad()
