@@ -106,15 +106,18 @@ def _build_clip(cfg: VisionConfig) -> nn.Module:
 
 # The default of timm is 10,000, for sentences: on a grid of some ten patches half of its waves would be constants.
 LONGEST_WAVE = 100.0
+# Patches of a new tower spread by 0.3 about their mean. Waves of amplitude 1 would drown them: images would start
+# nearly equal, and what is in them would be learned late.
+AMPLITUDE = 0.3
 
 
 @torch.no_grad()
 def _start_from_sines(trunk: nn.Module, cfg: VisionConfig) -> None:
-    """Set the learned positions of the patches to sines and cosines of their row and column, of amplitude 1."""
+    """Set the learned positions of the patches to sines and cosines of their row and column."""
     assert isinstance(trunk, VisionTransformer)
     assert trunk.pos_embed is not None
     waves_PD = build_sincos2d_pos_embed([cfg.grid, cfg.grid], cfg.width, temperature=LONGEST_WAVE)
-    trunk.pos_embed[0, -len(waves_PD) :] = waves_PD  # the class token stands before them
+    trunk.pos_embed[0, -len(waves_PD) :] = AMPLITUDE * waves_PD  # the class token stands before them
 
 
 def _build_swin(cfg: VisionConfig) -> nn.Module:

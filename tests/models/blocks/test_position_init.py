@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from x2vlm.models.config import VisionConfig
-from x2vlm.models.vision import VisionEncoder
+from x2vlm.models.vision import AMPLITUDE, VisionEncoder
 
 CONFIG = VisionConfig(
     backbone="clip_vit", position_init="sincos", image_res=48, patch_size=12, width=64, depth=1, num_heads=2
@@ -20,7 +20,7 @@ def test_the_nearest_positions_are_those_of_neighbours() -> None:
     assert positions_PD.shape == (16, 64)
     assert positions_PD.requires_grad
     # A sine and a cosine of each wave: every position is as large as the others.
-    torch.testing.assert_close(positions_PD.square().mean(dim=1), torch.full((16,), 0.5))
+    torch.testing.assert_close(positions_PD.square().mean(dim=1), torch.full((16,), 0.5 * AMPLITUDE**2))
     distance = torch.cdist(positions_PD, positions_PD).fill_diagonal_(torch.inf)
     for patch, nearest in enumerate(distance.argmin(dim=1).tolist()):
         rows, columns = abs(patch // 4 - nearest // 4), abs(patch % 4 - nearest % 4)
