@@ -1,7 +1,7 @@
 """A manifest of many parts: a small sealed JSON, and beside it a Parquet file with the parts.
 
 The JSON names the file with its sha256, and each of its chunks with place, sha256 and content root; so its seal covers
-every byte, and one chunk can be checked alone. Readers see `Manifest.parts` as a sequence that decodes a chunk at a
+every byte, and damage is told by chunk. Readers see `Manifest.parts` as a sequence that decodes a chunk at a
 time. Manifests of few parts keep them inside, and so do all that were written before.
 """
 
@@ -234,11 +234,3 @@ def _table_bytes(blobs: Blobs, table: TableRecord) -> bytes:
 
 def _is_intact(data: bytes, chunk: ChunkRecord) -> bool:
     return hashlib.sha256(data[chunk.start : chunk.start + chunk.bytes]).hexdigest() == chunk.sha256
-
-
-def check_chunk(blobs: Blobs, table: TableRecord, number: int) -> None:
-    """CorruptArtifact unless the bytes of one chunk are as recorded; reads no other."""
-    chunk = table.chunks[number]
-    data = blobs.read_range(table.path, chunk.start, chunk.bytes)
-    if hashlib.sha256(data).hexdigest() != chunk.sha256:
-        raise CorruptArtifact(f"{blobs.uri_of(table.path)}: chunk {number} does not match its manifest; {REMEDY}")
