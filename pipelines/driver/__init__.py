@@ -7,7 +7,12 @@ imports what it needs when it is called: `--help`, a wrong option and Ctrl-C are
 import argparse
 from collections.abc import Sequence
 
-from pipelines.driver.arguments import add_evaluate_arguments, add_finetune_arguments, add_run_arguments
+from pipelines.driver.arguments import (
+    add_evaluate_arguments,
+    add_finetune_arguments,
+    add_run_arguments,
+    add_simulate_arguments,
+)
 from pipelines.driver.job import Outcome, run_as_job
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "add_evaluate_arguments",
     "add_finetune_arguments",
     "add_run_arguments",
+    "add_simulate_arguments",
     "audit_target",
     "compare_evaluations",
     "evaluate_model",
@@ -24,6 +30,7 @@ __all__ = [
     "run_as_job",
     "run_experiment",
     "run_experiment_or_sample",
+    "simulate_experiment",
 ]
 
 
@@ -83,3 +90,11 @@ def evaluate_model(options: argparse.Namespace) -> Outcome:
     from pipelines.driver import tasks
 
     return tasks.evaluate(options)
+
+
+def simulate_experiment(options: argparse.Namespace) -> Outcome:
+    """See `pipelines.simulation.command.simulate`."""
+    from pipelines.simulation.command import simulate
+    from x2vlm.command_line import EXIT_OK
+
+    return Outcome(EXIT_OK, *simulate(options))

@@ -102,3 +102,24 @@ def add_evaluate_arguments(parser: JobParser) -> None:
     parser.add_argument("--data-root", help="the folder that holds a folder with the files of the card")
     parser.add_argument("--split", help="of the card; default: test")
     parser.set_defaults(checkpoint_every=1_000)
+
+
+def add_simulate_arguments(parser: JobParser) -> None:
+    """The arguments of a simulation."""
+    parser.add_argument("experiment", help="name of a file below pipelines/experiments, or the path of a YAML file")
+    parser.add_argument("--rows", type=int, default=1_300_000_000, help="what is extrapolated to; default: 1.3 billion")
+    parser.add_argument("--rows-per-part", type=int, default=10_000)
+    parser.add_argument("--parts", type=int, help="simulate so many parts instead of all that the rows make")
+    parser.add_argument(
+        "--sizes", type=_numbers, help="several numbers of parts, with commas: costs are fitted to them"
+    )
+    parser.add_argument("--source", help="the source that gets the rows; default: the largest list of images")
+    parser.add_argument("--unsorted", action="store_true", help="rows in upstream order, not in ranges of their keys")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is made up")
+    parser.add_argument("--out", help="a file for all figures, as JSON")
+    parser.add_argument("--dollars-per-million-writes", type=float, default=5.0, help="PUT and LIST; default: 5")
+    parser.add_argument("--dollars-per-million-reads", type=float, default=0.4, help="GET and HEAD; default: 0.4")
+
+
+def _numbers(words: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in words.split(","))

@@ -46,11 +46,18 @@ def commit_part(
             fault("commit:files_synced")
             if restore is not None and restore.content_sha256 == record.content_sha256:
                 record = restore
-            if blobs.local_root is not None:
-                return _commit_local(blobs, fault, writer, record, verify_existing)
-            return _commit_remote(blobs, fault, writer, record, verify_existing)
+            return commit_record(blobs, fault, writer, record, verify_existing)
     finally:
         remove_tree(writer.folder)
+
+
+def commit_record(
+    blobs: Blobs, fault: Fault, writer: ScratchWriter, record: PartRecord, verify_existing: bool = False
+) -> PartRecord:
+    """The committed record: `record`, which names the files below `writer.path`, or that of whoever was first."""
+    if blobs.local_root is not None:
+        return _commit_local(blobs, fault, writer, record, verify_existing)
+    return _commit_remote(blobs, fault, writer, record, verify_existing)
 
 
 def hash_files(folder: Path, file_rows: Mapping[str, int]) -> list[FileRecord]:
