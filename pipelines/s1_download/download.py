@@ -11,7 +11,7 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -143,15 +143,7 @@ def run_download(config: DownloadConfig, inputs: PartReader, part: Part, out: Pa
         domains = domain_table(samples, verdicts, checks)
         verdicts = judge_all(samples, verdicts, config.hash_mismatch, placeholders)
         kept, drops = _decide(samples, verdicts)
-        path_of = functools.cache(Path)
-        pack = write_media_pack(
-            out.path,
-            (
-                Payload(got.media.sha256, got.media.format, path_of(at.path), at.offset, at.bytes, at.sha256)
-                for got in verdicts
-                if got.media and (at := got.stored)
-            ),
-        )
+        pack = write_media_pack(out.path, _payloads_by_key(samples, verdicts))
     write_table(sample_table(kept), out.path / "rows.parquet")
     write_table(drop_table(drops), out.path / "drops.parquet")
     write_table(ledger_table(samples, verdicts, checks), out.path / "ledger.parquet")
@@ -274,6 +266,19 @@ def _decide(samples: Sequence[Sample], verdicts: Sequence[Result]) -> tuple[list
     return kept, drops
 
 
+def _payloads_by_key(samples: Sequence[Sample], verdicts: Sequence[Result]) -> Iterator[Payload]:
+    """What was stored, in the order of the keys of the rows that have it.
+
+    A shard is a range of keys (`s4_materialize.slices`), so the media of its rows are neighbours in the pack, whatever
+    the order of the rows, and are read together.
+    """
+    path_of = functools.cache(Path)
+    for row in sorted(range(len(samples)), key=lambda row: samples[row].key):
+        media, at = verdicts[row].media, verdicts[row].stored
+        if media and at:
+            yield Payload(media.sha256, media.format, path_of(at.path), at.offset, at.bytes, at.sha256)
+
+
 def _with_media(sample: Sample, verdict: Result) -> Sample:
     """`sample` with what was fetched; boxes that waited for the size of their image are put in pixels."""
     assert verdict.media is not None
@@ -290,7 +295,7 @@ def check_tools(config: DownloadConfig, node: str, sources: Sources) -> None:
 
 DOWNLOAD = Stage(
     name="download",
-    version=4,
+    version=5,  # 5: media packs are in the order of the keys of the rows
     config_type=DownloadConfig,
     slots=("rows",),
     plan_parts=plan_download,

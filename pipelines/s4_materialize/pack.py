@@ -22,7 +22,14 @@ from pipelines.s4_materialize.smaller import make_smaller
 from x2vlm.config import FrozenConfig
 from x2vlm.data.shards.media_files import PARQUET_SUFFIX, TAR_SUFFIX
 from x2vlm.data.shards.packs import PACK_NAME
-from x2vlm.data.shards.payload_ranges import ByteRange, FetchedPayloads, Place, checked
+from x2vlm.data.shards.payload_ranges import (
+    MAX_GAP_BYTES,
+    MAX_RANGE_BYTES,
+    ByteRange,
+    FetchedPayloads,
+    Place,
+    checked,
+)
 from x2vlm.data.shards.row_counts import ROW_COUNTS, count_of
 from x2vlm.data.shards.shard import index_path, write_shard
 from x2vlm.errors import ConfigError
@@ -36,11 +43,16 @@ class PackConfig(FrozenConfig):
 
     With `short_edge` images and frames whose stored short edge is longer are stored as JPEGs of that many pixels and
     of that `quality`; see `smaller`. None keeps the bytes that download stored.
+
+    Media in a remote store are read in ranges of at most `max_range_bytes`, which join those with at most
+    `max_gap_bytes` of other rows between them: speed alone, never part of a fingerprint.
     """
 
     format: Literal["webdataset", "parquet"] = "webdataset"
     short_edge: int | None = Field(default=None, ge=1)
     quality: int = Field(default=95, ge=1, le=100)
+    max_gap_bytes: int = Field(default=MAX_GAP_BYTES, ge=0, exclude=True)
+    max_range_bytes: int = Field(default=MAX_RANGE_BYTES, ge=1, exclude=True)
 
 
 def shard_name(shard: int, config: PackConfig) -> str:
@@ -88,7 +100,7 @@ def pack_part(config: PackConfig, inputs: PartReader, part: Part, out: PartWrite
     summary: dict[str, Json] = {}
     with tempfile.TemporaryDirectory(prefix="x2vlm-pack-") as scratch:
         places = media_places(placed.filter(pa.array(stays)), pack_of[stays])
-        payload_of = find_payloads(inputs, packs, places, Path(scratch))
+        payload_of = find_payloads(config, inputs, packs, places, Path(scratch))
         if config.short_edge is not None:
             smaller = make_smaller(kept, payload_of, config.short_edge, config.quality, Path(scratch))
             kept, payload_of, summary = smaller.rows, smaller.payload_of, {"smaller": dict(smaller.counts)}
@@ -120,7 +132,7 @@ def media_places(rows: pa.Table, pack_of: NDArray[np.int64]) -> dict[str, Place]
 
 
 def find_payloads(
-    inputs: PartReader, packs: Sequence[InputFile], places: Mapping[str, Place], scratch: Path
+    config: PackConfig, inputs: PartReader, packs: Sequence[InputFile], places: Mapping[str, Place], scratch: Path
 ) -> Callable[[str], bytes]:
     """A function from media sha256 to verified stored bytes: CorruptArtifact if they are not what was packed.
 
@@ -131,7 +143,8 @@ def find_payloads(
         return inputs.read_range(packs[wanted.pack], wanted.start, wanted.end - wanted.start)
 
     is_local = [local_path_of(pack.uri) is not None for pack in packs]
-    fetched = FetchedPayloads([place for place in places.values() if not is_local[place.pack]], read_range, scratch)
+    remote = [place for place in places.values() if not is_local[place.pack]]
+    fetched = FetchedPayloads(remote, read_range, scratch, config.max_gap_bytes, config.max_range_bytes)
 
     def payload_of(sha256: str) -> bytes:
         place = places[sha256]

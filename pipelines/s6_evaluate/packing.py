@@ -66,7 +66,7 @@ def pack_media(folder: Path, names: Iterable[str], media: MediaRoom, scratch: Pa
     """Write `media.tar` and `media.parquet` of all of `names` that can be decoded, as their bytes are."""
     from x2vlm.inference.visuals import read_visual
 
-    packed, payloads = Packed(), []
+    packed, payloads = Packed(), dict[str, Payload]()
     for name in dict.fromkeys(names):
         try:
             path = media.file(name, scratch)
@@ -82,8 +82,9 @@ def pack_media(folder: Path, names: Iterable[str], media: MediaRoom, scratch: Pa
         packed.sha256[name] = sha256
         suffix = PurePosixPath(name).suffix.lstrip(".").lower()
         known = suffix if suffix.isalnum() and suffix.isascii() and len(suffix) <= 5 else ""
-        payloads.append(Payload(sha256, known or ("video" if visual.is_clip else "image"), path, payload_sha256=sha256))
-    write_media_pack(folder, payloads)
+        kind = known or ("video" if visual.is_clip else "image")
+        payloads[sha256] = Payload(sha256, kind, path, payload_sha256=sha256)
+    write_media_pack(folder, (payloads[sha256] for sha256 in sorted(payloads)))
     return packed
 
 

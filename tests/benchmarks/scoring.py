@@ -19,7 +19,7 @@ from pipelines.s3_score.config import ScoreConfig
 from pipelines.s3_score.rows import Throughput, prepare, score_rows
 from x2vlm.data.media.images import probe
 from x2vlm.data.scores.clip_score import Clip, embed_pixels, embed_texts
-from x2vlm.data.shards.packs import MediaPack, write_media_pack
+from x2vlm.data.shards.packs import MediaPack, Payload, write_media_pack
 from x2vlm.samples import Caption, Media, Sample, sample_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def photo_samples(folder: Path, num_images: int) -> list[Sample]:
         header = probe(data)
         sha256 = f"{len(media):064x}"
         media.append(Media("image", sha256, len(data), header.width, header.height, header.format))
-    write_media_pack(folder, [(one.sha256, one.format, path) for one, path in zip(media, photos, strict=True)])
+    write_media_pack(folder, [Payload(one.sha256, one.format, path) for one, path in zip(media, photos, strict=True)])
     first = Sample("", "bench", "", "train", "image", "http://sample.invalid/", (Caption("a photo of the street"),))
     return [
         replace(first, key=sample_key("bench", str(number)), source_row=str(number), media=media[number % len(media)])

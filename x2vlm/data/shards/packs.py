@@ -1,5 +1,8 @@
 """Media packs: a plain tar of payloads, each stored once, and a Parquet index that finds them by content hash.
 
+Payloads lie in the order in which they are given. Whoever gives them in the order in which they will be read can read
+many at once out of a store that is far away (`payload_ranges`).
+
 A reader never parses the tar, so no name, link or header in it can lead anywhere: it reads the byte range that the
 index gives and compares the hash.
 """
@@ -59,23 +62,25 @@ class Payload(NamedTuple):
 
 
 def write_media_pack(folder: Path, payloads: Iterable[Payload]) -> list[PackEntry]:
-    """What was written to `media.tar` and `media.parquet` in `folder`, sorted by sha256, each sha256 once.
+    """What was written to `media.tar` and `media.parquet` in `folder`: of each sha256 the first payload, in order.
 
-    Equal payloads give equal bytes: owner 0, time 0, mode 0644, regular files. One payload is in memory at a time.
-    CorruptArtifact if a file ends before its payload does.
+    Equal payloads in equal order give equal bytes: owner 0, time 0, mode 0644, regular files. One payload is in memory
+    at a time. CorruptArtifact if a file ends before its payload does.
     """
-    distinct = {payload.sha256: payload for payload in payloads}
+    distinct: dict[str, Payload] = {}
+    for payload in payloads:
+        distinct.setdefault(payload.sha256, payload)
     entries = []
     with (folder / PACK_NAME).open("wb") as tar, _Ranges() as ranges:
         offset = 0
-        for sha256, source in sorted(distinct.items()):
-            payload = ranges.read(source)
+        for sha256, source in distinct.items():
+            data = ranges.read(source)
             member = f"{sha256}.{source.format}"
-            tar.write(_tar_header(member, len(payload)))
-            tar.write(payload)
-            tar.write(bytes(-len(payload) % tarfile.BLOCKSIZE))
-            digest = source.payload_sha256 or hashlib.sha256(payload).hexdigest()
-            entries.append(PackEntry(sha256, source.format, member, offset + HEADER_BYTES, len(payload), digest))
+            tar.write(_tar_header(member, len(data)))
+            tar.write(data)
+            tar.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+            digest = source.payload_sha256 or hashlib.sha256(data).hexdigest()
+            entries.append(PackEntry(sha256, source.format, member, offset + HEADER_BYTES, len(data), digest))
             offset = tar.tell()
         end = 2 * tarfile.BLOCKSIZE
         tar.write(bytes(end + -(offset + end) % tarfile.RECORDSIZE))

@@ -13,8 +13,8 @@ from x2vlm.errors import CorruptArtifact
 # Payloads between two wanted ones (of dropped rows) are read along if they are smaller than what a request costs: 10 ms
 # at 50 MB/s.
 MAX_GAP_BYTES = 512 << 10
-MAX_RANGE_BYTES = 4 << 20  # of a request, unless one payload is larger
-NUM_THREADS = 8  # requests at a time: at most NUM_THREADS * MAX_RANGE_BYTES are in memory
+MAX_RANGE_BYTES = 8 << 20  # of a request, unless one payload is larger
+NUM_THREADS = 8  # requests at a time: at most NUM_THREADS times the largest range is in memory
 
 
 class Place(NamedTuple):
@@ -37,14 +37,19 @@ class ByteRange(NamedTuple):
 ReadRange = Callable[[ByteRange], bytes]
 
 
-def ranges_of(places: Iterable[Place]) -> list[ByteRange]:
-    """The fewest requests for these payloads, by pack and offset: each joins neighbours, up to MAX_RANGE_BYTES."""
+def ranges_of(
+    places: Iterable[Place], max_gap_bytes: int = MAX_GAP_BYTES, max_range_bytes: int = MAX_RANGE_BYTES
+) -> list[ByteRange]:
+    """What to request for these payloads, by pack and offset.
+
+    Neighbours with at most `max_gap_bytes` between them are one range, up to `max_range_bytes`.
+    """
     ranges: list[ByteRange] = []
     for pack, own in groupby(sorted(set(places)), key=lambda place: place.pack):
         for place in own:
             end = place.offset + place.bytes
             last = ranges[-1] if ranges and ranges[-1].pack == pack else None
-            if last and place.offset - last.end <= MAX_GAP_BYTES and end - last.start <= MAX_RANGE_BYTES:
+            if last and place.offset - last.end <= max_gap_bytes and end - last.start <= max_range_bytes:
                 ranges[-1] = ByteRange(pack, last.start, max(end, last.end))
             else:
                 ranges.append(ByteRange(pack, place.offset, end))
@@ -52,12 +57,22 @@ def ranges_of(places: Iterable[Place]) -> list[ByteRange]:
 
 
 class FetchedPayloads:
-    """Payloads fetched once, into a file in `folder`; `read` gives each of them from there."""
+    """Payloads fetched once, by `ranges_of`, into a file in `folder`; `read` gives each of them from there.
 
-    def __init__(self, places: Sequence[Place], read_range: ReadRange, folder: Path) -> None:
+    `read_range` is called by several threads at a time.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        read_range: ReadRange,
+        folder: Path,
+        max_gap_bytes: int = MAX_GAP_BYTES,
+        max_range_bytes: int = MAX_RANGE_BYTES,
+    ) -> None:
         self._path = folder / "payloads"
         self._starts: dict[Place, int] = {}  # in the file
-        ranges = ranges_of(places)
+        ranges = ranges_of(places, max_gap_bytes, max_range_bytes)
         ordered = iter(sorted(set(places)))
         place, at = next(ordered, None), 0
         starts = []
