@@ -19,8 +19,9 @@ from pipelines.flow.stage import Part
 from pipelines.s5_pretrain.config import PretrainConfig
 from pipelines.s5_pretrain.shards import listing_of
 from x2vlm.data.loading.loader import StepLoader
-from x2vlm.data.loading.record import drawn, samples, seen
+from x2vlm.data.loading.record import HasStreams, StepOrder, drawn, samples, seen
 from x2vlm.data.loading.shard_cache import ShardCache, listed_shards
+from x2vlm.data.loading.shard_set import ShardFiles
 from x2vlm.data.text.tokenizer import read_tokenizer, read_vocabulary
 from x2vlm.stores.segments import read_lines
 from x2vlm.train.validation.held_out import split_shards
@@ -50,11 +51,23 @@ SAMPLES, DRAWS, SUBSTITUTES = "samples.parquet", "draws.parquet", "substitutes.p
 
 def record_loader(config: PretrainConfig, part: Part, vocabulary: Path, cache: ShardCache | None = None) -> StepLoader:
     """A loader that is asked for the order alone: indexes are opened, or fetched to `cache`, when they are needed."""
-    trained, _ = split_shards(listed_shards(listing_of(part), cache), config.data.validation_share)
     vision = config.model.vision
     return StepLoader(
-        trained, config.data, read_tokenizer(read_vocabulary(vocabulary)), vision.image_res, vision.patch_size
+        _trained(config, part, cache),
+        config.data,
+        read_tokenizer(read_vocabulary(vocabulary)),
+        vision.image_res,
+        vision.patch_size,
     )
+
+
+def order_of_run(config: PretrainConfig, part: Part, cache: ShardCache | None = None) -> StepOrder:
+    """The order alone, for `steps_of`: no vocabulary is needed."""
+    return StepOrder.of(_trained(config, part, cache), config.data)
+
+
+def _trained(config: PretrainConfig, part: Part, cache: ShardCache | None) -> Sequence[ShardFiles]:
+    return split_shards(listed_shards(listing_of(part), cache), config.data.validation_share)[0]
 
 
 def write_record(
@@ -112,7 +125,7 @@ def draws_tables(loader: StepLoader, first: int, end: int) -> Iterator[pa.Table]
 
 
 def steps_of(
-    loader: StepLoader,
+    loader: HasStreams,
     shard: int,
     key: str,
     first: int,

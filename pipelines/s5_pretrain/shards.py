@@ -1,13 +1,35 @@
 """The shards that a part reads, as training takes them. Imports no torch."""
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
-from pipelines.flow.stage import Part
+from pipelines.flow.stage import Input, InputFile, InputPart, Part, Read
 from x2vlm.data.shards.listing import ShardListing
-from x2vlm.data.shards.media_files import index_name, is_media_file
+from x2vlm.data.shards.media_files import index_name, is_index_file, is_media_file
 from x2vlm.data.shards.row_counts import ROW_COUNTS
 from x2vlm.stores.calls import StoreFiles
+
+
+def shard_reads(shards: Input) -> list[Read]:
+    """What a training reads of an artifact of `pack`: every shard and its index, with the counts of its rows where pack
+    recorded them. A start then opens no index to count."""
+    return [
+        Read("shards", _with_counts(file, part))
+        for part in shards.parts
+        for file in part.files
+        if is_media_file(file.path) or is_index_file(file.path)
+    ]
+
+
+def _with_counts(file: InputFile, part: InputPart) -> InputFile:
+    counts = part.summary.get(ROW_COUNTS) if is_index_file(file.path) else None
+    return file if counts is None else replace(file, detail={ROW_COUNTS: counts})
+
+
+def shard_names(part: Part) -> list[str]:
+    """The names of the shards of a part, in their order."""
+    return sorted({read.file.path for read in part.reads if read.slot == "shards" and is_media_file(read.file.path)})
 
 
 def shard_uris(part: Part) -> list[dict[str, Any]]:

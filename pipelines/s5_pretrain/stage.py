@@ -7,14 +7,11 @@ the same command continues from the newest valid checkpoint. A part writes `mode
 initialised randomly, `start.json` (the origin of every parameter): a folder that `x2vlm.inference.load` can read.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.flow.stage import (
-    InputFile,
-    InputPart,
     Inputs,
     Part,
     PartReader,
@@ -27,11 +24,9 @@ from pipelines.flow.stage import (
 from pipelines.flow.store.blobs import local_path_of
 from pipelines.s5_pretrain.config import PretrainConfig, check_runtime
 from pipelines.s5_pretrain.runs import METRICS, note_run
-from pipelines.s5_pretrain.shards import listing_of, write_listing
+from pipelines.s5_pretrain.shards import listing_of, shard_reads, write_listing
 from pipelines.s5_pretrain.start import START_SLOTS, WEIGHT_SLOTS, start_reads
 from pipelines.s5_pretrain.start_run import SLOT, branch_reads, lay_down_branch
-from x2vlm.data.shards.media_files import is_index_file, is_media_file
-from x2vlm.data.shards.row_counts import ROW_COUNTS
 from x2vlm.errors import ConfigError
 from x2vlm.train.config import TrainRuntime
 
@@ -40,13 +35,7 @@ def plan_pretrain(config: PretrainConfig, inputs: Inputs) -> list[Part]:
     """One part that reads every shard, the initial weights if there are any, and the vocabulary."""
     (shards,) = inputs["shards"]
     (vocabulary,) = inputs["vocabulary"]
-    reads = [
-        Read("shards", _with_counts(file, part))
-        for part in shards.parts
-        for file in part.files
-        if _is_shard_file(file.path)
-    ]
-    reads += [*start_reads(inputs), *branch_reads(inputs)]
+    reads = [*shard_reads(shards), *start_reads(inputs), *branch_reads(inputs)]
     reads.append(Read("vocabulary", vocabulary.parts[0].files[0]))
     return [Part(name="train", reads=tuple(reads), spec={"shards_root": shards.root})]
 
@@ -125,16 +114,6 @@ def _words_of(vocabulary: Path, config: PretrainConfig) -> Sequence[str] | str:
             "set it to at least the number of entries of the vocabulary"
         )
     return words
-
-
-def _with_counts(file: InputFile, part: InputPart) -> InputFile:
-    """An index with the counts of its rows, where pack recorded them: a start then opens no index to count."""
-    counts = part.summary.get(ROW_COUNTS) if is_index_file(file.path) else None
-    return file if counts is None else dataclasses.replace(file, detail={ROW_COUNTS: counts})
-
-
-def _is_shard_file(path: str) -> bool:
-    return is_media_file(path) or is_index_file(path)
 
 
 PRETRAIN = Stage(

@@ -18,6 +18,7 @@ from pipelines.s2_filter import FILTER, FilterConfig
 from pipelines.s2_filter.judge import row_verdicts
 from pipelines.s4_materialize import PARTITION, PartitionConfig
 from pipelines.why.row_index import open_index
+from pipelines.why.trained import trained_steps
 from x2vlm.command_line import printable
 from x2vlm.config import did_you_mean
 from x2vlm.data.columns import SampleColumns
@@ -83,11 +84,14 @@ def trace_rows(
             f"{store.uri} holds no rows of {experiment}; run `jobs/run_stage.py {experiment} --only 'read/*'`"
         )
     firsts = [stored for stored in manifests if stored.manifest.stage in FIRST_STAGES]
+    nodes = [stored.manifest.node for stored in manifests]
     traces = []
     for key in _keys_of(store, reads, firsts, query):
         origins = {sha256 for stored in firsts for sha256 in open_index(store, stored.manifest).files_with("key", key)}
         found = trace_sample(store, manifests, key, origins)
         if found:
+            found += trained_steps(store, manifests, key, found)
+            found.sort(key=lambda trace: nodes.index(trace.node))
             traces.append(_trace_row(key, found, manifests))
     if not traces:
         names = sorted(_sources_of(reads))
@@ -165,7 +169,7 @@ def _trace_row(key: str, traces: Sequence[Trace], manifests: Sequence[SealedMani
 
 
 def _step(trace: Trace, before: Sequence[Trace], config: Mapping[str, Any]) -> Step:
-    place = f"part {trace.part}, {trace.file} row {trace.row}"
+    place = f"part {trace.part}, {trace.file}" + (f" row {trace.row}" if trace.row >= 0 else "")
     facts = facts_of(trace)
     stage = trace.node.partition("/")[0]
     if trace.verdict == "kept" and stage == FILTER.name and before:

@@ -29,7 +29,8 @@ TABLE_SUFFIXES = (".parquet", ".index", ".arrow")
 
 @dataclass(frozen=True)
 class Trace:
-    """One table row that carries the key: which node and file, which row (from 0), and the row itself."""
+    """One table row that carries the key: which node and file, which row (from 0), and the row itself. Row -1: it
+    follows from the whole file."""
 
     node: str
     part: str

@@ -85,11 +85,17 @@ class StreamConfig(FrozenConfig):
         a process of the released recipe chose 128 rows. It does not depend on the number of processes, and saves
         them planning images of which they get no row.
         """
+        return self.row_groups_of(1)
+
+    def row_groups_of(self, lanes: int) -> int:
+        """`row_groups` of a step whose images come from so many lanes: a number that divides that of lanes, so that no
+        group has rows of a lane that its other lanes' machine does not read."""
         if self.num_images is None:
             return 1
         common = math.gcd(self.num_images, self.batch_size)
         most = max(1, self.num_images // IMAGES_PER_GROUP)
-        return max(number for number in range(1, most + 1) if common % number == 0)
+        allowed = (number for number in range(1, most + 1) if common % number == 0)
+        return max(number for number in allowed if lanes == 1 or lanes % number == 0)
 
     @property
     def repeats_images(self) -> bool:

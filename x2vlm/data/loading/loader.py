@@ -35,7 +35,7 @@ from x2vlm.data.loading.orders.passes import Place
 from x2vlm.data.loading.parent_watch import exit_with_this_process, naming_lost_readers
 from x2vlm.data.loading.regions import choose_rows
 from x2vlm.data.loading.shard_set import ShardFiles, ShardSet
-from x2vlm.data.loading.streams import Slot, Stream
+from x2vlm.data.loading.streams import Slot, Stream, streams_of
 from x2vlm.data.randomness import Draws
 from x2vlm.data.shards.rows import Row
 from x2vlm.data.text.tokenizer import TextTokenizer
@@ -112,9 +112,7 @@ class StepLoader(Dataset[StepData]):
         self.recipe = Recipe(config.examples, tokenizer, image_res, patch_size, config.seed)
         lanes_here = -(-config.lanes // world_size)  # each has a window of its own
         shard_set = ShardSet(shards, max_open=4 * config.window_shards * lanes_here)
-        self.streams = [
-            Stream(item, shard_set, config.seed, config.window_shards, config.lanes) for item in config.streams
-        ]
+        self.streams = streams_of(shard_set, config)
 
     def __getitem__(self, step: int) -> StepData:
         substitutes: list[Substitute] = []
@@ -130,7 +128,7 @@ class StepLoader(Dataset[StepData]):
         """The samples of a stream's step, those that are usable by their metadata.
 
         `metadata_only` plans for all ranks, otherwise for this one. Region streams choose rows over all images of a
-        group (`StreamConfig.row_groups`), so they plan every group of which this rank has a row.
+        group (`StreamConfig.row_groups_of`), so they plan every group of which this rank has a row.
         """
         slots = stream.slots(step)
         if stream.config.kind != "region":
@@ -138,7 +136,7 @@ class StepLoader(Dataset[StepData]):
             return [self._item(stream, slot, substitutes) for slot in mine]
         num_rows = stream.config.batch_size
         rank_rows = range(num_rows) if metadata_only else range(num_rows)[self._rank_rows(num_rows)]
-        groups = stream.config.row_groups
+        groups = stream.config.row_groups_of(stream.num_lanes(step))
         rows_each, images_each = num_rows // groups, len(slots) // groups
         items: list[Item] = []
         for group in range(rank_rows.start // rows_each, -(-rank_rows.stop // rows_each)):

@@ -13,15 +13,41 @@ which a few get no row; `samples` leaves these out, for which it must plan every
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from x2vlm.data.loading.config import DataConfig
 from x2vlm.data.loading.loader import StepLoader
 from x2vlm.data.loading.orders.passes import Drawn, Order, Places
-from x2vlm.data.loading.streams import RowGroups, Stream
+from x2vlm.data.loading.shard_set import ShardFiles, ShardSet
+from x2vlm.data.loading.streams import RowGroups, Stream, streams_of
 
 ITEMS_AT_ONCE = 200_000
+
+
+class HasStreams(Protocol):
+    """A `StepLoader`, or the order of its steps alone."""
+
+    @property
+    def streams(self) -> list[Stream]: ...
+
+
+@dataclass(frozen=True)
+class StepOrder:
+    """The order of the steps of a run over its shards, for questions that need nothing of a sample."""
+
+    streams: list[Stream]
+
+    @classmethod
+    def of(cls, shards: Sequence[ShardFiles], config: DataConfig) -> "StepOrder":
+        """The order that a `StepLoader` of these shards has."""
+        return cls(streams_of(ShardSet(shards), config))
+
+    @property
+    def num_shards(self) -> int:
+        """Shards that are trained on."""
+        return len(self.streams[0].shards.files)
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +74,7 @@ class Samples:
     key: np.ndarray  # bytes
 
 
-def seen(loader: StepLoader, shard: int, key: str, first_step: int, end_step: int) -> list[Seen]:
+def seen(loader: HasStreams, shard: int, key: str, first_step: int, end_step: int) -> list[Seen]:
     """Every draw of a sample, which lies in that shard of the run, in first_step..end_step-1, by step.
 
     Before rows are replaced. Empty if the shard does not have it. Opens the index of that shard and, for streams with a
@@ -77,7 +103,7 @@ def seen(loader: StepLoader, shard: int, key: str, first_step: int, end_step: in
     return sorted(found)
 
 
-def drawn(loader: StepLoader, first_step: int, end_step: int) -> Iterator[tuple[Stream, bool, RowGroups, Drawn]]:
+def drawn(loader: HasStreams, first_step: int, end_step: int) -> Iterator[tuple[Stream, bool, RowGroups, Drawn]]:
     """For the main and the aux part of every stream: whether it is aux, its rows, and what the steps have drawn."""
     for stream in loader.streams:
         for is_aux, order, rows in stream.parts():

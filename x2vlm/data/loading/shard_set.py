@@ -10,7 +10,7 @@ import numpy as np
 
 from x2vlm.data.kinds import StreamKind
 from x2vlm.data.shards.row_counts import CountTable, ShardCounts, count_rows
-from x2vlm.data.shards.rows import ShardRows
+from x2vlm.data.shards.rows import RowTexts, ShardRows
 from x2vlm.data.shards.shard import OpenableFile, PayloadFile
 from x2vlm.errors import ConfigError
 
@@ -88,7 +88,7 @@ class ShardSet:
         self, shard: int, kind: StreamKind, sources: tuple[str, ...], phrases: Phrases
     ) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of a shard's rows of these sources, ascending, and at which text of a pass each ends."""
-        rows = self.rows(shard)
+        rows = RowTexts(self.files[shard].index)
         num_captions, num_phrases = rows.num_texts()
         numbers = np.sort(np.concatenate([rows.of(kind, (source,)) for source in sources]))
         limits = np.zeros(len(rows), dtype=np.int64)

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from x2vlm.data.kinds import StreamKind
-from x2vlm.data.loading.config import StreamConfig
+from x2vlm.data.loading.config import DataConfig, StreamConfig
 from x2vlm.data.loading.orders.lanes import LanedOrder, num_lanes
 from x2vlm.data.loading.orders.passes import Order, PassOrder, Place
 from x2vlm.data.loading.orders.weighted import Group, ImagesOf, WeightedOrder
@@ -206,6 +206,11 @@ class Stream:
             for source in sorted(sources)
         }
 
+    def num_lanes(self, step: int) -> int:
+        """From how many lanes the batch of a step comes."""
+        order = self._orders[self.is_aux_step(step)]
+        return order.num_lanes if isinstance(order, LanedOrder) else 1
+
     def is_aux_step(self, step: int) -> bool:
         """True if the batch of `step` comes from the aux sources."""
         return self._num_aux(step + 1) > self._num_aux(step)
@@ -262,3 +267,8 @@ class Stream:
     def _num_aux(self, steps: int) -> int:
         """How many of the first `steps` batches are aux; the small addition corrects rounding (0.15 * 20 = 2.99...)."""
         return math.floor(steps * self.config.aux_share + 1e-9)
+
+
+def streams_of(shards: ShardSet, config: DataConfig) -> list[Stream]:
+    """The streams of a configuration over these shards. ConfigError if one can use no row."""
+    return [Stream(item, shards, config.seed, config.window_shards, config.lanes) for item in config.streams]

@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 
 from x2vlm.data.kinds import StreamKind
-from x2vlm.data.shards.rows import encoded, list_ends, num_of_grains
+from x2vlm.data.shards.rows import CAPTION, GRAIN, encoded, list_ends, num_of_grains
 from x2vlm.data.shards.shard import OpenableFile, read_index
 from x2vlm.samples import Grain
 
-# The cheapest leaf of each list, and the grain of each box.
-COLUMNS = ("source", "kind", "captions.list.element.language", "concepts.list.element.grain")
+COLUMNS = ("source", "kind", CAPTION, GRAIN)
 # Key of the summary of a packed shard that holds its counts as JSON; shards of earlier releases have none.
 ROW_COUNTS = "rows_by_texts"
 NUM_THREADS = 32  # of reading the indexes of shards without recorded counts: mostly waiting for a store

@@ -19,6 +19,7 @@ from x2vlm.data.text.texts import concept_text
 from x2vlm.samples import Box, Grain, MediaKind, Sample
 
 GRAIN = "concepts.list.element.grain"
+CAPTION = "captions.list.element.language"  # the cheapest leaf of a caption
 COLUMNS = (
     "key",
     "source",
@@ -137,10 +138,6 @@ class ShardRows:
         places: list[int] = np.flatnonzero(np.isin(own, codes)).tolist()
         return places
 
-    def num_texts(self) -> tuple[np.ndarray, np.ndarray]:
-        """How many captions, and how many region phrases, each row has."""
-        return np.diff(self._caption_ends), num_of_grains(self._grains, (Grain.REGION,))
-
     @functools.cached_property
     def _grains(self) -> pa.ListArray:
         """The concepts with their grain alone. Read when it is asked for: most streams never do."""
@@ -164,16 +161,36 @@ class ShardRows:
             self._payload_sha256[number].as_py(),
         )
 
-    def of(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
-        """Ascending numbers of the rows of some sources with the medium of that kind of stream, texts or not."""
-        return np.flatnonzero(usable(self._kinds, self._sources, np.ones(len(self)), kind, sources))
-
     def usable(self, kind: StreamKind, sources: Sequence[str], grains: Sequence[str] = ()) -> np.ndarray:
         """Ascending numbers of the rows that a stream can use: see `usable`. `grains` of boxes; none named: any."""
         counts = np.diff(self._concept_ends if kind == "region" else self._caption_ends)
         if grains:
             counts = num_of_grains(self._grains, grains)
         return np.flatnonzero(usable(self._kinds, self._sources, counts, kind, sources)).astype(np.int32)
+
+
+class RowTexts:
+    """How many texts each row of a shard's index has, and nothing of what they say: four leaves of thirty are read.
+
+    CorruptArtifact if the index is missing or not one.
+    """
+
+    def __init__(self, index: OpenableFile) -> None:
+        table = read_index(index, ("source", "kind", CAPTION, GRAIN)).combine_chunks()
+        self._sources, self._kinds = _array(table, "source"), _array(table, "kind")
+        self._captions = np.diff(list_ends(_array(table, "captions")))
+        self._phrases = num_of_grains(_array(table, "concepts"), (Grain.REGION,))
+
+    def __len__(self) -> int:
+        return len(self._captions)
+
+    def num_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many captions, and how many region phrases, each row has."""
+        return self._captions, self._phrases
+
+    def of(self, kind: StreamKind, sources: Sequence[str]) -> np.ndarray:
+        """Ascending numbers of the rows of some sources with the medium of that kind of stream, texts or not."""
+        return np.flatnonzero(usable(self._kinds, self._sources, np.ones(len(self)), kind, sources))
 
 
 def usable(

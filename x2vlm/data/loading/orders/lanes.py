@@ -58,6 +58,11 @@ class LanedOrder:
         """Rows of a pass, all lanes together."""
         return sum(lane.size for lane in self._lanes)
 
+    @property
+    def num_lanes(self) -> int:
+        """How many orders lie side by side."""
+        return len(self._lanes)
+
     def lanes_of(self, first: int, end: int) -> range:
         """The lanes that slots first..end-1 of a batch read."""
         return range(first // self._each, -(-end // self._each))
