@@ -178,7 +178,13 @@ def batch_shapes(config: PretrainConfig, lengths: TextLengths, num_gpus: int, ma
     shapes = []
     for stream in config.data.streams:
         if stream.batch_size % num_gpus:
-            raise ConfigError(f"stream {stream.label}: {num_gpus} GPUs cannot share a batch of {stream.batch_size}")
+            fit = [
+                number for number in range(1, config.world_size + num_gpus) if config.sharing_problem(number) is None
+            ]
+            raise ConfigError(
+                f"--num-gpus: {num_gpus} GPUs cannot share data.streams.{stream.label}.batch_size {stream.batch_size}; "
+                f"the recipe says {config.world_size}, and these can: {', '.join(map(str, fit[-6:]))}"
+            )
         rows = stream.batch_size // num_gpus
         frames = config.data.examples.frames_per_clip if stream.kind == "video" else 1
         images = math.ceil((stream.num_images or stream.batch_size) / num_gpus) * frames

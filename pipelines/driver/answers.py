@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,13 @@ from pipelines.report.page import metrics_of, rows_of
 from pipelines.report.summary import loss_lines, node_rows, node_table, result_lines, save_report, training_series
 from pipelines.s1_download.retry import RETRY_MARK, source_of
 from x2vlm.command_line import EXIT_DUE, EXIT_OK
+from x2vlm.cost.requests import Curation, curation_requests, request_lines
+from x2vlm.errors import ConfigError
 
 if TYPE_CHECKING:  # most commands ask for no estimate
     from pipelines.estimate import EstimateOptions
+
+LIST_PRICES = (5.0, 0.4)  # dollars a million PUT and GET, of large stores in 2025
 
 
 def finished_answer(
@@ -91,8 +96,23 @@ def estimate_answer(experiment: Experiment, options: argparse.Namespace, store: 
     from pipelines.estimate import estimate, estimate_lines, estimate_to_json
 
     phases = estimate(experiment, estimate_options(options), store)
-    told = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
-    return Outcome(EXIT_OK, "\n".join(estimate_lines(phases)), told)
+    told: dict[str, Any] = {"experiment": experiment.name, "estimate": estimate_to_json(phases)}
+    lines = estimate_lines(phases)
+    if options.rows is not None:
+        run = curation_of(experiment, options.rows)
+        given = (options.dollars_per_million_writes, options.dollars_per_million_reads)
+        prices = [price if own is None else own for price, own in zip(LIST_PRICES, given, strict=True)]
+        lines += request_lines(run, *prices)
+        told["requests"] = [asdict(stage) for stage in curation_requests(run)]
+    return Outcome(EXIT_OK, "\n".join(lines), told)
+
+
+def curation_of(experiment: Experiment, rows: int) -> Curation:
+    """What decides the requests of so many rows. ConfigError for less than one."""
+    if rows < 1:
+        raise ConfigError(f"--rows {rows}: a whole number above 0")
+    decisions = sum(one is not None for one in (experiment.decontaminate, experiment.deduplicate))
+    return Curation(rows, experiment.partition.num_shards, decisions=decisions)
 
 
 def estimate_options(options: argparse.Namespace) -> "EstimateOptions":

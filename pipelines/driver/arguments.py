@@ -11,8 +11,15 @@ ESTIMATE_ARGUMENTS = {
     "measured": "a YAML file of measured utilisations",
     "dollars-per-gpu-hour": "a price; none is assumed",
     "network": "a preset of x2vlm.cost.scaling: h100_8x400g",
+    "rows": "of a list of images: tell the requests of its curation too",
+    "dollars-per-million-writes": "a price of PUT for --rows; default: 5",
+    "dollars-per-million-reads": "a price of GET for --rows; default: 0.4",
 }
-ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {"num-gpus": int, "dollars-per-gpu-hour": float}
+ESTIMATE_TYPES: dict[str, Callable[[str], Any]] = {
+    "num-gpus": int,
+    "rows": int,
+    **dict.fromkeys(("dollars-per-gpu-hour", "dollars-per-million-writes", "dollars-per-million-reads"), float),
+}
 
 
 TABLE_FORMATS = ("text", "markdown", "csv", "json", "html")
