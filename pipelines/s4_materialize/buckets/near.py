@@ -2,6 +2,11 @@
 
 A part of `near` has a share of the hashes, a bucket of values that rows have in common, or all embeddings; where all
 rows are one share, one part does everything. `components` is one part that sees pairs of 64-bit names alone.
+
+A row stands in a share of each of `radius` + 1 blocks and in a bucket of each of its values, so without it that many
+parts run again, 9 of 1,920 at 1.3 billion rows with the defaults. One share a row is not possible where there are two:
+hashes that differ in one bit have to meet, and by changing one bit after the other every hash is reached from every
+other.
 """
 
 from collections.abc import Iterator

@@ -14,7 +14,7 @@ from pipelines.deciding_nodes import bucket_configs
 from pipelines.flow.segments import read_segment
 from pipelines.flow.stage import Input
 from pipelines.s3_score.stage import EMBEDDING_SCHEMA, FINGERPRINT_SCHEMA, SCORE_SCHEMA, VARIANT_SCHEMA
-from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE
+from pipelines.s4_materialize.buckets.evidence_rows import EVIDENCE, HASHES, ROWS, VALUES
 from pipelines.s4_materialize.buckets.exact import EXACT
 from pipelines.s4_materialize.buckets.leaks import FIND_LEAKS, TEST_INDEX
 from pipelines.s4_materialize.buckets.near import COMPONENTS, NEAR, ComponentsConfig, NearConfig, check_embeddings
@@ -158,6 +158,12 @@ def test_every_dropped_row_is_decided_about_once(before: dict[str, Run], rows: d
     assert sorted(decided) == sorted(dropped)
 
 
+def _segments(run: Run, path: str) -> set[tuple[str, str, str]]:
+    """Part, name and sha256 of every segment of the files called `path`."""
+    parts = [part for part in run.artifact.parts if any(file.path == path for file in part.files)]
+    return {(part.name, name, one.sha256) for part in parts for name, one in part.segments(path).items()}
+
+
 def _segment(file: Any) -> pa.Table:
     data = Path(file.uri).read_bytes()
     return read_segment(BytesIO(data[file.start : file.start + file.bytes]))
@@ -166,7 +172,8 @@ def _segment(file: Any) -> pa.Table:
 def test_taking_out_a_row_runs_little_again_and_changes_nothing(
     before: dict[str, Run], rows: dict[str, pa.Table], tmp_path: Path
 ) -> None:
-    """A row that is alone: of each bucketed stage one part runs again, of `near` one a block and one a value."""
+    """A row that is alone: of each bucketed stage one part runs again, of `near` one a block and one a value; no link
+    and no row of another changes."""
     busy = set(of_all(before["exact"], "busy.parquet")["key"].to_pylist())
     alone = next(
         number
@@ -185,8 +192,14 @@ def test_taking_out_a_row_runs_little_again_and_changes_nothing(
         name: sum(before[name].fingerprints[part] != one for part, one in after[name].fingerprints.items())
         for name in STAGES[:-1]
     }
-    assert again == {"evidence": 1, "near": 7 + 2, "components": 0, "exact": 1, "stars": 0}
-    assert after["stars"].bytes_of() == before["stars"].bytes_of()
+    blocks, values = NearConfig().radius + 1, len(("key", "sha256"))
+    assert again == {"evidence": 1, "near": blocks + values, "components": 0, "exact": 1, "stars": 0}
+    for file, number in ((ROWS, 1), (VALUES, values), (HASHES, blocks)):
+        old, new = (_segments(runs["evidence"], file) for runs in (before, after))
+        assert len(old - new) == number
+        assert len(new - old) <= number
+    for name in ("near", "components", "exact", "stars"):
+        assert after[name].bytes_of() == before[name].bytes_of()
     # Only the count of rows of its group differs.
     assert after["deduplicate"].bytes_of() == before["deduplicate"].bytes_of()
 
