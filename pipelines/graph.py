@@ -181,13 +181,15 @@ def _phase_nodes(
     experiment: Experiment, name: str, config: PretrainConfig, train: list[str], decisions: tuple[str, ...]
 ) -> list[Node]:
     """partition, pack and pretrain of one phase."""
-    of_streams = _branches_of_streams(experiment, name, config, train)
-    train = of_streams if experiment.phases else train
+    decided = {source: place for place, source in enumerate(train)}
+    if experiment.phases:
+        train = _branches_of_streams(experiment, name, config, train)
+    decided_as = tuple(decided[source] for source in train)
     return [
         Node(
             key=f"partition/{name}",
             stage=PARTITION,
-            config=experiment.partition,
+            config=experiment.partition.model_copy(update={"decided_as": decided_as}),
             inputs={
                 "rows": tuple(f"filter/{source}" for source in train),
                 "scores": tuple(f"score/{source}" for source in train),

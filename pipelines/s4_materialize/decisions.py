@@ -72,7 +72,7 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
             )
         parts += [
             RowsPart(
-                f"{number:03d}-{part.name}",
+                part_name(number, part.name),
                 rows_input.node,
                 part,
                 scored[part.name],
@@ -83,6 +83,11 @@ def rows_parts(inputs: Inputs, stage: str, rows_slot: str = "rows", scores_slot:
             for place, part in enumerate(rows_input.parts)
         ]
     return parts
+
+
+def part_name(source: int, own: str) -> str:
+    """The name of a `RowsPart`: the place of its source, and its name there."""
+    return f"{source:03d}-{own}"
 
 
 def media_part(name: str, media: Sequence[Input]) -> InputPart:
@@ -130,15 +135,17 @@ class DecisionReads:
         self._slot = slot
         self._found = [(artifact.node, _segments_by_owner(artifact)) for artifact in inputs[slot]]
 
-    def about(self, part: RowsPart) -> tuple[Read, ...]:
-        """The decisions about the rows of `part`; ConfigError for an artifact that did not look at them."""
+    def about(self, part: RowsPart, decided_as: int | None = None) -> tuple[Read, ...]:
+        """The decisions about the rows of `part`; ConfigError for an artifact that did not look at them.
+
+        `decided_as` is the place of its source among those that the artifacts were made of; None: as here.
+        """
+        name = part.name if decided_as is None else part_name(decided_as, part.rows.name)
         reads = []
         for node, segments in self._found:
-            if part.name not in segments:
-                raise ConfigError(
-                    f"{node} says nothing about part {part.name} of {part.node}; does it read that source?"
-                )
-            if (file := segments[part.name]) is not None:
+            if name not in segments:
+                raise ConfigError(f"{node} says nothing about part {name} of {part.node}; does it read that source?")
+            if (file := segments[name]) is not None:
                 reads.append(Read(self._slot, file))
         return tuple(reads)
 

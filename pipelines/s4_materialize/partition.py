@@ -24,7 +24,7 @@ from pipelines.s4_materialize.slices import PLACE, write_slices
 from pipelines.s4_materialize.thresholds import SCORE_COLUMNS, ScoreThresholds, score_drops
 from x2vlm.data.shards.packs import INDEX_NAME
 from x2vlm.data.shards.shard import SCORED_SCHEMA
-from x2vlm.errors import CorruptArtifact
+from x2vlm.errors import ConfigError, CorruptArtifact
 from x2vlm.samples import Drop, count_rules, drop_table, write_table
 
 ADDED = ("captions", "concepts")
@@ -32,9 +32,14 @@ Additions = dict[str, dict[str, list[dict[str, Any]]]]  # key -> items added to 
 
 
 class PartitionConfig(ScoreThresholds):
-    """Which rows are kept, and how they are assigned to shards."""
+    """Which rows are kept, and how they are assigned to shards.
+
+    `decided_as` is for phases that read some of the sources: the place of each among those that the nodes read which
+    decide about rows. The graph sets it; it says where decisions are, not what they are.
+    """
 
     num_shards: int = Field(ge=1, le=99_999)
+    decided_as: tuple[int, ...] | None = Field(default=None, exclude=True)
     without_grains: tuple[Literal["object", "region"], ...] = ()  # boxes of these grains are left out of the shards
 
     @model_validator(mode="before")
@@ -51,13 +56,19 @@ def plan_partition(config: PartitionConfig, inputs: Inputs) -> list[Part]:
     """One part per part of every `rows` artifact; rows[i] is scored by the part of the same name of scores[i], and its
     media lie in the pack of the part of the same name of media[i]."""
     parts, decisions = rows_parts(inputs, "partition"), DecisionReads(inputs)
+    decided_as = config.decided_as
+    if decided_as is not None and len(decided_as) != len(inputs["rows"]):
+        raise ConfigError(
+            f"partition: decided_as has {len(decided_as)} numbers for {len(inputs['rows'])} sources; take it out of "
+            "the experiment: the graph sets it"
+        )
     return [
         Part(
             name=part.name,
             reads=(
                 *part.reads("scores.parquet"),
                 Read("media", media_part(part.name, inputs["media"]).file(INDEX_NAME)),
-                *decisions.about(part),
+                *decisions.about(part, None if decided_as is None else decided_as[part.source]),
             ),
         )
         for part in parts
@@ -117,12 +128,19 @@ def apply_decisions(
     drops: Sequence[Drop],
     additions: Additions,
 ) -> tuple[np.ndarray, list[Drop]]:
-    """`keep` and `drops` after `decisions` on the remaining rows; items to add are put into `additions`."""
+    """`keep` and `drops` after `decisions` on the remaining rows; items to add are put into `additions`.
+
+    CorruptArtifact for a decision about a row that is not among `rows`: then decisions about these rows are missing.
+    """
     place = {key: number for number, key in enumerate(rows["key"].to_pylist())}
     keep, drops = keep.copy(), list(drops)
     for decision in decisions.to_pylist():
-        row = place.get(decision["key"])
-        if row is None or not keep[row]:
+        if (row := place.get(decision["key"])) is None:
+            raise CorruptArtifact(
+                f"sample {decision['key']} is not among the {len(place)} rows about which its decision was written; "
+                "rerun the nodes that decide about rows with --force"
+            )
+        if not keep[row]:
             continue
         if any(decision[unit] for unit in ADDED):
             additions[decision["key"]] = {unit: decision[unit] or [] for unit in ADDED}

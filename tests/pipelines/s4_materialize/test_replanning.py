@@ -31,6 +31,7 @@ from pipelines.s4_materialize.thresholds import ScoreThresholds
 from tests.support.flow.helpers import actions, roots, run_all
 from tests.support.stages.curated import Parts, build, clip, encoded, row, scene
 from x2vlm.config import FrozenConfig
+from x2vlm.errors import StageFailed
 from x2vlm.samples import sample_key
 
 SOURCES = ("coco", "web", "clips")
@@ -62,7 +63,13 @@ def corpus() -> dict[str, Parts]:
     return {"coco": [[row("coco", "3", encoded(scene(3), quality=50), ["mine"])]], "web": [web], "clips": [clips]}
 
 
-def graph_of(folder: Path, min_clip_score: float, pack: PackConfig | None = None, **deduplicate: object) -> Graph:
+def graph_of(
+    folder: Path,
+    min_clip_score: float,
+    pack: PackConfig | None = None,
+    more: tuple[Node, ...] = (),
+    **deduplicate: object,
+) -> Graph:
     read = {"rows": tuple(f"filter/{one}" for one in SOURCES), "scores": tuple(f"score/{one}" for one in SOURCES)}
     own = DeduplicateConfig.model_validate(
         {"thresholds": ScoreThresholds(min_clip_score=min_clip_score), "merge_captions": True, **deduplicate}
@@ -75,6 +82,7 @@ def graph_of(folder: Path, min_clip_score: float, pack: PackConfig | None = None
             *duplicate_nodes("toy", own, read),
             Node("partition/toy", PARTITION, partition, {**read, "media": media, "decisions": ("deduplicate/toy",)}),
             Node("pack/toy", PACK, pack or PackConfig(), {"buckets": ("partition/toy",), "media": media}),
+            *more,
         ]
     )
 
@@ -120,6 +128,26 @@ def test_a_decision_about_one_source_leaves_the_parts_of_the_others_alone(folder
     shards = {f"{shard_of(key, 8):05d}" for key in sorted(said)[2:]}
     old, new = (fingerprints(result, "pack/toy") for result in (before, after))
     assert {name for name in old if new.get(name) != old[name]} == shards
+
+
+def test_a_phase_that_reads_some_of_the_sources_reads_decisions_about_these(folder: Path, tmp_path: Path) -> None:
+    """Parts of all sources are called alike, so that only the place of the source tells their decisions apart."""
+    slots = {
+        **{"rows": ("filter/clips",), "scores": ("score/clips",), "media": ("download/clips",)},
+        "decisions": ("deduplicate/toy",),
+    }
+    nodes = tuple(
+        Node(f"partition/{name}", PARTITION, PartitionConfig(num_shards=8, decided_as=places), slots)
+        for name, places in (("clips", (2,)), ("coco", (0,)))
+    )
+    store = Store(str(tmp_path / "store"))
+    done = run_all(graph_of(folder, 0.25, more=nodes[:1], max_rows_per_caption=2), store)
+    assert done.nodes["partition/clips"].manifest.counts["rows"].dropped == {"repeated_caption": 3}
+    with pytest.raises(StageFailed, match="is not among the 5 rows about which its decision was written"):
+        run_all(graph_of(folder, 0.25, more=nodes[1:], max_rows_per_caption=2), store)
+    wrong = Node("partition/two", PARTITION, PartitionConfig(num_shards=8, decided_as=(0, 1)), slots)
+    with pytest.raises(StageFailed, match="decided_as has 2 numbers for 1 sources"):
+        run_all(graph_of(folder, 0.25, more=(wrong,)), store)
 
 
 def test_roots_do_not_depend_on_the_order_in_which_parts_run(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pipelines.experiment import Experiment, load_experiment
 from pipelines.flow.run.planner import plan
 from pipelines.flow.store.store import Store
 from pipelines.graph import build_graph
+from pipelines.s4_materialize import PartitionConfig
 from tests.support.experiments import experiment_file
 from tests.support.training.two_phases import Run, run_inline, two_phases
 from x2vlm.errors import ConfigError
@@ -39,6 +40,17 @@ def _start_of(done: Run, key: str) -> dict[str, torch.Tensor]:
     (part,) = done.nodes[key].manifest.parts
     (path,) = Path(done.experiment.store).glob(f"state/**/{part.record.fingerprint}*/start.safetensors")
     return load_file(path)
+
+
+def test_phases_know_their_sources_by_the_places_that_decisions_have_them_at(done: Run) -> None:
+    """With the clips first, which the first phase does not read."""
+    sources = dict(reversed(done.experiment.sources.items()))
+    graph = build_graph(done.experiment.model_copy(update={"sources": sources}))
+    for name, places in (("phases.phase1", (1, 2)), ("phases", (0, 1, 2))):
+        node = graph[f"partition/{name}"]
+        assert isinstance(node.config, PartitionConfig)
+        assert node.config.decided_as == places
+        assert node.inputs["rows"] == tuple(f"filter/{list(sources)[place]}" for place in places)
 
 
 def test_the_first_phase_starts_from_the_files_of_backbones_and_lineage_has_their_hashes(done: Run) -> None:
