@@ -55,9 +55,7 @@ def metrics_of(name: str) -> Mapping[str, float]:
 def questions(card: str, split: str = "test") -> TaskData:
     """The examples of a split, as its files say."""
     loaded = load_task_card(WORLD / "cards" / "tasks" / f"{card}.yaml")
-    parts = [
-        {role: Path(name) for role, name in part.items()} for part in part_paths(loaded, split, WORLD / "evaluation")
-    ]
+    parts = [{role: Path(name) for role, name in part.items()} for part in part_paths(loaded, split, PROJECT_ROOT)]
     return read_split(loaded, split, parts)
 
 
