@@ -51,6 +51,7 @@ FILLED_IN: Mapping[tuple[str, str], str] = {
     ("score", "variants"): "follows from the `role` of each source: held-out images have variants, others have none",
     ("decontaminate", "readers"): "follows from the cards of the sources",
     ("decontaminate", "test_readers"): "follows from the cards of the sources",
+    ("partition", "decided_as"): "follows from the sources that the phases read",
     ("deduplicate", "thresholds"): "rows that `partition` will drop are no duplicates: write its thresholds there",
 }
 

@@ -182,8 +182,8 @@ def _phase_nodes(
 ) -> list[Node]:
     """partition, pack and pretrain of one phase."""
     decided = {source: place for place, source in enumerate(train)}
-    if experiment.phases:
-        train = _branches_of_streams(experiment, name, config, train)
+    of_streams = _branches_of_streams(experiment, name, config, train)
+    train = of_streams if experiment.phases else train
     decided_as = tuple(decided[source] for source in train)
     return [
         Node(

@@ -71,6 +71,7 @@ ELSEWHERE = (
     Proof(
         r"python jobs/export\.py runs/sources/.*", "tests/docs/test_your_data.py::test_the_page_works_up_to_the_shards"
     ),
+    Proof(r"python jobs/simulate\.py .*", "tests/pipelines/simulation/test_simulation.py::test_the_job_prints_figures"),
     Proof(r"python jobs/new_source\.py .*", "tests/docs/test_your_data.py::test_the_page_works_up_to_the_shards"),
     Proof(
         r"python jobs/full_pretrain\.py runs/sources/.*",
@@ -98,7 +99,7 @@ def here(command: str) -> list[str] | None:
     words = shlex.split(command)
     if words[0] != "python" or not words[1].startswith("jobs/") or "runs/" in command.partition("--out")[0]:
         return None
-    if words[1] == "jobs/new_source.py":
+    if words[1] in ("jobs/new_source.py", "jobs/simulate.py"):
         return None
     return None if "world" in words[2:3] or (words[1] == "jobs/make_world.py" and len(words) == 2) else words[1:]
 

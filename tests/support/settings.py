@@ -34,6 +34,7 @@ COMPANY: dict[str, dict[str, Any]] = {
         "text_drop_path": 0.1,
         "cross_drop_path": 0.1,
     },
+    "position_init": {"position_init": "sincos", "backbone": "clip_vit"},
     "matching_follows": {"matching_follows": "image"},
     "vision_lr": {"vision_lr": 1e-5, "text_lr": 2e-5},
     "text_lr": {"vision_lr": 1e-5, "text_lr": 2e-5},
