@@ -111,7 +111,7 @@ class SimulatedObjects(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fssp
     def call_s3(self, method: str, Bucket: str, Key: str) -> None:
         """HEAD is all that is asked for by its own name."""
         if method != "head_object":
-            raise NotImplementedError(method)
+            raise NotImplementedError(f"the store client asked for {method}, which no simulation counts yet")
         self.info(f"{Bucket}/{Key}")
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 | source | what it is |
 |---|---|
-| SAMPLE | bytes by rows of `python jobs/full_pretrain.py sample` with `deduplicate: {}`, `fixed` of tables too |
+| SAMPLE | files of `python jobs/full_pretrain.py sample` with `deduplicate: {}`: see below |
 | PARTITIONING | bytes by rows of `python -m tests.benchmarks.partitioning`: a part of 10,000 rows with a caption each |
 | ASSUMED | nobody measured it: media are 30 KB an image, the mean of a LAION image of 288 pixels is not known here |
+
+The sample has fewer than 100 rows a source: its sizes are rounded, and split by hand into a fixed part and bytes a
+row. Tables of rows of every stage are taken to be as large as those of `partition`.
 
 Sizes decide how many pieces a file is read and written in, and nothing else of what a simulation counts.
 """

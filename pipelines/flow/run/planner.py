@@ -105,7 +105,7 @@ class Plan:
 @contextmanager
 def _without_collection() -> Iterator[None]:
     """Python does not look for cycles among the objects of a plan: there are many, all are needed until its end, and
-    looking at them again and again took a quarter of the time (`pipelines.simulation`, 2,000 parts a node)."""
+    looking at them again and again costs time for nothing (docs/scale.md)."""
     was_on = gc.isenabled()
     gc.disable()
     try:

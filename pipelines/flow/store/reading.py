@@ -148,5 +148,5 @@ class StoreReader:
     def _missing(self, file: InputFile, error: OSError) -> SourceUnavailable:
         return SourceUnavailable(
             f"{file.uri}: read as {file.path} by part {self.part or '?'}: {error.strerror or error}. Restore the "
-            "file, or rerun the same command: the plan notices parts that are gone and makes them again"
+            "file, or rerun the node that wrote it with --force: a plan looks for records of parts, not for files"
         )
