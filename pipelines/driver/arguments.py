@@ -1,5 +1,6 @@
 """The command lines of jobs that run an experiment: only words, so that `--help` imports nothing of what they name."""
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -129,4 +130,7 @@ def add_simulate_arguments(parser: JobParser) -> None:
 
 
 def _numbers(words: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in words.split(","))
+    try:
+        return tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{words!r} is not whole numbers with commas between them") from None

@@ -26,6 +26,8 @@ def simulate(options: argparse.Namespace) -> tuple[str, Mapping[str, Any]]:
     sizes = options.sizes or ((options.parts,) if options.parts else (in_all,))
     if wrong := [size for size in sizes if not 1 <= size <= in_all]:
         raise ConfigError(f"--sizes: {wrong[0]} parts; {options.rows} rows are 1 to {in_all} parts")
+    if options.out and not Path(options.out).absolute().parent.is_dir():
+        raise ConfigError(f"--out {options.out}: there is no folder {Path(options.out).parent}; make it first")
     source = large_source(load_experiment(options.experiment), options.source)
     found = []
     for parts in sorted(set(sizes)):

@@ -117,3 +117,9 @@ def test_the_job_prints_figures(tmp_path: Path):
     refused = run_job("simulate.py", "sample", "--rows", "50000", "--sizes", "6")
     assert refused.returncode == 3
     assert "1 to 5 parts" in refused.stdout + refused.stderr
+    refused = run_job("simulate.py", "sample", "--rows", "50000", "--out", str(tmp_path / "none" / "figures.json"))
+    assert refused.returncode == 3
+    assert "there is no folder" in refused.stdout + refused.stderr
+    refused = run_job("simulate.py", "sample", "--sizes", "2,x")
+    assert refused.returncode == 3
+    assert "'2,x' is not whole numbers with commas between them" in refused.stdout + refused.stderr
